@@ -1,0 +1,172 @@
+//! ARP (RFC 826): answers for the gateway's addresses, and the guests' addresses for connections that start here.
+//! Owns: the neighbour table and who waits for an answer. Read next: `tcp/mod.rs`, which dials.
+
+use core::net::Ipv4Addr;
+use std::collections::HashMap;
+
+use foldhash::fast::FixedState;
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{ArpHardware, ArpOperation, ArpPacket, EthernetProtocol};
+
+use crate::ether::{self, EtherType};
+use crate::tcp::FlowId;
+use crate::{DropReason, FrameSink, Mac, PortId};
+
+/// Bytes of an ARP packet for Ethernet and IPv4.
+const PACKET_LEN: usize = 28;
+/// How long an answer is believed.
+const REACHABLE: Duration = Duration::from_secs(60);
+/// Time between two requests, and how many there are.
+const RETRY: Duration = Duration::from_secs(1);
+const TRIES: u8 = 3;
+/// Neighbours remembered at most; a guest can invent them.
+const MAX_NEIGHBOURS: usize = 1024;
+/// Addresses being resolved at once at most.
+const MAX_RESOLVING: usize = 256;
+
+/// What an ARP packet says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Message {
+    pub(crate) operation: ArpOperation,
+    pub(crate) sender: (Ipv4Addr, Mac),
+    pub(crate) target: Ipv4Addr,
+}
+
+pub(crate) fn parse(payload: &[u8]) -> Result<Message, DropReason> {
+    let packet = ArpPacket::new_checked(payload).map_err(|_| DropReason::Arp)?;
+    if packet.hardware_type() != ArpHardware::Ethernet
+        || packet.protocol_type() != EthernetProtocol::Ipv4
+        || packet.hardware_len() != 6
+        || packet.protocol_len() != 4
+    {
+        return Err(DropReason::Arp);
+    }
+    let ip = |octets: &[u8]| <[u8; 4]>::try_from(octets).map(Ipv4Addr::from).map_err(|_| DropReason::Arp);
+    let mac = <[u8; 6]>::try_from(packet.source_hardware_addr()).map_err(|_| DropReason::Arp)?;
+    Ok(Message {
+        operation: packet.operation(),
+        sender: (ip(packet.source_protocol_addr())?, Mac(mac)),
+        target: ip(packet.target_protocol_addr())?,
+    })
+}
+
+/// Sends one ARP packet. A request goes to everybody on the port, a reply to its target.
+pub(crate) fn send(
+    sink: &mut impl FrameSink,
+    port: PortId,
+    operation: ArpOperation,
+    sender: (Ipv4Addr, Mac),
+    target: (Ipv4Addr, Mac),
+) -> Result<(), DropReason> {
+    let frame = sink.frame(port, ether::HEADER_LEN + PACKET_LEN).ok_or(DropReason::PortFull)?;
+    let to = if operation == ArpOperation::Request { Mac::BROADCAST } else { target.1 };
+    let mut packet = ArpPacket::new_unchecked(ether::emit(frame, sender.1, to, EtherType::Arp));
+    packet.set_hardware_type(ArpHardware::Ethernet);
+    packet.set_protocol_type(EthernetProtocol::Ipv4);
+    packet.set_hardware_len(6);
+    packet.set_protocol_len(4);
+    packet.set_operation(operation);
+    packet.set_source_hardware_addr(&sender.1.0);
+    packet.set_source_protocol_addr(&sender.0.octets());
+    packet.set_target_hardware_addr(&if operation == ArpOperation::Request { [0; 6] } else { target.1.0 });
+    packet.set_target_protocol_addr(&target.0.octets());
+    Ok(())
+}
+
+/// What [`Neighbours::resolve`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Resolved {
+    Known(Mac, PortId),
+    /// The flow will be named by [`Neighbours::learn`] or [`Neighbours::handle_timeout`]; `ask` says to send a request now.
+    Pending {
+        ask: bool,
+    },
+    /// Too many addresses are being resolved.
+    Refused,
+}
+
+#[derive(Debug)]
+pub(crate) struct Neighbours {
+    known: HashMap<Ipv4Addr, Neighbour, FixedState>,
+    resolving: Vec<Resolution>,
+}
+
+#[derive(Debug)]
+struct Neighbour {
+    mac: Mac,
+    port: PortId,
+    until: Instant,
+}
+
+#[derive(Debug)]
+struct Resolution {
+    ip: Ipv4Addr,
+    waiting: Vec<FlowId>,
+    tries: u8,
+    next: Instant,
+}
+
+/// What is due in the neighbour table.
+#[derive(Debug)]
+pub(crate) enum Due {
+    /// Ask for this address again.
+    Ask(Ipv4Addr),
+    /// Nobody answered; these flows cannot be.
+    Failed(Vec<FlowId>),
+}
+
+impl Neighbours {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self { known: HashMap::with_hasher(FixedState::with_seed(seed)), resolving: Vec::new() }
+    }
+
+    /// Remembers who has `ip`, and names the flows that waited for it.
+    pub(crate) fn learn(&mut self, ip: Ipv4Addr, mac: Mac, port: PortId, now: Instant) -> Vec<FlowId> {
+        if self.known.len() >= MAX_NEIGHBOURS && !self.known.contains_key(&ip) {
+            self.known.retain(|_, neighbour| neighbour.until > now);
+        }
+        if self.known.len() < MAX_NEIGHBOURS || self.known.contains_key(&ip) {
+            self.known.insert(ip, Neighbour { mac, port, until: now + REACHABLE });
+        }
+        let Some(at) = self.resolving.iter().position(|resolution| resolution.ip == ip) else {
+            return Vec::new();
+        };
+        self.resolving.swap_remove(at).waiting
+    }
+
+    pub(crate) fn resolve(&mut self, ip: Ipv4Addr, flow: FlowId, now: Instant) -> Resolved {
+        if let Some(neighbour) = self.known.get(&ip).filter(|neighbour| neighbour.until > now) {
+            return Resolved::Known(neighbour.mac, neighbour.port);
+        }
+        if let Some(resolution) = self.resolving.iter_mut().find(|resolution| resolution.ip == ip) {
+            resolution.waiting.push(flow);
+            return Resolved::Pending { ask: false };
+        }
+        if self.resolving.len() >= MAX_RESOLVING {
+            return Resolved::Refused;
+        }
+        self.resolving.push(Resolution { ip, waiting: vec![flow], tries: 1, next: now + RETRY });
+        Resolved::Pending { ask: true }
+    }
+
+    /// Forgets who was behind `port`.
+    pub(crate) fn detach(&mut self, port: PortId) {
+        self.known.retain(|_, neighbour| neighbour.port != port);
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.resolving.iter().map(|resolution| resolution.next).min()
+    }
+
+    /// One thing that is due, until there is none.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> Option<Due> {
+        let at = self.resolving.iter().position(|resolution| resolution.next <= now)?;
+        let resolution = self.resolving.get_mut(at)?;
+        if resolution.tries >= TRIES {
+            return Some(Due::Failed(self.resolving.swap_remove(at).waiting));
+        }
+        resolution.tries += 1;
+        resolution.next = now + RETRY;
+        Some(Due::Ask(resolution.ip))
+    }
+}

@@ -1,0 +1,51 @@
+//! The memory of rings. Owns: nothing. May not: give any back itself, which takes a system call: the driver does, told by
+//! [`crate::Stack::poll_idle_memory`].
+
+use core::marker::PhantomData;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+/// Where a ring's bytes are, while its `Vec` belongs to smoltcp, which does not let them be reached.
+#[derive(Debug)]
+pub(crate) struct RingMemory {
+    /// Atomic only to be sent between threads; the same provenance as the `Vec`'s own pointer.
+    start: AtomicPtr<u8>,
+    len: usize,
+}
+
+impl RingMemory {
+    /// A ring of `len` zeroed bytes.
+    pub(crate) fn new(len: usize) -> (Vec<u8>, Self) {
+        let mut ring = vec![0; len];
+        let start = AtomicPtr::new(ring.as_mut_ptr());
+        (ring, Self { start, len })
+    }
+
+    /// The bytes as memory that holds nothing. `&mut self` stands for the ring: whoever has it has the flow, and so nobody reads or
+    /// writes the ring meanwhile.
+    pub(crate) fn idle(&mut self) -> Option<IdleMemory<'_>> {
+        let start = NonNull::new(self.start.load(Ordering::Relaxed))?;
+        Some(IdleMemory { start, len: self.len, ring: PhantomData })
+    }
+}
+
+/// Memory that belongs to an empty ring: its bytes may become anything. An exclusive borrow of them, as long as it lives.
+#[derive(Debug)]
+pub struct IdleMemory<'a> {
+    start: NonNull<u8>,
+    len: usize,
+    ring: PhantomData<&'a mut [u8]>,
+}
+
+impl IdleMemory<'_> {
+    /// The first byte.
+    pub fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    /// Bytes.
+    #[expect(clippy::len_without_is_empty, reason = "no ring is empty")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+}

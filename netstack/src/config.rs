@@ -1,0 +1,32 @@
+//! What a virtual network is made of. Owns: the validated description that [`crate::Stack`] is built from.
+//! May not: parse text, fill in defaults. Read next: `lib.rs`.
+
+use core::net::{IpAddr, Ipv4Addr};
+
+use crate::Mac;
+use crate::dns::Zone;
+
+/// A virtual network, validated: all addresses are inside `subnet` and distinct.
+#[derive(Clone, Debug)]
+pub struct NetworkConfig {
+    /// Largest IP packet, in bytes, that the guest is told of and that is sent to it.
+    pub mtu: u16,
+    /// Network address and prefix length.
+    pub subnet: (Ipv4Addr, u8),
+    /// The virtual gateway: ARP, DHCP, DNS.
+    pub gateway: Ipv4Addr,
+    /// The gateway's hardware address.
+    pub gateway_mac: Mac,
+    /// More addresses that the gateway answers ARP and echo for.
+    pub gateway_virtual_ips: Vec<Ipv4Addr>,
+    /// Destinations rewritten on the way out: `(what the guest dials, what the host dials)`.
+    pub nat: Vec<(IpAddr, IpAddr)>,
+    /// DHCP reservations.
+    pub static_leases: Vec<(Ipv4Addr, Mac)>,
+    /// DNS zones answered locally, in the order in which they are tried.
+    pub zones: Vec<Zone>,
+    /// DHCP option 119.
+    pub search_domains: Vec<String>,
+    /// Whether 169.254.0.0/16 may be reached.
+    pub ec2_metadata_access: bool,
+}

@@ -1,0 +1,84 @@
+//! Why a frame was not acted on. A guest can cause any of these and nothing worse. Owns: the reasons and their counts.
+
+/// Why a frame, or what was in it, went no further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[repr(usize)]
+pub enum DropReason {
+    /// Shorter than an Ethernet header.
+    #[error("frame shorter than an Ethernet header")]
+    ShortFrame,
+    /// The source address is a group address or the gateway's own.
+    #[error("frame from an impossible hardware address")]
+    BadSource,
+    /// Neither IPv4 nor ARP.
+    #[error("unknown ethertype")]
+    EtherType,
+    /// An ARP packet that is cut short, or not Ethernet and IPv4.
+    #[error("malformed ARP packet")]
+    Arp,
+    /// A header that is cut short or contradicts itself.
+    #[error("malformed IPv4 packet")]
+    Ipv4,
+    /// A source or destination that may not appear on the wire (RFC 1122 3.2.1.3).
+    #[error("martian address")]
+    Martian,
+    /// A fragment that overlaps, does not fit, or came when the table was full.
+    #[error("fragment refused")]
+    Fragment,
+    /// A malformed ICMP message, or one of a type that nobody here answers.
+    #[error("ICMP message not handled")]
+    Icmp,
+    /// A TCP header that is cut short or contradicts itself.
+    #[error("malformed TCP segment")]
+    Tcp,
+    /// A UDP header that is cut short or contradicts itself.
+    #[error("malformed UDP datagram")]
+    Udp,
+    /// An IP protocol other than ICMP, TCP and UDP.
+    #[error("unknown IP protocol")]
+    Protocol,
+    /// The policy says no (`nat.rs`).
+    #[error("destination not allowed")]
+    Policy,
+    /// A segment for a flow that belongs to another port.
+    #[error("flow of another port")]
+    OtherPort,
+    /// The flow table is full of flows that are not idle.
+    #[error("too many flows")]
+    Flows,
+    /// No DHCP answer; the DHCP server has the details.
+    #[error("DHCP message not answered")]
+    Dhcp,
+    /// No DNS answer: too short, or itself a response.
+    #[error("DNS message not answered")]
+    Dns,
+    /// The port's batch was full and the frame can be lost.
+    #[error("port full")]
+    PortFull,
+    /// No port has the destination.
+    #[error("no port has the destination")]
+    NoPort,
+}
+
+/// How often each [`DropReason`] happened.
+#[derive(Clone, Debug, Default)]
+pub struct DropCounts([u64; 18]);
+
+impl DropCounts {
+    pub(crate) fn count(&mut self, reason: DropReason) {
+        if let Some(counter) = self.0.get_mut(reason as usize) {
+            *counter += 1;
+        }
+        tracing::trace!(%reason, "dropped");
+    }
+
+    /// How often `reason` happened.
+    pub fn of(&self, reason: DropReason) -> u64 {
+        self.0.get(reason as usize).copied().unwrap_or(0)
+    }
+
+    /// All of them together.
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+}

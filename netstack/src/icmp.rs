@@ -1,0 +1,92 @@
+//! ICMP (RFC 792): echo to the gateway, and unreachable messages to the guest. Owns: nothing.
+
+use core::net::{Ipv4Addr, SocketAddrV4};
+
+use smoltcp::wire::{Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet, UdpPacket};
+
+use crate::ipv4::{self, Header, Route};
+use crate::{DropReason, FrameSink};
+
+/// Bytes of an ICMP header.
+const HEADER_LEN: usize = 8;
+
+/// Writes the reply to an echo request into `reply`. The checksum is verified: unlike TCP and UDP, ICMP is never offloaded.
+pub(crate) fn echo_reply(request: &[u8], reply: &mut Vec<u8>) -> Result<(), DropReason> {
+    let packet = Icmpv4Packet::new_checked(request).map_err(|_| DropReason::Icmp)?;
+    if packet.msg_type() != Icmpv4Message::EchoRequest || !packet.verify_checksum() {
+        return Err(DropReason::Icmp);
+    }
+    reply.clear();
+    reply.extend_from_slice(request);
+    let mut packet = Icmpv4Packet::new_unchecked(reply);
+    packet.set_msg_type(Icmpv4Message::EchoReply);
+    packet.set_msg_code(0);
+    packet.fill_checksum();
+    Ok(())
+}
+
+/// Tells the guest that what it sent cannot be delivered. `original` is the IP packet, of which the header and eight bytes go
+/// back (RFC 792), and the message comes from `from`.
+pub(crate) fn send_unreachable(
+    sink: &mut impl FrameSink,
+    route: Route,
+    from: Ipv4Addr,
+    to: Ipv4Addr,
+    reason: Icmpv4DstUnreachable,
+    original: &[u8],
+    mtu: u16,
+) -> Result<(), DropReason> {
+    let header_len = Ipv4Packet::new_checked(original).map_err(|_| DropReason::Ipv4)?.header_len();
+    let quoted = original.get(..usize::from(header_len) + 8).unwrap_or(original);
+    let mut message = [0; HEADER_LEN + 60 + 8];
+    let message = message.get_mut(..HEADER_LEN + quoted.len()).ok_or(DropReason::Icmp)?;
+    let mut packet = Icmpv4Packet::new_unchecked(&mut *message);
+    packet.set_msg_type(Icmpv4Message::DstUnreachable);
+    packet.set_msg_code(reason.into());
+    packet.data_mut().copy_from_slice(quoted);
+    packet.fill_checksum();
+    let header = Header { source: from, destination: to, protocol: IpProtocol::Icmp };
+    ipv4::send(sink, route, header, message, 0, mtu)
+}
+
+/// The first bytes of a datagram from `guest` to `remote`, as [`send_unreachable`] quotes them: what was sent is not kept.
+pub(crate) fn quoted_datagram(guest: SocketAddrV4, remote: SocketAddrV4) -> [u8; ipv4::HEADER_LEN + 8] {
+    let mut bytes = [0; ipv4::HEADER_LEN + 8];
+    let mut packet = Ipv4Packet::new_unchecked(&mut bytes[..]);
+    packet.set_version(4);
+    packet.set_header_len(ipv4::HEADER_LEN as u8);
+    packet.set_total_len((ipv4::HEADER_LEN + 8) as u16);
+    packet.set_hop_limit(ipv4::DEFAULT_TTL);
+    packet.set_next_header(IpProtocol::Udp);
+    packet.set_src_addr(*guest.ip());
+    packet.set_dst_addr(*remote.ip());
+    packet.fill_checksum();
+    let mut datagram = UdpPacket::new_unchecked(packet.payload_mut());
+    datagram.set_src_port(guest.port());
+    datagram.set_dst_port(remote.port());
+    datagram.set_len(8);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn echo() {
+        let mut request = vec![8, 0, 0, 0, 1, 2, 0, 9, b'x', b'y'];
+        Icmpv4Packet::new_unchecked(&mut request).fill_checksum();
+        let mut reply = Vec::new();
+        echo_reply(&request, &mut reply).unwrap();
+        let packet = Icmpv4Packet::new_checked(&reply).unwrap();
+        assert_eq!(
+            (packet.msg_type(), packet.echo_ident(), packet.echo_seq_no()),
+            (Icmpv4Message::EchoReply, 258, 9)
+        );
+        assert!(packet.verify_checksum());
+        assert_eq!(packet.data(), b"xy");
+        request[9] ^= 1;
+        assert_eq!(echo_reply(&request, &mut reply), Err(DropReason::Icmp));
+        assert_eq!(echo_reply(&request[..7], &mut reply), Err(DropReason::Icmp));
+    }
+}

@@ -1,0 +1,295 @@
+//! IPv4 (RFC 791): headers out, fragments in and out. Owns: datagrams that are not complete yet.
+//! May not: decide about addresses (`nat.rs`). Read next: `tcp/mod.rs`, `udp.rs`, `icmp.rs`.
+
+use core::net::Ipv4Addr;
+use std::collections::HashMap;
+use std::ops::Range;
+
+use foldhash::fast::FixedState;
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{IpProtocol, Ipv4Packet};
+
+use crate::ether::{self, EtherType};
+use crate::{DropReason, FrameSink, Mac, PortId};
+
+/// Bytes of a header without options; this stack sends no others.
+pub(crate) const HEADER_LEN: usize = 20;
+/// RFC 1700.
+pub(crate) const DEFAULT_TTL: u8 = 64;
+/// How long an incomplete datagram is kept (RFC 1122 3.3.2 asks for 60 to 120 s, Linux and the original take 30).
+const REASSEMBLY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Incomplete datagrams kept at most, of 64 KiB at most each; the oldest makes room.
+const MAX_INCOMPLETE: usize = 64;
+/// Pieces of one datagram that are not yet joined, at most.
+const MAX_PIECES: usize = 64;
+
+/// Who sends what to whom: what a header is made of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Header {
+    pub(crate) source: Ipv4Addr,
+    pub(crate) destination: Ipv4Addr,
+    pub(crate) protocol: IpProtocol,
+}
+
+/// The way to a guest: through which port, from and to which hardware address.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Route {
+    pub(crate) port: PortId,
+    pub(crate) from: Mac,
+    pub(crate) to: Mac,
+}
+
+/// Sends one datagram, in fragments where it is larger than `mtu`. `write` fills the payload, all of it, once.
+///
+/// All or nothing: without room for every fragment nothing is sent and the result is [`DropReason::PortFull`].
+pub(crate) fn send(
+    sink: &mut impl FrameSink,
+    route: Route,
+    header: Header,
+    payload: &[u8],
+    ident: u16,
+    mtu: u16,
+) -> Result<(), DropReason> {
+    let max = usize::from(mtu).saturating_sub(HEADER_LEN).max(8);
+    let step = if payload.len() <= max { max } else { max & !7 };
+    let pieces = payload.len().div_ceil(step).max(1);
+    if !sink.has_room(route.port, pieces * (ether::HEADER_LEN + HEADER_LEN + step.min(payload.len()))) {
+        return Err(DropReason::PortFull);
+    }
+    let mut offset = 0;
+    loop {
+        let left = payload.get(offset..).unwrap_or_default();
+        let (piece, rest) = left.split_at_checked(step).unwrap_or((left, &[]));
+        let len = ether::HEADER_LEN + HEADER_LEN + piece.len();
+        let frame = sink.frame(route.port, len).ok_or(DropReason::PortFull)?;
+        let packet = ether::emit(frame, route.from, route.to, EtherType::Ipv4);
+        let mut packet = Ipv4Packet::new_unchecked(packet);
+        emit_header(&mut packet, header, piece.len(), ident);
+        if pieces > 1 {
+            packet.set_frag_offset(u16::try_from(offset).map_err(|_| DropReason::Ipv4)?);
+            packet.set_more_frags(!rest.is_empty());
+        }
+        packet.fill_checksum();
+        packet.payload_mut().copy_from_slice(piece);
+        offset += piece.len();
+        if rest.is_empty() {
+            return Ok(());
+        }
+    }
+}
+
+pub(crate) fn emit_header<T: AsRef<[u8]> + AsMut<[u8]>>(
+    packet: &mut Ipv4Packet<T>,
+    header: Header,
+    payload: usize,
+    ident: u16,
+) {
+    packet.set_version(4);
+    packet.set_header_len(HEADER_LEN as u8);
+    packet.set_dscp(0);
+    packet.set_ecn(0);
+    packet.set_total_len(u16::try_from(HEADER_LEN + payload).unwrap_or(u16::MAX));
+    packet.set_ident(ident);
+    packet.clear_flags();
+    packet.set_frag_offset(0);
+    packet.set_hop_limit(DEFAULT_TTL);
+    packet.set_next_header(header.protocol);
+    packet.set_src_addr(header.source);
+    packet.set_dst_addr(header.destination);
+}
+
+/// Puts fragments together again. A fragment that overlaps another ends the whole datagram: no honest sender makes one
+/// (RFC 5722 says so for IPv6), and the dishonest ones live from the ambiguity.
+#[derive(Debug)]
+pub(crate) struct Reassembly {
+    incomplete: HashMap<Key, Incomplete, FixedState>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    port: PortId,
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+    protocol: u8,
+    ident: u16,
+}
+
+#[derive(Debug)]
+struct Incomplete {
+    /// A header without options and then the payload, as far as it is there.
+    packet: Vec<u8>,
+    /// What is there of the payload: disjoint, not touching, in order.
+    have: Vec<Range<usize>>,
+    /// Length of the payload, once the last fragment came.
+    total: Option<usize>,
+    expires: Instant,
+}
+
+impl Reassembly {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self { incomplete: HashMap::with_hasher(FixedState::with_seed(seed)) }
+    }
+
+    /// Takes one fragment; the whole datagram when this was the last piece missing.
+    pub(crate) fn add(
+        &mut self,
+        port: PortId,
+        fragment: &Ipv4Packet<&[u8]>,
+        now: Instant,
+    ) -> Result<Option<Vec<u8>>, DropReason> {
+        self.incomplete.retain(|_, datagram| datagram.expires > now);
+        let key = Key {
+            port,
+            source: fragment.src_addr(),
+            destination: fragment.dst_addr(),
+            protocol: fragment.next_header().into(),
+            ident: fragment.ident(),
+        };
+        if !self.incomplete.contains_key(&key) {
+            if self.incomplete.len() >= MAX_INCOMPLETE {
+                let oldest =
+                    self.incomplete.iter().min_by_key(|(_, datagram)| datagram.expires).map(|(key, _)| *key);
+                oldest.map(|key| self.incomplete.remove(&key));
+            }
+            let header = Header {
+                source: fragment.src_addr(),
+                destination: fragment.dst_addr(),
+                protocol: fragment.next_header(),
+            };
+            let mut packet = vec![0; HEADER_LEN];
+            emit_header(&mut Ipv4Packet::new_unchecked(&mut packet), header, 0, fragment.ident());
+            let expires = now + REASSEMBLY_TIMEOUT;
+            self.incomplete.insert(key, Incomplete { packet, have: Vec::new(), total: None, expires });
+        }
+        let Some(datagram) = self.incomplete.get_mut(&key) else { return Err(DropReason::Fragment) };
+        if datagram.add(fragment).is_err() {
+            self.incomplete.remove(&key);
+            return Err(DropReason::Fragment);
+        }
+        if !datagram.is_complete() {
+            return Ok(None);
+        }
+        let mut packet = self.incomplete.remove(&key).map(|datagram| datagram.packet).unwrap_or_default();
+        let len = u16::try_from(packet.len()).map_err(|_| DropReason::Fragment)?;
+        Ipv4Packet::new_unchecked(&mut packet).set_total_len(len);
+        Ok(Some(packet))
+    }
+}
+
+impl Incomplete {
+    fn add(&mut self, fragment: &Ipv4Packet<&[u8]>) -> Result<(), DropReason> {
+        let start = usize::from(fragment.frag_offset());
+        let end = start + fragment.payload().len();
+        let last = !fragment.more_frags();
+        if start == end
+            || HEADER_LEN + end > usize::from(u16::MAX)
+            || (!last && !(end - start).is_multiple_of(8))
+            || self.total.is_some_and(|total| end > total || (last && end != total))
+            || (last && self.have.last().is_some_and(|range| range.end > end))
+        {
+            return Err(DropReason::Fragment);
+        }
+        let at = self.have.partition_point(|range| range.end <= start);
+        if self.have.get(at).is_some_and(|next| next.start < end) {
+            return Err(DropReason::Fragment);
+        }
+        if last {
+            self.total = Some(end);
+        }
+        if self.packet.len() < HEADER_LEN + end {
+            self.packet.resize(HEADER_LEN + end, 0);
+        }
+        if let Some(space) = self.packet.get_mut(HEADER_LEN + start..HEADER_LEN + end) {
+            space.copy_from_slice(fragment.payload());
+        }
+        self.have.insert(at, start..end);
+        self.have.dedup_by(|next, range| {
+            let touch = range.end == next.start;
+            if touch {
+                range.end = next.end;
+            }
+            touch
+        });
+        if self.have.len() > MAX_PIECES { Err(DropReason::Fragment) } else { Ok(()) }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.total.is_some_and(|total| matches!(self.have.as_slice(), [range] if *range == (0..total)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fragment(offset: usize, payload: &[u8], more: bool) -> Vec<u8> {
+        let header = Header {
+            source: Ipv4Addr::new(10, 0, 0, 2),
+            destination: Ipv4Addr::new(10, 0, 0, 1),
+            protocol: IpProtocol::Udp,
+        };
+        let mut bytes = vec![0; HEADER_LEN + payload.len()];
+        let mut packet = Ipv4Packet::new_unchecked(&mut bytes);
+        emit_header(&mut packet, header, payload.len(), 7);
+        packet.set_frag_offset(offset as u16);
+        packet.set_more_frags(more);
+        packet.payload_mut().copy_from_slice(payload);
+        bytes
+    }
+
+    fn add(table: &mut Reassembly, bytes: &[u8], ms: i64) -> Result<Option<Vec<u8>>, DropReason> {
+        table.add(PortId(0), &Ipv4Packet::new_checked(bytes).unwrap(), Instant::from_millis(ms))
+    }
+
+    #[test]
+    fn any_order_gives_the_datagram() {
+        let payload: Vec<u8> = (0..40).collect();
+        for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
+            let mut table = Reassembly::new(1);
+            let pieces = [
+                fragment(0, &payload[..16], true),
+                fragment(16, &payload[16..32], true),
+                fragment(32, &payload[32..], false),
+            ];
+            let mut done = None;
+            for i in order {
+                assert_eq!(done, None);
+                done = add(&mut table, &pieces[i], 0).unwrap();
+            }
+            let done = done.unwrap();
+            let packet = Ipv4Packet::new_checked(&done[..]).unwrap();
+            assert_eq!(packet.payload(), payload);
+            assert!(table.incomplete.is_empty());
+        }
+    }
+
+    #[test]
+    fn overlap_oversize_and_contradiction_end_the_datagram() {
+        let first = fragment(0, &[1; 16], true);
+        for second in [
+            fragment(8, &[2; 16], true),
+            fragment(0, &[1; 16], true),
+            fragment(8, &[2; 4], false),
+            fragment(16, &[2; 9], true),
+            fragment(65528, &[2; 16], false),
+        ] {
+            let mut table = Reassembly::new(1);
+            assert_eq!(add(&mut table, &first, 0), Ok(None));
+            assert_eq!(add(&mut table, &second, 0), Err(DropReason::Fragment));
+            assert!(table.incomplete.is_empty());
+        }
+    }
+
+    #[test]
+    fn is_bounded_in_time_and_number() {
+        let mut table = Reassembly::new(1);
+        for ident in 0..200_u16 {
+            let mut bytes = fragment(0, &[1; 16], true);
+            Ipv4Packet::new_unchecked(&mut bytes).set_ident(ident);
+            add(&mut table, &bytes, i64::from(ident)).unwrap();
+        }
+        assert_eq!(table.incomplete.len(), MAX_INCOMPLETE);
+        add(&mut table, &fragment(0, &[1; 16], true), 60_000).unwrap();
+        assert_eq!(table.incomplete.len(), 1);
+    }
+}

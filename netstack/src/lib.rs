@@ -1,0 +1,644 @@
+//! A virtual network as a state machine: frames in, frames out. No sockets, no clock, no threads, no environment; the shell around
+//! it is the daemon's `src/engine`.
+//!
+//! Owns: ports and switch, ARP, ICMP, DHCP, DNS zones, TCP and UDP flows, and the policy (`nat.rs`).
+//! May not: do I/O, read a clock, draw randomness. The same inputs give the same outputs.
+//! Read next: [`Stack`], then `tcp/mod.rs`.
+#![forbid(unsafe_code)]
+
+mod arp;
+mod buffer;
+mod config;
+pub mod dhcp;
+pub mod dns;
+mod drop;
+pub mod ether;
+mod icmp;
+mod ipv4;
+mod link;
+mod nat;
+mod switch;
+pub mod tcp;
+mod timer;
+pub mod udp;
+
+use core::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::collections::VecDeque;
+use std::ops::Range;
+
+pub use smoltcp::time::Instant;
+use smoltcp::wire::{ArpOperation, Icmpv4DstUnreachable, IpProtocol, Ipv4Packet, UdpPacket};
+
+pub use buffer::IdleMemory;
+pub use config::NetworkConfig;
+pub use drop::{DropCounts, DropReason};
+pub use ether::Mac;
+pub use link::{FrameSink, PortId};
+pub use nat::Target;
+pub use tcp::{FlowId, Refusal};
+pub use udp::{Datagram, UdpFlowId};
+
+use arp::{Due, Neighbours, Resolved};
+use ether::EtherType;
+use ipv4::{Header, Reassembly, Route};
+use nat::{Nat, Verdict};
+use switch::{Destination, Switch};
+use tcp::Segment;
+
+const DNS_PORT: u16 = 53;
+
+/// Something the driver has to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A guest dials: connect to `target` and answer with [`Stack::tcp_accept`] or [`Stack::tcp_refuse`].
+    TcpOpen {
+        /// The new flow.
+        flow: FlowId,
+        /// What it wants to reach.
+        target: Target,
+    },
+    /// The flow is over: close its socket.
+    UdpClosed(UdpFlowId),
+    /// A question for the host's resolvers: answer with [`Stack::dns_answer`].
+    DnsQuestion {
+        /// Who asked.
+        client: DnsClient,
+        /// The message as it came.
+        message: Vec<u8>,
+    },
+}
+
+/// Who asked the gateway's DNS server by UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DnsClient {
+    port: PortId,
+    mac: Mac,
+    address: SocketAddr,
+}
+
+/// The virtual network.
+///
+/// Methods are of four kinds. *Input*: [`handle_frame`](Self::handle_frame), [`handle_timeout`](Self::handle_timeout),
+/// [`handle_room`](Self::handle_room). *Output*: [`poll_event`](Self::poll_event), [`poll_ready`](Self::poll_ready),
+/// [`poll_timeout`](Self::poll_timeout). *Answers* to events: `tcp_accept`, `tcp_refuse`, `dns_answer`. *Commands*: the rest.
+/// The driver's turn is: give every frame it read to `handle_frame`, and the time to `handle_timeout`; poll events until `None`;
+/// poll ready flows until `None` and for each move bytes between its ring and the other end ([`tcp::Flow::recv`],
+/// [`tcp::Flow::send`]), then [`flush`](Self::flush) it; write the batches; ask for the next timeout and sleep. `now` never goes back.
+/// A sink without room makes the flow wait, not the caller: call `handle_room` when the port's batch has been written.
+#[derive(Debug)]
+pub struct Stack {
+    config: NetworkConfig,
+    switch: Switch,
+    neighbours: Neighbours,
+    reassembly: Reassembly,
+    /// The datagram that [`Datagram::payload`] borrows from, if it came in fragments.
+    assembled: Vec<u8>,
+    nat: Nat,
+    dhcp: dhcp::DhcpServer,
+    zones: dns::Zones,
+    tcp: tcp::Table,
+    udp: udp::Table,
+    events: VecDeque<Event>,
+    drops: DropCounts,
+    scratch: Vec<u8>,
+}
+
+/// A connection into the virtual network could not be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectError {
+    /// Too many flows, or too many addresses being resolved.
+    #[error("too many connections")]
+    Busy,
+    /// The address is not in the virtual network.
+    #[error("no route to host")]
+    NoRoute,
+}
+
+/// Where in which buffer a datagram's payload is.
+struct Place {
+    flow: UdpFlowId,
+    open: Option<SocketAddr>,
+    assembled: bool,
+    range: Range<usize>,
+}
+
+impl Stack {
+    /// `seed` is for sequence numbers and hash tables, and has to be unpredictable for the guest.
+    pub fn new(config: NetworkConfig, seed: u64, now: Instant) -> Self {
+        Self {
+            switch: Switch::new(seed),
+            neighbours: Neighbours::new(seed),
+            reassembly: Reassembly::new(seed),
+            assembled: Vec::new(),
+            nat: Nat::new(&config),
+            dhcp: dhcp::DhcpServer::new(&config),
+            zones: dns::Zones::new(config.zones.clone()),
+            tcp: tcp::Table::new(config.mtu, config.gateway_mac, seed, now),
+            udp: udp::Table::new(seed),
+            events: VecDeque::new(),
+            drops: DropCounts::default(),
+            scratch: Vec::new(),
+            config,
+        }
+    }
+
+    /// A new port.
+    pub fn attach_port(&mut self, now: Instant) -> PortId {
+        let port = self.switch.attach();
+        self.tcp.attach(port, now);
+        port
+    }
+
+    /// The port is gone: its flows end, its addresses are forgotten, leases stay.
+    pub fn detach_port(&mut self, port: PortId) {
+        self.switch.detach(port);
+        self.neighbours.detach(port);
+        self.tcp.detach(port);
+        self.udp.detach(port);
+    }
+
+    /// Takes one frame from a port, without FCS. A UDP datagram for the host comes back to be sent at once.
+    pub fn handle_frame<'a>(
+        &'a mut self,
+        port: PortId,
+        frame: &'a [u8],
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) -> Option<Datagram<'a>> {
+        match self.switch_frame(port, frame, now, sink) {
+            Ok(None) => None,
+            Ok(Some(Place { flow, open, assembled, range })) => {
+                let buffer = if assembled { self.assembled.as_slice() } else { frame };
+                buffer.get(range).map(|payload| Datagram { flow, open, payload })
+            }
+            Err(reason) => {
+                self.drops.count(reason);
+                None
+            }
+        }
+    }
+
+    /// The time is `now`: sends what is due.
+    pub fn handle_timeout(&mut self, now: Instant, sink: &mut impl FrameSink) {
+        self.tcp.handle_timeout(now);
+        self.udp.handle_timeout(now);
+        while let Some(due) = self.neighbours.handle_timeout(now) {
+            match due {
+                Due::Ask(ip) => self.ask_for(ip, sink),
+                Due::Failed(flows) => flows.into_iter().for_each(|flow| self.tcp.resolved(flow, None)),
+            }
+        }
+    }
+
+    /// The port's batch has room again.
+    pub fn handle_room(&mut self, port: PortId) {
+        self.tcp.handle_room(port);
+    }
+
+    /// The next thing to do, until `None`.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front().or_else(|| self.udp.poll_closed().map(Event::UdpClosed))
+    }
+
+    /// The next TCP flow whose state, data or room may have changed, until `None`. [`flush`](Self::flush) it in any case.
+    pub fn poll_ready(&mut self) -> Option<FlowId> {
+        self.tcp.poll_ready()
+    }
+
+    /// How many flows [`poll_ready`](Self::poll_ready) has.
+    pub fn ready_len(&self) -> usize {
+        self.tcp.ready_len()
+    }
+
+    /// Memory of a ring that has been empty for a while, until `None`: to be given back to the system.
+    pub fn poll_idle_memory(&mut self, now: Instant) -> Option<IdleMemory<'_>> {
+        self.tcp.poll_idle_memory(now)
+    }
+
+    /// When to call [`handle_timeout`](Self::handle_timeout), if at all.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        [self.tcp.poll_timeout(), self.udp.poll_timeout(), self.neighbours.poll_timeout()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// A TCP flow.
+    pub fn flow(&mut self, flow: FlowId) -> Option<&mut tcp::Flow> {
+        self.tcp.get_mut(flow)
+    }
+
+    /// Has the flow named by [`poll_ready`](Self::poll_ready) again.
+    pub fn mark_ready(&mut self, flow: FlowId) {
+        self.tcp.mark_ready(flow);
+    }
+
+    /// Sends what the flow has to send, up to a turn's worth.
+    pub fn flush(&mut self, flow: FlowId, now: Instant, sink: &mut impl FrameSink) {
+        self.tcp.flush(flow, now, sink);
+    }
+
+    /// The other end is connected: the guest hears of it.
+    pub fn tcp_accept(&mut self, flow: FlowId, now: Instant, sink: &mut impl FrameSink) {
+        self.tcp.accept(flow, now, sink);
+    }
+
+    /// The other end cannot be had. The flow is gone.
+    pub fn tcp_refuse(&mut self, flow: FlowId, refusal: Refusal, now: Instant, sink: &mut impl FrameSink) {
+        let Some((route, syn)) = self.tcp.refuse(flow, refusal, now, sink) else { return };
+        let guest = Ipv4Packet::new_unchecked(&syn[..]).src_addr();
+        self.unreachable(route, guest, Icmpv4DstUnreachable::HostUnreachable, &syn, sink);
+    }
+
+    /// Dials a guest. The flow is ready when it is connected, or when it failed.
+    pub fn tcp_connect(
+        &mut self,
+        guest: SocketAddrV4,
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) -> Result<FlowId, ConnectError> {
+        if !nat::in_subnet(self.config.subnet, *guest.ip()) || *guest.ip() == self.config.gateway {
+            return Err(ConnectError::NoRoute);
+        }
+        let flow = self
+            .tcp
+            .dial(SocketAddr::V4(guest), IpAddr::V4(self.config.gateway))
+            .map_err(|_| ConnectError::Busy)?;
+        match self.neighbours.resolve(*guest.ip(), flow, now) {
+            Resolved::Known(mac, port) => self.tcp.resolved(flow, Some((mac, port))),
+            Resolved::Pending { ask: false } => {}
+            Resolved::Pending { ask: true } => self.ask_for(*guest.ip(), sink),
+            Resolved::Refused => self.tcp.resolved(flow, None),
+        }
+        Ok(flow)
+    }
+
+    /// The driver is done with the flow: what is owed to the guest is still sent. With `abort` that is a RST.
+    pub fn tcp_release(&mut self, flow: FlowId, abort: bool) {
+        self.tcp.release(flow, abort);
+    }
+
+    /// A datagram came back for the flow. Lost if the port has no room, as on any full link.
+    pub fn udp_send(&mut self, flow: UdpFlowId, payload: &[u8], now: Instant, sink: &mut impl FrameSink) {
+        if let Err(reason) = self.udp.send(flow, payload, self.config.mtu, now, sink) {
+            self.drops.count(reason);
+        }
+    }
+
+    /// The port that the flow's guest is behind.
+    pub fn udp_port(&self, flow: UdpFlowId) -> Option<PortId> {
+        self.udp.ends(flow).map(|(_, _, route)| route.port)
+    }
+
+    /// The host heard that nobody listens at the flow's remote end; so does the guest.
+    pub fn udp_refused(&mut self, flow: UdpFlowId, sink: &mut impl FrameSink) {
+        let Some((SocketAddr::V4(guest), SocketAddr::V4(remote), route)) = self.udp.ends(flow) else {
+            return;
+        };
+        let quoted = icmp::quoted_datagram(guest, remote);
+        let from = *remote.ip();
+        self.send_unreachable(route, from, *guest.ip(), Icmpv4DstUnreachable::PortUnreachable, &quoted, sink);
+    }
+
+    /// The driver closed the flow's socket.
+    pub fn udp_close(&mut self, flow: UdpFlowId) {
+        self.udp.close(flow);
+    }
+
+    /// The answer to an [`Event::DnsQuestion`].
+    pub fn dns_answer(&mut self, client: DnsClient, message: &[u8], sink: &mut impl FrameSink) {
+        let route = Route { port: client.port, from: self.config.gateway_mac, to: client.mac };
+        let from = SocketAddr::new(self.config.gateway.into(), DNS_PORT);
+        if let Err(reason) =
+            self.udp.send_between(route, from, client.address, message, self.config.mtu, sink)
+        {
+            self.drops.count(reason);
+        }
+    }
+
+    /// What the gateway's own zones say to a DNS message; the reply, if any, is in `out`.
+    pub fn dns_query(&self, message: &[u8], transport: dns::Transport, out: &mut Vec<u8>) -> dns::Verdict {
+        self.zones.handle_query(message, transport, out)
+    }
+
+    /// The DHCP server's leases and reservations.
+    pub fn leases(&self, now: Instant) -> impl Iterator<Item = (Ipv4Addr, Mac)> + '_ {
+        self.dhcp.leases(since_start(now))
+    }
+
+    /// Which port has which hardware address.
+    pub fn addresses(&self) -> impl Iterator<Item = (Mac, PortId)> + '_ {
+        self.switch.addresses()
+    }
+
+    /// What was dropped, and why.
+    pub fn drops(&self) -> &DropCounts {
+        &self.drops
+    }
+
+    /// TCP and UDP flows there are.
+    pub fn flows(&self) -> (usize, usize) {
+        (self.tcp.len(), self.udp.len())
+    }
+
+    fn switch_frame(
+        &mut self,
+        port: PortId,
+        frame: &[u8],
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) -> Result<Option<Place>, DropReason> {
+        let (header, payload) = ether::parse(frame).ok_or(DropReason::ShortFrame)?;
+        if header.from.is_group() || header.from == self.config.gateway_mac {
+            return Err(DropReason::BadSource);
+        }
+        self.switch.learn(header.from, port);
+        if header.to != self.config.gateway_mac {
+            match self.switch.destination(header.to) {
+                Destination::Port(to) if to == port => return Err(DropReason::NoPort),
+                Destination::Port(to) => return copy_to(to, frame, sink).map(|()| None),
+                Destination::Flood => {
+                    for to in self.switch.ports().iter().filter(|to| **to != port) {
+                        if let Err(reason) = copy_to(*to, frame, sink) {
+                            self.drops.count(reason);
+                        }
+                    }
+                }
+            }
+            if !header.to.is_group() {
+                return if self.switch.ports().len() > 1 { Ok(None) } else { Err(DropReason::NoPort) };
+            }
+        }
+        let route = Route { port, from: self.config.gateway_mac, to: header.from };
+        match header.ether_type {
+            Some(EtherType::Arp) => self.handle_arp(route, payload, now, sink).map(|()| None),
+            Some(EtherType::Ipv4) => {
+                let packet = Ipv4Packet::new_checked(payload).map_err(|_| DropReason::Ipv4)?;
+                if packet.version() != 4 {
+                    return Err(DropReason::Ipv4);
+                }
+                // RFC 1122 3.3.6: what came to everybody is for everybody.
+                let to = packet.dst_addr();
+                if header.to.is_group() && !to.is_multicast() && !to.is_broadcast() {
+                    return Err(DropReason::Martian);
+                }
+                if !packet.more_frags() && packet.frag_offset() == 0 {
+                    let place = self.handle_packet(route, &packet, now, sink)?;
+                    return Ok(place.map(|place| place.shifted(ether::HEADER_LEN)));
+                }
+                let Some(whole) = self.reassembly.add(port, &packet, now)? else { return Ok(None) };
+                let packet = Ipv4Packet::new_checked(&whole[..]).map_err(|_| DropReason::Ipv4)?;
+                let place = self.handle_packet(route, &packet, now, sink)?;
+                self.assembled = whole;
+                Ok(place.map(|place| Place { assembled: true, ..place }))
+            }
+            None => Err(DropReason::EtherType),
+        }
+    }
+
+    fn handle_arp(
+        &mut self,
+        route: Route,
+        payload: &[u8],
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) -> Result<(), DropReason> {
+        let message = arp::parse(payload)?;
+        let (ip, mac) = message.sender;
+        if mac == route.to
+            && !self.is_gateway(ip)
+            && nat::in_subnet(self.config.subnet, ip)
+            && !mac.is_group()
+        {
+            for flow in self.neighbours.learn(ip, mac, route.port, now) {
+                self.tcp.resolved(flow, Some((mac, route.port)));
+            }
+        }
+        if message.operation == ArpOperation::Request && self.is_gateway(message.target) {
+            let sender = (message.target, self.config.gateway_mac);
+            arp::send(sink, route.port, ArpOperation::Reply, sender, message.sender)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a whole IP packet. A range that comes back is one of the packet.
+    fn handle_packet(
+        &mut self,
+        route: Route,
+        packet: &Ipv4Packet<&[u8]>,
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) -> Result<Option<Place>, DropReason> {
+        let (source, destination) = (packet.src_addr(), packet.dst_addr());
+        // A guest speaks from the subnet, and not for the gateway; before it has an address, from none.
+        let is_guest = nat::in_subnet(self.config.subnet, source) && !self.is_gateway(source);
+        if nat::is_martian(destination) || !(is_guest || source.is_unspecified()) {
+            return Err(DropReason::Martian);
+        }
+        match packet.next_header() {
+            IpProtocol::Udp => self.handle_datagram(route, packet, now, sink),
+            _ if source.is_unspecified() => Err(DropReason::Martian),
+            IpProtocol::Tcp => self.handle_segment(route, packet, now, sink).map(|()| None),
+            IpProtocol::Icmp => {
+                let from = match destination {
+                    to if self.is_gateway(to) => to,
+                    Ipv4Addr::BROADCAST => self.config.gateway,
+                    _ => return Err(DropReason::Icmp),
+                };
+                icmp::echo_reply(packet.payload(), &mut self.scratch)?;
+                let header = Header { source: from, destination: source, protocol: IpProtocol::Icmp };
+                ipv4::send(sink, route, header, &self.scratch, packet.ident(), self.config.mtu)?;
+                Ok(None)
+            }
+            _ => {
+                if !destination.is_multicast() && !destination.is_broadcast() {
+                    let original = packet.clone().into_inner();
+                    let reason = Icmpv4DstUnreachable::ProtoUnreachable;
+                    self.send_unreachable(route, destination, source, reason, original, sink);
+                }
+                Err(DropReason::Protocol)
+            }
+        }
+    }
+
+    fn handle_segment(
+        &mut self,
+        route: Route,
+        packet: &Ipv4Packet<&[u8]>,
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) -> Result<(), DropReason> {
+        let Segment::Syn { guest, remote } = self.tcp.handle_segment(route, packet, now, sink)? else {
+            return Ok(());
+        };
+        match self.nat.decide(remote) {
+            Verdict::Allow(Target::Gateway(port)) if port != DNS_PORT => {
+                self.tcp.reply_reset(route, packet, now, sink);
+                Ok(())
+            }
+            Verdict::Allow(target) => {
+                let flow = self.tcp.hold(route, packet, guest, remote)?;
+                self.events.push_back(Event::TcpOpen { flow, target });
+                Ok(())
+            }
+            Verdict::Refuse => {
+                self.tcp.reply_reset(route, packet, now, sink);
+                Err(DropReason::Policy)
+            }
+            Verdict::Drop => Err(DropReason::Policy),
+        }
+    }
+
+    fn handle_datagram(
+        &mut self,
+        route: Route,
+        packet: &Ipv4Packet<&[u8]>,
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) -> Result<Option<Place>, DropReason> {
+        let datagram = UdpPacket::new_checked(packet.payload()).map_err(|_| DropReason::Udp)?;
+        let guest = SocketAddr::new(packet.src_addr().into(), datagram.src_port());
+        let remote = SocketAddr::new(packet.dst_addr().into(), datagram.dst_port());
+        if remote.port() == dhcp::SERVER_PORT {
+            return self
+                .handle_dhcp(
+                    route,
+                    SocketAddrV4::new(packet.src_addr(), datagram.src_port()),
+                    datagram.payload(),
+                    now,
+                    sink,
+                )
+                .map(|()| None);
+        }
+        if packet.src_addr().is_unspecified() || guest.port() == 0 {
+            return Err(DropReason::Martian);
+        }
+        let start = usize::from(packet.header_len()) + udp::HEADER_LEN;
+        let range = start..start + datagram.payload().len();
+        if let Some(flow) = self.udp.find(guest, remote, route, now)? {
+            return Ok(Some(Place { flow, open: None, assembled: false, range }));
+        }
+        match self.nat.decide(remote) {
+            Verdict::Allow(Target::Gateway(DNS_PORT)) => {
+                self.handle_dns(route, guest, datagram.payload(), sink).map(|()| None)
+            }
+            Verdict::Allow(Target::Gateway(_)) => {
+                let original = packet.clone().into_inner();
+                let reason = Icmpv4DstUnreachable::PortUnreachable;
+                self.send_unreachable(route, packet.dst_addr(), packet.src_addr(), reason, original, sink);
+                Err(DropReason::Policy)
+            }
+            Verdict::Allow(Target::Host(target)) => {
+                let flow = self.udp.open(guest, remote, route, now);
+                Ok(Some(Place { flow, open: Some(target), assembled: false, range }))
+            }
+            Verdict::Refuse | Verdict::Drop => Err(DropReason::Policy),
+        }
+    }
+
+    fn handle_dns(
+        &mut self,
+        route: Route,
+        guest: SocketAddr,
+        message: &[u8],
+        sink: &mut impl FrameSink,
+    ) -> Result<(), DropReason> {
+        let client = DnsClient { port: route.port, mac: route.to, address: guest };
+        let mut reply = core::mem::take(&mut self.scratch);
+        let verdict = self.zones.handle_query(message, dns::Transport::Udp, &mut reply);
+        if verdict == dns::Verdict::Reply {
+            self.dns_answer(client, &reply, sink);
+        }
+        self.scratch = reply;
+        match verdict {
+            dns::Verdict::Reply => Ok(()),
+            dns::Verdict::Forward => {
+                self.events.push_back(Event::DnsQuestion { client, message: message.to_vec() });
+                Ok(())
+            }
+            dns::Verdict::Drop => Err(DropReason::Dns),
+        }
+    }
+
+    fn handle_dhcp(
+        &mut self,
+        route: Route,
+        source: SocketAddrV4,
+        message: &[u8],
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) -> Result<(), DropReason> {
+        let mut out = core::mem::take(&mut self.scratch);
+        let reply = self.dhcp.handle_message(message, source, since_start(now), &mut out);
+        let sent = match reply {
+            Ok(reply) => {
+                let to = if reply.destination.ip().is_broadcast() { Mac::BROADCAST } else { route.to };
+                let from = SocketAddr::new(self.config.gateway.into(), dhcp::SERVER_PORT);
+                let to_address = SocketAddr::V4(reply.destination);
+                self.udp.send_between(Route { to, ..route }, from, to_address, &out, self.config.mtu, sink)
+            }
+            Err(reason) => {
+                tracing::debug!(%reason, mac = %route.to, "DHCP message not answered");
+                Err(DropReason::Dhcp)
+            }
+        };
+        self.scratch = out;
+        sent
+    }
+
+    fn is_gateway(&self, ip: Ipv4Addr) -> bool {
+        ip == self.config.gateway || self.config.gateway_virtual_ips.contains(&ip)
+    }
+
+    /// Asks every port who has `ip`.
+    fn ask_for(&mut self, ip: Ipv4Addr, sink: &mut impl FrameSink) {
+        let sender = (self.config.gateway, self.config.gateway_mac);
+        for port in self.switch.ports() {
+            if let Err(reason) = arp::send(sink, *port, ArpOperation::Request, sender, (ip, Mac::BROADCAST)) {
+                self.drops.count(reason);
+            }
+        }
+    }
+
+    fn unreachable(
+        &mut self,
+        route: Route,
+        guest: Ipv4Addr,
+        reason: Icmpv4DstUnreachable,
+        original: &[u8],
+        sink: &mut impl FrameSink,
+    ) {
+        self.send_unreachable(route, self.config.gateway, guest, reason, original, sink);
+    }
+
+    fn send_unreachable(
+        &mut self,
+        route: Route,
+        from: Ipv4Addr,
+        to: Ipv4Addr,
+        reason: Icmpv4DstUnreachable,
+        original: &[u8],
+        sink: &mut impl FrameSink,
+    ) {
+        if let Err(reason) = icmp::send_unreachable(sink, route, from, to, reason, original, self.config.mtu)
+        {
+            self.drops.count(reason);
+        }
+    }
+}
+
+impl Place {
+    fn shifted(self, by: usize) -> Self {
+        Self { range: self.range.start + by..self.range.end + by, ..self }
+    }
+}
+
+fn since_start(now: Instant) -> core::time::Duration {
+    core::time::Duration::from(now - Instant::ZERO)
+}
+
+/// The one copy that a frame from guest to guest costs.
+fn copy_to(port: PortId, frame: &[u8], sink: &mut impl FrameSink) -> Result<(), DropReason> {
+    sink.frame(port, frame.len()).ok_or(DropReason::PortFull)?.copy_from_slice(frame);
+    Ok(())
+}

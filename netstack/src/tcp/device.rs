@@ -1,0 +1,156 @@
+//! What smoltcp takes for a device: one packet in, the port's batch out. Owns: the last look at an outgoing segment.
+//! Read next: `flow.rs`.
+
+use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::time::Instant;
+use smoltcp::wire::{IpAddress, Ipv4Packet, TcpPacket};
+
+use super::window::WindowLimit;
+use crate::ether::{self, EtherType};
+use crate::ipv4::Route;
+use crate::{FrameSink, Mac, PortId};
+
+/// A device for the length of one call into smoltcp.
+pub(super) struct OneCall<'a, S> {
+    /// Handed to smoltcp once.
+    pub(super) packet: Option<&'a [u8]>,
+    pub(super) sink: &'a mut S,
+    pub(super) route: Route,
+    pub(super) mtu: usize,
+    pub(super) window: &'a mut WindowLimit,
+    /// Takes a reply for which the port has no room; it is lost, as on any full link.
+    pub(super) scratch: &'a mut Vec<u8>,
+}
+
+impl<S> OneCall<'_, S> {
+    pub(super) fn capabilities(mtu: usize) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ip;
+        capabilities.max_transmission_unit = mtu;
+        // A local hypervisor leaves checksums to the receiver, who need not look. Sent ones are right: the IPv4 one by
+        // smoltcp, the TCP one in `Tx::consume`, after the window has been set.
+        capabilities.checksum.ipv4 = Checksum::Tx;
+        capabilities.checksum.tcp = Checksum::None;
+        capabilities
+    }
+}
+
+impl<S: FrameSink> OneCall<'_, S> {
+    /// Whether the longest frame can be sent.
+    pub(super) fn has_room(&self) -> bool {
+        self.sink.has_room(self.route.port, ether::HEADER_LEN + self.mtu)
+    }
+}
+
+impl<'a, S: FrameSink> Device for OneCall<'a, S> {
+    type RxToken<'t>
+        = Rx<'a>
+    where
+        Self: 't;
+    type TxToken<'t>
+        = Tx<'t, S>
+    where
+        Self: 't;
+
+    fn receive(&mut self, _: Instant) -> Option<(Rx<'a>, Tx<'_, S>)> {
+        let packet = self.packet.take()?;
+        let tx = Tx { sink: self.sink, route: self.route, window: self.window, scratch: self.scratch };
+        Some((Rx(packet), tx))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Tx<'_, S>> {
+        if !self.has_room() {
+            return None;
+        }
+        Some(Tx { sink: self.sink, route: self.route, window: self.window, scratch: self.scratch })
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        Self::capabilities(self.mtu)
+    }
+}
+
+pub(super) struct Rx<'a>(&'a [u8]);
+
+impl RxToken for Rx<'_> {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(self.0)
+    }
+}
+
+pub(super) struct Tx<'a, S> {
+    sink: &'a mut S,
+    route: Route,
+    window: &'a mut WindowLimit,
+    scratch: &'a mut Vec<u8>,
+}
+
+impl<S: FrameSink> TxToken for Tx<'_, S> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let Some(frame) = self.sink.frame(self.route.port, ether::HEADER_LEN + len) else {
+            self.scratch.resize(len, 0);
+            let result = f(self.scratch);
+            finish_segment(self.scratch, self.window);
+            return result;
+        };
+        let packet = ether::emit(frame, self.route.from, self.route.to, EtherType::Ipv4);
+        let result = f(packet);
+        finish_segment(packet, self.window);
+        result
+    }
+}
+
+/// Sets the window that the guest is to see, and then the checksum.
+pub(super) fn finish_segment(packet: &mut [u8], window: &mut WindowLimit) {
+    let mut packet = Ipv4Packet::new_unchecked(packet);
+    let (source, destination) = (IpAddress::Ipv4(packet.src_addr()), IpAddress::Ipv4(packet.dst_addr()));
+    let mut segment = TcpPacket::new_unchecked(packet.payload_mut());
+    window.apply(&mut segment);
+    segment.fill_checksum(&source, &destination);
+}
+
+/// The device that exists while the interface is made: it has capabilities and nothing else.
+pub(super) struct Blueprint {
+    pub(super) mtu: usize,
+}
+
+impl Device for Blueprint {
+    type RxToken<'t> = Rx<'t>;
+    type TxToken<'t> = Never;
+
+    fn receive(&mut self, _: Instant) -> Option<(Rx<'_>, Never)> {
+        None
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Never> {
+        None
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        OneCall::<NoSink>::capabilities(self.mtu)
+    }
+}
+
+/// A token that cannot be had.
+pub(super) enum Never {}
+
+impl TxToken for Never {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, _: usize, _: F) -> R {
+        match self {}
+    }
+}
+
+struct NoSink;
+
+impl FrameSink for NoSink {
+    fn has_room(&self, _: PortId, _: usize) -> bool {
+        false
+    }
+
+    fn frame(&mut self, _: PortId, _: usize) -> Option<&mut [u8]> {
+        None
+    }
+}
+
+/// The route of a flow whose guest has not been found yet; nothing is sent along it.
+pub(super) const NOWHERE: Route = Route { port: PortId(u32::MAX), from: Mac([0; 6]), to: Mac([0; 6]) };

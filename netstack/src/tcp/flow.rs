@@ -1,0 +1,394 @@
+//! One TCP connection between a guest and this side. Owns: one smoltcp socket in a set of its own, so that finding
+//! it in the set costs nothing however many flows there are. May not: know what the other end is.
+//! Read next: `mod.rs`, which finds the flow for a segment.
+
+use core::net::SocketAddr;
+
+use smoltcp::iface::{Interface, SocketHandle, SocketSet, SocketStorage};
+use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{IpAddress, IpEndpoint, IpListenEndpoint, TcpPacket, TcpSeqNumber};
+
+use super::window::WindowLimit;
+use super::{FlowId, GIVE_UP, GIVE_UP_SYN};
+use crate::buffer::{IdleMemory, RingMemory};
+use crate::ipv4::Route;
+
+/// Bytes of the ring from the guest, and of the ring to it. Anonymous memory: a page costs nothing until it is used.
+const RX_RING: usize = 512 << 10;
+const TX_RING: usize = 512 << 10;
+/// The one from the guest and the one to it.
+pub(super) const RINGS: usize = 2;
+/// An answer that comes within this time carries the acknowledgement of what it answers. Not longer: a guest whose
+/// small writes wait for it (RFC 896) waits this long.
+const ACK_DELAY: Duration = Duration::from_millis(1);
+/// Longer than it takes to acknowledge the guest's FIN, shorter than smoltcp's TIME-WAIT of 10 s.
+const LINGER: Duration = Duration::from_secs(1);
+/// A flow that moved nothing for this long gives back the memory of its rings, if it moved this many bytes before: less
+/// fills no page of each.
+const IDLE: Duration = Duration::from_millis(200);
+const IDLE_BYTES: usize = 4096;
+/// A connection that the driver dials is given up after this long.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// How far a flow is, as its driver sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Not connected yet. Nothing can be read or written.
+    Connecting,
+    /// Connected: at least one direction is open, or has bytes to be read or acknowledged.
+    Open,
+    /// Both directions ended in order. Release it.
+    Finished,
+    /// The guest refused, aborted or never answered. Abort the other end, then release it.
+    Aborted,
+}
+
+/// Where the flow's state is kept.
+#[derive(Debug)]
+pub(super) enum Stage {
+    /// The guest's SYN, an IP packet without data, while the driver connects the other end.
+    ///
+    /// Operations: accept, refuse, retransmitted SYN (ignored), RST (aborts).
+    /// Caveats: smoltcp does not know of the flow, so thousands of unanswered SYNs cost a hundred bytes each.
+    Held(Box<[u8]>),
+    /// The driver dials, and the guest's hardware address is not known yet.
+    ///
+    /// Operations: resolved, unresolved.
+    Resolving,
+    /// smoltcp has the connection.
+    ///
+    /// Operations: everything else.
+    /// Caveats: a guest's RST and an exhausted time limit look the same, `State::Closed`.
+    Live(SocketSet<'static>, SocketHandle),
+    /// Over without ever having been live.
+    Dead,
+}
+
+/// A TCP connection; see [`crate::Stack`] for the calling order.
+#[derive(Debug)]
+pub struct Flow {
+    pub(super) guest: SocketAddr,
+    pub(super) remote: SocketAddr,
+    pub(super) route: Route,
+    pub(super) stage: Stage,
+    pub(super) window: WindowLimit,
+    /// In the ready list.
+    pub(super) queued: bool,
+    /// In the list of flows that wait for room at their port.
+    pub(super) blocked: bool,
+    /// The driver is done with it; it goes when smoltcp is.
+    pub(super) released: bool,
+    /// The earliest timer that is in the heap.
+    pub(super) armed: Option<Instant>,
+    /// The last time the guest acknowledged something, while something was unacknowledged.
+    pub(super) progress: Option<Instant>,
+    /// Where the two rings are.
+    memory: Option<[RingMemory; RINGS]>,
+    /// Bytes moved since the rings' memory was given back, and when the last of them was.
+    moved: usize,
+    moved_at: Instant,
+    /// One past the last byte that the guest sent, in order or not.
+    guest_sent: Option<TcpSeqNumber>,
+    /// Our half is closed.
+    finished: bool,
+    /// A RST ended it before both halves were closed, or the guest was given up.
+    aborted: bool,
+    /// When it came to TIME-WAIT.
+    time_wait: Option<Instant>,
+}
+
+impl Flow {
+    pub(super) fn new(guest: SocketAddr, remote: SocketAddr, route: Route, stage: Stage) -> Self {
+        Self {
+            guest,
+            remote,
+            route,
+            stage,
+            window: WindowLimit::new(RX_RING),
+            queued: false,
+            blocked: false,
+            released: false,
+            armed: None,
+            progress: None,
+            memory: None,
+            moved: 0,
+            moved_at: Instant::ZERO,
+            guest_sent: None,
+            finished: false,
+            aborted: false,
+            time_wait: None,
+        }
+    }
+
+    /// The guest's end.
+    pub fn guest(&self) -> SocketAddr {
+        self.guest
+    }
+
+    /// The other end, by the address that the guest knows.
+    pub fn remote(&self) -> SocketAddr {
+        self.remote
+    }
+
+    /// How far it is.
+    pub fn phase(&self) -> Phase {
+        match &self.stage {
+            Stage::Held(_) | Stage::Resolving => Phase::Connecting,
+            Stage::Dead => Phase::Aborted,
+            Stage::Live(sockets, handle) => match sockets.get::<Socket<'_>>(*handle).state() {
+                State::Listen | State::SynSent | State::SynReceived => Phase::Connecting,
+                State::TimeWait => Phase::Finished,
+                State::Closed if self.finished && !self.aborted => Phase::Finished,
+                State::Closed => Phase::Aborted,
+                State::Established
+                | State::FinWait1
+                | State::FinWait2
+                | State::CloseWait
+                | State::Closing
+                | State::LastAck => Phase::Open,
+            },
+        }
+    }
+
+    /// Lends what the guest sent, in order, until there is no more or `take` takes less than it was lent.
+    /// `take` says how many bytes it took.
+    pub fn recv(&mut self, mut take: impl FnMut(&[u8]) -> usize) {
+        let mut moved = 0;
+        while let Some(socket) = self.socket_mut().filter(|socket| socket.can_recv()) {
+            let all = socket.recv(|bytes| {
+                let taken = take(bytes).min(bytes.len());
+                moved += taken;
+                (taken, taken == bytes.len())
+            });
+            if all != Ok(true) {
+                break;
+            }
+        }
+        self.moved += moved;
+    }
+
+    /// Lends room for bytes to the guest, until it is full or `fill` fills less than it was lent.
+    /// `fill` says how many bytes it filled.
+    pub fn send(&mut self, mut fill: impl FnMut(&mut [u8]) -> usize) {
+        let mut moved = 0;
+        while let Some(socket) = self.socket_mut().filter(|socket| socket.can_send()) {
+            let all = socket.send(|space| {
+                let filled = fill(space).min(space.len());
+                moved += filled;
+                (filled, filled == space.len())
+            });
+            if all != Ok(true) {
+                break;
+            }
+        }
+        self.moved += moved;
+    }
+
+    /// Whether there are bytes from the guest to be read.
+    pub fn can_recv(&self) -> bool {
+        self.socket().is_some_and(Socket::can_recv)
+    }
+
+    /// Whether there is room for bytes to the guest.
+    pub fn can_send(&self) -> bool {
+        self.socket().is_some_and(Socket::can_send)
+    }
+
+    /// Whether the guest closed its half and everything before that has been read.
+    pub fn recv_finished(&self) -> bool {
+        self.socket().is_some_and(|socket| {
+            matches!(
+                socket.state(),
+                State::CloseWait | State::LastAck | State::Closing | State::TimeWait | State::Closed
+            ) && !socket.can_recv()
+        })
+    }
+
+    /// Closes our half, once everything written has been sent.
+    pub fn finish(&mut self) {
+        self.finished = true;
+        if let Some(socket) = self.socket_mut() {
+            socket.close();
+        }
+    }
+
+    /// Whether [`finish`](Self::finish) was called.
+    pub fn finished(&self) -> bool {
+        self.finished
+    }
+
+    pub(super) fn socket(&self) -> Option<&Socket<'static>> {
+        match &self.stage {
+            Stage::Live(sockets, handle) => Some(sockets.get(*handle)),
+            Stage::Held(_) | Stage::Resolving | Stage::Dead => None,
+        }
+    }
+
+    pub(super) fn socket_mut(&mut self) -> Option<&mut Socket<'static>> {
+        match &mut self.stage {
+            Stage::Live(sockets, handle) => Some(sockets.get_mut(*handle)),
+            Stage::Held(_) | Stage::Resolving | Stage::Dead => None,
+        }
+    }
+
+    /// Makes the flow live as the listener that the held SYN is then given to.
+    pub(super) fn listen(&mut self) {
+        let mut socket = self.new_socket();
+        let (addr, port) = (self.remote.ip().into(), self.remote.port());
+        if socket.listen(IpListenEndpoint { addr: Some(addr), port }).is_ok() {
+            self.make_live(socket);
+        }
+    }
+
+    /// Makes the flow live as one that dials the guest.
+    pub(super) fn connect(&mut self, interface: &mut Interface) {
+        let mut socket = self.new_socket();
+        socket.set_timeout(Some(CONNECT_LIMIT));
+        // Servers leave RFC 896 on more often than clients do: sshd does for forwarded sockets.
+        socket.set_ack_delay(None);
+        let to = IpEndpoint::new(IpAddress::from(self.guest.ip()), self.guest.port());
+        let from = IpListenEndpoint { addr: Some(self.remote.ip().into()), port: self.remote.port() };
+        match socket.connect(interface.context(), to, from) {
+            Ok(()) => self.make_live(socket),
+            Err(_) => self.stage = Stage::Dead,
+        }
+    }
+
+    /// Ends the flow with a RST, which leaves with the next flush.
+    pub(super) fn abort(&mut self) {
+        self.aborted = true;
+        match self.socket_mut() {
+            Some(socket) => socket.abort(),
+            None => self.stage = Stage::Dead,
+        }
+    }
+
+    /// Whether smoltcp has nothing more to send for it; `due` is when it wants to be asked again.
+    pub(super) fn is_over(&self, due: Option<Instant>, now: Instant) -> bool {
+        match self.socket() {
+            Some(socket) => match socket.state() {
+                // Sooner than that it owes the acknowledgement of the guest's FIN.
+                State::TimeWait => due.is_none_or(|at| at > now + ACK_DELAY),
+                // With an endpoint it still has a RST to send.
+                State::Closed => socket.remote_endpoint().is_none(),
+                _ => false,
+            },
+            None => matches!(self.stage, Stage::Dead),
+        }
+    }
+
+    /// Takes note of what a segment led to; `rst` says that it was a RST.
+    pub(super) fn after_segment(&mut self, before: State, rst: bool) {
+        let Some(socket) = self.socket_mut() else { return };
+        match socket.state() {
+            // By a RST in SYN-RECEIVED. smoltcp would take the next SYN, which is another connection.
+            State::Listen => self.stage = Stage::Dead,
+            State::SynSent => {}
+            State::Closed => self.aborted |= rst && !matches!(before, State::TimeWait | State::Closed),
+            // The limit was for connecting; smoltcp would end an idle connection by it.
+            _ => socket.set_timeout(None),
+        }
+    }
+
+    /// Whether it is in TIME-WAIT with bytes that the driver has not read. smoltcp would throw them away when that ends,
+    /// and is not told of the time any more.
+    pub(super) fn is_lingering(&mut self, now: Instant) -> bool {
+        let unread =
+            self.socket().is_some_and(|socket| socket.state() == State::TimeWait && socket.can_recv());
+        unread && now - *self.time_wait.get_or_insert(now) > LINGER
+    }
+
+    /// Whether `segment` only says once more that our FIN, and nothing else, is unacknowledged. By the third of those smoltcp would
+    /// retransmit data at once, find none, and never send the FIN again.
+    pub(super) fn is_repeated_ack(&self, segment: &TcpPacket<&[u8]>) -> bool {
+        let fin_sent = self.socket().is_some_and(|socket| {
+            matches!(socket.state(), State::FinWait1 | State::Closing | State::LastAck)
+                && socket.send_queue() == 0
+        });
+        let bare = segment.ack()
+            && !segment.syn()
+            && !segment.fin()
+            && !segment.rst()
+            && segment.payload().is_empty();
+        fin_sent && bare && self.window.is_repeated(segment.seq_number(), segment.ack_number())
+    }
+
+    /// How long to wait for the acknowledgement that is missing, if one is.
+    pub(super) fn give_up_after(&self) -> Option<Duration> {
+        let socket = self.socket()?;
+        match socket.state() {
+            State::SynReceived => Some(GIVE_UP_SYN),
+            State::FinWait1 | State::Closing | State::LastAck => Some(GIVE_UP),
+            State::Closed => None,
+            _ => (socket.send_queue() > 0).then_some(GIVE_UP),
+        }
+    }
+
+    /// How much the ring holds, if the guest should hear that there is room and smoltcp will not say so.
+    pub(super) fn wants_window_update(&self) -> Option<usize> {
+        let socket = self.socket()?;
+        let open = matches!(socket.state(), State::Established | State::FinWait1 | State::FinWait2);
+        let held = socket.recv_queue();
+        (open && self.window.wants_update(held)).then_some(held)
+    }
+
+    /// Waits for room at its port.
+    pub(super) fn block(&mut self, id: FlowId, blocked: &mut Vec<FlowId>) {
+        if !self.blocked {
+            self.blocked = true;
+            blocked.push(id);
+        }
+    }
+
+    /// Takes note of a segment with data that ends before `end`, at `now`.
+    pub(super) fn note_data(&mut self, end: TcpSeqNumber, now: Instant) {
+        self.guest_sent = Some(self.guest_sent.map_or(end, |before| before.max(end)));
+        self.moved_at = now;
+    }
+
+    /// Takes note of bytes that are on their way to the guest.
+    pub(super) fn note_sending(&mut self, now: Instant) {
+        if self.socket().is_some_and(|socket| socket.send_queue() > 0) {
+            self.moved_at = now;
+        }
+    }
+
+    /// When its rings will have been empty for long enough to give their memory back, if they are empty and hold any.
+    pub(super) fn idle_at(&self) -> Option<Instant> {
+        let socket = self.socket()?;
+        // What came out of order is in the ring, though the ring is empty: then not everything is acknowledged.
+        let in_order =
+            self.guest_sent.is_none_or(|end| self.window.acknowledged().is_some_and(|ack| ack >= end));
+        let empty = socket.recv_queue() == 0 && socket.send_queue() == 0;
+        (self.moved >= IDLE_BYTES && empty && in_order).then(|| self.moved_at + IDLE)
+    }
+
+    /// The memory of the ring with this number, of a flow that is idle. The last one ends the idleness.
+    pub(super) fn idle_memory(&mut self, ring: usize) -> Option<IdleMemory<'_>> {
+        if ring + 1 == RINGS {
+            self.moved = 0;
+        }
+        self.memory.as_mut()?.get_mut(ring)?.idle()
+    }
+
+    fn make_live(&mut self, socket: Socket<'static>) {
+        let mut sockets = SocketSet::new(vec![SocketStorage::EMPTY]);
+        let handle = sockets.add(socket);
+        self.stage = Stage::Live(sockets, handle);
+    }
+
+    fn new_socket(&mut self) -> Socket<'static> {
+        let ((rx, rx_memory), (tx, tx_memory)) = (RingMemory::new(RX_RING), RingMemory::new(TX_RING));
+        self.memory = Some([rx_memory, tx_memory]);
+        let mut socket = Socket::new(SocketBuffer::new(rx), SocketBuffer::new(tx));
+        socket.set_nagle_enabled(false);
+        socket.set_ack_delay(Some(ACK_DELAY));
+        socket
+    }
+}
+
+/// Whether both ends know of the connection (RFC 9293 3.3.2).
+pub(super) fn is_synchronized(state: State) -> bool {
+    !matches!(state, State::Closed | State::Listen | State::SynSent | State::SynReceived)
+}

@@ -1,0 +1,568 @@
+//! TCP (RFC 9293). Owns: the flow table. May not: open a connection on the host (that is the driver's, asked by
+//! [`crate::Event::TcpOpen`]). Read next: `flow.rs`, what one flow is; `window.rs`, what a guest is offered.
+//!
+//! A guest's SYN is held until the driver has connected the other end, so that what the guest sees is what happened:
+//! connected, refused, unreachable, or silence.
+
+mod device;
+mod flow;
+mod window;
+
+use core::net::SocketAddr;
+use std::collections::{HashMap, VecDeque};
+
+use foldhash::fast::FixedState;
+use slotmap::SlotMap;
+use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketSet};
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::socket::tcp::{Socket, State};
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{HardwareAddress, IpProtocol, Ipv4Packet, TcpControl, TcpPacket, TcpRepr};
+
+pub use flow::{Flow, Phase};
+pub(crate) use window::WindowBudget;
+
+use crate::buffer::IdleMemory;
+use crate::ether::{self, EtherType};
+use crate::ipv4::{self, Route};
+use crate::timer::Timers;
+use crate::{DropReason, FrameSink, Mac, PortId};
+use device::{Blueprint, NOWHERE, OneCall};
+use flow::Stage;
+
+slotmap::new_key_type! {
+    /// Names a TCP flow; never used again for another one.
+    pub struct FlowId;
+}
+
+/// Flows at most. Beyond, a SYN is dropped, and the guest will send it again.
+pub const MAX_FLOWS: usize = 65_536;
+/// Bytes that one flow sends before another's turn.
+const TURN: usize = 128 << 10;
+/// A guest that acknowledges nothing for this long has lost the connection (RFC 1122 4.2.3.5: at least 100 s).
+const GIVE_UP: Duration = Duration::from_secs(900);
+/// The same for a SYN-ACK: whoever sent that SYN may never have wanted a connection.
+const GIVE_UP_SYN: Duration = Duration::from_secs(60);
+/// When to look again at a flow that is due and yet sends nothing.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// How the other end could not be had, and so what the guest is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// RST, as from a closed port.
+    Reset,
+    /// ICMP host unreachable.
+    Unreachable,
+    /// Nothing, as from a host that does not answer.
+    Silence,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    guest: SocketAddr,
+    remote: SocketAddr,
+}
+
+/// What a segment led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Segment {
+    Done,
+    /// A SYN for no flow; the policy decides and [`Table::hold`] keeps it.
+    Syn {
+        guest: SocketAddr,
+        remote: SocketAddr,
+    },
+}
+
+/// The flow table.
+pub(crate) struct Table {
+    interface: Interface,
+    mtu: u16,
+    gateway_mac: Mac,
+    flows: SlotMap<FlowId, Flow>,
+    keys: HashMap<Key, FlowId, FixedState>,
+    ready: VecDeque<FlowId>,
+    blocked: Vec<FlowId>,
+    /// Flows whose rings are idle, and the next ring of each.
+    idle: VecDeque<(FlowId, usize)>,
+    timers: Timers<FlowId>,
+    budgets: HashMap<PortId, WindowBudget, FixedState>,
+    next_port: u16,
+    scratch: Vec<u8>,
+}
+
+impl core::fmt::Debug for Table {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Table").field("flows", &self.flows.len()).finish_non_exhaustive()
+    }
+}
+
+impl Table {
+    pub(crate) fn new(mtu: u16, gateway_mac: Mac, seed: u64, now: Instant) -> Self {
+        let mut config = Config::new(HardwareAddress::Ip);
+        config.random_seed = seed;
+        // One interface serves every flow: it holds no state of a connection, and any-IP makes every address its own.
+        let mut interface = Interface::new(config, &mut Blueprint { mtu: usize::from(mtu) }, now);
+        interface.set_any_ip(true);
+        Self {
+            interface,
+            mtu,
+            gateway_mac,
+            flows: SlotMap::with_key(),
+            keys: HashMap::with_hasher(FixedState::with_seed(seed)),
+            ready: VecDeque::new(),
+            blocked: Vec::new(),
+            idle: VecDeque::new(),
+            timers: Timers::new(),
+            budgets: HashMap::with_hasher(FixedState::with_seed(seed)),
+            next_port: EPHEMERAL_FIRST + (seed % u64::from(EPHEMERAL_COUNT)) as u16,
+            scratch: Vec::new(),
+        }
+    }
+
+    pub(crate) fn attach(&mut self, port: PortId, now: Instant) {
+        self.budgets.insert(port, WindowBudget::new(self.mtu, now));
+    }
+
+    /// Ends the flows of a port that is gone. Their drivers see [`Phase::Aborted`].
+    pub(crate) fn detach(&mut self, port: PortId) {
+        self.budgets.remove(&port);
+        let gone: Vec<FlowId> =
+            self.flows.iter().filter(|(_, flow)| flow.route.port == port).map(|(id, _)| id).collect();
+        for id in gone {
+            if let Some(flow) = self.flows.get_mut(id) {
+                flow.stage = Stage::Dead;
+                flow.route = NOWHERE;
+                self.mark_ready(id);
+            }
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    pub(crate) fn get_mut(&mut self, id: FlowId) -> Option<&mut Flow> {
+        self.flows.get_mut(id)
+    }
+
+    /// Takes one segment: a whole, unfragmented IP packet from `route.to` at `route.port`.
+    pub(crate) fn handle_segment(
+        &mut self,
+        route: Route,
+        packet: &Ipv4Packet<&[u8]>,
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) -> Result<Segment, DropReason> {
+        let segment = TcpPacket::new_checked(packet.payload()).map_err(|_| DropReason::Tcp)?;
+        let guest = SocketAddr::new(packet.src_addr().into(), segment.src_port());
+        let remote = SocketAddr::new(packet.dst_addr().into(), segment.dst_port());
+        let Some(&id) = self.keys.get(&Key { guest, remote }) else {
+            if segment.syn() && !segment.ack() && !segment.rst() {
+                return Ok(Segment::Syn { guest, remote });
+            }
+            self.reply_reset(route, packet, now, sink);
+            return Ok(Segment::Done);
+        };
+        let Some(flow) = self.flows.get_mut(id) else { return Err(DropReason::Tcp) };
+        if flow.route.port != route.port {
+            return Err(DropReason::OtherPort);
+        }
+        let is_opening = segment.syn() && !segment.ack() && !segment.rst();
+        if is_opening && matches!(flow.phase(), Phase::Finished | Phase::Aborted) {
+            // Another connection of the same name; the old one ends without it.
+            self.keys.remove(&Key { guest, remote });
+            return Ok(Segment::Syn { guest, remote });
+        }
+        flow.route = route;
+        if flow.is_repeated_ack(&segment) {
+            return Ok(Segment::Done);
+        }
+        let before;
+        match &mut flow.stage {
+            Stage::Held(_) => {
+                if segment.rst() {
+                    flow.stage = Stage::Dead;
+                    self.mark_ready(id);
+                }
+                return Ok(Segment::Done);
+            }
+            Stage::Resolving | Stage::Dead => return Ok(Segment::Done),
+            Stage::Live(sockets, handle) => {
+                before = sockets.get::<Socket<'_>>(*handle).state();
+                if before == State::SynSent && segment.syn() {
+                    flow.window.handle_syn(&segment);
+                }
+                if segment.syn() && !segment.ack() && flow::is_synchronized(before) {
+                    challenge(sink, flow);
+                    return Ok(Segment::Done);
+                }
+                if segment.fin() && flow.window.is_past(segment.seq_number() + segment.payload().len()) {
+                    return Err(DropReason::Tcp);
+                }
+                if let Some(budget) = self.budgets.get_mut(&route.port)
+                    && !segment.payload().is_empty()
+                {
+                    budget.count(&mut flow.window, now);
+                }
+                let mut device = OneCall {
+                    packet: Some(packet.clone().into_inner()),
+                    sink,
+                    route,
+                    mtu: usize::from(self.mtu),
+                    window: &mut flow.window,
+                    scratch: &mut self.scratch,
+                };
+                let _: PollIngressSingleResult =
+                    self.interface.poll_ingress_single(now, &mut device, sockets);
+            }
+        }
+        if segment.ack() {
+            flow.progress = None;
+        }
+        if !segment.payload().is_empty() {
+            flow.note_data(segment.seq_number() + segment.payload().len(), now);
+        }
+        flow.after_segment(before, segment.rst());
+        self.mark_ready(id);
+        Ok(Segment::Done)
+    }
+
+    /// Keeps a SYN until the driver has connected the other end.
+    pub(crate) fn hold(
+        &mut self,
+        route: Route,
+        packet: &Ipv4Packet<&[u8]>,
+        guest: SocketAddr,
+        remote: SocketAddr,
+    ) -> Result<FlowId, DropReason> {
+        if self.flows.len() >= MAX_FLOWS {
+            return Err(DropReason::Flows);
+        }
+        let segment = TcpPacket::new_checked(packet.payload()).map_err(|_| DropReason::Tcp)?;
+        // What smoltcp would not take later is refused now, before anything is opened for it.
+        let parsed = TcpRepr::parse(
+            &segment,
+            &guest.ip().into(),
+            &remote.ip().into(),
+            &ChecksumCapabilities::ignored(),
+        );
+        if parsed.map_err(|_| DropReason::Tcp)?.control != TcpControl::Syn {
+            return Err(DropReason::Tcp);
+        }
+        let len = usize::from(packet.header_len()) + usize::from(segment.header_len());
+        let mut syn: Box<[u8]> = packet.clone().into_inner().get(..len).ok_or(DropReason::Tcp)?.into();
+        Ipv4Packet::new_unchecked(&mut syn[..])
+            .set_total_len(u16::try_from(len).map_err(|_| DropReason::Tcp)?);
+        let mut flow = Flow::new(guest, remote, route, Stage::Held(syn));
+        flow.window.handle_syn(&segment);
+        Ok(self.insert(flow))
+    }
+
+    /// The driver has connected the other end: the guest gets its SYN-ACK.
+    pub(crate) fn accept(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) {
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        let Stage::Held(syn) = core::mem::replace(&mut flow.stage, Stage::Dead) else { return };
+        flow.listen();
+        let Stage::Live(sockets, _) = &mut flow.stage else { return };
+        let mut device = OneCall {
+            packet: Some(&syn),
+            sink,
+            route: flow.route,
+            mtu: usize::from(self.mtu),
+            window: &mut flow.window,
+            scratch: &mut self.scratch,
+        };
+        let _: PollIngressSingleResult = self.interface.poll_ingress_single(now, &mut device, sockets);
+        flow.after_segment(State::Listen, false);
+        self.mark_ready(id);
+    }
+
+    /// The driver could not connect the other end. Returns the SYN for an ICMP message, where that is the answer.
+    pub(crate) fn refuse(
+        &mut self,
+        id: FlowId,
+        refusal: Refusal,
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) -> Option<(Route, Box<[u8]>)> {
+        let flow = self.remove(id)?;
+        let Stage::Held(syn) = flow.stage else { return None };
+        match refusal {
+            Refusal::Reset => {
+                self.reply_reset(flow.route, &Ipv4Packet::new_unchecked(&syn), now, sink);
+                None
+            }
+            Refusal::Unreachable => Some((flow.route, syn)),
+            Refusal::Silence => None,
+        }
+    }
+
+    /// Answers a segment with a RST, as for a closed port.
+    pub(crate) fn reply_reset(
+        &mut self,
+        route: Route,
+        packet: &Ipv4Packet<&[u8]>,
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) {
+        let mut device = OneCall {
+            packet: Some(packet.clone().into_inner()),
+            sink,
+            route,
+            mtu: usize::from(self.mtu),
+            window: &mut window::WindowLimit::new(0),
+            scratch: &mut self.scratch,
+        };
+        // smoltcp answers a segment that no socket takes.
+        let mut nobody = SocketSet::new(Vec::new());
+        let _: PollIngressSingleResult = self.interface.poll_ingress_single(now, &mut device, &mut nobody);
+    }
+
+    /// A flow from `local` (a free port is chosen) to a guest. It starts when [`Table::resolved`] says where the guest is.
+    pub(crate) fn dial(&mut self, guest: SocketAddr, local: core::net::IpAddr) -> Result<FlowId, DropReason> {
+        if self.flows.len() >= MAX_FLOWS {
+            return Err(DropReason::Flows);
+        }
+        for _ in 0..EPHEMERAL_COUNT {
+            let remote = SocketAddr::new(local, self.next_port);
+            self.next_port = self.next_port.checked_add(1).unwrap_or(EPHEMERAL_FIRST);
+            if !self.keys.contains_key(&Key { guest, remote }) {
+                return Ok(self.insert(Flow::new(guest, remote, NOWHERE, Stage::Resolving)));
+            }
+        }
+        Err(DropReason::Flows)
+    }
+
+    /// A dialled flow's guest has been found, or not.
+    pub(crate) fn resolved(&mut self, id: FlowId, neighbour: Option<(Mac, PortId)>) {
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        if !matches!(flow.stage, Stage::Resolving) {
+            return;
+        }
+        match neighbour {
+            Some((to, port)) => {
+                flow.route = Route { port, from: self.gateway_mac, to };
+                flow.connect(&mut self.interface);
+            }
+            None => flow.stage = Stage::Dead,
+        }
+        self.mark_ready(id);
+    }
+
+    /// The next flow that has something to do.
+    pub(crate) fn poll_ready(&mut self) -> Option<FlowId> {
+        loop {
+            let id = self.ready.pop_front()?;
+            if let Some(flow) = self.flows.get_mut(id) {
+                flow.queued = false;
+                return Some(id);
+            }
+        }
+    }
+
+    pub(crate) fn ready_len(&self) -> usize {
+        self.ready.len()
+    }
+
+    pub(crate) fn mark_ready(&mut self, id: FlowId) {
+        if let Some(flow) = self.flows.get_mut(id)
+            && !flow.queued
+        {
+            flow.queued = true;
+            self.ready.push_back(id);
+        }
+    }
+
+    /// The port may have room again.
+    pub(crate) fn handle_room(&mut self, port: PortId) {
+        for id in core::mem::take(&mut self.blocked) {
+            match self.flows.get_mut(id) {
+                Some(flow) if flow.route.port == port => {
+                    flow.blocked = false;
+                    self.mark_ready(id);
+                }
+                Some(_) => self.blocked.push(id),
+                None => {}
+            }
+        }
+    }
+
+    /// Sends what the flow has to send, up to its turn, and arms its timer.
+    pub(crate) fn flush(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) {
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        if flow.is_lingering(now) {
+            return;
+        }
+        let Stage::Live(sockets, handle) = &mut flow.stage else {
+            if flow.released {
+                self.remove(id);
+            }
+            return;
+        };
+        if let Some(budget) = self.budgets.get_mut(&flow.route.port) {
+            budget.share(&mut flow.window, now);
+        }
+        let mtu = usize::from(self.mtu);
+        let mut device = OneCall {
+            packet: None,
+            sink,
+            route: flow.route,
+            mtu,
+            window: &mut flow.window,
+            scratch: &mut self.scratch,
+        };
+        let mut segments = (TURN / mtu).max(2);
+        let open = sockets.get::<Socket<'_>>(*handle).is_open();
+        // Without room smoltcp would forget a fast retransmission that it cannot send, and wait for ever.
+        while segments > 0
+            && device.has_room()
+            && self.interface.poll_egress(now, &mut device, sockets) == PollResult::SocketStateChanged
+        {
+            segments -= 1;
+        }
+        let due = self.interface.poll_at(now, sockets);
+        let timed_out = open && !sockets.get::<Socket<'_>>(*handle).is_open();
+        let mut room = sink.has_room(flow.route.port, ether::HEADER_LEN + mtu);
+        if let Some(held) = flow.wants_window_update() {
+            if room && let Some((seq, ack, window)) = flow.window.update(held) {
+                send_update(sink, flow, seq, ack, window);
+                room = sink.has_room(flow.route.port, ether::HEADER_LEN + mtu);
+            } else {
+                flow.block(id, &mut self.blocked);
+            }
+        }
+        if flow.released && flow.is_over(due, now) {
+            self.remove(id);
+            return;
+        }
+        if timed_out {
+            // The driver does not know yet.
+            return self.mark_ready(id);
+        }
+        // Without room it is the port that makes no progress, as while the virtual machine is paused.
+        if let Some(limit) = flow.give_up_after().filter(|_| room) {
+            let since = *flow.progress.get_or_insert(now);
+            if now - since > limit {
+                flow.abort();
+                return self.mark_ready(id);
+            }
+        } else {
+            flow.progress = None;
+        }
+        flow.note_sending(now);
+        if let Some(at) = flow.idle_at() {
+            if at > now {
+                self.timers.arm(id, at, &mut flow.armed);
+            } else {
+                self.idle.push_back((id, 0));
+            }
+        }
+        match due {
+            None => {}
+            Some(at) if at > now => self.timers.arm(id, at, &mut flow.armed),
+            Some(_) if segments == 0 => self.mark_ready(id),
+            // `handle_room` goes on.
+            Some(_) if !room => flow.block(id, &mut self.blocked),
+            Some(_) => self.timers.arm(id, now + RETRY, &mut flow.armed),
+        }
+    }
+
+    /// The driver is done with the flow. What is queued is still sent, and a FIN or RST that is owed.
+    pub(crate) fn release(&mut self, id: FlowId, abort: bool) {
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        flow.released = true;
+        if abort {
+            flow.abort();
+        }
+        self.mark_ready(id);
+    }
+
+    /// The next ring that is empty and has been for a while.
+    pub(crate) fn poll_idle_memory(&mut self, now: Instant) -> Option<IdleMemory<'_>> {
+        loop {
+            let (id, ring) = self.idle.pop_front()?;
+            if self.flows.get(id).and_then(Flow::idle_at).is_some_and(|at| at <= now) {
+                if ring + 1 < flow::RINGS {
+                    self.idle.push_front((id, ring + 1));
+                }
+                return self.flows.get_mut(id)?.idle_memory(ring);
+            }
+        }
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
+    /// Marks the flows whose timers are due.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        while let Some((deadline, id)) = self.timers.pop_due(now) {
+            let Some(flow) = self.flows.get_mut(id) else { continue };
+            if flow.armed == Some(deadline) {
+                flow.armed = None;
+                self.mark_ready(id);
+            }
+        }
+    }
+
+    fn insert(&mut self, flow: Flow) -> FlowId {
+        let key = Key { guest: flow.guest, remote: flow.remote };
+        let id = self.flows.insert(flow);
+        self.keys.insert(key, id);
+        let flows = &self.flows;
+        self.timers.shed(flows.len(), |id, at| flows.get(id).is_some_and(|flow| flow.armed == Some(at)));
+        id
+    }
+
+    fn remove(&mut self, id: FlowId) -> Option<Flow> {
+        let flow = self.flows.remove(id)?;
+        let key = Key { guest: flow.guest, remote: flow.remote };
+        if self.keys.get(&key) == Some(&id) {
+            self.keys.remove(&key);
+        }
+        Some(flow)
+    }
+}
+
+/// The ports that this side dials from, as the original's.
+const EPHEMERAL_FIRST: u16 = 16_000;
+const EPHEMERAL_COUNT: u16 = u16::MAX - EPHEMERAL_FIRST;
+
+/// Answers a SYN for a connection that there is: a guest that knows nothing of it answers with a RST (RFC 5961 4.2). smoltcp would
+/// say nothing.
+fn challenge(sink: &mut impl FrameSink, flow: &mut Flow) {
+    let held = flow.socket().map_or(0, Socket::recv_queue);
+    if let Some((seq, ack, window)) = flow.window.update(held) {
+        send_update(sink, flow, seq, ack, window);
+    }
+}
+
+/// Sends a bare acknowledgement that tells the guest of a larger window.
+fn send_update(
+    sink: &mut impl FrameSink,
+    flow: &Flow,
+    seq: smoltcp::wire::TcpSeqNumber,
+    ack: smoltcp::wire::TcpSeqNumber,
+    window: u16,
+) {
+    let (SocketAddr::V4(guest), SocketAddr::V4(remote)) = (flow.guest, flow.remote) else { return };
+    let len = ether::HEADER_LEN + ipv4::HEADER_LEN + smoltcp::wire::TCP_HEADER_LEN;
+    let Some(frame) = sink.frame(flow.route.port, len) else { return };
+    let mut packet =
+        Ipv4Packet::new_unchecked(ether::emit(frame, flow.route.from, flow.route.to, EtherType::Ipv4));
+    let header = ipv4::Header { source: *remote.ip(), destination: *guest.ip(), protocol: IpProtocol::Tcp };
+    ipv4::emit_header(&mut packet, header, smoltcp::wire::TCP_HEADER_LEN, 0);
+    packet.fill_checksum();
+    let mut segment = TcpPacket::new_unchecked(packet.payload_mut());
+    segment.set_src_port(remote.port());
+    segment.set_dst_port(guest.port());
+    segment.set_seq_number(seq);
+    segment.set_ack_number(ack);
+    segment.clear_flags();
+    segment.set_header_len(smoltcp::wire::TCP_HEADER_LEN as u8);
+    segment.set_ack(true);
+    segment.set_window_len(window);
+    segment.set_urgent_at(0);
+    segment.fill_checksum(&(*remote.ip()).into(), &(*guest.ip()).into());
+}

@@ -1,0 +1,170 @@
+//! The window that a guest is offered. Owns: how the flows of one port share its budget. Read next: `device.rs`.
+//!
+//! What a guest may send without an answer queues in its network interface, and a queue that overflows costs
+//! retransmissions: a Linux tap drops past 500 to 1,000 frames. So each port has a budget that its busy flows share.
+//! smoltcp offers what the ring has room for; the limit is applied to the segment on its way out. A window once offered is
+//! never taken back (RFC 9293 3.8.6), so a smaller share takes effect as the flow uses up what it was offered.
+
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{TcpPacket, TcpSeqNumber};
+
+/// Frames that may be on their way from a guest to a port at a time: measured, see ARCHITECTURE.md.
+const BUDGET_FRAMES: usize = 700;
+/// The budget's bounds, in bytes.
+const MIN_BUDGET: usize = 256 << 10;
+const MAX_BUDGET: usize = 4 << 20;
+/// A flow gets at least this much, however many there are, in bytes.
+const MIN_SHARE: usize = 32 << 10;
+/// Units of the window field that smoltcp would take and a guest is not offered, for rounding up what was promised.
+const RESERVE: usize = 256;
+/// A flow that sent within this time or the one before it is busy.
+const EPOCH: Duration = Duration::from_millis(50);
+
+/// A port's budget, and who has been using it.
+#[derive(Debug)]
+pub(crate) struct WindowBudget {
+    bytes: usize,
+    epoch: u32,
+    started: Instant,
+    busy: usize,
+    busy_before: usize,
+}
+
+impl WindowBudget {
+    /// `mtu` is the port's, in bytes.
+    pub(crate) fn new(mtu: u16, now: Instant) -> Self {
+        let bytes = (usize::from(mtu) * BUDGET_FRAMES).clamp(MIN_BUDGET, MAX_BUDGET);
+        Self { bytes, epoch: 0, started: now, busy: 0, busy_before: 0 }
+    }
+
+    /// Counts the flow that `limit` belongs to as busy.
+    pub(crate) fn count(&mut self, limit: &mut WindowLimit, now: Instant) {
+        self.roll(now);
+        if limit.epoch != Some(self.epoch) {
+            limit.epoch = Some(self.epoch);
+            self.busy += 1;
+        }
+    }
+
+    /// Gives the flow that `limit` belongs to its share, if it ever sent something.
+    pub(crate) fn share(&mut self, limit: &mut WindowLimit, now: Instant) {
+        if limit.epoch.is_some() {
+            self.roll(now);
+            limit.share = (self.bytes / self.busy.max(self.busy_before).max(1)).max(MIN_SHARE);
+        }
+    }
+
+    fn roll(&mut self, now: Instant) {
+        if now - self.started > EPOCH {
+            self.busy_before = if now - self.started > EPOCH * 2 { 0 } else { self.busy };
+            self.busy = 0;
+            self.started = now;
+            self.epoch = self.epoch.wrapping_add(1);
+        }
+    }
+}
+
+/// What one flow has offered and may offer.
+#[derive(Debug)]
+pub(crate) struct WindowLimit {
+    /// Bytes that may be in the ring and on their way.
+    share: usize,
+    /// Size of the ring.
+    capacity: usize,
+    /// RFC 7323 shift of the window field, both sides having offered one.
+    shift: u8,
+    /// The sequence number up to which the guest may send.
+    edge: Option<TcpSeqNumber>,
+    /// The sequence number up to which smoltcp takes what is sent.
+    accepted: Option<TcpSeqNumber>,
+    /// The last segment's acknowledgement, and the sequence number that follows it.
+    last: Option<(TcpSeqNumber, TcpSeqNumber)>,
+    epoch: Option<u32>,
+}
+
+impl WindowLimit {
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self { share: capacity, capacity, shift: 0, edge: None, accepted: None, last: None, epoch: None }
+    }
+
+    /// The guest's SYN (or SYN-ACK) says whether windows are scaled.
+    pub(crate) fn handle_syn<T: AsRef<[u8]> + ?Sized>(&mut self, syn: &TcpPacket<&T>) {
+        let scaled = syn.options_summary().is_ok_and(|options| options.window_scale.is_some());
+        let log2 = usize::BITS - self.capacity.leading_zeros();
+        self.shift = if scaled { log2.saturating_sub(16) as u8 } else { 0 };
+    }
+
+    /// Lowers the window of a segment that smoltcp made to what the share leaves.
+    pub(super) fn apply(&mut self, segment: &mut TcpPacket<&mut [u8]>) {
+        if segment.rst() || !segment.ack() {
+            return;
+        }
+        let ack = segment.ack_number();
+        let next = segment.seq_number() + segment.segment_len();
+        self.last = Some((self.last.map_or(next, |(before, _)| before.max(next)), ack));
+        let shift = if segment.syn() { 0 } else { self.shift };
+        let room = usize::from(segment.window_len()) << shift;
+        self.accepted = Some(ack + room);
+        let held = self.capacity.min(usize::from(u16::MAX) << shift).saturating_sub(room);
+        let window = self.window(ack, held, shift);
+        segment.set_window_len(window);
+        self.edge = Some(self.promised(ack, usize::from(window) << shift));
+    }
+
+    /// The last acknowledgement that went out.
+    pub(super) fn acknowledged(&self) -> Option<TcpSeqNumber> {
+        self.last.map(|(_, ack)| ack)
+    }
+
+    /// The window field for a ring with `held` bytes in it.
+    fn window(&self, ack: TcpSeqNumber, held: usize, shift: u8) -> u16 {
+        let distance =
+            |edge: Option<TcpSeqNumber>| edge.filter(|edge| *edge > ack).map_or(0, |edge| edge - ack);
+        let (promised, accepted) = (distance(self.edge), distance(self.accepted));
+        let reserve = if shift == 0 { 0 } else { RESERVE << shift };
+        let mut field = accepted.saturating_sub(reserve).min(self.share.saturating_sub(held)) >> shift;
+        if field << shift < promised {
+            // What is promised may end between two multiples. When the reserve is used up the edge moves back by less than one
+            // unit, as RFC 7323 2.4 has it.
+            field = (promised >> shift) + usize::from(promised % (1 << shift) != 0);
+            field = field.min(accepted >> shift);
+        }
+        u16::try_from(field).unwrap_or(u16::MAX)
+    }
+
+    /// Whether a segment that ends at `end` goes past what smoltcp takes. If it also carries a FIN, smoltcp would believe that
+    /// and cut the bytes before it.
+    pub(super) fn is_past(&self, end: TcpSeqNumber) -> bool {
+        self.accepted.is_some_and(|accepted| end > accepted)
+    }
+
+    fn promised(&self, ack: TcpSeqNumber, window: usize) -> TcpSeqNumber {
+        let edge = ack + window;
+        self.edge.map_or(edge, |before| before.max(edge))
+    }
+
+    /// Whether a segment from the guest is no keep-alive and acknowledges all that was sent but the last number.
+    pub(super) fn is_repeated(&self, seq: TcpSeqNumber, ack: TcpSeqNumber) -> bool {
+        self.last.is_some_and(|(next, acknowledged)| ack + 1 == next && seq >= acknowledged)
+    }
+
+    /// Whether the guest has used up most of what it was offered while the ring, with `held` bytes in it, has room again. smoltcp
+    /// does not know, since it offered more.
+    pub(super) fn wants_update(&self, held: usize) -> bool {
+        let (Some((_, ack)), Some(edge), Some(accepted)) = (self.last, self.edge, self.accepted) else {
+            return false;
+        };
+        let distance = |edge: TcpSeqNumber| if edge > ack { edge - ack } else { 0 };
+        let share = self.share.min(self.capacity);
+        let free = share.saturating_sub(held).min(distance(accepted));
+        free >= share / 2 && distance(edge) < free / 2
+    }
+
+    /// Sequence and acknowledgement number, and the window field, of a segment that only updates the window.
+    pub(super) fn update(&mut self, held: usize) -> Option<(TcpSeqNumber, TcpSeqNumber, u16)> {
+        let (seq, ack) = self.last?;
+        let window = self.window(ack, held, self.shift);
+        self.edge = Some(self.promised(ack, usize::from(window) << self.shift));
+        Some((seq, ack, window))
+    }
+}

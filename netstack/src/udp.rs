@@ -1,0 +1,338 @@
+//! UDP (RFC 768). Owns: the flow table: one entry for each pair of guest and remote socket, bounded, least recently used out
+//! first. May not: open a socket on the host (the driver does, told by [`Datagram::open`]). Read next: `lib.rs`.
+
+use core::net::SocketAddr;
+use std::collections::{HashMap, VecDeque};
+
+use foldhash::fast::FixedState;
+use slotmap::SlotMap;
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{IpAddress, IpProtocol, Ipv4Packet, UdpPacket};
+
+use crate::ether::{self, EtherType};
+use crate::ipv4::{self, Header, Route};
+use crate::timer::Timers;
+use crate::{DropReason, FrameSink};
+
+slotmap::new_key_type! {
+    /// Names a UDP flow; never used again for another one.
+    pub struct UdpFlowId;
+}
+
+/// Bytes of a UDP header.
+pub(crate) const HEADER_LEN: usize = 8;
+/// Flows at most: each is a socket on the host.
+pub const MAX_FLOWS: usize = 4096;
+/// A flow without a datagram for this long is over (RFC 4787 asks for two minutes or more by default, and accepts less for
+/// well-known ports; the original takes 90 s).
+const IDLE: Duration = Duration::from_secs(90);
+/// The same where one question has one answer: DNS and NTP.
+const IDLE_SHORT: Duration = Duration::from_secs(15);
+
+/// A datagram from a guest, for the host socket of its flow.
+#[derive(Debug)]
+pub struct Datagram<'a> {
+    /// The flow.
+    pub flow: UdpFlowId,
+    /// Where the flow leads, if this is its first datagram.
+    pub open: Option<SocketAddr>,
+    /// What was sent; may be empty.
+    pub payload: &'a [u8],
+}
+
+#[derive(Debug)]
+struct Flow {
+    guest: SocketAddr,
+    remote: SocketAddr,
+    route: Route,
+    used: Instant,
+    armed: Option<Instant>,
+    newer: Option<UdpFlowId>,
+    older: Option<UdpFlowId>,
+}
+
+/// The flow table.
+#[derive(Debug)]
+pub(crate) struct Table {
+    flows: SlotMap<UdpFlowId, Flow>,
+    keys: HashMap<(SocketAddr, SocketAddr), UdpFlowId, FixedState>,
+    newest: Option<UdpFlowId>,
+    oldest: Option<UdpFlowId>,
+    timers: Timers<UdpFlowId>,
+    closed: VecDeque<UdpFlowId>,
+    ident: u16,
+    scratch: Vec<u8>,
+}
+
+impl Table {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self {
+            flows: SlotMap::with_key(),
+            keys: HashMap::with_hasher(FixedState::with_seed(seed)),
+            newest: None,
+            oldest: None,
+            timers: Timers::new(),
+            closed: VecDeque::new(),
+            ident: 0,
+            scratch: Vec::new(),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// The flow from `guest` to `remote`, used now. A flow belongs to its port.
+    pub(crate) fn find(
+        &mut self,
+        guest: SocketAddr,
+        remote: SocketAddr,
+        route: Route,
+        now: Instant,
+    ) -> Result<Option<UdpFlowId>, DropReason> {
+        let Some(&id) = self.keys.get(&(guest, remote)) else { return Ok(None) };
+        let Some(flow) = self.flows.get_mut(id) else { return Ok(None) };
+        if flow.route.port != route.port {
+            return Err(DropReason::OtherPort);
+        }
+        flow.route = route;
+        self.touch(id, now);
+        Ok(Some(id))
+    }
+
+    /// A new flow; the least recently used one makes room.
+    pub(crate) fn open(
+        &mut self,
+        guest: SocketAddr,
+        remote: SocketAddr,
+        route: Route,
+        now: Instant,
+    ) -> UdpFlowId {
+        if self.flows.len() >= MAX_FLOWS
+            && let Some(oldest) = self.oldest
+        {
+            self.close(oldest);
+            self.closed.push_back(oldest);
+        }
+        let id = self.flows.insert(Flow {
+            guest,
+            remote,
+            route,
+            used: now,
+            armed: None,
+            newer: None,
+            older: None,
+        });
+        self.keys.insert((guest, remote), id);
+        self.link_newest(id);
+        self.arm(id);
+        let flows = &self.flows;
+        self.timers.shed(flows.len(), |id, at| flows.get(id).is_some_and(|flow| flow.armed == Some(at)));
+        id
+    }
+
+    /// Forgets the flow.
+    pub(crate) fn close(&mut self, id: UdpFlowId) {
+        self.unlink(id);
+        if let Some(flow) = self.flows.remove(id) {
+            self.keys.remove(&(flow.guest, flow.remote));
+        }
+    }
+
+    /// Ends the flows of a port that is gone.
+    pub(crate) fn detach(&mut self, port: crate::PortId) {
+        let gone: Vec<UdpFlowId> =
+            self.flows.iter().filter(|(_, flow)| flow.route.port == port).map(|(id, _)| id).collect();
+        for id in gone {
+            self.close(id);
+            self.closed.push_back(id);
+        }
+    }
+
+    /// A flow that ended by itself, so that the driver closes its socket.
+    pub(crate) fn poll_closed(&mut self) -> Option<UdpFlowId> {
+        self.closed.pop_front()
+    }
+
+    /// The two ends, and the way to the guest.
+    pub(crate) fn ends(&self, id: UdpFlowId) -> Option<(SocketAddr, SocketAddr, Route)> {
+        self.flows.get(id).map(|flow| (flow.guest, flow.remote, flow.route))
+    }
+
+    /// Sends one datagram from the flow's remote end to its guest.
+    pub(crate) fn send(
+        &mut self,
+        id: UdpFlowId,
+        payload: &[u8],
+        mtu: u16,
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) -> Result<(), DropReason> {
+        let (guest, remote, route) = self.ends(id).ok_or(DropReason::Udp)?;
+        self.touch(id, now);
+        self.send_between(route, remote, guest, payload, mtu, sink)
+    }
+
+    /// Sends one datagram that belongs to no flow.
+    pub(crate) fn send_between(
+        &mut self,
+        route: Route,
+        from: SocketAddr,
+        to: SocketAddr,
+        payload: &[u8],
+        mtu: u16,
+        sink: &mut impl FrameSink,
+    ) -> Result<(), DropReason> {
+        let (SocketAddr::V4(source), SocketAddr::V4(destination)) = (from, to) else {
+            return Err(DropReason::Udp);
+        };
+        let header =
+            Header { source: *source.ip(), destination: *destination.ip(), protocol: IpProtocol::Udp };
+        let len = HEADER_LEN + payload.len();
+        self.ident = self.ident.wrapping_add(1);
+        if ipv4::HEADER_LEN + len > usize::from(u16::MAX) {
+            return Err(DropReason::Udp);
+        }
+        if ipv4::HEADER_LEN + len > usize::from(mtu) {
+            let mut datagram = core::mem::take(&mut self.scratch);
+            datagram.resize(len, 0);
+            emit(&mut datagram, from, to, payload);
+            let sent = ipv4::send(sink, route, header, &datagram, self.ident, mtu);
+            self.scratch = datagram;
+            return sent;
+        }
+        let frame =
+            sink.frame(route.port, ether::HEADER_LEN + ipv4::HEADER_LEN + len).ok_or(DropReason::PortFull)?;
+        let mut packet = Ipv4Packet::new_unchecked(ether::emit(frame, route.from, route.to, EtherType::Ipv4));
+        ipv4::emit_header(&mut packet, header, len, self.ident);
+        packet.fill_checksum();
+        emit(packet.payload_mut(), from, to, payload);
+        Ok(())
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        while let Some((deadline, id)) = self.timers.pop_due(now) {
+            let Some(flow) = self.flows.get_mut(id) else { continue };
+            if flow.armed != Some(deadline) {
+                continue;
+            }
+            flow.armed = None;
+            if flow.expires() <= now {
+                self.close(id);
+                self.closed.push_back(id);
+            } else {
+                self.arm(id);
+            }
+        }
+    }
+
+    fn arm(&mut self, id: UdpFlowId) {
+        if let Some(flow) = self.flows.get_mut(id) {
+            let expires = flow.expires();
+            self.timers.arm(id, expires, &mut flow.armed);
+        }
+    }
+
+    fn touch(&mut self, id: UdpFlowId, now: Instant) {
+        if let Some(flow) = self.flows.get_mut(id) {
+            flow.used = now;
+        }
+        if self.newest != Some(id) {
+            self.unlink(id);
+            self.link_newest(id);
+        }
+    }
+
+    fn link_newest(&mut self, id: UdpFlowId) {
+        let before = self.newest.replace(id);
+        if let Some(flow) = self.flows.get_mut(id) {
+            flow.older = before;
+            flow.newer = None;
+        }
+        match before.and_then(|before| self.flows.get_mut(before)) {
+            Some(before) => before.newer = Some(id),
+            None => self.oldest = Some(id),
+        }
+    }
+
+    fn unlink(&mut self, id: UdpFlowId) {
+        let Some((older, newer)) = self.flows.get(id).map(|flow| (flow.older, flow.newer)) else { return };
+        match older.and_then(|older| self.flows.get_mut(older)) {
+            Some(flow) => flow.newer = newer,
+            None => self.oldest = newer,
+        }
+        match newer.and_then(|newer| self.flows.get_mut(newer)) {
+            Some(flow) => flow.older = older,
+            None => self.newest = older,
+        }
+    }
+}
+
+impl Flow {
+    fn expires(&self) -> Instant {
+        self.used + if matches!(self.remote.port(), 53 | 123) { IDLE_SHORT } else { IDLE }
+    }
+}
+
+/// Writes a whole datagram, header and checksum included, to `buffer`, which is exactly long enough.
+fn emit(buffer: &mut [u8], from: SocketAddr, to: SocketAddr, payload: &[u8]) {
+    let len = buffer.len();
+    let mut datagram = UdpPacket::new_unchecked(buffer);
+    datagram.set_src_port(from.port());
+    datagram.set_dst_port(to.port());
+    datagram.set_len(u16::try_from(len).unwrap_or(u16::MAX));
+    datagram.payload_mut().copy_from_slice(payload);
+    datagram.fill_checksum(&IpAddress::from(from.ip()), &IpAddress::from(to.ip()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Mac, PortId};
+
+    const ROUTE: Route = Route { port: PortId(0), from: Mac([2; 6]), to: Mac([4; 6]) };
+
+    fn guest(port: u16) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, 2], port))
+    }
+
+    fn remote(port: u16) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, 9], port))
+    }
+
+    #[test]
+    fn the_least_recently_used_makes_room() {
+        let mut table = Table::new(1);
+        let now = Instant::ZERO;
+        let ids: Vec<_> =
+            (0..MAX_FLOWS as u16).map(|port| table.open(guest(port + 1), remote(9), ROUTE, now)).collect();
+        assert_eq!(table.find(guest(1), remote(9), ROUTE, now), Ok(Some(ids[0])));
+        table.open(guest(60_000), remote(9), ROUTE, now);
+        assert_eq!(table.poll_closed(), Some(ids[1]));
+        assert_eq!(table.poll_closed(), None);
+        assert_eq!(table.len(), MAX_FLOWS);
+        table.close(ids[4]);
+        table.open(guest(60_001), remote(9), ROUTE, now);
+        assert_eq!(table.poll_closed(), None);
+    }
+
+    #[test]
+    fn idle_flows_end() {
+        let mut table = Table::new(1);
+        let long = table.open(guest(1), remote(9), ROUTE, Instant::ZERO);
+        let short = table.open(guest(1), remote(53), ROUTE, Instant::ZERO);
+        table.handle_timeout(Instant::from_secs(15));
+        assert_eq!(table.poll_closed(), Some(short));
+        assert_eq!(table.find(guest(1), remote(9), ROUTE, Instant::from_secs(60)), Ok(Some(long)));
+        table.handle_timeout(Instant::from_secs(90));
+        assert_eq!(table.poll_closed(), None);
+        assert_eq!(table.poll_timeout(), Some(Instant::from_secs(150)));
+        table.handle_timeout(Instant::from_secs(150));
+        assert_eq!(table.poll_closed(), Some(long));
+        assert_eq!((table.len(), table.poll_timeout()), (0, None));
+    }
+}

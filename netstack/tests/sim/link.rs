@@ -1,0 +1,119 @@
+//! One direction of a cable. Owns: delay, loss, reordering, duplicates, the bounded queue, and where randomness comes from.
+
+use std::collections::BTreeMap;
+
+use smoltcp::time::{Duration, Instant};
+
+/// SplitMix64 (Steele, Lea, Flood 2014): small, and the same everywhere.
+#[derive(Clone, Debug)]
+pub(crate) struct Rng(u64);
+
+impl Rng {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(crate) fn draw(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Below `bound`, which is not 0.
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.draw() % bound
+    }
+
+    /// `true` in `permille` of 1000 cases.
+    pub(crate) fn chance(&mut self, permille: u64) -> bool {
+        self.below(1000) < permille
+    }
+}
+
+/// How a wire treats frames.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Quality {
+    pub(crate) delay: Duration,
+    /// Of 1000 frames.
+    pub(crate) loss: u64,
+    /// Of 1000 frames, those that come up to four delays (and no less than 2 ms) late, so that others overtake them.
+    pub(crate) reorder: u64,
+    /// Of 1000 frames.
+    pub(crate) duplicate: u64,
+    /// Frames on the way at most; what is more is lost.
+    pub(crate) queue: usize,
+}
+
+impl Quality {
+    pub(crate) const CLEAN: Self =
+        Self { delay: Duration::from_micros(100), loss: 0, reorder: 0, duplicate: 0, queue: usize::MAX };
+
+    pub(crate) fn delay(self, delay: Duration) -> Self {
+        Self { delay, ..self }
+    }
+
+    pub(crate) fn loss(self, permille: u64) -> Self {
+        Self { loss: permille, ..self }
+    }
+
+    pub(crate) fn reorder(self, permille: u64) -> Self {
+        Self { reorder: permille, ..self }
+    }
+
+    pub(crate) fn duplicate(self, permille: u64) -> Self {
+        Self { duplicate: permille, ..self }
+    }
+
+    pub(crate) fn queue(self, frames: usize) -> Self {
+        Self { queue: frames, ..self }
+    }
+}
+
+/// Frames on their way.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    pub(crate) quality: Quality,
+    /// Frames that the quality took.
+    pub(crate) lost: u64,
+    rng: Rng,
+    frames: BTreeMap<(Instant, u64), Vec<u8>>,
+    count: u64,
+}
+
+impl Wire {
+    pub(crate) fn new(quality: Quality, seed: u64) -> Self {
+        Self { quality, lost: 0, rng: Rng::new(seed), frames: BTreeMap::new(), count: 0 }
+    }
+
+    pub(crate) fn push(&mut self, frame: Vec<u8>, now: Instant) {
+        if self.frames.len() >= self.quality.queue || self.rng.chance(self.quality.loss) {
+            self.lost += 1;
+            return;
+        }
+        if self.rng.chance(self.quality.duplicate) {
+            self.schedule(frame.clone(), now);
+        }
+        self.schedule(frame, now);
+    }
+
+    fn schedule(&mut self, frame: Vec<u8>, now: Instant) {
+        let mut at = now + self.quality.delay;
+        if self.rng.chance(self.quality.reorder) {
+            let late = (self.quality.delay.total_micros() * 4).max(2_000);
+            at += Duration::from_micros(self.rng.below(late));
+        }
+        self.count += 1;
+        self.frames.insert((at, self.count), frame);
+    }
+
+    pub(crate) fn pop(&mut self, now: Instant) -> Option<Vec<u8>> {
+        self.next().filter(|at| *at <= now)?;
+        self.frames.pop_first().map(|(_, frame)| frame)
+    }
+
+    pub(crate) fn next(&self) -> Option<Instant> {
+        self.frames.first_key_value().map(|((at, _), _)| *at)
+    }
+}

@@ -1,0 +1,29 @@
+//! `netstack::Stack` against guests on simulated links, in virtual time.
+//!
+//! `SIM_SEED=<n> cargo test -p netstack --test sim <name>` runs a test again with the seed that its failure printed.
+//! Read next: `network.rs`, which is the driver's calling order in small.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test fails by panic"
+)]
+
+mod checker;
+mod frames;
+mod guest;
+mod link;
+mod network;
+mod raw;
+
+mod backpressure;
+mod closing;
+mod dial_in;
+mod dial_out;
+mod random;
+mod services;
+mod switching;
+mod transfer;
+mod udp;
+mod windows;
