@@ -1,0 +1,267 @@
+//! The command line: Go's `flag` grammar in front of clap. Owns: what was typed, as [`RawArgs`].
+//! May not: judge what the values mean, touch files or globals. Read next: `table.rs`, then `config.rs`.
+
+mod grammar;
+pub mod literal;
+pub mod table;
+
+use std::ffi::{OsStr, OsString};
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+
+use crate::text::quote;
+
+use grammar::End;
+use table::{FLAGS, Flag, Kind};
+
+/// Exactly what was typed, with the defaults of the flags that were not. An empty text means "not given".
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named after the flags, which table.rs documents")]
+pub struct RawArgs {
+    pub debug: bool,
+    pub device_ip: OsString,
+    pub ec2_metadata_access: bool,
+    pub forward_dest: Vec<OsString>,
+    pub forward_identity: Vec<OsString>,
+    pub forward_sock: Vec<OsString>,
+    pub forward_user: Vec<OsString>,
+    pub gateway_ip: OsString,
+    pub host_ip: OsString,
+    pub listen_qemu: OsString,
+    pub log_file: OsString,
+    pub mtu: i64,
+    pub pid_file: OsString,
+    pub ssh_port: i64,
+    pub subnet: OsString,
+    pub version: bool,
+    /// Flags that were given although this version does not support them.
+    pub unsupported: Vec<&'static str>,
+    /// The word at which the flags ended; it and what follows has no meaning.
+    pub ignored: Option<OsString>,
+}
+
+/// What a command line asks for.
+#[derive(Debug)]
+pub enum Parsed {
+    /// To run.
+    Run(Box<RawArgs>),
+    /// To print the usage on standard error and to succeed.
+    Help(String),
+    /// Nothing that can be done: what to print on standard error before exiting with 2.
+    Usage(String),
+}
+
+/// Reads a whole argv, the program's name first.
+pub fn parse(argv: &[OsString]) -> Parsed {
+    let (program, words) = match argv {
+        [program, words @ ..] => (program.as_os_str(), words),
+        [] => (OsStr::new("gvproxy"), argv),
+    };
+    let usage = || table::usage(&program.to_string_lossy());
+    let lexed = grammar::lex(words);
+    // clap has the first word: Go reads from left to right, so a bad value comes before whatever ended the reading.
+    let matches = match command().try_get_matches_from(&lexed.items) {
+        Ok(matches) => matches,
+        Err(error) => return Parsed::Usage(format!("{}\n{}", reason(&error), usage())),
+    };
+    match lexed.end {
+        End::Flags(ignored) => Parsed::Run(Box::new(RawArgs::from_matches(&matches, ignored))),
+        End::Help => Parsed::Help(usage()),
+        End::Error(text) => Parsed::Usage(format!("{text}\n{}", usage())),
+    }
+}
+
+/// The parsers below word the whole message; clap wraps it as the source of its own.
+fn reason(error: &clap::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+fn command() -> Command {
+    Command::new("gvproxy")
+        .no_binary_name(true)
+        .disable_help_flag(true)
+        .disable_version_flag(true)
+        .args(FLAGS.iter().map(arg))
+}
+
+fn arg(flag: &Flag) -> Arg {
+    let name = flag.name;
+    let arg = Arg::new(name).long(name).action(ArgAction::Set).overrides_with(name);
+    match flag.kind {
+        Kind::Bool => arg.value_parser(move |text: &str| {
+            literal::boolean(text)
+                .map_err(|e| format!("invalid boolean value {} for -{name}: {e}", quote(text)))
+        }),
+        Kind::Int(_) => arg.value_parser(move |text: &str| {
+            literal::int(text).map_err(|e| format!("invalid value {} for flag -{name}: {e}", quote(text)))
+        }),
+        Kind::Text(_) => arg.value_parser(value_parser!(OsString)),
+        Kind::List => {
+            Arg::new(name).long(name).action(ArgAction::Append).value_parser(value_parser!(OsString))
+        }
+    }
+}
+
+impl RawArgs {
+    fn from_matches(matches: &ArgMatches, ignored: Option<OsString>) -> Self {
+        let default = |name: &str| FLAGS.iter().find(|flag| flag.name == name).map(|flag| flag.kind);
+        let boolean = |name: &str| matches.get_one::<bool>(name).copied().unwrap_or(false);
+        let int = |name: &str| match (matches.get_one::<i64>(name), default(name)) {
+            (Some(&value), _) | (None, Some(Kind::Int(value))) => value,
+            (None, _) => 0,
+        };
+        let text = |name: &str| match (matches.get_one::<OsString>(name), default(name)) {
+            (Some(value), _) => value.clone(),
+            (None, Some(Kind::Text(value))) => value.into(),
+            (None, _) => OsString::new(),
+        };
+        let list = |name: &str| matches.get_many::<OsString>(name).into_iter().flatten().cloned().collect();
+        let given = |flag: &&Flag| match flag.kind {
+            Kind::Text(_) => !text(flag.name).is_empty(),
+            _ => matches.contains_id(flag.name),
+        };
+        Self {
+            debug: boolean("debug"),
+            device_ip: text("deviceIP"),
+            ec2_metadata_access: boolean("ec2-metadata-access"),
+            forward_dest: list("forward-dest"),
+            forward_identity: list("forward-identity"),
+            forward_sock: list("forward-sock"),
+            forward_user: list("forward-user"),
+            gateway_ip: text("gatewayIP"),
+            host_ip: text("hostIP"),
+            listen_qemu: text("listen-qemu"),
+            log_file: text("log-file"),
+            mtu: int("mtu"),
+            pid_file: text("pid-file"),
+            ssh_port: int("ssh-port"),
+            subnet: text("subnet"),
+            version: boolean("version"),
+            unsupported: FLAGS.iter().filter(|f| !f.supported).filter(given).map(|f| f.name).collect(),
+            ignored,
+        }
+    }
+
+    /// What was typed that this version cannot do, as one line.
+    pub fn refusal(&self) -> Option<String> {
+        // The original takes any of its schemes for -listen-qemu.
+        let qemu = self.listen_qemu.to_string_lossy().to_ascii_lowercase();
+        let scheme = ["tcp:", "vsock:", "unixpacket:"].into_iter().find(|scheme| qemu.starts_with(scheme));
+        let what = match (self.unsupported.first(), scheme) {
+            (Some(flag), _) => format!("-{flag}"),
+            (None, Some(scheme)) => format!("-listen-qemu with {scheme}//"),
+            (None, None) => return None,
+        };
+        Some(format!("gvproxy: {what} is not supported yet by this version"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::*;
+
+    fn argv(line: &str) -> Vec<OsString> {
+        std::iter::once("gvproxy").chain(line.split_whitespace()).map(Into::into).collect()
+    }
+
+    fn run(line: &str) -> RawArgs {
+        match parse(&argv(line)) {
+            Parsed::Run(raw) => *raw,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    fn refused(line: &str) -> String {
+        match parse(&argv(line)) {
+            Parsed::Usage(text) => text.lines().next().unwrap_or_default().into(),
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_table_makes_a_sound_clap_command() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn defaults() {
+        let raw = run("");
+        assert_eq!((raw.mtu, raw.ssh_port, raw.debug, raw.version), (0, 2222, false, false));
+        assert_eq!(raw.subnet, "192.168.127.0/24");
+        assert_eq!((raw.pid_file, raw.forward_sock), ("".into(), vec![]));
+        assert_eq!((raw.unsupported, raw.ignored), (vec![], None));
+    }
+
+    #[test]
+    fn the_last_wins_and_lists_accumulate() {
+        let raw =
+            run("-mtu 1 -mtu=0x5dc -debug -debug=f -subnet a --subnet b -forward-sock a -forward-sock=b");
+        assert_eq!((raw.mtu, raw.debug, raw.subnet), (1500, false, "b".into()));
+        assert_eq!(raw.forward_sock, ["a", "b"]);
+    }
+
+    #[test]
+    fn an_empty_value_is_a_value() {
+        let raw = run("-subnet= -forward-sock=");
+        assert_eq!((raw.subnet, raw.forward_sock), ("".into(), vec!["".into()]));
+    }
+
+    #[test]
+    fn the_first_mistake_counts() {
+        assert_eq!(refused("-mtu abc -nosuch"), r#"invalid value "abc" for flag -mtu: parse error"#);
+        assert_eq!(refused("-nosuch -mtu abc"), "flag provided but not defined: -nosuch");
+        assert_eq!(refused("-mtu x -h"), r#"invalid value "x" for flag -mtu: parse error"#);
+        assert_eq!(refused("-mtu x -mtu 1"), r#"invalid value "x" for flag -mtu: parse error"#);
+        assert_eq!(refused("-debug=maybe"), r#"invalid boolean value "maybe" for -debug: parse error"#);
+        assert_eq!(refused("-mtu="), r#"invalid value "" for flag -mtu: parse error"#);
+        assert_eq!(
+            refused("-mtu 99999999999999999999"),
+            r#"invalid value "99999999999999999999" for flag -mtu: value out of range"#
+        );
+        assert!(matches!(parse(&argv("-h -mtu x")), Parsed::Help(_)));
+    }
+
+    #[test]
+    fn later_functions_are_refused_by_name() {
+        for flag in FLAGS.iter().filter(|flag| !flag.supported) {
+            let refusal = run(&format!("-{} x", flag.name)).refusal();
+            let text = format!("gvproxy: -{} is not supported yet by this version", flag.name);
+            assert_eq!(refusal, Some(text));
+        }
+        assert_eq!(run("-pcap= -config=").refusal(), None);
+        assert_eq!(run("-listen-qemu unix:///a").refusal(), None);
+        let refusal = run("-listen-qemu TCP://:1").refusal();
+        assert_eq!(
+            refusal.as_deref(),
+            Some("gvproxy: -listen-qemu with tcp:// is not supported yet by this version")
+        );
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_stay_as_they_are() {
+        let path = OsString::from_vec(b"/\xff".to_vec());
+        let Parsed::Run(raw) = parse(&["gvproxy".into(), "-pid-file".into(), path.clone()]) else {
+            panic!("a path may be any bytes");
+        };
+        assert_eq!(raw.pid_file, path);
+        let bad = OsString::from_vec(b"-mtu=\xff".to_vec());
+        assert!(matches!(parse(&["gvproxy".into(), bad]), Parsed::Usage(_)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_argv_panics(words: Vec<Vec<u8>>) {
+            let words: Vec<OsString> = words.into_iter().map(OsString::from_vec).collect();
+            let _ = parse(&words);
+        }
+
+        #[test]
+        fn nor_one_made_of_our_flags(words in prop::collection::vec("(--?(mtu|debug|subnet|forward-sock|version|h)(=[-a-z0-9]{0,3})?)|[-a-z0-9=]{0,4}", 0..8)) {
+            let words: Vec<OsString> = words.into_iter().map(Into::into).collect();
+            let _ = parse(&words);
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! The flags. Owns: the one table that parsing, the usage text and the README's table are made from.
+//! May not: parse. Read next: `grammar.rs`, which reads argv by it.
+
+/// What a flag's value is, and its default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Off unless given; a value only with `=`.
+    Bool,
+    /// The last one wins.
+    Int(i64),
+    /// The last one wins; empty means "not given".
+    Text(&'static str),
+    /// Every one counts, in order.
+    List,
+}
+
+/// One flag of the command line.
+#[derive(Clone, Copy, Debug)]
+pub struct Flag {
+    /// Without dashes; case matters.
+    pub name: &'static str,
+    /// Type and default.
+    pub kind: Kind,
+    /// One line for the usage text.
+    pub help: &'static str,
+    /// Whether this version does what the flag says; if not, giving it is an error.
+    pub supported: bool,
+}
+
+const fn flag(name: &'static str, kind: Kind, help: &'static str) -> Flag {
+    Flag { name, kind, help, supported: true }
+}
+
+/// A flag of the original whose function this version does not have.
+const fn later(name: &'static str, kind: Kind, help: &'static str) -> Flag {
+    Flag { name, kind, help, supported: false }
+}
+
+/// Every flag, in the order of the usage text: bytewise by name.
+pub const FLAGS: &[Flag] = &[
+    later("config", Kind::Text(""), "YAML configuration file; flags override what it says"),
+    flag("debug", Kind::Bool, "Log at debug level"),
+    flag("deviceIP", Kind::Text(""), "Address of the virtual machine, default is the second of the subnet"),
+    flag(
+        "ec2-metadata-access",
+        Kind::Bool,
+        "Let the guest reach 169.254.0.0/16: EC2 metadata and Amazon time",
+    ),
+    flag("forward-dest", Kind::List, "Socket in the guest that the matching -forward-sock leads to"),
+    flag("forward-identity", Kind::List, "Private key file for the matching -forward-sock"),
+    flag("forward-sock", Kind::List, "Unix socket to make on the host and to forward to the guest over SSH"),
+    flag("forward-user", Kind::List, "SSH user for the matching -forward-sock"),
+    flag("gatewayIP", Kind::Text(""), "Address of the gateway, default is the first of the subnet"),
+    flag(
+        "hostIP",
+        Kind::Text(""),
+        "Address under which the guest reaches the host's 127.0.0.1, default is the last of the subnet",
+    ),
+    later("listen", Kind::List, "URL of a control endpoint: the HTTP API with /connect"),
+    later("listen-bess", Kind::Text(""), "unixpacket:// URL for a BESS-compatible program"),
+    flag("listen-qemu", Kind::Text(""), "unix:// URL of the socket that QEMU connects to"),
+    later("listen-stdio", Kind::Text(""), "Any text: frames on standard input and output"),
+    later("listen-vfkit", Kind::Text(""), "unixgram:// URL for a vfkit-compatible program"),
+    later("listen-vpnkit", Kind::Text(""), "URL of a VPNKit socket for HyperKit"),
+    flag("log-file", Kind::Text(""), "Write the log to this file, emptied first, instead of standard error"),
+    flag("mtu", Kind::Int(0), "Largest IP packet in bytes, 68 to 65535; 0 means 1500"),
+    later("notification", Kind::Text(""), "unix: URL of a socket that is told about network events"),
+    later("pcap", Kind::Text(""), "Capture the network's traffic into this file"),
+    flag("pid-file", Kind::Text(""), "Write the process id to this file, removed at the end"),
+    later("services", Kind::Text(""), "URL of an endpoint with the HTTP API without /connect"),
+    flag(
+        "ssh-port",
+        Kind::Int(2222),
+        "Port on 127.0.0.1 that leads to the guest's port 22, 1024 to 65535; -1 for none",
+    ),
+    flag("subnet", Kind::Text("192.168.127.0/24"), "The network's IPv4 subnet, /29 or larger"),
+    flag("version", Kind::Bool, "Print the version and exit"),
+];
+
+impl Flag {
+    fn type_name(&self) -> &'static str {
+        match self.kind {
+            Kind::Bool => "",
+            Kind::Int(_) => " int",
+            Kind::Text(_) => " string",
+            Kind::List => " value",
+        }
+    }
+}
+
+/// The usage text: two lines a flag.
+pub fn usage(program: &str) -> String {
+    let mut out = format!("Usage of {program}:\n");
+    for flag in FLAGS {
+        let default = match flag.kind {
+            Kind::Int(n) if n != 0 => format!(" (default {n})"),
+            Kind::Text(text) if !text.is_empty() => format!(" (default \"{text}\")"),
+            _ => String::new(),
+        };
+        let later = if flag.supported { "" } else { " (not supported yet)" };
+        out.push_str(&format!("  -{}{}\n    \t{}{later}{default}\n", flag.name, flag.type_name(), flag.help));
+    }
+    out
+}
+
+/// The table of the README.
+pub fn markdown() -> String {
+    let mut out = String::from("| flag | default | meaning |\n|---|---|---|\n");
+    for flag in FLAGS {
+        let default = match flag.kind {
+            Kind::Bool => "off".into(),
+            Kind::Int(n) => format!("`{n}`"),
+            Kind::Text("") => String::new(),
+            Kind::Text(text) => format!("`{text}`"),
+            Kind::List => "none; may be repeated".into(),
+        };
+        let later = if flag.supported { "" } else { " (not supported yet: refused)" };
+        let value = flag.type_name().replace("value", "string");
+        out.push_str(&format!("| `-{}{value}` | {default} | {}{later} |\n", flag.name, flag.help));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_sorted_and_distinct() {
+        assert!(FLAGS.is_sorted_by(|a, b| a.name < b.name), "{FLAGS:#?}");
+    }
+
+    #[test]
+    fn usage_has_two_lines_a_flag() {
+        let usage = usage("/bin/gvproxy");
+        assert_eq!(usage.lines().count(), 1 + 2 * FLAGS.len());
+        assert!(usage.starts_with("Usage of /bin/gvproxy:\n"), "{usage}");
+        assert!(usage.contains("\n  -mtu int\n    \t"), "{usage}");
+        assert!(usage.contains("-1 for none (default 2222)\n"), "{usage}");
+        assert!(usage.contains("(default \"192.168.127.0/24\")\n  -version\n"), "{usage}");
+    }
+}

@@ -1,0 +1,233 @@
+//! What the daemon was asked to do, validated. Owns: the merged and checked configuration.
+//! May not: open for writing, bind, or change anything. Read next: `daemon.rs`, which builds what stands here.
+
+mod addresses;
+mod search;
+mod url;
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use netstack::dns::{Record, Zone};
+use netstack::{Mac, NetworkConfig};
+
+use crate::cli::RawArgs;
+use crate::listen;
+use crate::text::{quote, reason};
+
+use addresses::Addresses;
+use url::Url;
+
+/// The hardware address whose guest always gets [`Config::device_ip`]; machine managers give it to their VM.
+pub const DEVICE_MAC: Mac = Mac([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee]);
+/// The hardware address of the gateway.
+pub const GATEWAY_MAC: Mac = Mac([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xdd]);
+/// Where the host's search domains stand.
+pub const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// In bytes, where no MTU was asked for.
+const DEFAULT_MTU: u16 = 1500;
+/// In bytes; every IPv4 host takes packets of this size (RFC 791, 3.2).
+const MIN_MTU: u16 = 68;
+/// The guest's sshd.
+const SSH_PORT: u16 = 22;
+/// The zones in which the gateway and the host have names.
+const ZONES: [&str; 2] = ["containers.internal.", "docker.internal."];
+
+/// Everything that one run of the daemon does.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Removed at the end; holds the process id in decimal without a newline.
+    pub pid_file: Option<PathBuf>,
+    /// The virtual network.
+    pub network: NetworkConfig,
+    /// The address that the guest's DHCP lease for [`DEVICE_MAC`] gives it, and that forwards go to.
+    pub device_ip: Ipv4Addr,
+    /// The socket on which QEMU's `-netdev stream` or `-netdev socket` arrives.
+    pub qemu: Option<PathBuf>,
+    /// Host TCP ports into the guest, the ssh port among them.
+    pub tcp_forwards: Vec<TcpForward>,
+    /// Host unix sockets into the guest over SSH.
+    pub ssh_forwards: Vec<SshForward>,
+}
+
+/// A host TCP port that leads to an address in the virtual network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcpForward {
+    /// Where the host listens.
+    pub local: SocketAddr,
+    /// Where the guest does.
+    pub remote: SocketAddrV4,
+}
+
+/// A host unix socket that leads to a unix socket in the guest, over SSH to the guest's port 22.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SshForward {
+    /// The socket on the host; made with mode 0600.
+    pub socket: PathBuf,
+    /// The absolute path of the socket in the guest.
+    pub dest: String,
+    /// Who logs in.
+    pub user: String,
+    /// The private key's file.
+    pub identity: PathBuf,
+}
+
+impl Config {
+    /// Fills in the defaults and checks what was typed; `resolv_conf` is where search domains come from.
+    ///
+    /// # Errors
+    /// The first mistake, in the original's order and mostly in its words, as one line (`{:#}`).
+    pub fn resolve(raw: &RawArgs, resolv_conf: &Path) -> Result<Self> {
+        let text = |value: &OsStr| value.to_string_lossy().into_owned();
+        let Addresses { subnet, gateway, device, host } = Addresses::resolve(
+            &text(&raw.subnet),
+            &text(&raw.gateway_ip),
+            &text(&raw.device_ip),
+            &text(&raw.host_ip),
+        )?;
+        let mtu = mtu(raw.mtu)?;
+        let qemu = qemu_socket(&raw.listen_qemu)?;
+        let tcp_forwards = ssh_port(raw.ssh_port, device)?;
+        let ssh_forwards = ssh_forwards(raw)?;
+        ensure_distinct(qemu.iter().chain(ssh_forwards.iter().map(|forward| &forward.socket)))?;
+        let network = NetworkConfig {
+            mtu,
+            subnet,
+            gateway,
+            gateway_mac: GATEWAY_MAC,
+            gateway_virtual_ips: vec![host],
+            nat: vec![(host.into(), IpAddr::V4(Ipv4Addr::LOCALHOST))],
+            static_leases: vec![(device, DEVICE_MAC)],
+            zones: zones(gateway, host),
+            search_domains: search_domains(resolv_conf),
+            ec2_metadata_access: raw.ec2_metadata_access,
+        };
+        let pid_file = Some(&raw.pid_file).filter(|path| !path.is_empty()).map(PathBuf::from);
+        Ok(Self { pid_file, network, device_ip: device, qemu, tcp_forwards, ssh_forwards })
+    }
+}
+
+fn mtu(typed: i64) -> Result<u16> {
+    if typed == 0 {
+        return Ok(DEFAULT_MTU);
+    }
+    // COMPAT(gvproxy): the original starts with more than 65535, which its DHCP then cannot express.
+    let mtu = u16::try_from(typed).ok().filter(|&mtu| mtu >= MIN_MTU);
+    mtu.with_context(|| format!("mtu is out of range: {typed}, want {MIN_MTU} to {}", u16::MAX))
+}
+
+fn qemu_socket(typed: &OsStr) -> Result<Option<PathBuf>> {
+    if typed.is_empty() {
+        return Ok(None);
+    }
+    let url = Url::parse(typed).context("invalid value for qemu listen address")?;
+    ensure!(url.scheme == "unix", "qemu listen error: unexpected scheme in {}", quote(typed.as_bytes()));
+    let path = url.into_socket_path().context("invalid value for qemu listen address")?;
+    listen::ensure_vacant(&path)?;
+    Ok(Some(path))
+}
+
+fn ssh_port(typed: i64, device: Ipv4Addr) -> Result<Vec<TcpForward>> {
+    if typed == -1 {
+        return Ok(Vec::new());
+    }
+    let port = u16::try_from(typed).ok().filter(|&port| port >= 1024);
+    let port = port.context("ssh-port value must be between 1024 and 65535")?;
+    let local = (Ipv4Addr::LOCALHOST, port).into();
+    Ok(vec![TcpForward { local, remote: SocketAddrV4::new(device, SSH_PORT) }])
+}
+
+/// The four lists belong together by index.
+fn ssh_forwards(raw: &RawArgs) -> Result<Vec<SshForward>> {
+    let RawArgs { forward_sock, forward_dest, forward_user, forward_identity, .. } = raw;
+    let lists = [forward_dest, forward_user, forward_identity];
+    ensure!(
+        lists.iter().all(|list| list.len() == forward_sock.len()),
+        "--forward-sock, --forward-dest, --forward-user, and --forward-identity must all be specified together, \
+         the same number of times, or not at all"
+    );
+    let mut forwards = Vec::new();
+    for (((sock, dest), user), identity) in
+        forward_sock.iter().zip(forward_dest).zip(forward_user).zip(forward_identity)
+    {
+        let utf8 = |flag: &str, value: &OsStr| {
+            let text = value.to_str().map(str::to_owned);
+            text.with_context(|| {
+                format!("invalid value {} for flag -{flag}: not UTF-8", quote(value.as_bytes()))
+            })
+        };
+        ensure_readable(Path::new(identity))
+            .map_err(|why| anyhow!("identity file {} can't be loaded: {why}", quote(identity.as_bytes())))?;
+        forwards.push(SshForward {
+            socket: forward_socket(sock)?,
+            dest: utf8("forward-dest", dest)?,
+            user: utf8("forward-user", user)?,
+            identity: identity.into(),
+        });
+    }
+    Ok(forwards)
+}
+
+/// A path, or a URL if there is `://` in it.
+fn forward_socket(typed: &OsStr) -> Result<PathBuf> {
+    let path = if typed.as_bytes().windows(3).any(|three| three == b"://") {
+        let url = Url::parse(typed).context("invalid value for forward-sock")?;
+        ensure!(url.scheme == "unix", "URI scheme not supported: {}", url.scheme);
+        url.into_socket_path().context("invalid value for forward-sock")?
+    } else {
+        typed.into()
+    };
+    listen::ensure_vacant(&path)?;
+    Ok(path)
+}
+
+/// Opens a regular file; a pipe is left alone, its content can be read only once.
+fn ensure_readable(path: &Path) -> Result<(), String> {
+    let failed = |call: &str, error: io::Error| format!("{call} {}: {}", path.display(), reason(&error));
+    let found = fs::metadata(path).map_err(|error| failed("stat", error))?;
+    if found.is_dir() {
+        return Err(failed("read", io::ErrorKind::IsADirectory.into()));
+    }
+    if !found.is_file() {
+        // A pipe gives its key once, and would be waited for.
+        return Err(format!("{} is not a regular file", path.display()));
+    }
+    File::open(path).map_err(|error| failed("open", error))?;
+    Ok(())
+}
+
+fn ensure_distinct<'a>(sockets: impl Iterator<Item = &'a PathBuf>) -> Result<()> {
+    let mut seen = std::collections::HashSet::new();
+    for path in sockets {
+        if !seen.insert(path) {
+            bail!("unix socket path {} is given twice", quote(path.as_os_str().as_bytes()));
+        }
+    }
+    Ok(())
+}
+
+fn zones(gateway: Ipv4Addr, host: Ipv4Addr) -> Vec<Zone> {
+    let record = |name: &str, ip| Record { name: name.into(), ip: Some(ip), regexp: None };
+    let zone = |name: &str| Zone {
+        name: name.into(),
+        records: vec![record("gateway", gateway), record("host", host)],
+        default_ip: None,
+    };
+    ZONES.map(zone).into()
+}
+
+fn search_domains(resolv_conf: &Path) -> Vec<String> {
+    search::domains(resolv_conf).unwrap_or_else(|error| {
+        tracing::warn!(path = %resolv_conf.display(), reason = reason(&error), "cannot read search domains");
+        Vec::new()
+    })
+}
+
+#[cfg(test)]
+mod tests;

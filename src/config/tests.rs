@@ -1,0 +1,178 @@
+use std::ffi::OsString;
+use std::os::unix::net::UnixListener;
+
+use tempfile::TempDir;
+
+use crate::cli::{self, Parsed};
+
+use super::*;
+
+/// A directory with a key, and the configuration that a command line in it means.
+struct Bench {
+    dir: TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("key"), "").unwrap();
+        fs::write(dir.path().join("resolv.conf"), "search a.example b.example\n").unwrap();
+        Self { dir }
+    }
+
+    /// `@` in `line` stands for the directory.
+    fn resolve(&self, line: &str) -> Result<Config, String> {
+        let line = line.replace('@', self.dir.path().to_str().unwrap());
+        let argv: Vec<OsString> =
+            std::iter::once("gvproxy").chain(line.split_whitespace()).map(Into::into).collect();
+        let Parsed::Run(raw) = cli::parse(&argv) else { panic!("{line}") };
+        Config::resolve(&raw, &self.dir.path().join("resolv.conf")).map_err(|error| format!("{error:#}"))
+    }
+
+    fn error(&self, line: &str) -> String {
+        let error = self.resolve(line).unwrap_err();
+        assert!(!error.contains('\n'), "{error}");
+        error.replace(self.dir.path().to_str().unwrap(), "@")
+    }
+}
+
+#[test]
+fn defaults() {
+    let config = Bench::new().resolve("").unwrap();
+    let [gateway, device, host] = [1, 2, 254].map(|last| Ipv4Addr::new(192, 168, 127, last));
+    assert_eq!((config.pid_file, config.qemu, config.ssh_forwards), (None, None, vec![]));
+    assert_eq!(config.device_ip, device);
+    let ssh = TcpForward { local: "127.0.0.1:2222".parse().unwrap(), remote: SocketAddrV4::new(device, 22) };
+    assert_eq!(config.tcp_forwards, [ssh]);
+
+    let network = config.network;
+    assert_eq!((network.mtu, network.subnet), (1500, (Ipv4Addr::new(192, 168, 127, 0), 24)));
+    assert_eq!((network.gateway, network.gateway_mac.to_string()), (gateway, "5a:94:ef:e4:0c:dd".into()));
+    assert_eq!(network.gateway_virtual_ips, [host]);
+    assert_eq!(network.nat, [(host.into(), Ipv4Addr::LOCALHOST.into())]);
+    assert_eq!(network.static_leases, [(device, "5a:94:ef:e4:0c:ee".parse().unwrap())]);
+    assert_eq!(network.search_domains, ["a.example", "b.example"]);
+    assert!(!network.ec2_metadata_access);
+    let zones: Vec<_> = network.zones.iter().map(|zone| zone.name.as_str()).collect();
+    assert_eq!(zones, ["containers.internal.", "docker.internal."]);
+    for zone in &network.zones {
+        let records: Vec<_> = zone.records.iter().map(|record| (record.name.as_str(), record.ip)).collect();
+        assert_eq!(records, [("gateway", Some(gateway)), ("host", Some(host))]);
+    }
+}
+
+#[test]
+fn everything_typed() {
+    let bench = Bench::new();
+    let config = bench
+        .resolve(
+            "-mtu 4000 -ssh-port -1 -subnet 10.0.0.0/16 -gatewayIP 10.0.9.1 -hostIP 10.0.9.9 -pid-file @/pid \
+             -listen-qemu unix:@/qemu.sock -ec2-metadata-access \
+             -forward-user root -forward-user core -forward-sock @/a -forward-sock unix://@/b%20c \
+             -forward-identity @/key -forward-identity @/key -forward-dest /run/a -forward-dest /run/b",
+        )
+        .unwrap();
+    let path = |name: &str| bench.dir.path().join(name);
+    assert_eq!((config.pid_file, config.qemu), (Some(path("pid")), Some(path("qemu.sock"))));
+    assert_eq!((config.network.mtu, config.network.gateway), (4000, Ipv4Addr::new(10, 0, 9, 1)));
+    assert_eq!((config.device_ip, config.tcp_forwards), (Ipv4Addr::new(10, 0, 0, 2), vec![]));
+    assert!(config.network.ec2_metadata_access);
+    let forward = |socket, dest: &str, user: &str| SshForward {
+        socket: path(socket),
+        dest: dest.into(),
+        user: user.into(),
+        identity: path("key"),
+    };
+    assert_eq!(config.ssh_forwards, [forward("a", "/run/a", "root"), forward("b c", "/run/b", "core")]);
+}
+
+#[test]
+fn mistakes() {
+    let bench = Bench::new();
+    fs::write(bench.dir.path().join("file"), "").unwrap();
+    let long = "x".repeat(108);
+    let forward = "-forward-dest /d -forward-user u -forward-identity";
+    for (line, error) in [
+        ("-mtu -5", "mtu is out of range: -5, want 68 to 65535"),
+        ("-mtu 67", "mtu is out of range: 67, want 68 to 65535"),
+        ("-mtu 65536", "mtu is out of range: 65536, want 68 to 65535"),
+        ("-ssh-port 0", "ssh-port value must be between 1024 and 65535"),
+        ("-ssh-port 1023", "ssh-port value must be between 1024 and 65535"),
+        ("-ssh-port -2", "ssh-port value must be between 1024 and 65535"),
+        ("-ssh-port 65536", "ssh-port value must be between 1024 and 65535"),
+        ("-subnet fd00::/64", r#"failed to parse subnet: "fd00::/64": an IPv6 subnet is not supported yet"#),
+        (
+            "-gatewayIP 1.2.3.4",
+            "failed to validate configuration IPs: IP (1.2.3.4) not in subnet (192.168.127.0/24)",
+        ),
+        ("-listen-qemu unix://@/file", r#""@/file" already exists"#),
+        ("-listen-qemu @/q", r#"qemu listen error: unexpected scheme in "@/q""#),
+        (
+            "-listen-qemu unix://q",
+            "invalid value for qemu listen address: \
+             the path of a unix URL must be absolute, as in unix:///run/x.sock",
+        ),
+        (
+            "-listen-qemu unix:///%zz",
+            r#"invalid value for qemu listen address: parse "unix:///%zz": invalid URL escape "%zz""#,
+        ),
+        (
+            "-forward-sock @/a",
+            "--forward-sock, --forward-dest, --forward-user, and --forward-identity must all be specified together, \
+             the same number of times, or not at all",
+        ),
+        (
+            &format!("-forward-sock @/a {forward} @/none"),
+            r#"identity file "@/none" can't be loaded: stat @/none: no such file or directory"#,
+        ),
+        (
+            &format!("-forward-sock @/a {forward} @"),
+            r#"identity file "@" can't be loaded: read @: is a directory"#,
+        ),
+        (&format!("-forward-sock @/file {forward} @/key"), r#""@/file" already exists"#),
+        (&format!("-forward-sock tcp://x {forward} @/key"), "URI scheme not supported: tcp"),
+        (&format!("-forward-sock npipe:////./pipe/x {forward} @/key"), "URI scheme not supported: npipe"),
+        (&format!("-forward-sock= {forward} @/key"), "the path of a unix socket is empty"),
+        (
+            &format!("-forward-sock @/a {forward} @/key -forward-sock @/a {forward} @/key"),
+            r#"unix socket path "@/a" is given twice"#,
+        ),
+        (
+            &format!("-listen-qemu unix://@/a -forward-sock @/a {forward} @/key"),
+            r#"unix socket path "@/a" is given twice"#,
+        ),
+        (
+            &format!("-listen-qemu unix:///{long}"),
+            &format!("unix socket path \"/{long}\" is too long: 109 bytes, the limit is 107"),
+        ),
+    ] {
+        assert_eq!(bench.error(line), error, "{line}");
+    }
+}
+
+#[test]
+fn a_live_socket_is_a_mistake_and_a_dead_one_is_not() {
+    let bench = Bench::new();
+    let listener = UnixListener::bind(bench.dir.path().join("q")).unwrap();
+    assert_eq!(bench.error("-listen-qemu unix://@/q"), r#""@/q" already exists and is in use"#);
+    drop(listener);
+    bench.resolve("-listen-qemu unix://@/q").unwrap();
+}
+
+#[test]
+fn a_key_that_cannot_be_read_is_said_at_the_start() {
+    // Nobody reads this one, not even root.
+    let unreadable = "/proc/sys/net/ipv4/route/flush";
+    let line = format!("-forward-sock @/a -forward-dest /d -forward-user u -forward-identity {unreadable}");
+    let error = Bench::new().error(&line);
+    let expected =
+        format!("identity file {unreadable:?} can't be loaded: open {unreadable}: permission denied");
+    assert_eq!(error, expected);
+}
+
+#[test]
+fn no_resolv_conf_is_no_mistake() {
+    let bench = Bench::new();
+    fs::remove_file(bench.dir.path().join("resolv.conf")).unwrap();
+    assert!(bench.resolve("").unwrap().network.search_domains.is_empty());
+}

@@ -1,0 +1,156 @@
+//! URLs of sockets. Owns: nothing. May not: look at the file system. Read next: `../config.rs`.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+use anyhow::{Result, anyhow, bail, ensure};
+
+use crate::text::quote;
+
+/// Scheme, authority and path; query and fragment are cut off.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Url {
+    /// In lower case; empty if there is none.
+    pub(super) scheme: String,
+    authority: Vec<u8>,
+    /// Percent escapes decoded. Empty where the URL has none, as in `unix:rel`.
+    path: OsString,
+}
+
+impl Url {
+    /// Follows Go's `net/url` in what is a URL and what is not.
+    pub(super) fn parse(text: &OsStr) -> Result<Self> {
+        let bytes = text.as_bytes();
+        let wrong = |why: String| anyhow!("parse {}: {why}", quote(bytes));
+        if bytes.iter().any(u8::is_ascii_control) {
+            return Err(wrong("invalid control character in URL".into()));
+        }
+        let bytes = bytes.split(|&b| matches!(b, b'?' | b'#')).next().unwrap_or_default();
+        let (scheme, rest) = split_scheme(bytes).ok_or_else(|| wrong("missing protocol scheme".into()))?;
+        let (authority, path) = match rest.strip_prefix(b"//") {
+            Some(rest) => rest.split_at(rest.iter().position(|&b| b == b'/').unwrap_or(rest.len())),
+            None if rest.starts_with(b"/") || scheme.is_empty() => (&b""[..], rest),
+            None => (&b""[..], &b""[..]),
+        };
+        let path = unescape(path).map_err(|bad| wrong(format!("invalid URL escape {}", quote(bad))))?;
+        Ok(Self { scheme, authority: authority.to_vec(), path })
+    }
+
+    /// The path of a socket's file: absolute, so that a relative one is not taken for a host's name.
+    pub(super) fn into_socket_path(self) -> Result<PathBuf> {
+        let Self { scheme, authority, path } = self;
+        if !authority.is_empty() || path.is_empty() {
+            bail!("the path of a {scheme} URL must be absolute, as in {scheme}:///run/x.sock");
+        }
+        ensure!(!path.as_bytes().contains(&0), "a path has no zero byte");
+        Ok(path.into())
+    }
+}
+
+/// `None` for an empty scheme in front of a colon; an empty scheme if there is none at all.
+fn split_scheme(bytes: &[u8]) -> Option<(String, &[u8])> {
+    let end = bytes.iter().position(|b| !(b.is_ascii_alphanumeric() || b"+-.".contains(b)));
+    let no_scheme = Some((String::new(), bytes));
+    match (bytes, end) {
+        (_, Some(0)) if bytes.starts_with(b":") => None,
+        ([first, ..], Some(end)) if first.is_ascii_alphabetic() && bytes.get(end) == Some(&b':') => {
+            let (scheme, rest) = bytes.split_at(end);
+            Some((String::from_utf8_lossy(scheme).to_lowercase(), rest.strip_prefix(b":")?))
+        }
+        _ => no_scheme,
+    }
+}
+
+/// Decodes `%xx`; the error is the text that is no escape.
+fn unescape(mut text: &[u8]) -> Result<OsString, &[u8]> {
+    let mut out = Vec::with_capacity(text.len());
+    while let [first, rest @ ..] = text {
+        if *first != b'%' {
+            out.push(*first);
+            text = rest;
+            continue;
+        }
+        let digit = |at: usize| rest.get(at).and_then(|&b| char::from(b).to_digit(16));
+        let (Some(high), Some(low)) = (digit(0), digit(1)) else {
+            return Err(text.get(..3).unwrap_or(text));
+        };
+        out.extend(u8::try_from(high * 16 + low));
+        text = rest.get(2..).unwrap_or_default();
+    }
+    Ok(OsString::from_vec(out))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn socket(text: &str) -> Result<PathBuf, String> {
+        Url::parse(text.as_ref()).and_then(Url::into_socket_path).map_err(|e| format!("{e:#}"))
+    }
+
+    #[test]
+    fn socket_paths() {
+        for (url, path) in [
+            ("unix:///a/b", "/a/b"),
+            ("unix:/a/b", "/a/b"),
+            ("UNIX:///a", "/a"),
+            ("unix:///a%20b.sock", "/a b.sock"),
+            ("unix:///a b.sock", "/a b.sock"),
+            ("unix:///a?x=1#y", "/a"),
+            ("unix:///a#y?z", "/a"),
+            ("unix:///a:b", "/a:b"),
+            ("unix:////a", "//a"),
+        ] {
+            assert_eq!(socket(url), Ok(path.into()), "{url}");
+        }
+        for url in ["unix://rel.sock", "unix:rel.sock", "unix://tmp/x.sock", "unix:", "unix://"] {
+            let error = socket(url).unwrap_err();
+            assert!(error.contains("must be absolute, as in unix:///run/x.sock"), "{url}: {error}");
+        }
+        assert!(socket("unix:///a%00b").unwrap_err().contains("zero byte"));
+    }
+
+    #[test]
+    fn what_is_no_url() {
+        for (url, error) in [
+            ("unix:///a%zz", r#"parse "unix:///a%zz": invalid URL escape "%zz""#),
+            ("unix:///a%4", r#"parse "unix:///a%4": invalid URL escape "%4""#),
+            (":x", r#"parse ":x": missing protocol scheme"#),
+            ("unix:///a\n", r#"parse "unix:///a\n": invalid control character in URL"#),
+        ] {
+            assert_eq!(socket(url), Err(error.into()));
+        }
+    }
+
+    #[test]
+    fn schemes() {
+        for (url, scheme) in [
+            ("/a/b", ""),
+            ("a/b:c", ""),
+            ("1x://a", ""),
+            ("", ""),
+            ("tcp://:8080", "tcp"),
+            ("a+b-c.1:x", "a+b-c.1"),
+        ] {
+            assert_eq!(Url::parse(url.as_ref()).unwrap().scheme, scheme, "{url}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_escaped_path_reads_back(path in prop::collection::vec(1u8.., 1..40)) {
+            let escaped: String = path.iter().map(|b| format!("%{b:02X}")).collect();
+            let url = format!("unix:///{escaped}");
+            let read = Url::parse(url.as_ref()).unwrap().into_socket_path().unwrap();
+            prop_assert_eq!(read.as_os_str().as_bytes(), [b"/", &path[..]].concat());
+        }
+
+        #[test]
+        fn no_text_panics(text: Vec<u8>) {
+            let _ = Url::parse(OsStr::from_bytes(&text)).and_then(Url::into_socket_path);
+        }
+    }
+}

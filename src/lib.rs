@@ -1,0 +1,8 @@
+//! gvproxy: the userspace network of a virtual machine, and its sockets on the host.
+
+pub mod cli;
+pub mod config;
+pub mod listen;
+pub mod logging;
+pub mod pidfile;
+pub mod text;

@@ -1,0 +1,283 @@
+//! The log: logrus's text format over `tracing`, one bounded line an event. Owns: the log file.
+//! May not: fail or panic once it is open; a full disk or a closed pipe loses lines. Read next: `main.rs`.
+//!
+//! Spans are not written: what a line has to say stands in its own fields.
+
+mod limited;
+
+use std::fmt::{self, Write as _};
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, UtcOffset};
+use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_subscriber::layer::{Context as LayerContext, Layer, SubscriberExt};
+
+use crate::text::push_quoted;
+
+pub use limited::Limited;
+
+/// A line stops growing here, in bytes; what guests and peers can have written into it is theirs to choose.
+const LINE_MAX: usize = 4096;
+/// A value stops growing here, in bytes before it is quoted.
+const VALUE_MAX: usize = 2048;
+/// Modules whose events are written at the level that was asked for; others are only heard when they warn.
+const OURS: [&str; 3] = ["gvproxy", "netstack", "qmp"];
+
+/// Where log lines go. Clones share the file.
+#[derive(Clone, Debug)]
+pub struct Log {
+    file: Option<Arc<File>>,
+    /// Of local time, as it was at the start: later the process has threads, beside which nobody may ask for it.
+    offset: UtcOffset,
+}
+
+impl Log {
+    /// Standard error. To be called while the process has one thread, else times are in UTC.
+    pub fn stderr() -> Self {
+        // RFC 3339 has no seconds in an offset; only zones of before 1972 do.
+        let offset =
+            UtcOffset::current_local_offset().ok().filter(|offset| offset.seconds_past_minute() == 0);
+        Self { file: None, offset: offset.unwrap_or(UtcOffset::UTC) }
+    }
+
+    /// The file at `path` instead, emptied.
+    ///
+    /// # Errors
+    /// The file cannot be made or written.
+    pub fn with_file(self, path: &Path) -> Result<Self> {
+        let file =
+            File::create(path).with_context(|| format!("unable to open log file {}", path.display()))?;
+        Ok(Self { file: Some(Arc::new(file)), ..self })
+    }
+
+    /// Writes every event of the process from here on, and every panic; `debug` is the level below info.
+    ///
+    /// # Errors
+    /// The process has a log already.
+    pub fn install(&self, debug: bool) -> Result<()> {
+        let ours = if debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
+        let others = if debug { LevelFilter::INFO } else { LevelFilter::WARN };
+        let layer = Logrus { log: self.clone(), ours, others };
+        tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer))?;
+        // What standard error says is lost where nobody kept it; support reads the log.
+        let (log, print) = (self.clone(), std::panic::take_hook());
+        std::panic::set_hook(Box::new(move |panic| {
+            log.write(&log.line("error", &panic.to_string(), &[]));
+            print(panic);
+        }));
+        Ok(())
+    }
+
+    /// Writes a line about the end of the process, to standard error as well where the log is a file.
+    /// `severity` is a level's name in logrus: `fatal`, `error`.
+    pub fn last_words(&self, severity: &str, message: &str) {
+        let line = self.line(severity, message, &[]);
+        self.write(&line);
+        if self.file.is_some() {
+            Self { file: None, ..*self }.write(&line);
+        }
+    }
+
+    fn line(&self, severity: &str, message: &str, fields: &[(&str, String)]) -> String {
+        let now = OffsetDateTime::now_utc().to_offset(self.offset);
+        let time =
+            now.replace_nanosecond(0).ok().and_then(|now| now.format(&Rfc3339).ok()).unwrap_or_default();
+        let mut line = format!("time=\"{time}\" level={severity} msg=");
+        push_value(&mut line, message);
+        for (name, value) in fields {
+            if line.len() >= LINE_MAX {
+                break;
+            }
+            // logrus does the same with a field that would look like one of its own.
+            let prefix = if matches!(*name, "time" | "level" | "msg") { "fields." } else { "" };
+            line.push_str(&format!(" {prefix}{name}="));
+            push_value(&mut line, value);
+        }
+        line.push('\n');
+        line
+    }
+
+    /// One system call a line, so that lines of several threads do not mix.
+    fn write(&self, line: &str) {
+        let _ = match &self.file {
+            Some(file) => file.as_ref().write_all(line.as_bytes()),
+            None => io::stderr().write_all(line.as_bytes()),
+        };
+    }
+}
+
+/// Plain where logrus leaves a value plain, else quoted.
+fn push_value(line: &mut String, value: &str) {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._/@^+".contains(&b);
+    if value.bytes().all(plain) && line.len() + value.len() <= LINE_MAX {
+        line.push_str(value);
+    } else {
+        push_quoted(line, value.as_bytes(), LINE_MAX);
+    }
+}
+
+struct Logrus {
+    log: Log,
+    ours: LevelFilter,
+    others: LevelFilter,
+}
+
+impl<S: Subscriber> Layer<S> for Logrus {
+    fn enabled(&self, metadata: &Metadata<'_>, _: LayerContext<'_, S>) -> bool {
+        let root = metadata.target().split("::").next().unwrap_or_default();
+        *metadata.level() <= if OURS.contains(&root) { self.ours } else { self.others }
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(self.ours.max(self.others))
+    }
+
+    fn on_event(&self, event: &Event<'_>, _: LayerContext<'_, S>) {
+        let mut values = Values::default();
+        event.record(&mut values);
+        let severity = match *event.metadata().level() {
+            Level::ERROR => "error",
+            Level::WARN => "warning",
+            Level::INFO => "info",
+            Level::DEBUG => "debug",
+            Level::TRACE => "trace",
+        };
+        self.log.write(&self.log.line(severity, &values.message, &values.fields));
+    }
+}
+
+#[derive(Default)]
+struct Values {
+    message: String,
+    fields: Vec<(&'static str, String)>,
+}
+
+impl Visit for Values {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.record_debug(field, &format_args!("{value}"));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let mut bounded = Bounded(String::new());
+        if write!(bounded, "{value:?}").is_err() {
+            bounded.0.push_str("...");
+        }
+        match field.name() {
+            "message" => self.message = bounded.0,
+            name => self.fields.push((name, bounded.0)),
+        }
+    }
+}
+
+/// Takes text up to [`VALUE_MAX`] and then refuses, which ends the formatting.
+struct Bounded(String);
+
+impl fmt::Write for Bounded {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let room = VALUE_MAX - self.0.len();
+        let end = text.floor_char_boundary(room);
+        self.0.push_str(text.get(..end).unwrap_or_default());
+        if end < text.len() { Err(fmt::Error) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// What `events` write into a log file, without the times.
+    fn written(debug: bool, events: impl FnOnce()) -> Vec<String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        fs::write(&path, "old").unwrap();
+        let log = Log { file: None, offset: UtcOffset::UTC }.with_file(&path).unwrap();
+        let (ours, others) = if debug {
+            (LevelFilter::DEBUG, LevelFilter::INFO)
+        } else {
+            (LevelFilter::INFO, LevelFilter::WARN)
+        };
+        let subscriber = tracing_subscriber::registry().with(Logrus { log, ours, others });
+        tracing::subscriber::with_default(subscriber, events);
+        let text = fs::read_to_string(&path).unwrap();
+        text.lines().map(|line| line.split_once("Z\" ").unwrap().1.to_owned()).collect()
+    }
+
+    #[test]
+    fn lines_are_logrus_text() {
+        let lines = written(true, || {
+            tracing::info!("waiting for clients...");
+            tracing::info!(port = 3, name = "a b", path = %"/x/y.sock", "plain");
+            tracing::warn!(empty = "", level = "x", "");
+            tracing::error!(reason = ?Some("x\n"), "it \"failed\"\x1b[31m");
+            tracing::debug!(flag = true, "d");
+            tracing::trace!("never");
+        });
+        let expected = [
+            r#"level=info msg="waiting for clients...""#,
+            r#"level=info msg=plain port=3 name="a b" path=/x/y.sock"#,
+            r#"level=warning msg= empty= fields.level=x"#,
+            r#"level=error msg="it \"failed\"\x1b[31m" reason="Some(\"x\\n\")""#,
+            r#"level=debug msg=d flag=true"#,
+        ];
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn others_speak_when_they_warn() {
+        let events = || {
+            tracing::debug!("ours");
+            tracing::info!(target: "russh::client", "chatter");
+            tracing::debug!(target: "mio", "noise");
+            tracing::warn!(target: "russh", "trouble");
+            tracing::debug!(target: "netstack::tcp", "flow");
+            tracing::info!(target: "gvproxyish", "not ours");
+        };
+        assert_eq!(written(false, events), ["level=warning msg=trouble"]);
+        let debug = ["ours", "chatter", "trouble", "flow", "not ours"];
+        let lines = written(true, events);
+        assert_eq!(lines.len(), debug.len(), "{lines:#?}");
+        assert!(lines.iter().zip(debug).all(|(line, word)| line.contains(word)), "{lines:#?}");
+    }
+
+    #[test]
+    fn a_line_is_bounded() {
+        let long = "\u{1}é".repeat(100_000);
+        let lines = written(false, || tracing::info!(a = long, b = %long, c = ?long, d = "last", "{long}"));
+        let [line] = &lines[..] else { panic!("{lines:?}") };
+        assert!(line.len() < LINE_MAX + 64 && line.contains("..."), "{}: {line}", line.len());
+        let plain = "x".repeat(100_000);
+        let lines = written(false, || tracing::info!(a = plain, b = plain, c = plain, "m"));
+        assert!(lines[0].len() < LINE_MAX + 64, "{lines:?}");
+    }
+
+    #[test]
+    fn times_are_rfc_3339_with_the_offset() {
+        for (seconds, end) in [(0, "Z"), (3600, "+01:00"), (-12_600, "-03:30")] {
+            let offset = UtcOffset::from_whole_seconds(seconds).unwrap();
+            let line = Log { file: None, offset }.line("info", "m", &[]);
+            let time = line.strip_prefix("time=\"").unwrap().split('"').next().unwrap();
+            assert!(time.ends_with(end) && time.len() == 19 + end.len(), "{line}");
+        }
+    }
+
+    #[test]
+    fn last_words_reach_the_file_and_a_full_disk_is_no_panic() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        Log::stderr().with_file(&path).unwrap().last_words("fatal", "no way");
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.ends_with("level=fatal msg=\"no way\"\n"), "{text}");
+        Log::stderr().with_file(Path::new("/dev/full")).unwrap().last_words("error", "gone");
+        let error = Log::stderr().with_file(&dir.path().join("none/log")).unwrap_err();
+        assert!(error.to_string().starts_with("unable to open log file "), "{error}");
+    }
+}
