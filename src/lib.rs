@@ -2,7 +2,10 @@
 
 pub mod cli;
 pub mod config;
+pub mod dial;
+pub mod forward;
 pub mod listen;
 pub mod logging;
 pub mod pidfile;
+pub mod ssh;
 pub mod text;

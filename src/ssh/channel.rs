@@ -1,0 +1,205 @@
+//! One client's stream through an SSH connection.
+//! Owns: the copying between a host socket and a channel. May not: reconnect; a channel dies with its connection.
+
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use russh::client::Msg;
+use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
+use tokio::io::{AsyncWriteExt, Interest};
+use tokio::net::UnixStream;
+use tokio::net::unix::{ReadHalf, WriteHalf};
+
+use super::tunnel::Lease;
+
+/// Read from the client at once, in bytes: eight packets of the size that OpenSSH takes.
+const CHUNK: usize = 256 << 10;
+/// Packets written to the client at once.
+const BATCH: usize = 16;
+
+/// An open channel to a unix socket in the guest.
+#[derive(Debug)]
+pub struct Channel {
+    channel: russh::Channel<Msg>,
+    lease: Lease,
+}
+
+impl Channel {
+    pub(super) fn new(channel: russh::Channel<Msg>, lease: Lease) -> Self {
+        Self { channel, lease }
+    }
+
+    /// Closes a channel that nobody came to use.
+    pub(super) async fn close(self) {
+        let Self { channel, lease } = self;
+        let (from_guest, to_guest) = channel.split();
+        abort(from_guest, &to_guest, &lease).await;
+    }
+
+    /// Carries bytes and half-close both ways until both sides are done or one of them fails.
+    ///
+    /// # Errors
+    /// The client's socket failed; the channel is closed then, as it is at any other end.
+    pub async fn relay(self, mut client: UnixStream) -> io::Result<()> {
+        let Self { channel, lease } = self;
+        let (mut from_guest, to_guest) = channel.split();
+        let (from_client, mut to_client) = client.split();
+
+        let result = {
+            let mut up = pin!(client_to_guest(&from_client, &to_guest));
+            let mut down =
+                pin!(guest_to_client(&mut from_guest, &mut to_client, &lease.connection().lagging));
+            let mut alive = pin!(lease.connection().keep_alive());
+            let mut sending = true;
+            loop {
+                tokio::select! {
+                    // By now everything that the guest had to say is written to the client.
+                    result = &mut down => match result {
+                        Ok(()) => return Ok(()),
+                        Err(error) => break Err(error),
+                    },
+                    result = &mut up, if sending => match result {
+                        Ok(Client::HalfClosed) => sending = false,
+                        Ok(Client::Gone) => break Ok(()),
+                        Err(error) => break Err(error),
+                    },
+                    () = &mut alive => return Ok(()),
+                }
+            }
+        };
+        abort(from_guest, &to_guest, &lease).await;
+        result
+    }
+}
+
+/// Closes the channel before the guest does.
+async fn abort(from_guest: ChannelReadHalf, to_guest: &ChannelWriteHalf<Msg>, lease: &Lease) {
+    // Nobody reads what the guest still sends: the connection must not wait for it.
+    drop(from_guest);
+    lease.connection().note_abort();
+    // Fails only when the connection has ended, and the channel with it.
+    let _ = to_guest.close().await;
+}
+
+/// How a client ended its side.
+enum Client {
+    /// It still reads.
+    HalfClosed,
+    /// It closed both ways.
+    Gone,
+}
+
+async fn client_to_guest(client: &ReadHalf<'_>, guest: &ChannelWriteHalf<Msg>) -> io::Result<Client> {
+    loop {
+        // The buffer is made when there is something for it: an idle client holds none.
+        let ready = client.ready(Interest::READABLE).await?;
+        let mut chunk = BytesMut::with_capacity(CHUNK);
+        match client.try_read_buf(&mut chunk) {
+            Ok(0) => {
+                let _ = guest.eof().await;
+                let gone = ready.is_write_closed();
+                return Ok(if gone { Client::Gone } else { Client::HalfClosed });
+            }
+            // Waits for the guest's window. It fails when the connection has ended, which the other direction reports.
+            Ok(_) => {
+                if guest.data_bytes(chunk).await.is_err() {
+                    return Ok(Client::HalfClosed);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn guest_to_client(
+    guest: &mut ChannelReadHalf,
+    client: &mut WriteHalf<'_>,
+    lagging: &AtomicUsize,
+) -> io::Result<()> {
+    let mut batch: Vec<Bytes> = Vec::new();
+    loop {
+        let mut end = None;
+        let mut next = guest.wait().await;
+        loop {
+            match next {
+                Some(ChannelMsg::Data { data }) => batch.push(data),
+                Some(ChannelMsg::Eof) => end = Some(End::Eof),
+                Some(ChannelMsg::Close) | None => end = Some(End::Close),
+                // A unix socket has no second stream, no exit status, and its window is russh's business.
+                Some(_) => {}
+            }
+            if end.is_some() || batch.len() >= BATCH {
+                break;
+            }
+            next = match try_wait(guest) {
+                Poll::Ready(message) => message,
+                Poll::Pending => break,
+            };
+        }
+        write_all(client, &mut batch, lagging).await?;
+        match end {
+            None => {}
+            Some(End::Eof) => client.shutdown().await?,
+            Some(End::Close) => return Ok(()),
+        }
+    }
+}
+
+enum End {
+    Eof,
+    Close,
+}
+
+/// The next message if it is there.
+fn try_wait(guest: &mut ChannelReadHalf) -> Poll<Option<ChannelMsg>> {
+    pin!(guest.wait()).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+/// Writes `batch` and empties it; counts the client as lagging for as long as it does not take what there is.
+async fn write_all(client: &WriteHalf<'_>, batch: &mut Vec<Bytes>, lagging: &AtomicUsize) -> io::Result<()> {
+    let mut first = 0;
+    let mut lag = None;
+    while first < batch.len() {
+        let slices: Vec<IoSlice<'_>> = batch[first..].iter().map(|data| IoSlice::new(data)).collect();
+        match client.try_write_vectored(&slices) {
+            Ok(mut written) => {
+                while let Some(data) = batch.get_mut(first).filter(|data| data.len() <= written) {
+                    written -= data.len();
+                    data.clear();
+                    first += 1;
+                }
+                if let Some(data) = batch.get_mut(first) {
+                    data.advance(written);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                lag.get_or_insert_with(|| Lagging::new(lagging));
+                client.writable().await?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    batch.clear();
+    Ok(())
+}
+
+/// Counts a client that reads slower than the guest sends.
+struct Lagging<'a>(&'a AtomicUsize);
+
+impl<'a> Lagging<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Lagging<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

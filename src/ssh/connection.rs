@@ -1,0 +1,344 @@
+//! One authenticated SSH connection.
+//! Owns: the russh session, its limits and its end. May not: decide when to connect again (`tunnel.rs`).
+
+use std::borrow::Cow;
+use std::fmt;
+use std::io;
+use std::net::Shutdown;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use russh::client::{self, AuthResult, Handle, Msg};
+use russh::keys::{HashAlg, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
+
+use russh::{ChannelId, Preferred, cipher, kex};
+use thiserror::Error;
+use tokio::io::BufReader;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{debug, info};
+
+use super::{Target, key};
+use crate::dial::Dial;
+
+/// One attempt to reach port 22. The original allows 5 s; a SYN lost while the guest boots must not outlast its cause,
+/// or the first connection after a reboot would wait for the rest of it.
+const DIAL_LIMIT: Duration = Duration::from_secs(2);
+/// Key exchange and authentication together; a guest under software emulation takes seconds.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// Silence with a channel open, after which the guest is asked whether it still lives.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(15);
+/// How long it may take to answer that.
+const KEEPALIVE_LIMIT: Duration = Duration::from_secs(15);
+/// What the guest may send on a channel before it must wait, in bytes. OpenSSH's own 2 MiB costs throughput.
+const WINDOW: u32 = 8 << 20;
+/// The largest packet that we accept, in bytes; OpenSSH's own size for these channels.
+const PACKET: u32 = 32 << 10;
+/// Read from the connection at once, in bytes; russh alone would read each packet's length and rest by themselves.
+const READ_AHEAD: usize = 256 << 10;
+/// Packets that a client may lag behind before the whole connection waits for it (at most 8 MiB).
+pub const LAG_PACKETS: usize = 256;
+/// Channels that we closed before the guest did. russh keeps a small entry for each as long as the connection lives.
+const MAX_ABORTED: usize = 256;
+
+/// Why there is no connection.
+#[derive(Clone, Debug, Error)]
+pub enum ConnectError {
+    /// The key file is of no use. Trying again helps only when the file changes.
+    #[error("{0}")]
+    Key(String),
+    /// The guest's sshd refused the key.
+    #[error("the guest refused the key of {user}")]
+    Auth {
+        /// Who wanted to log in.
+        user: String,
+    },
+    /// The guest is not there, or not ready.
+    #[error("{0}")]
+    Unreachable(String),
+}
+
+impl ConnectError {
+    fn unreachable(error: impl fmt::Display) -> Self {
+        Self::Unreachable(error.to_string())
+    }
+}
+
+/// An authenticated connection.
+pub(super) struct Connection {
+    handle: Handle<Events>,
+    transport: Transport,
+    life: Arc<Life>,
+    /// Channels open or opening. Only `tunnel.rs` writes it, under its lock.
+    pub(super) channels: AtomicUsize,
+    /// Clients that the guest is sending faster than they read, just now.
+    pub(super) lagging: AtomicUsize,
+    aborted: AtomicUsize,
+    asking: AtomicBool,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("channels", &self.channels)
+            .field("lagging", &self.lagging)
+            .field("closed", &self.handle.is_closed())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    /// Dials, exchanges keys, and logs in.
+    pub(super) async fn connect<D: Dial>(dialer: &D, target: &Target) -> Result<Self, ConnectError> {
+        let key =
+            Arc::new(key::load(&target.identity).map_err(|error| ConnectError::Key(format!("{error:#}")))?);
+        let stream = timeout(DIAL_LIMIT, dialer.dial(target.addr, DIAL_LIMIT))
+            .await
+            .map_err(|_| ConnectError::unreachable(io::Error::from(io::ErrorKind::TimedOut)))?
+            .map_err(ConnectError::unreachable)?;
+        let (stream, transport) = Transport::split(stream).map_err(ConnectError::unreachable)?;
+
+        // Should the limit pass, `transport` is dropped, which ends russh's task as well.
+        let life = Arc::new(Life::new());
+        let handle = timeout(HANDSHAKE_LIMIT, async {
+            let events = Events { life: Arc::clone(&life) };
+            let mut handle = client::connect_stream(
+                Arc::new(config()),
+                BufReader::with_capacity(READ_AHEAD, stream),
+                events,
+            )
+            .await
+            .map_err(ConnectError::unreachable)?;
+            let hash = if key.algorithm().is_rsa() { rsa_hash(&handle).await? } else { None };
+            let key = PrivateKeyWithHashAlg::new(key, hash);
+            match handle.authenticate_publickey(&target.user, key).await.map_err(ConnectError::unreachable)? {
+                AuthResult::Success => Ok(handle),
+                // russh reports a lost connection as a refusal that names no method.
+                AuthResult::Failure { remaining_methods, .. } if remaining_methods.is_empty() => {
+                    Err(ConnectError::unreachable("the guest hung up during authentication"))
+                }
+                AuthResult::Failure { .. } => Err(ConnectError::Auth { user: target.user.clone() }),
+            }
+        })
+        .await
+        .map_err(|_| ConnectError::unreachable("the guest's sshd did not finish the handshake in time"))??;
+        Ok(Self {
+            handle,
+            transport,
+            life,
+            channels: AtomicUsize::new(0),
+            lagging: AtomicUsize::new(0),
+            aborted: AtomicUsize::new(0),
+            asking: AtomicBool::new(false),
+        })
+    }
+
+    /// Opens a channel to the unix socket `dest` in the guest.
+    pub(super) async fn open(&self, dest: &str) -> Result<russh::Channel<Msg>, russh::Error> {
+        self.handle.channel_open_direct_streamlocal(dest).await
+    }
+
+    /// Whether new channels may be put on it.
+    pub(super) fn is_usable(&self) -> bool {
+        !self.handle.is_closed() && self.aborted.load(Ordering::Relaxed) < MAX_ABORTED
+    }
+
+    /// Whether it has ended.
+    pub(super) fn is_closed(&self) -> bool {
+        self.handle.is_closed()
+    }
+
+    /// How long ago the guest was last heard.
+    pub(super) fn silence(&self) -> Duration {
+        self.life.silence()
+    }
+
+    /// Ends the connection and every channel on it, whatever its task is blocked on.
+    pub(super) fn kill(&self) {
+        self.transport.shutdown();
+    }
+
+    /// Notes a channel that we closed first.
+    pub(super) fn note_abort(&self) {
+        self.aborted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Watches over the guest's life for as long as it is polled, and ends the connection of a guest that is gone.
+    ///
+    /// Each open channel polls one, so an idle connection has no timer. While a client lags nothing is read, so silence
+    /// proves nothing.
+    pub(super) async fn keep_alive(&self) {
+        loop {
+            let silence = self.silence();
+            if silence < KEEPALIVE_AFTER {
+                sleep(KEEPALIVE_AFTER - silence).await;
+                continue;
+            }
+            let lagging = || self.lagging.load(Ordering::Relaxed) > 0;
+            let Some(_asking) = Asking::begin(&self.asking).filter(|_| !lagging()) else {
+                sleep(KEEPALIVE_AFTER).await;
+                continue;
+            };
+            let asked = Instant::now();
+            let answer = timeout(KEEPALIVE_LIMIT, self.handle.send_ping()).await;
+            if answer.is_err() && !lagging() && self.silence() >= asked.elapsed() {
+                info!("ssh: the guest does not answer, closing the connection");
+                self.kill();
+                return;
+            }
+            self.life.heard();
+        }
+    }
+}
+
+/// Held by the one channel that asks the guest for a sign of life.
+struct Asking<'a>(&'a AtomicBool);
+
+impl<'a> Asking<'a> {
+    fn begin(asking: &'a AtomicBool) -> Option<Self> {
+        (!asking.swap(true, Ordering::Relaxed)).then_some(Self(asking))
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// How to sign with an RSA key: what the server says it takes, else SHA-512 (RFC 8332); SHA-1 only if it says so.
+async fn rsa_hash(handle: &Handle<Events>) -> Result<Option<HashAlg>, ConnectError> {
+    let best = handle.best_supported_rsa_hash().await.map_err(ConnectError::unreachable)?;
+    Ok(best.unwrap_or(Some(HashAlg::Sha512)))
+}
+
+fn config() -> client::Config {
+    client::Config {
+        window_size: WINDOW,
+        maximum_packet_size: PACKET,
+        channel_buffer_size: LAG_PACKETS,
+        preferred: Preferred {
+            // By speed: the wire is a virtual network inside this process. The NIST curves are for guests in FIPS mode.
+            kex: Cow::Borrowed(&[
+                kex::CURVE25519,
+                kex::CURVE25519_PRE_RFC_8731,
+                kex::ECDH_SHA2_NISTP256,
+                kex::ECDH_SHA2_NISTP384,
+                kex::ECDH_SHA2_NISTP521,
+                kex::MLKEM768X25519_SHA256,
+                kex::DH_GEX_SHA256,
+                kex::DH_G16_SHA512,
+                kex::DH_G14_SHA256,
+                kex::EXTENSION_SUPPORT_AS_CLIENT,
+                kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT,
+            ]),
+            cipher: Cow::Borrowed(&[
+                cipher::AES_128_GCM,
+                cipher::AES_256_GCM,
+                cipher::CHACHA20_POLY1305,
+                cipher::AES_128_CTR,
+                cipher::AES_256_CTR,
+            ]),
+            ..Preferred::DEFAULT
+        },
+        ..client::Config::default()
+    }
+}
+
+/// When the guest was last heard.
+struct Life {
+    born: Instant,
+    /// Milliseconds since `born`.
+    heard: AtomicU64,
+}
+
+impl Life {
+    fn new() -> Self {
+        Self { born: Instant::now(), heard: AtomicU64::new(0) }
+    }
+
+    fn heard(&self) {
+        let ms = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.heard.store(ms, Ordering::Relaxed);
+    }
+
+    fn silence(&self) -> Duration {
+        self.born.elapsed().saturating_sub(Duration::from_millis(self.heard.load(Ordering::Relaxed)))
+    }
+}
+
+/// What russh tells about the connection.
+struct Events {
+    life: Arc<Life>,
+}
+
+impl client::Handler for Events {
+    type Error = russh::Error;
+
+    // COMPAT(gvproxy): the host key is not checked; the connection goes only over the virtual network.
+    async fn check_server_key(&mut self, _: &PublicKeyOrCertificate) -> Result<bool, Self::Error> {
+        Ok(true)
+    }
+
+    async fn channel_open_confirmation(
+        &mut self,
+        _: ChannelId,
+        _: u32,
+        _: u32,
+        _: &mut client::Session,
+    ) -> Result<(), Self::Error> {
+        self.life.heard();
+        Ok(())
+    }
+
+    async fn data(&mut self, _: ChannelId, _: &[u8], _: &mut client::Session) -> Result<(), Self::Error> {
+        self.life.heard();
+        Ok(())
+    }
+
+    async fn window_adjusted(
+        &mut self,
+        _: ChannelId,
+        _: u32,
+        _: &mut client::Session,
+    ) -> Result<(), Self::Error> {
+        self.life.heard();
+        Ok(())
+    }
+
+    async fn channel_close(&mut self, _: ChannelId, _: &mut client::Session) -> Result<(), Self::Error> {
+        self.life.heard();
+        Ok(())
+    }
+
+    async fn disconnected(
+        &mut self,
+        reason: client::DisconnectReason<Self::Error>,
+    ) -> Result<(), Self::Error> {
+        debug!(?reason, "ssh: connection ended");
+        Ok(())
+    }
+}
+
+/// A second descriptor of the connection's stream. Shutting it down is the one way to stop a russh session that is
+/// blocked on a write or in the middle of a handshake.
+struct Transport(std::os::unix::net::UnixStream);
+
+impl Transport {
+    fn split(stream: tokio::net::UnixStream) -> io::Result<(tokio::net::UnixStream, Self)> {
+        let stream = stream.into_std()?;
+        let second = stream.try_clone()?;
+        Ok((tokio::net::UnixStream::from_std(stream)?, Self(second)))
+    }
+
+    fn shutdown(&self) {
+        // Fails only when the other side is gone already.
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
+impl Drop for Transport {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}

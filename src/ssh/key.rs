@@ -1,0 +1,42 @@
+//! The private key that logs in to the guest.
+//! Owns: reading key files. May not: ask for a passphrase; the daemon has nobody to ask.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use russh::keys::{Error, PrivateKey};
+
+/// Reads a private key: Ed25519, ECDSA (P-256, P-384, P-521) or RSA, as OpenSSH, PKCS#1, PKCS#8 or SEC1 text.
+///
+/// # Errors
+/// The file cannot be read, is not a private key, or wants a passphrase.
+pub fn load(path: &Path) -> anyhow::Result<PrivateKey> {
+    let text = fs::read_to_string(path)
+        .with_context(|| format!("cannot read the ssh identity {}", path.display()))?;
+    if wants_passphrase(&text) {
+        bail!(needs_passphrase(path));
+    }
+    match russh::keys::decode_secret_key(&text, None) {
+        Ok(key) if key.is_encrypted() => bail!(needs_passphrase(path)),
+        Ok(key) => Ok(key),
+        Err(Error::KeyIsEncrypted) => bail!(needs_passphrase(path)),
+        Err(error) => {
+            Err(error).with_context(|| format!("{} is not a usable ssh private key", path.display()))
+        }
+    }
+}
+
+/// Recognises the two PEM forms of encryption, which the parser would call corrupt.
+fn wants_passphrase(text: &str) -> bool {
+    text.lines().any(|line| {
+        line == "-----BEGIN ENCRYPTED PRIVATE KEY-----" || line.starts_with("Proc-Type: 4,ENCRYPTED")
+    })
+}
+
+fn needs_passphrase(path: &Path) -> String {
+    format!(
+        "the ssh identity {} is protected by a passphrase; give a key without one (ssh-keygen -p removes it)",
+        path.display()
+    )
+}

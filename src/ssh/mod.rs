@@ -1,0 +1,36 @@
+//! Streams to unix sockets in the guest, over SSH.
+//!
+//! A [`Tunnel`] leads to one login on one guest. It keeps a few authenticated connections and gives each client
+//! a `direct-streamlocal@openssh.com` channel (OpenSSH's PROTOCOL, section 2.4) on one of them.
+//!
+//! Why a few connections and not one: russh credits a channel's window when data arrives, not when it is consumed,
+//! so the only way to hold back a fast guest from a slow client is to stop reading the connection, and with it
+//! every channel on it. A client therefore gets a connection to itself while fewer than [`MAX_CONNECTIONS`] are
+//! busy; above that clients share, and each may lag by [`LAG_PACKETS`] before the others on its connection wait.
+//!
+//! Owns: keys, connections, channels, and when to try again. May not: listen on the host.
+//! Read next: `tunnel.rs`, then `connection.rs` and `channel.rs`; `crate::forward::unix` uses it.
+
+mod channel;
+mod connection;
+mod key;
+mod tunnel;
+
+use std::net::SocketAddrV4;
+use std::path::PathBuf;
+
+pub use self::channel::Channel;
+pub use self::connection::{ConnectError, LAG_PACKETS};
+pub use self::key::load as load_key;
+pub use self::tunnel::{MAX_CONNECTIONS, OpenError, Tunnel};
+
+/// Who to log in as, where, and with which key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The guest's sshd in the virtual network.
+    pub addr: SocketAddrV4,
+    /// The guest's user.
+    pub user: String,
+    /// The private key's file, read at each connect so that a changed key is picked up.
+    pub identity: PathBuf,
+}

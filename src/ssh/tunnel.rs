@@ -1,0 +1,408 @@
+//! The connections to one guest, and the one task at a time that makes them.
+//! Owns: which connection a client gets, and when to try again. May not: touch bytes (`channel.rs`).
+
+use std::fmt;
+use std::pin::pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use russh::ChannelOpenFailure;
+use thiserror::Error;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tracing::{debug, info, warn};
+
+use super::connection::Connection;
+use super::{Channel, ConnectError, Target};
+use crate::dial::Dial;
+
+/// Connections to one guest at most. Each costs the guest two sshd processes while it is busy.
+pub const MAX_CONNECTIONS: usize = 8;
+/// The pause after the first failed attempt; it doubles with each.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause: a guest that begins to answer is found within this and a handshake.
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// The first pause after a refused key. sshd (since 9.8) shuts out an address that fails often.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+/// Refusals in a row before those who wait are sent away: a guest may still be installing its keys.
+const REFUSED_TRIES: u32 = 4;
+/// A connection silent for longer is not trusted: the guest may have gone without a word.
+const STALE_AFTER: Duration = Duration::from_secs(5);
+/// How long a stale connection that nobody else uses may take to open a channel. Making a new one is cheaper.
+const STALE_OPEN_LIMIT: Duration = Duration::from_secs(1);
+/// How long any other may take.
+const OPEN_LIMIT: Duration = Duration::from_secs(10);
+/// Attempts to open a channel that the guest refuses, and the pause between them.
+const OPEN_TRIES: u32 = 3;
+const OPEN_PAUSE: Duration = Duration::from_millis(200);
+/// Connections that may end under one client while it opens its channel.
+const LOST_TRIES: u32 = 5;
+/// After the guest turned down one more connection, clients share those there are for this long.
+const SHARE_AFTER_FAILURE: Duration = Duration::from_secs(5);
+/// A spare connection unused for this long is closed.
+const SPARE_IDLE: Duration = Duration::from_secs(30);
+
+/// Why a client gets no channel.
+#[derive(Clone, Debug, Error)]
+pub enum OpenError {
+    /// No connection to the guest.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The guest did not become reachable in time.
+    #[error("the guest did not answer in time")]
+    TimedOut,
+    /// The guest would not open the socket.
+    #[error("the guest cannot open the socket ({0:?}); is its service running, and may the user reach it?")]
+    Refused(ChannelOpenFailure),
+    /// Connections ended as fast as they were made.
+    #[error("the connection to the guest was lost")]
+    Lost,
+    /// The client left while it waited.
+    #[error("the client left before the guest answered")]
+    Unwanted,
+}
+
+/// A way into one guest; connections are made when a client wants one.
+pub struct Tunnel<D> {
+    pool: Arc<Pool<D>>,
+}
+
+impl<D> fmt::Debug for Tunnel<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tunnel").field("target", &self.pool.target).finish_non_exhaustive()
+    }
+}
+
+impl<D: Dial> Tunnel<D> {
+    /// A tunnel that logs in at `target`. Does nothing yet.
+    pub fn new(target: Target, dialer: Arc<D>) -> Self {
+        Self { pool: Arc::new(Pool { dialer, target, state: Mutex::default(), released: Arc::default() }) }
+    }
+
+    /// Opens a channel to the unix socket `dest` in the guest, waiting at most `patience` for the guest to answer.
+    /// `wanted` is asked after the wait whether the client is still there.
+    ///
+    /// # Errors
+    /// The guest does not answer in time, refuses the key, or has no such socket; or the client left.
+    pub async fn open(
+        &self,
+        dest: &str,
+        patience: Duration,
+        wanted: impl Fn() -> bool,
+    ) -> Result<Channel, OpenError> {
+        let arrival = Instant::now();
+        let (mut refused, mut lost) = (0, 0);
+        loop {
+            let lease = self.pool.lease(arrival, arrival + patience).await?;
+            if !wanted() {
+                return Err(OpenError::Unwanted);
+            }
+            let connection = Arc::clone(&lease.connection);
+            let alone = connection.channels.load(Ordering::Relaxed) == 1;
+            let stale = alone && connection.silence() > STALE_AFTER;
+            let limit = if stale { STALE_OPEN_LIMIT } else { OPEN_LIMIT };
+            match timeout(limit, open_channel(lease, dest.to_owned())).await {
+                Ok(Ok(channel)) => return Ok(channel),
+                Ok(Err(russh::Error::ChannelOpenFailure(reason))) => {
+                    refused += 1;
+                    if refused == OPEN_TRIES {
+                        return Err(OpenError::Refused(reason));
+                    }
+                    sleep(OPEN_PAUSE).await;
+                    continue;
+                }
+                Ok(Err(error)) => {
+                    debug!(%error, "ssh: connection lost");
+                    self.pool.discard(&connection);
+                }
+                // A connection that waits for a slow client is alive, and others use it.
+                Err(_) if connection.lagging.load(Ordering::Relaxed) > 0 => {}
+                Err(_) => {
+                    debug!(?limit, "ssh: no answer to a channel request");
+                    self.pool.discard(&connection);
+                }
+            }
+            lost += 1;
+            if lost == LOST_TRIES {
+                return Err(OpenError::Lost);
+            }
+        }
+    }
+}
+
+impl<D> Drop for Tunnel<D> {
+    fn drop(&mut self) {
+        let mut state = self.pool.state();
+        if let Some(connector) = state.connector.take() {
+            connector.abort();
+        }
+        for spare in state.connections.drain(..) {
+            spare.connection.kill();
+        }
+    }
+}
+
+/// Opens a channel in a task of its own: a request that was sent must be seen through, or the guest is left with a channel
+/// that nobody closes.
+async fn open_channel(lease: Lease, dest: String) -> Result<Channel, russh::Error> {
+    let (reply, answer) = oneshot::channel();
+    tokio::spawn(async move {
+        let opened = lease.connection.open(&dest).await.map(|channel| Channel::new(channel, lease));
+        if let Err(Ok(unwanted)) = reply.send(opened) {
+            unwanted.close().await;
+        }
+    });
+    answer.await.unwrap_or(Err(russh::Error::Disconnect))
+}
+
+struct Pool<D> {
+    dialer: Arc<D>,
+    target: Target,
+    state: Mutex<State>,
+    released: Arc<Released>,
+}
+
+#[derive(Default)]
+struct State {
+    connections: Vec<Spare>,
+    /// The task that is connecting, if one is.
+    connector: Option<AbortHandle>,
+    /// Clients that wait for a connection.
+    waiting: usize,
+    /// Refused keys in a row.
+    refused: u32,
+    /// Why the last round of attempts was given up, and when.
+    verdict: Option<(Instant, ConnectError)>,
+    /// When one more connection could not be had.
+    full_at: Option<Instant>,
+    reaping: bool,
+}
+
+/// A connection and when it was last used.
+struct Spare {
+    connection: Arc<Connection>,
+    used: Instant,
+}
+
+/// Wakes those who wait whenever a connection is made or given back.
+type Released = Notify;
+
+impl<D: Dial> Pool<D> {
+    /// A connection to open a channel on; makes one when needed.
+    async fn lease(self: &Arc<Self>, arrival: Instant, deadline: Instant) -> Result<Lease, OpenError> {
+        let mut waiting = None;
+        loop {
+            let mut released = pin!(self.released.notified());
+            released.as_mut().enable();
+            {
+                let mut state = self.state();
+                if let Some(connection) = state.pick() {
+                    self.watch_spares(&mut state);
+                    return Ok(Lease { connection, released: Arc::clone(&self.released) });
+                }
+                if let Some((at, error)) = &state.verdict
+                    && *at >= arrival
+                {
+                    return Err(error.clone().into());
+                }
+                if state.connector.is_none() {
+                    state.connector = Some(tokio::spawn(connect(Arc::clone(self))).abort_handle());
+                }
+                if waiting.is_none() {
+                    state.waiting += 1;
+                    waiting = Some(Waiting(Arc::clone(self)));
+                }
+            }
+            tokio::select! {
+                () = released => {},
+                () = sleep_until(deadline) => return Err(OpenError::TimedOut),
+            }
+        }
+    }
+
+    /// Closes spare connections after a while, in one task that runs only while there are any.
+    fn watch_spares(self: &Arc<Self>, state: &mut State) {
+        if state.connections.len() > 1 && !state.reaping {
+            state.reaping = true;
+            tokio::spawn(reap(Arc::downgrade(self)));
+        }
+    }
+}
+
+impl<D> Pool<D> {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends a connection that does not answer, and with it those that would find out the same.
+    fn discard(&self, dead: &Arc<Connection>) {
+        self.state().connections.retain(|spare| {
+            let stale = spare.connection.silence() > STALE_AFTER
+                && spare.connection.channels.load(Ordering::Relaxed) == 0;
+            let end = stale || Arc::ptr_eq(&spare.connection, dead);
+            if end {
+                spare.connection.kill();
+            }
+            !end
+        });
+    }
+}
+
+impl State {
+    /// An idle connection, the latest used first; else, when there may be no more, the one with the fewest clients.
+    fn pick(&mut self) -> Option<Arc<Connection>> {
+        self.connections.retain(|spare| {
+            let idle = spare.connection.channels.load(Ordering::Relaxed) == 0;
+            let keep = spare.connection.is_usable() || !(idle || spare.connection.is_closed());
+            if !keep {
+                spare.connection.kill();
+            }
+            keep
+        });
+        let full = self.connections.len() >= MAX_CONNECTIONS
+            || self.full_at.is_some_and(|at| at.elapsed() < SHARE_AFTER_FAILURE);
+        let load = |spare: &Spare| {
+            let lagging = spare.connection.lagging.load(Ordering::Relaxed) > 0;
+            (lagging, spare.connection.channels.load(Ordering::Relaxed))
+        };
+        let now = Instant::now();
+        let spare = self
+            .connections
+            .iter_mut()
+            .filter(|spare| spare.connection.is_usable())
+            .min_by_key(|spare| (load(spare), now - spare.used))
+            .filter(|spare| full || load(spare).1 == 0)?;
+        spare.used = now;
+        spare.connection.channels.fetch_add(1, Ordering::Relaxed);
+        Some(Arc::clone(&spare.connection))
+    }
+}
+
+/// A client's claim on a connection.
+#[derive(Debug)]
+pub(super) struct Lease {
+    connection: Arc<Connection>,
+    released: Arc<Released>,
+}
+
+impl Lease {
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.connection.channels.fetch_sub(1, Ordering::Relaxed);
+        self.released.notify_waiters();
+    }
+}
+
+/// Counts a client that waits.
+struct Waiting<D>(Arc<Pool<D>>);
+
+impl<D> Drop for Waiting<D> {
+    fn drop(&mut self) {
+        self.0.state().waiting -= 1;
+    }
+}
+
+/// Tries until there is a connection, or nobody waits any more, or trying is of no use. Runs at most once per pool at a
+/// time, and not in a client's task: a client that gives up early must not undo a slow handshake.
+async fn connect<D: Dial>(pool: Arc<Pool<D>>) {
+    let mut pause = FIRST_PAUSE;
+    let mut said = false;
+    loop {
+        let started = Instant::now();
+        let result = Connection::connect(&*pool.dialer, &pool.target).await;
+        let refused = {
+            let mut state = pool.state();
+            match result {
+                Ok(connection) => {
+                    debug!(addr = %pool.target.addr, user = pool.target.user, took = ?started.elapsed(), "ssh: connected");
+                    if state.refused > 0 || said {
+                        info!(addr = %pool.target.addr, user = pool.target.user, "ssh: the guest answers");
+                    }
+                    state.refused = 0;
+                    state.full_at = None;
+                    state.connections.push(Spare { connection: Arc::new(connection), used: Instant::now() });
+                    break state.connector = None;
+                }
+                Err(error) => {
+                    if state.connections.iter().any(|spare| spare.connection.is_usable()) {
+                        debug!(%error, "ssh: no further connection, sharing those there are");
+                        state.full_at = Some(Instant::now());
+                        break state.connector = None;
+                    }
+                    let refused = match &error {
+                        ConnectError::Key(_) => Some(REFUSED_TRIES),
+                        ConnectError::Auth { .. } => Some(state.refused.saturating_add(1)),
+                        ConnectError::Unreachable(_) => None,
+                    };
+                    if let Some(refused) = refused {
+                        state.refused = refused;
+                        if refused >= REFUSED_TRIES {
+                            say_verdict(&pool.target, &error, refused);
+                            state.verdict = Some((Instant::now(), error));
+                            break state.connector = None;
+                        }
+                    } else if said {
+                        debug!(%error, "ssh: no connection");
+                    } else {
+                        info!(addr = %pool.target.addr, %error, "ssh: waiting for the guest");
+                        said = true;
+                    }
+                    refused.is_some()
+                }
+            }
+        };
+        if refused {
+            pause = pause.max(REFUSED_PAUSE);
+        }
+        sleep(pause).await;
+        pause = if refused { pause * 2 } else { (pause * 2).min(MAX_PAUSE) };
+        let mut state = pool.state();
+        if state.waiting == 0 {
+            break state.connector = None;
+        }
+    }
+    pool.released.notify_waiters();
+}
+
+/// Tells what to do, once per row of refusals.
+fn say_verdict(target: &Target, error: &ConnectError, refused: u32) {
+    let identity = target.identity.display();
+    if refused > REFUSED_TRIES {
+        debug!(%error, "ssh: still no login");
+    } else if matches!(error, ConnectError::Key(_)) {
+        warn!(%error, "ssh: cannot log in to the guest; clients are turned away until the key file is usable");
+    } else {
+        warn!(%error, %identity, user = target.user,
+            "ssh: add the identity's public key to the user's authorized_keys in the guest; clients are turned away until then");
+    }
+}
+
+/// Closes connections that stay unused, all but one.
+async fn reap<D: Dial>(pool: Weak<Pool<D>>) {
+    loop {
+        sleep(SPARE_IDLE).await;
+        let Some(pool) = pool.upgrade() else { return };
+        let mut state = pool.state();
+        let mut left = state.connections.len();
+        state.connections.retain(|spare| {
+            let idle = spare.connection.channels.load(Ordering::Relaxed) == 0;
+            let keep = left == 1 || !idle || spare.used.elapsed() < SPARE_IDLE;
+            if !keep {
+                left -= 1;
+                spare.connection.kill();
+            }
+            keep
+        });
+        if left <= 1 {
+            state.reaping = false;
+            return;
+        }
+    }
+}

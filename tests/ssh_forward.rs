@@ -1,0 +1,496 @@
+//! Unix sockets on the host that lead into the guest, against a real sshd on loopback in place of the guest.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
+
+#[path = "support/sshd.rs"]
+mod sshd;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use gvproxy::ssh::{OpenError, Target, Tunnel};
+use sshd::{PATIENCE, Pattern, Sshd, run, sum, text};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+const MIB: u64 = 1 << 20;
+
+/// Bounds a step that must come to an end.
+async fn soon<F: Future>(what: &str, step: F) -> F::Output {
+    timeout(PATIENCE, step).await.unwrap_or_else(|_| panic!("{what} takes too long"))
+}
+
+/// Waits until `met` holds.
+async fn eventually(what: &str, met: impl Fn() -> bool) {
+    soon(what, async {
+        while !met() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+/// Asserts that the client is closed without having been sent a byte.
+async fn closed(mut client: UnixStream) {
+    let mut answer = Vec::new();
+    let end = client.read_to_end(&mut answer).await;
+    // A client with unread requests is reset, which is a clean close as well.
+    assert!(answer.is_empty(), "{end:?} after {answer:?}");
+}
+
+#[tokio::test]
+async fn every_kind_of_key_and_file_logs_in() {
+    let sshd = Sshd::new().await;
+    let mut authorized = fs::read_to_string(sshd.path("authorized")).unwrap();
+    let mut names = vec!["id".to_owned()];
+    for (kind, bits) in
+        [("ed25519", ""), ("ecdsa", "256"), ("ecdsa", "384"), ("ecdsa", "521"), ("rsa", "2048")]
+    {
+        for format in ["RFC4716", "PEM", "PKCS8"] {
+            // ssh-keygen writes Ed25519 in its own form only; openssl makes the PKCS#8 one below.
+            if kind == "ed25519" && format != "RFC4716" {
+                continue;
+            }
+            let name = format!("{kind}{bits}-{format}");
+            let path = sshd.path(&name);
+            let bits: &[&str] = if bits.is_empty() { &[] } else { &["-b", bits] };
+            let form: &[&str] = if format == "RFC4716" { &[] } else { &["-m", format] };
+            run("ssh-keygen", &[&["-q", "-t", kind, "-N", "", "-f", text(&path)], bits, form].concat());
+            authorized += &fs::read_to_string(path.with_extension("pub")).unwrap();
+            names.push(name);
+        }
+    }
+    let pkcs8 = sshd.path("ed25519-openssl");
+    run("openssl", &["genpkey", "-algorithm", "ed25519", "-out", text(&pkcs8)]);
+    authorized += &public_of(&pkcs8);
+    names.push("ed25519-openssl".to_owned());
+    fs::write(sshd.path("authorized"), authorized).unwrap();
+
+    for name in names {
+        let head = fs::read_to_string(sshd.path(&name)).unwrap();
+        let forward = sshd
+            .try_forward("service.sock", &name)
+            .unwrap_or_else(|error| panic!("{name} ({}): {error:#}", head.lines().next().unwrap()));
+        soon(&name, forward.echo()).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+        forward.stop().await;
+    }
+}
+
+/// The public half of a PKCS#8 Ed25519 key as a line of authorized_keys; OpenSSH 9.2 cannot derive it itself.
+fn public_of(key: &std::path::Path) -> String {
+    let der = run("openssl", &["pkey", "-in", text(key), "-pubout", "-outform", "DER"]);
+    let mut blob = Vec::new();
+    for part in [b"ssh-ed25519".as_slice(), &der[der.len() - 32..]] {
+        blob.extend(u32::try_from(part.len()).unwrap().to_be_bytes());
+        blob.extend(part);
+    }
+    let raw = key.with_extension("blob");
+    fs::write(&raw, blob).unwrap();
+    let base64 = String::from_utf8(run("base64", &["-w0", text(&raw)])).unwrap();
+    format!("ssh-ed25519 {base64}\n")
+}
+
+#[tokio::test]
+async fn an_unusable_identity_is_refused_at_start() {
+    let sshd = Sshd::prepare().await;
+    let locked = sshd.path("locked");
+    run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "secret", "-f", text(&locked)]);
+    let locked_pem = sshd.path("locked-pem");
+    run(
+        "ssh-keygen",
+        &["-q", "-t", "rsa", "-b", "2048", "-m", "PEM", "-N", "secret", "-f", text(&locked_pem)],
+    );
+    let locked_pkcs8 = sshd.path("locked-pkcs8");
+    run("ssh-keygen", &["-q", "-t", "ecdsa", "-m", "PKCS8", "-N", "secret", "-f", text(&locked_pkcs8)]);
+    fs::write(sshd.path("junk"), "not a key\n").unwrap();
+
+    for (name, want) in [
+        ("locked", "passphrase"),
+        ("locked-pem", "passphrase"),
+        ("locked-pkcs8", "passphrase"),
+        ("junk", "not a usable ssh private key"),
+        ("missing", "cannot read the ssh identity"),
+    ] {
+        let error = format!("{:#}", sshd.try_forward("service.sock", name).err().expect(name));
+        assert!(error.contains(want) && error.contains(text(&sshd.path(name))), "{name}: {error}");
+        assert!(!error.contains('\n'), "{name}: {error}");
+    }
+    let left: Vec<_> =
+        fs::read_dir(sshd.dir.path()).unwrap().flatten().map(|file| file.file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().starts_with("forward")), "left behind: {left:?}");
+}
+
+#[tokio::test]
+async fn the_socket_is_private_and_goes_with_the_forward() {
+    let sshd = Sshd::new().await;
+    let forward = sshd.forward();
+    let socket = forward.socket.clone();
+    let meta = fs::metadata(&socket).unwrap();
+    assert_eq!(meta.permissions().mode() & 0o777, 0o600);
+    assert_eq!(meta.uid(), rustix::process::geteuid().as_raw());
+
+    // A client in the middle of something is dropped, and does not keep the forward.
+    let mut client = forward.connect().await;
+    client.write_all(b"Ex").await.unwrap();
+    let mut echo = [0];
+    soon("the echo", client.read_exact(&mut echo)).await.unwrap();
+    forward.stop().await;
+    soon("the close", closed(client)).await;
+    assert!(!socket.exists());
+}
+
+#[tokio::test]
+async fn two_hundred_clients_at_once() {
+    let sshd = Sshd::new().await;
+    let forward = sshd.forward();
+    let mut clients = JoinSet::new();
+    for number in 0..200_u32 {
+        let mut client = forward.connect().await;
+        clients.spawn(async move {
+            client.write_all(b"E").await.unwrap();
+            for _ in 0..5 {
+                let bytes = number.to_be_bytes().repeat(1000);
+                client.write_all(&bytes).await.unwrap();
+                let mut back = vec![0; bytes.len()];
+                client.read_exact(&mut back).await.unwrap();
+                assert!(back == bytes, "client {number} got another's bytes");
+            }
+        });
+    }
+    while let Some(client) = soon("a client", clients.join_next()).await {
+        client.unwrap();
+    }
+    assert!(sshd.dials.load(Ordering::Relaxed) <= gvproxy::ssh::MAX_CONNECTIONS);
+}
+
+#[tokio::test]
+async fn one_client_after_another_shares_one_connection() {
+    let sshd = Sshd::new().await;
+    let forward = sshd.forward();
+    for _ in 0..50 {
+        soon("an echo", forward.echo()).await.unwrap();
+    }
+    assert_eq!(sshd.dials.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn half_close_carries_both_ways() {
+    let sshd = Sshd::new().await;
+    let forward = sshd.forward();
+
+    // The client ends first: the guest answers after it.
+    let mut client = forward.connect().await;
+    client.write_all(b"Pabc").await.unwrap();
+    client.shutdown().await.unwrap();
+    assert_eq!(soon("the count", client.read_u64()).await.unwrap(), 3);
+    soon("the sum", client.read_u64()).await.unwrap();
+    assert_eq!(soon("the end", client.read(&mut [0])).await.unwrap(), 0);
+
+    // The guest ends first: the client's bytes still arrive.
+    let guest = tokio::net::UnixListener::bind(sshd.path("half.sock")).unwrap();
+    let forward = sshd.forward_to("half.sock", "id");
+    let mut client = forward.connect().await;
+    let (mut service, _) = soon("the guest's side", guest.accept()).await.unwrap();
+    service.write_all(b"bye").await.unwrap();
+    service.shutdown().await.unwrap();
+    let mut last = Vec::new();
+    soon("the guest's end", client.read_to_end(&mut last)).await.unwrap();
+    assert_eq!(last, b"bye");
+    let mut pattern = Pattern::default();
+    soon("the upload", pattern.write(&mut client, MIB)).await.unwrap();
+    client.shutdown().await.unwrap();
+    assert_eq!(soon("the guest's reading", sum(&mut service)).await.unwrap(), (MIB, pattern.sum()));
+}
+
+#[tokio::test]
+async fn a_hundred_mib_each_way_at_the_same_time() {
+    let sshd = Sshd::new().await;
+    let forward = sshd.forward();
+    let count = 100 * MIB;
+
+    let mut up = forward.connect().await;
+    let upload = tokio::spawn(async move {
+        let mut pattern = Pattern::default();
+        up.write_all(b"P").await.unwrap();
+        pattern.write(&mut up, count).await.unwrap();
+        up.shutdown().await.unwrap();
+        assert_eq!(up.read_u64().await.unwrap(), count);
+        assert_eq!(up.read_u64().await.unwrap(), pattern.sum());
+    });
+    let mut down = forward.connect().await;
+    down.write_all(b"G").await.unwrap();
+    down.write_u64(count).await.unwrap();
+    let got = soon("the download", sum(&mut down)).await.unwrap();
+    let mut pattern = Pattern::default();
+    pattern.write(&mut tokio::io::sink(), count).await.unwrap();
+    assert_eq!(got, (count, pattern.sum()));
+    soon("the upload", upload).await.unwrap();
+}
+
+#[tokio::test]
+async fn keys_are_exchanged_again_under_load() {
+    let mut sshd = Sshd::prepare().await;
+    sshd.options = "RekeyLimit 4M\nLogLevel DEBUG1";
+    sshd.start().await;
+    let forward = sshd.forward();
+    let (mut from, mut to) = forward.connect().await.into_split();
+    let count = 64 * MIB;
+    let upload = tokio::spawn(async move {
+        let mut pattern = Pattern::default();
+        to.write_all(b"E").await.unwrap();
+        pattern.write(&mut to, count).await.unwrap();
+        to.shutdown().await.unwrap();
+        pattern.sum()
+    });
+    let got = soon("the echo", sum(&mut from)).await.unwrap();
+    assert_eq!(got, (count, upload.await.unwrap()));
+    let exchanges = sshd.log().matches("SSH2_MSG_NEWKEYS received").count();
+    assert!(exchanges > 10, "only {exchanges} key exchanges");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_ends_its_channel_only() {
+    let sshd = Sshd::new().await;
+    let guest = tokio::net::UnixListener::bind(sshd.path("watch.sock")).unwrap();
+    let forward = sshd.forward_to("watch.sock", "id");
+    let client = forward.connect().await;
+    let (mut service, _) = soon("the guest's side", guest.accept()).await.unwrap();
+    drop(client);
+    let gone = async {
+        // First the end of what the client sent, then nobody to write to.
+        while service.write_all(b"more").await.is_ok() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    soon("the guest's noticing", gone).await;
+    let _client = forward.connect().await;
+    soon("the next client", guest.accept()).await.unwrap();
+    assert_eq!(sshd.dials.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_missing_socket_in_the_guest_closes_the_client() {
+    let sshd = Sshd::new().await;
+    let forward = sshd.forward_to("later.sock", "id");
+    for _ in 0..2 {
+        soon("the close", closed(forward.connect().await)).await;
+    }
+    // The forward lives on, and finds the socket when it is there.
+    let guest = tokio::net::UnixListener::bind(sshd.path("later.sock")).unwrap();
+    let _client = forward.connect().await;
+    soon("the guest's side", guest.accept()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stalled_client_delays_nobody() {
+    let sshd = Sshd::new().await;
+    let forward = sshd.forward();
+    // Both clients are there before one of them stalls, with more to read than any buffer on the way holds.
+    let mut stalled = forward.connect().await;
+    let mut busy = forward.connect().await;
+    busy.write_all(b"E").await.unwrap();
+    stalled.write_all(b"G").await.unwrap();
+    stalled.write_u64(100 * MIB).await.unwrap();
+    let mut first = [0];
+    soon("the first byte", stalled.read_exact(&mut first)).await.unwrap();
+    // One that the guest does not read from stalls the other way.
+    let mut unread = forward.connect().await;
+    unread.write_all(b"H").await.unwrap();
+    let unread = tokio::spawn(async move { Pattern::default().write(&mut unread, 100 * MIB).await });
+
+    let start = Instant::now();
+    for _ in 0..1000 {
+        busy.write_all(&[7; 4096]).await.unwrap();
+        soon("the busy client", busy.read_exact(&mut [0; 4096])).await.unwrap();
+    }
+    let mut bulk = forward.connect().await;
+    bulk.write_all(b"G").await.unwrap();
+    bulk.write_u64(50 * MIB).await.unwrap();
+    assert_eq!(soon("the bulk client", sum(&mut bulk)).await.unwrap().0, 50 * MIB);
+    assert!(start.elapsed() < Duration::from_secs(30), "took {:?}", start.elapsed());
+
+    // The stalled one has lost nothing.
+    let (count, _) = soon("the stalled client", sum(&mut stalled)).await.unwrap();
+    assert_eq!(count + 1, 100 * MIB);
+    assert!(!unread.is_finished());
+    unread.abort();
+}
+
+#[tokio::test]
+async fn an_early_client_waits_for_the_guest() {
+    let mut sshd = Sshd::prepare().await;
+    let forward = sshd.forward();
+    let mut early = JoinSet::new();
+    for _ in 0..20 {
+        let mut client = forward.connect().await;
+        early.spawn(async move {
+            client.write_all(b"Ehi").await.unwrap();
+            client.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).await.unwrap();
+            assert_eq!(answer, b"hi");
+        });
+    }
+    eventually("a few attempts", || sshd.dials.load(Ordering::Relaxed) >= 4).await;
+    sshd.start().await;
+    let start = Instant::now();
+    while let Some(client) = soon("an early client", early.join_next()).await {
+        client.unwrap();
+    }
+    assert!(start.elapsed() < Duration::from_secs(2), "took {:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn an_early_client_that_leaves_never_reaches_the_guest() {
+    let mut sshd = Sshd::prepare().await;
+    let guest = tokio::net::UnixListener::bind(sshd.path("watch.sock")).unwrap();
+    let forward = sshd.forward_to("watch.sock", "id");
+    for _ in 0..10 {
+        let mut client = forward.connect().await;
+        client.write_all(b"left").await.unwrap();
+    }
+    let mut last = forward.connect().await;
+    last.write_all(b"last").await.unwrap();
+    sshd.start().await;
+    let (mut service, _) = soon("the guest's side", guest.accept()).await.unwrap();
+    let mut request = [0; 4];
+    soon("the request", service.read_exact(&mut request)).await.unwrap();
+    assert_eq!(&request, b"last");
+}
+
+#[tokio::test]
+async fn hundreds_of_clients_that_leave_in_the_middle() {
+    let sshd = Sshd::new().await;
+    let forward = sshd.forward();
+    for _ in 0..300 {
+        let mut client = forward.connect().await;
+        client.write_all(b"G").await.unwrap();
+        client.write_u64(MIB).await.unwrap();
+        soon("a first byte", client.read_exact(&mut [0])).await.unwrap();
+    }
+    soon("the echo", forward.echo()).await.unwrap();
+    // Connections are not used for ever, as each such client leaves something behind in them; nor is each used once.
+    let dials = sshd.dials.load(Ordering::Relaxed);
+    assert!((2..=2 * gvproxy::ssh::MAX_CONNECTIONS).contains(&dials), "{dials} connections");
+}
+
+#[tokio::test]
+async fn the_end_does_not_wait_for_the_guest() {
+    let sshd = Sshd::prepare().await;
+    let forward = sshd.forward();
+    let waiting = forward.connect().await;
+    eventually("an attempt", || sshd.dials.load(Ordering::Relaxed) >= 1).await;
+    let start = Instant::now();
+    forward.stop().await;
+    assert!(start.elapsed() < Duration::from_secs(1), "took {:?}", start.elapsed());
+    soon("the close", closed(waiting)).await;
+}
+
+#[tokio::test]
+async fn guests_with_few_algorithms_are_reached() {
+    for options in [
+        "Ciphers chacha20-poly1305@openssh.com",
+        "Ciphers aes256-ctr\nMACs hmac-sha2-256",
+        // As in FIPS mode.
+        "Ciphers aes256-gcm@openssh.com\nKexAlgorithms ecdh-sha2-nistp384",
+        "KexAlgorithms diffie-hellman-group16-sha512",
+    ] {
+        let mut sshd = Sshd::prepare().await;
+        sshd.options = options;
+        sshd.start().await;
+        soon(options, sshd.forward().echo()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_client_waits_no_longer_than_it_may() {
+    let sshd = Sshd::prepare().await;
+    let target = Target { addr: sshd.addr, user: sshd.user.clone(), identity: sshd.path("id") };
+    let tunnel = Tunnel::new(target, sshd.dialer());
+    let (start, patience) = (Instant::now(), Duration::from_secs(1));
+    let error = soon("the end of waiting", tunnel.open("/any", patience, || true)).await.unwrap_err();
+    assert!(matches!(error, OpenError::TimedOut), "{error}");
+    assert!(start.elapsed() >= patience && start.elapsed() < patience * 3, "took {:?}", start.elapsed());
+    assert!(sshd.dials.load(Ordering::Relaxed) > 1);
+}
+
+#[tokio::test]
+async fn a_guest_that_accepts_and_stays_silent_is_given_up() {
+    let mut sshd = Sshd::prepare().await;
+    let mute = tokio::net::TcpListener::bind(sshd.addr).await.unwrap();
+    let forward = sshd.forward();
+    let early = forward.connect().await;
+    let (held, _) = soon("the first attempt", mute.accept()).await.unwrap();
+    drop(mute);
+    sshd.start().await;
+    let start = Instant::now();
+    soon("the echo", forward.echo()).await.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(13), "took {:?}", start.elapsed());
+    drop((early, held));
+}
+
+#[tokio::test]
+async fn the_next_connection_works_after_a_reboot() {
+    let mut sshd = Sshd::new().await;
+    let forward = sshd.forward();
+    for round in 0..3 {
+        soon("the echo", forward.echo()).await.unwrap();
+        let mut open = forward.connect().await;
+        open.write_all(b"Ex").await.unwrap();
+        soon("the open client", open.read_exact(&mut [0])).await.unwrap();
+        sshd.stop();
+        soon("the close", closed(open)).await;
+        // This one comes while the guest is down.
+        let waiting = forward.connect().await;
+        let dials = sshd.dials.load(Ordering::Relaxed);
+        eventually("an attempt", || sshd.dials.load(Ordering::Relaxed) >= dials + 2).await;
+        sshd.start().await;
+        let start = Instant::now();
+        soon("the echo after a reboot", forward.echo()).await.unwrap();
+        assert!(start.elapsed() < Duration::from_secs(2), "round {round}: took {:?}", start.elapsed());
+        drop(waiting);
+    }
+}
+
+#[tokio::test]
+async fn a_guest_that_vanished_is_found_out() {
+    let sshd = Sshd::new().await;
+    let forward = sshd.forward();
+    let mut open = forward.connect().await;
+    open.write_all(b"Ex").await.unwrap();
+    soon("the open client", open.read_exact(&mut [0])).await.unwrap();
+    soon("the echo", forward.echo()).await.unwrap();
+    assert_eq!(sshd.dials.load(Ordering::Relaxed), 2);
+    sshd.freeze_sessions();
+    // An idle connection that is frozen is given up within its limit, and a new one serves.
+    let start = Instant::now();
+    soon("the echo past a frozen session", forward.echo()).await.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(13), "took {:?}", start.elapsed());
+    // The client that was open is closed when the keepalive finds its guest gone.
+    soon("the close", closed(open)).await;
+    assert!(start.elapsed() < Duration::from_secs(35), "took {:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_wrong_key_closes_clients_and_a_right_one_helps() {
+    let sshd = Sshd::new().await;
+    run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", text(&sshd.path("other"))]);
+    let forward = sshd.forward_to("service.sock", "other");
+    let (one, two) = (forward.connect().await, forward.connect().await);
+    soon("the close", closed(one)).await;
+    soon("the other close", closed(two)).await;
+    let dials = sshd.dials.load(Ordering::Relaxed);
+    assert!((2..=5).contains(&dials), "{dials} attempts");
+    // From now on a client gets one attempt, and nobody tries in between.
+    for late in 1..=3 {
+        soon("a later close", closed(forward.connect().await)).await;
+        assert_eq!(sshd.dials.load(Ordering::Relaxed), dials + late);
+    }
+
+    fs::copy(sshd.path("id"), sshd.path("other")).unwrap();
+    soon("the echo with the right key", forward.echo()).await.unwrap();
+}

@@ -1,0 +1,351 @@
+//! A real sshd on a loopback port of its own, the service behind it, and a dialer that leads there.
+//! Owns: a temporary directory, its processes, and their end. May not: touch the machine's own sshd.
+
+use std::fs;
+use std::future::Future;
+use std::hash::{DefaultHasher, Hasher};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use gvproxy::config::SshForward;
+use gvproxy::dial::Dial;
+use gvproxy::forward::unix::UnixForward;
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+/// Longer than anything here takes on a loaded machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An sshd, its keys, and a service on a unix socket.
+pub(crate) struct Sshd {
+    pub(crate) dir: TempDir,
+    pub(crate) addr: SocketAddrV4,
+    pub(crate) user: String,
+    pub(crate) dials: Arc<AtomicUsize>,
+    /// More lines for sshd's configuration.
+    pub(crate) options: &'static str,
+    forwards: AtomicUsize,
+    child: Option<Child>,
+    service: JoinHandle<()>,
+}
+
+impl Sshd {
+    /// Makes keys and the service; sshd itself waits for [`Sshd::start`].
+    pub(crate) async fn prepare() -> Self {
+        let dir = tempfile::Builder::new().prefix("gvssh").tempdir().unwrap();
+        run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", text(&dir.path().join("host"))]);
+        run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", text(&dir.path().join("id"))]);
+        fs::copy(dir.path().join("id.pub"), dir.path().join("authorized")).unwrap();
+        let user = String::from_utf8(run("id", &["-un"])).unwrap().trim().to_owned();
+        let service = tokio::spawn(serve(UnixListener::bind(dir.path().join("service.sock")).unwrap()));
+        // Free now and, as the kernel hands out ports in turn, most likely still free when sshd binds it.
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let addr = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+        Self {
+            dir,
+            addr,
+            user,
+            dials: Arc::default(),
+            options: "",
+            forwards: AtomicUsize::new(0),
+            child: None,
+            service,
+        }
+    }
+
+    /// A running one.
+    pub(crate) async fn new() -> Self {
+        let mut sshd = Self::prepare().await;
+        sshd.start().await;
+        sshd
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Starts sshd and waits until it answers.
+    pub(crate) async fn start(&mut self) {
+        // The directory that Debian's sshd wants when it runs as root; its service file makes it otherwise.
+        if rustix::process::geteuid().is_root() {
+            fs::create_dir_all("/run/sshd").unwrap();
+        }
+        // Of two lines of the same kind, sshd takes the first.
+        let config = format!(
+            "{}\nListenAddress {}\nHostKey {}\nAuthorizedKeysFile {}\nUsePAM no\nStrictModes no\nPidFile none\n\
+             PermitRootLogin prohibit-password\nPasswordAuthentication no\nLogLevel VERBOSE\nMaxStartups 100\n",
+            self.options,
+            self.addr,
+            text(&self.path("host")),
+            text(&self.path("authorized")),
+        );
+        fs::write(self.path("config"), config).unwrap();
+        let log = fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
+        let child = Command::new("/usr/sbin/sshd")
+            .args(["-D", "-e", "-f", text(&self.path("config"))])
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start sshd ({error}); install openssh-server"));
+        self.child = Some(child);
+        let start = Instant::now();
+        loop {
+            if let Ok(mut stream) = TcpStream::connect(self.addr).await {
+                let mut hello = [0; 4];
+                if timeout(PATIENCE, stream.read_exact(&mut hello)).await.is_ok_and(|read| read.is_ok()) {
+                    assert_eq!(&hello, b"SSH-");
+                    return;
+                }
+            }
+            let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
+            assert!(ended.is_none() && start.elapsed() < PATIENCE, "sshd: {ended:?}\n{}", self.log());
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Ends sshd and its sessions, as a reboot would.
+    pub(crate) fn stop(&mut self) {
+        let sessions = self.sessions();
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        for pid in sessions {
+            // It may have ended on its own.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+
+    /// Freezes the sessions there are, but not the listener: a guest that vanished without a word.
+    pub(crate) fn freeze_sessions(&self) {
+        let sessions = self.sessions();
+        assert!(!sessions.is_empty(), "no session to freeze");
+        for pid in sessions {
+            kill_process(pid, Signal::STOP).unwrap();
+        }
+    }
+
+    /// Every descendant of the listener.
+    pub(crate) fn sessions(&self) -> Vec<Pid> {
+        let Some(child) = &self.child else { return Vec::new() };
+        let mut family = vec![i32::try_from(child.id()).unwrap()];
+        let mut parents = Vec::new();
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+            let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+            let parent = stat.rsplit(')').next().unwrap().split_whitespace().nth(1).unwrap();
+            parents.push((pid, parent.parse::<i32>().unwrap()));
+        }
+        let mut at = 0;
+        while let Some(&parent) = family.get(at) {
+            family.extend(parents.iter().filter(|pair| pair.1 == parent).map(|pair| pair.0));
+            at += 1;
+        }
+        family.into_iter().skip(1).filter_map(Pid::from_raw).collect()
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    /// A forward to the service, with the default key.
+    pub(crate) fn forward(&self) -> Forward {
+        self.forward_to("service.sock", "id")
+    }
+
+    /// A forward to the socket `dest` that logs in with the key `identity`.
+    pub(crate) fn forward_to(&self, dest: &str, identity: &str) -> Forward {
+        self.try_forward(dest, identity).unwrap()
+    }
+
+    pub(crate) fn try_forward(&self, dest: &str, identity: &str) -> anyhow::Result<Forward> {
+        let socket = self.path(&format!("forward-{}", self.forwards.fetch_add(1, Ordering::Relaxed)));
+        let forward = UnixForward::bind(
+            &SshForward {
+                socket: socket.clone(),
+                dest: text(&self.path(dest)).to_owned(),
+                user: self.user.clone(),
+                identity: self.path(identity),
+            },
+            self.addr,
+        )?;
+        let (stop, stopped) = watch::channel(false);
+        Ok(Forward { socket, stop, task: tokio::spawn(forward.run(self.dialer(), stopped)) })
+    }
+
+    pub(crate) fn dialer(&self) -> Arc<Loopback> {
+        Arc::new(Loopback { dials: Arc::clone(&self.dials) })
+    }
+}
+
+impl Drop for Sshd {
+    fn drop(&mut self) {
+        self.stop();
+        self.service.abort();
+        if std::thread::panicking() {
+            eprintln!("--- sshd's log\n{}---", self.log());
+        }
+    }
+}
+
+/// A forward that runs.
+pub(crate) struct Forward {
+    pub(crate) socket: PathBuf,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Forward {
+    pub(crate) async fn connect(&self) -> UnixStream {
+        UnixStream::connect(&self.socket).await.unwrap()
+    }
+
+    /// Sends one line and reads it back.
+    pub(crate) async fn echo(&self) -> io::Result<()> {
+        let mut client = self.connect().await;
+        client.write_all(b"Ehello").await?;
+        client.shutdown().await?;
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await?;
+        if answer == b"hello" {
+            Ok(())
+        } else {
+            Err(io::Error::other(format!("instead of an echo: {answer:?}")))
+        }
+    }
+
+    pub(crate) async fn stop(self) {
+        self.stop.send(true).unwrap();
+        timeout(PATIENCE, self.task).await.expect("the forward ends").unwrap().unwrap();
+    }
+}
+
+/// Reaches loopback as if it were the virtual network.
+pub(crate) struct Loopback {
+    dials: Arc<AtomicUsize>,
+}
+
+impl Dial for Loopback {
+    fn dial(
+        &self,
+        remote: SocketAddrV4,
+        limit: Duration,
+    ) -> impl Future<Output = io::Result<UnixStream>> + Send {
+        self.dials.fetch_add(1, Ordering::Relaxed);
+        async move {
+            let mut guest = timeout(limit, TcpStream::connect(remote)).await??;
+            guest.set_nodelay(true)?;
+            let (near, mut far) = UnixStream::pair()?;
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut far, &mut guest).await });
+            Ok(near)
+        }
+    }
+}
+
+/// The service in the guest. The first byte says what a client wants:
+/// `E` to have its bytes back, `G` and a u64 to be sent that many bytes, `P` to have its bytes counted and summed,
+/// `H` to be sent nothing and have nothing read.
+async fn serve(listener: UnixListener) {
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        tokio::spawn(async move {
+            // A client may leave at any time.
+            let _ = answer(stream).await;
+        });
+    }
+}
+
+async fn answer(mut stream: UnixStream) -> io::Result<()> {
+    match stream.read_u8().await? {
+        b'E' => {
+            let (mut read, mut write) = stream.split();
+            tokio::io::copy(&mut read, &mut write).await?;
+            write.shutdown().await
+        }
+        b'G' => {
+            let count = stream.read_u64().await?;
+            let mut pattern = Pattern::default();
+            pattern.write(&mut stream, count).await?;
+            stream.shutdown().await
+        }
+        b'P' => {
+            let (count, sum) = sum(&mut stream).await?;
+            stream.write_u64(count).await?;
+            stream.write_u64(sum).await
+        }
+        b'H' => std::future::pending().await,
+        other => Err(io::Error::other(format!("unknown request {other}"))),
+    }
+}
+
+/// Bytes that repeat nowhere near a packet's or a buffer's length, and their sum.
+#[derive(Default)]
+pub(crate) struct Pattern {
+    at: u64,
+    hasher: DefaultHasher,
+}
+
+impl Pattern {
+    pub(crate) async fn write(
+        &mut self,
+        stream: &mut (impl AsyncWriteExt + Unpin),
+        count: u64,
+    ) -> io::Result<()> {
+        let mut left = usize::try_from(count).unwrap();
+        let mut block = vec![0; 65_521];
+        while left > 0 {
+            let length = left.min(block.len());
+            for word in block.chunks_mut(8) {
+                self.at =
+                    self.at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                word.copy_from_slice(&self.at.to_be_bytes()[..word.len()]);
+            }
+            self.hasher.write(&block[..length]);
+            stream.write_all(&block[..length]).await?;
+            left -= length;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn sum(&self) -> u64 {
+        self.hasher.finish()
+    }
+}
+
+/// Reads to the end; the count and the sum of what came.
+pub(crate) async fn sum(stream: &mut (impl AsyncReadExt + Unpin)) -> io::Result<(u64, u64)> {
+    let mut hasher = DefaultHasher::new();
+    let mut block = vec![0; 1 << 18];
+    let mut count = 0;
+    loop {
+        let length = stream.read(&mut block).await?;
+        if length == 0 {
+            return Ok((count, hasher.finish()));
+        }
+        hasher.write(&block[..length]);
+        count += length as u64;
+    }
+}
+
+/// Runs a tool to its end and returns what it printed.
+pub(crate) fn run(tool: &str, args: &[&str]) -> Vec<u8> {
+    let output = Command::new(tool).args(args).output().unwrap_or_else(|error| {
+        panic!("cannot run {tool} ({error}); install openssh-client, openssl, coreutils")
+    });
+    assert!(output.status.success(), "{tool} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+pub(crate) fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
