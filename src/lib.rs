@@ -4,6 +4,7 @@ pub mod cli;
 pub mod config;
 pub mod dial;
 pub mod forward;
+pub mod host;
 pub mod listen;
 pub mod logging;
 pub mod pidfile;

@@ -1,0 +1,86 @@
+//! DNS over TCP with the guest (RFC 7766): two bytes of length, then the message, both ways.
+//! Owns: one connection, its time limits and how much of it is on its way. May not: answer; the caller's
+//! `resolve` does.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+
+/// How long the first query may take to arrive. The original's 2 s are less than two retransmissions.
+const FIRST_TIME: Duration = Duration::from_secs(10);
+/// How long a connection without a question on its way stays open.
+const IDLE_TIME: Duration = Duration::from_secs(8);
+/// How long the client may take to read one answer.
+const WRITE_TIME: Duration = Duration::from_secs(10);
+/// Queries of one connection.
+const MAX_QUERIES: usize = 128;
+/// Queries of one connection that are on their way at a time; more are left in the socket.
+const MAX_PIPELINED: usize = 32;
+
+/// Answers the queries of one connection until the client is done (its half-close waits for the answers), is
+/// silent for too long, has asked 128 times, or breaks the connection. Answers go out in the order in which
+/// they come, not in that of the queries (RFC 7766 section 6.2.1.1); a message that `resolve` gives `None`
+/// for has none.
+pub async fn serve_stream<S, R, F>(mut stream: S, resolve: R)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    R: Fn(Vec<u8>) -> F,
+    F: Future<Output = Option<Vec<u8>>> + Send + 'static,
+{
+    if let Err(error) = serve(&mut stream, resolve).await {
+        tracing::debug!(%error, "DNS connection ended");
+    }
+}
+
+async fn serve<S, R, F>(stream: &mut S, resolve: R) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    R: Fn(Vec<u8>) -> F,
+    F: Future<Output = Option<Vec<u8>>> + Send + 'static,
+{
+    let mut received = Vec::new();
+    let mut pending = JoinSet::new();
+    let mut queries = 0;
+    let mut deadline = Instant::now() + FIRST_TIME;
+    let mut client_done = false;
+    loop {
+        while pending.len() < MAX_PIPELINED
+            && queries < MAX_QUERIES
+            && let Some(message) = take_message(&mut received)
+        {
+            queries += 1;
+            deadline = Instant::now() + IDLE_TIME;
+            pending.spawn(resolve(message));
+        }
+        let listening = !client_done && queries < MAX_QUERIES && pending.len() < MAX_PIPELINED;
+        if !listening && pending.is_empty() {
+            return stream.shutdown().await;
+        }
+        tokio::select! {
+            read = stream.read_buf(&mut received), if listening => client_done = read? == 0,
+            Some(answer) = pending.join_next() => {
+                if let Ok(Some(answer)) = answer {
+                    let len = u16::try_from(answer.len()).map_err(io::Error::other)?;
+                    let framed = [&len.to_be_bytes(), answer.as_slice()].concat();
+                    timeout(WRITE_TIME, stream.write_all(&framed)).await??;
+                }
+                deadline = Instant::now() + IDLE_TIME;
+            }
+            () = sleep_until(deadline), if pending.is_empty() => return stream.shutdown().await,
+        }
+    }
+}
+
+/// The first whole message of what was received.
+fn take_message(received: &mut Vec<u8>) -> Option<Vec<u8>> {
+    let (len, rest) = received.split_first_chunk()?;
+    let message = rest.get(..u16::from_be_bytes(*len).into())?.to_vec();
+    received.drain(..len.len() + message.len());
+    Some(message)
+}
+
+#[cfg(test)]
+mod tests;
