@@ -2,11 +2,15 @@
 
 pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod dial;
+pub mod engine;
 pub mod forward;
 pub mod host;
+pub mod link;
 pub mod listen;
 pub mod logging;
 pub mod pidfile;
 pub mod ssh;
+pub mod sys;
 pub mod text;

@@ -1,3 +1,7 @@
-//! The host's side of what the virtual network asks for. Read next: `dns/`, the host's resolvers.
+//! The host's side of the guest's flows: ordinary sockets. Owns: the sockets. May not: decide who may reach what.
+//! Read next: `tcp.rs`; `dns/`, the host's resolvers.
 
 pub mod dns;
+pub(crate) mod stream;
+pub(crate) mod tcp;
+pub(crate) mod udp;

@@ -1,0 +1,223 @@
+//! Builds what [`Config`] says, runs it, takes it down. Owns: the order of those three, and the control plane's one thread.
+//! May not: know what a frame or a flow is. Read next: `engine/mod.rs`.
+//!
+//! Everything is bound before anything runs, so that a failure leaves nothing behind, and clients that come early wait.
+
+use std::fmt;
+use std::net::{SocketAddrV4, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::{Context, Result, anyhow};
+use netstack::dns::{Transport, Verdict};
+use tokio::net::UnixStream;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use crate::config::{Config, RESOLV_CONF};
+use crate::engine::{End, Engine, Handle, Request};
+use crate::forward::unix::UnixForward;
+use crate::host::dns::{Upstream, serve_stream};
+use crate::listen::unix_listener;
+use crate::text::reason;
+
+/// The guest's sshd, which unix sockets are forwarded through.
+const SSH_PORT: u16 = 22;
+/// The mode of the socket that a hypervisor connects to.
+const LINK_MODE: u32 = 0o600;
+const HOSTS: &str = "/etc/hosts";
+/// DNS connections of guests at a time; more are closed at once.
+const MAX_DNS_STREAMS: usize = 256;
+
+/// Why a run ended without a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// SIGINT or SIGTERM.
+    Signal,
+    /// The virtual machine closed its end.
+    GuestLeft,
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Signal => "signal caught",
+            Self::GuestLeft => "virtual machine left",
+        })
+    }
+}
+
+/// The thread that may wait, hearing signals. To be had before anything is made that a signal would have to remove.
+#[derive(Debug)]
+pub struct ControlPlane {
+    runtime: tokio::runtime::Runtime,
+    signals: Signals,
+}
+
+impl ControlPlane {
+    /// From now on SIGINT and SIGTERM do not kill the process, but end [`run`](Self::run).
+    ///
+    /// # Errors
+    /// The system has no event queue or signal handler to give.
+    pub fn new() -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start the runtime")?;
+        let signals = runtime.block_on(async { Signals::new() }).context("cannot watch signals")?;
+        Ok(Self { runtime, signals })
+    }
+
+    /// Returns when the daemon is done and everything it made is gone.
+    ///
+    /// # Errors
+    /// It could not start, or could not go on.
+    pub fn run(self, config: Config) -> Result<Exit> {
+        crate::sys::prepare_process();
+        self.runtime.block_on(async { Daemon::bind(config)?.serve(self.signals).await })
+    }
+}
+
+/// The signals that end the daemon.
+#[derive(Debug)]
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn any(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Everything bound, nothing running.
+struct Daemon {
+    engine: Engine,
+    handle: Handle,
+    requests: mpsc::Receiver<Request>,
+    forwards: Vec<UnixForward>,
+}
+
+impl Daemon {
+    fn bind(config: Config) -> Result<Self> {
+        let seed = crate::sys::random_seed().context("cannot get randomness")?;
+        let (mut engine, handle, requests) =
+            Engine::new(config.network, seed).context("cannot start the network")?;
+        for forward in &config.tcp_forwards {
+            let listener = TcpListener::bind(forward.local)
+                .map_err(|error| anyhow!("listen tcp {}: bind: {}", forward.local, reason(&error)))?;
+            engine.forward(listener, forward.remote).context("cannot add network services")?;
+        }
+        let guest = SocketAddrV4::new(config.device_ip, SSH_PORT);
+        let forwards = config
+            .ssh_forwards
+            .iter()
+            .map(|forward| UnixForward::bind(forward, guest))
+            .collect::<Result<_>>()?;
+        // The last, so that whoever waits for it finds the rest there.
+        if let Some(path) = &config.qemu {
+            let (listener, file) = unix_listener(path, LINK_MODE).context("qemu listen error")?;
+            engine.listen_qemu(listener, file).context("qemu listen error")?;
+            tracing::info!(path = %path.display(), "waiting for the virtual machine");
+        }
+        Ok(Self { engine, handle, requests, forwards })
+    }
+
+    async fn serve(self, mut signals: Signals) -> Result<Exit> {
+        let Self { engine, handle, requests, forwards } = self;
+        let (ended, mut end) = oneshot::channel();
+        let thread = thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || {
+                let _ = ended.send(engine.run());
+            })
+            .context("cannot start the network")?;
+
+        let (stop, stopped) = watch::channel(false);
+        let mut forwarding = JoinSet::new();
+        for forward in forwards {
+            forwarding.spawn(forward.run(Arc::new(handle.clone()), stopped.clone()));
+        }
+        let resolving = tokio::spawn(resolve(handle.clone(), requests));
+
+        let exit = tokio::select! {
+            result = &mut end => engine_end(result),
+            () = signals.any() => Ok(Exit::Signal),
+            Some(failure) = forwarding.join_next() => forward_failure(failure),
+        };
+        tracing::debug!("stopping");
+        // Nobody is left to hear it if the engine has ended.
+        let _ = stop.send(true);
+        handle.stop().await;
+        while let Some(result) = forwarding.join_next().await {
+            if let Err(error) = forward_failure(result) {
+                tracing::warn!(error = %format_args!("{error:#}"), "forward ended badly");
+            }
+        }
+        resolving.abort();
+        if thread.join().is_err() {
+            return Err(anyhow!("the network failed"));
+        }
+        exit
+    }
+}
+
+fn engine_end(result: Result<Result<End>, oneshot::error::RecvError>) -> Result<Exit> {
+    match result.map_err(|_| anyhow!("the network failed"))?? {
+        End::Stopped => Ok(Exit::Signal),
+        End::LinkClosed => Ok(Exit::GuestLeft),
+    }
+}
+
+/// A forward runs as long as the daemon; one that ended by itself has failed.
+fn forward_failure(result: Result<Result<()>, tokio::task::JoinError>) -> Result<Exit> {
+    result.context("a forward failed")??;
+    Ok(Exit::Signal)
+}
+
+/// Serves the engine's questions about names.
+async fn resolve(handle: Handle, mut requests: mpsc::Receiver<Request>) {
+    let upstream = Arc::new(Upstream::new(PathBuf::from(RESOLV_CONF), PathBuf::from(HOSTS)));
+    let streams = Arc::new(Semaphore::new(MAX_DNS_STREAMS));
+    while let Some(request) = requests.recv().await {
+        let (handle, upstream) = (handle.clone(), Arc::clone(&upstream));
+        match request {
+            Request::DnsQuestion { client, message } => {
+                tokio::spawn(async move {
+                    if let Some(answer) = upstream.ask(&message, Transport::Udp).await {
+                        handle.dns_answer(client, answer).await;
+                    }
+                });
+            }
+            Request::DnsStream(stream) => {
+                let Ok(permit) = Arc::clone(&streams).try_acquire_owned() else { continue };
+                let Ok(stream) = UnixStream::from_std(stream) else { continue };
+                tokio::spawn(async move {
+                    serve_stream(stream, |message| answer(handle.clone(), Arc::clone(&upstream), message))
+                        .await;
+                    drop(permit);
+                });
+            }
+        }
+    }
+}
+
+/// Answers one DNS message that came by TCP.
+async fn answer(handle: Handle, upstream: Arc<Upstream>, message: Vec<u8>) -> Option<Vec<u8>> {
+    let (verdict, reply) = handle.dns_query(message.clone()).await;
+    match verdict {
+        Verdict::Reply => Some(reply),
+        Verdict::Forward => upstream.ask(&message, Transport::Tcp).await,
+        Verdict::Drop => None,
+    }
+}

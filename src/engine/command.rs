@@ -1,0 +1,92 @@
+//! Between the engine and the control plane. Owns: the two bounded channels' types. May not: do anything itself.
+//! Read next: `mod.rs`, which serves commands; `daemon.rs`, which serves requests.
+
+use std::io;
+use std::net::SocketAddrV4;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mio::Waker;
+use netstack::{DnsClient, dns};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::dial::Dial;
+
+/// Commands, and requests, that may be under way at once.
+pub(super) const CHANNEL: usize = 512;
+
+/// What the control plane asks of the engine.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Connects to a guest; the stream is one end of a socket pair.
+    Connect { to: SocketAddrV4, reply: oneshot::Sender<io::Result<UnixStream>> },
+    /// Asks the gateway's own zones.
+    DnsQuery { message: Vec<u8>, reply: oneshot::Sender<(dns::Verdict, Vec<u8>)> },
+    /// Answers [`Request::DnsQuestion`].
+    DnsAnswer { client: DnsClient, message: Vec<u8> },
+    /// Ends the run.
+    Stop,
+}
+
+/// What the engine asks of the control plane.
+#[derive(Debug)]
+pub enum Request {
+    /// A question for the host's resolvers, answered by [`Handle::dns_answer`].
+    DnsQuestion {
+        /// Who asked.
+        client: DnsClient,
+        /// The message as it came.
+        message: Vec<u8>,
+    },
+    /// A guest connected to the gateway's DNS port.
+    DnsStream(UnixStream),
+}
+
+/// The engine, as the control plane sees it.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) waker: Arc<Waker>,
+}
+
+impl Handle {
+    /// Sends the answer to [`Request::DnsQuestion`].
+    pub async fn dns_answer(&self, client: DnsClient, message: Vec<u8>) {
+        self.send(Command::DnsAnswer { client, message }).await;
+    }
+
+    /// What the gateway's zones say to a message that came by TCP, and the reply if there is one.
+    pub async fn dns_query(&self, message: Vec<u8>) -> (dns::Verdict, Vec<u8>) {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::DnsQuery { message, reply }).await;
+        answer.await.unwrap_or((dns::Verdict::Drop, Vec::new()))
+    }
+
+    /// Ends the run.
+    pub async fn stop(&self) {
+        self.send(Command::Stop).await;
+    }
+
+    /// An engine that has ended hears nothing, and whoever waits for a reply sees that the sender is gone.
+    async fn send(&self, command: Command) {
+        if self.commands.send(command).await.is_ok()
+            && let Err(error) = self.waker.wake()
+        {
+            tracing::error!(%error, "cannot wake the engine");
+        }
+    }
+}
+
+impl Dial for Handle {
+    async fn dial(&self, remote: SocketAddrV4, limit: Duration) -> io::Result<tokio::net::UnixStream> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Connect { to: remote, reply }).await;
+        match tokio::time::timeout(limit, answer).await {
+            Ok(Ok(Ok(stream))) => tokio::net::UnixStream::from_std(stream),
+            Ok(Ok(Err(error))) => Err(error),
+            Ok(Err(_)) => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the network is down")),
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+}

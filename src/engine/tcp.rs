@@ -1,0 +1,244 @@
+//! TCP flows and their descriptors. Owns: which descriptor belongs to which flow, and the mapping of errors to what the
+//! guest is told. Read next: `host/tcp.rs`, which moves the bytes.
+
+use std::io;
+use std::net::{SocketAddr, SocketAddrV4};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::time::Instant as Clock;
+
+use mio::event::Event as Readiness;
+use mio::net::{TcpStream, UnixStream};
+use mio::{Interest, Token};
+use netstack::tcp::Phase;
+use netstack::{FlowId, Refusal};
+use tokio::sync::oneshot;
+
+use super::{ACCEPT_PAUSE, Engine, Request, Source, is_later};
+use crate::host::stream::HostStream;
+use crate::host::tcp::{Outcome, Relay};
+
+/// Connections taken from one listener in a turn.
+const ACCEPT_TURN: usize = 64;
+const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);
+
+/// The other end of a flow.
+#[derive(Debug)]
+pub(super) struct Connection {
+    relay: Relay,
+    /// What is missing before bytes can move.
+    opening: Opening,
+}
+
+#[derive(Debug)]
+enum Opening {
+    /// Nothing.
+    Done,
+    /// The host's side of a flow that a guest dialled.
+    Host,
+    /// The guest's side of a flow that this side dialled; whoever asked for it gets the far end of the pair.
+    Guest(Option<(oneshot::Sender<io::Result<StdUnixStream>>, StdUnixStream)>),
+}
+
+impl Engine {
+    /// A guest dialled `to`.
+    pub(super) fn connect_host(&mut self, flow: FlowId, to: SocketAddr) {
+        tracing::debug!(%to, "guest connects");
+        match HostStream::connect(to) {
+            Ok(stream) => self.adopt(flow, stream, Opening::Host),
+            Err(error) => self.refuse(flow, &error),
+        }
+    }
+
+    /// A guest dialled the gateway: the control plane serves it, at the far end of a socket pair.
+    pub(super) fn connect_gateway(&mut self, flow: FlowId) {
+        let served = socket_pair().and_then(|(near, far)| {
+            self.requests.try_send(Request::DnsStream(far)).map_err(|_| io::ErrorKind::ConnectionRefused)?;
+            Ok(near)
+        });
+        match served {
+            Ok(near) => {
+                self.adopt(flow, HostStream::Unix(near), Opening::Done);
+                self.stack.tcp_accept(flow, self.now, &mut self.batches);
+            }
+            Err(error) => self.refuse(flow, &error),
+        }
+    }
+
+    /// The control plane dials a guest.
+    pub(super) fn connect_guest(
+        &mut self,
+        to: SocketAddrV4,
+        reply: oneshot::Sender<io::Result<StdUnixStream>>,
+    ) {
+        let dialled = socket_pair().and_then(|(near, far)| {
+            let flow = self
+                .stack
+                .tcp_connect(to, self.now, &mut self.batches)
+                .map_err(|error| io::Error::new(io::ErrorKind::HostUnreachable, error))?;
+            Ok((near, far, flow))
+        });
+        match dialled {
+            Ok((near, far, flow)) => {
+                self.adopt(flow, HostStream::Unix(near), Opening::Guest(Some((reply, far))));
+            }
+            Err(error) => {
+                let _ = reply.send(Err(error));
+            }
+        }
+    }
+
+    /// Takes what the forwards' listeners have.
+    pub(super) fn accept_forwards(&mut self) {
+        if self.accept_again.is_some_and(|at| at > self.now) {
+            return;
+        }
+        self.accept_again = None;
+        for index in 0..self.forwards.len() {
+            for _ in 0..ACCEPT_TURN {
+                let Some(forward) = self.forwards.get_mut(index).filter(|forward| forward.readable) else {
+                    break;
+                };
+                match forward.listener.accept() {
+                    Ok((stream, client)) => {
+                        let remote = forward.remote;
+                        tracing::debug!(%client, %remote, "forwarding");
+                        self.forward_stream(stream, remote);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => forward.readable = false,
+                    Err(error) if is_later(&error) => {}
+                    Err(error) => {
+                        if let Some(suppressed) = self.no_descriptors.admit(Clock::now()) {
+                            tracing::warn!(%error, suppressed, "cannot accept connections, trying again");
+                        }
+                        self.accept_again = Some(self.now + ACCEPT_PAUSE.into());
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn forward_stream(&mut self, stream: TcpStream, remote: SocketAddrV4) {
+        match self.stack.tcp_connect(remote, self.now, &mut self.batches) {
+            Ok(flow) => self.adopt(flow, HostStream::accepted(stream), Opening::Guest(None)),
+            Err(error) => tracing::debug!(%remote, %error, "cannot forward"),
+        }
+    }
+
+    pub(super) fn handle_tcp_event(&mut self, flow: FlowId, event: &Readiness) {
+        let Some(connection) = self.tcp.get_mut(flow) else { return };
+        if matches!(connection.opening, Opening::Host) {
+            match connection.relay.stream().is_connected() {
+                Ok(true) => {
+                    connection.opening = Opening::Done;
+                    connection.relay.handle_event(event);
+                    self.stack.tcp_accept(flow, self.now, &mut self.batches);
+                }
+                Ok(false) => {}
+                Err(error) => self.refuse(flow, &error),
+            }
+        } else {
+            connection.relay.handle_event(event);
+            self.stack.mark_ready(flow);
+        }
+    }
+
+    /// One flow's turn: its bytes, then its segments.
+    pub(super) fn serve_flow(&mut self, id: FlowId) {
+        self.move_flow(id);
+        self.stack.flush(id, self.now, &mut self.batches);
+    }
+
+    fn move_flow(&mut self, id: FlowId) {
+        let (Some(connection), Some(flow)) = (self.tcp.get_mut(id), self.stack.flow(id)) else { return };
+        match flow.phase() {
+            Phase::Connecting => {}
+            Phase::Open | Phase::Finished => {
+                if let Opening::Guest(waiting) = &mut connection.opening {
+                    if let Some((reply, far)) = waiting.take()
+                        && reply.send(Ok(far)).is_err()
+                    {
+                        return self.close_tcp(id, true);
+                    }
+                    connection.opening = Opening::Done;
+                }
+                match connection.relay.move_bytes(flow) {
+                    Outcome::Going => {
+                        if connection.relay.wants_turn(flow) {
+                            self.stack.mark_ready(id);
+                        }
+                    }
+                    Outcome::Done => self.close_tcp(id, false),
+                    Outcome::Failed => self.close_tcp(id, true),
+                }
+            }
+            Phase::Aborted => {
+                if let Opening::Guest(Some((reply, _))) =
+                    std::mem::replace(&mut connection.opening, Opening::Done)
+                {
+                    let _ = reply.send(Err(io::ErrorKind::ConnectionRefused.into()));
+                } else {
+                    connection.relay.stream().reset_on_close();
+                }
+                self.close_tcp(id, false);
+            }
+        }
+    }
+
+    /// Gives the flow its descriptor.
+    fn adopt(&mut self, flow: FlowId, mut stream: HostStream, opening: Opening) {
+        let token = Token(self.sources.insert(Source::Tcp(flow)));
+        match self.poll.registry().register(stream.source(), token, BOTH) {
+            Ok(()) => {
+                self.tcp.insert(flow, Connection { relay: Relay::new(stream, token), opening });
+            }
+            Err(error) => {
+                self.forget(token);
+                self.refuse(flow, &error);
+                self.stack.tcp_release(flow, true);
+            }
+        }
+    }
+
+    /// Tells the guest why it cannot have what it dialled.
+    fn refuse(&mut self, flow: FlowId, error: &io::Error) {
+        let refusal = match error.kind() {
+            io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Refusal::Unreachable,
+            io::ErrorKind::TimedOut => Refusal::Silence,
+            _ if is_exhausted(error) => {
+                if let Some(suppressed) = self.no_descriptors.admit(Clock::now()) {
+                    tracing::warn!(%error, suppressed, "cannot open a connection for the guest");
+                }
+                Refusal::Silence
+            }
+            _ => Refusal::Reset,
+        };
+        if let Some(connection) = self.tcp.remove(flow) {
+            self.forget(connection.relay.token);
+        }
+        self.stack.tcp_refuse(flow, refusal, self.now, &mut self.batches);
+    }
+
+    fn close_tcp(&mut self, flow: FlowId, abort: bool) {
+        if let Some(connection) = self.tcp.remove(flow) {
+            self.forget(connection.relay.token);
+        }
+        self.stack.tcp_release(flow, abort);
+    }
+}
+
+/// Whether the process or the system is out of descriptors or memory: a later try may do better.
+fn is_exhausted(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::ADDRNOTAVAIL)
+    )
+}
+
+/// A pair of streams: one for the engine, one for the control plane.
+fn socket_pair() -> io::Result<(UnixStream, StdUnixStream)> {
+    let (near, far) = UnixStream::pair()?;
+    Ok((near, StdUnixStream::from(OwnedFd::from(far))))
+}

@@ -1,0 +1,106 @@
+//! The descriptor at the other end of a flow. Owns: the differences between a TCP connection and a socket pair.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr};
+use std::time::Duration;
+
+use mio::event::Source;
+use mio::net::{TcpStream, UnixStream};
+use socket2::{SockRef, TcpKeepalive};
+
+/// As the original's: a peer that vanished is noticed though nobody writes.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// A stream of either kind, non-blocking.
+#[derive(Debug)]
+pub(crate) enum HostStream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl HostStream {
+    /// Starts to connect.
+    pub(crate) fn connect(to: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(to)?;
+        tune(&stream);
+        Ok(Self::Tcp(stream))
+    }
+
+    /// A connection that somebody else made.
+    pub(crate) fn accepted(stream: TcpStream) -> Self {
+        tune(&stream);
+        Self::Tcp(stream)
+    }
+
+    /// Whether a connection that was started is there: `Ok(false)` means not yet.
+    pub(crate) fn is_connected(&self) -> io::Result<bool> {
+        let Self::Tcp(stream) = self else { return Ok(true) };
+        if let Some(error) = stream.take_error()? {
+            return Err(error);
+        }
+        match stream.peer_addr() {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the connection is over both ways. Takes the error, so that it is told once.
+    pub(crate) fn has_failed(&self) -> bool {
+        let error = match self {
+            Self::Tcp(stream) => stream.take_error(),
+            Self::Unix(stream) => stream.take_error(),
+        };
+        !matches!(error, Ok(None))
+    }
+
+    /// Closes the half that we write.
+    pub(crate) fn shutdown_write(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Self::Unix(stream) => stream.shutdown(Shutdown::Write),
+        }
+    }
+
+    /// Makes the close that follows a reset, where the kind of stream has one.
+    pub(crate) fn reset_on_close(&self) {
+        if let Self::Tcp(stream) = self {
+            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+
+    pub(crate) fn source(&mut self) -> &mut dyn Source {
+        match self {
+            Self::Tcp(stream) => stream,
+            Self::Unix(stream) => stream,
+        }
+    }
+}
+
+/// A socket without these is slower, not wrong.
+fn tune(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let _ = SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
+}
+
+impl Read for HostStream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(buffer),
+            Self::Unix(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for HostStream {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write(buffer),
+            Self::Unix(stream) => stream.write(buffer),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,115 @@
+//! One flow's bytes, between its rings and its descriptor. Owns: the descriptor's readiness and which halves are closed.
+//! May not: touch the stack. Read next: `engine/tcp.rs`, which calls it; `netstack/src/tcp/flow.rs`, the other side.
+
+use std::io::{self, Read, Write};
+
+use mio::Token;
+use netstack::tcp::Flow;
+
+use super::stream::HostStream;
+
+/// How a relay stands after its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// More will come.
+    Going,
+    /// Both halves are closed on this side.
+    Done,
+    /// The descriptor failed, as by a reset.
+    Failed,
+}
+
+/// The descriptor of one flow. Readiness is edge-triggered: a flag is cleared only by the call that found nothing.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    stream: HostStream,
+    pub(crate) token: Token,
+    readable: bool,
+    writable: bool,
+    /// Our half is closed: the guest's is, and everything it sent is written.
+    shut: bool,
+    /// By a reset, or what else ends a connection both ways.
+    failed: bool,
+}
+
+impl Relay {
+    pub(crate) fn new(stream: HostStream, token: Token) -> Self {
+        Self { stream, token, readable: false, writable: false, shut: false, failed: false }
+    }
+
+    pub(crate) fn stream(&mut self) -> &mut HostStream {
+        &mut self.stream
+    }
+
+    /// Takes note of an event.
+    pub(crate) fn handle_event(&mut self, event: &mio::event::Event) {
+        self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+        self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
+        // A reset has to reach the guest though nothing can be read or written.
+        self.failed |= event.is_error() && self.stream.has_failed();
+    }
+
+    /// Moves what can be moved, both ways, and carries a closed half over.
+    pub(crate) fn move_bytes(&mut self, flow: &mut Flow) -> Outcome {
+        if self.failed || self.read_host(flow).is_err() || self.write_host(flow).is_err() {
+            return Outcome::Failed;
+        }
+        if self.shut && flow.finished() { Outcome::Done } else { Outcome::Going }
+    }
+
+    fn read_host(&mut self, flow: &mut Flow) -> io::Result<()> {
+        let mut result = Ok(());
+        // A short read does not mean that there is no more: it also ends at urgent data.
+        while self.readable && result.is_ok() && flow.can_send() && !flow.finished() {
+            let mut ended = false;
+            flow.send(|space| match self.stream.read(space) {
+                Ok(0) => {
+                    ended = true;
+                    0
+                }
+                Ok(n) => n,
+                Err(error) => {
+                    match error.kind() {
+                        io::ErrorKind::WouldBlock => self.readable = false,
+                        io::ErrorKind::Interrupted => {}
+                        _ => result = Err(error),
+                    }
+                    0
+                }
+            });
+            if ended {
+                self.readable = false;
+                flow.finish();
+            }
+        }
+        result
+    }
+
+    fn write_host(&mut self, flow: &mut Flow) -> io::Result<()> {
+        let mut result = Ok(());
+        while self.writable && result.is_ok() && flow.can_recv() {
+            flow.recv(|bytes| match self.stream.write(bytes) {
+                Ok(n) => n,
+                Err(error) => {
+                    match error.kind() {
+                        io::ErrorKind::WouldBlock => self.writable = false,
+                        io::ErrorKind::Interrupted => {}
+                        _ => result = Err(error),
+                    }
+                    0
+                }
+            });
+        }
+        result?;
+        if !self.shut && flow.recv_finished() {
+            self.shut = true;
+            self.stream.shutdown_write()?;
+        }
+        Ok(())
+    }
+
+    /// Whether there is something that another turn could move.
+    pub(crate) fn wants_turn(&self, flow: &Flow) -> bool {
+        (self.readable && flow.can_send() && !flow.finished()) || (self.writable && flow.can_recv())
+    }
+}

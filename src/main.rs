@@ -1,0 +1,94 @@
+//! gvproxy: the userspace network of a virtual machine, and its sockets on the host.
+//! The sequence of a run, and its exit codes: 0 an orderly end, 1 a failure, 2 a command line that is none.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use gvproxy::cli::{self, Parsed, RawArgs};
+use gvproxy::config::{Config, RESOLV_CONF};
+use gvproxy::daemon::ControlPlane;
+use gvproxy::logging::Log;
+use gvproxy::pidfile::PidFile;
+
+#[global_allocator]
+static ALLOCATOR: gvproxy::sys::memory::Allocator = gvproxy::sys::memory::Allocator;
+
+const VERSION: &str = concat!("gvproxy version v", env!("CARGO_PKG_VERSION"));
+/// What Go's `flag` package exits with.
+const BAD_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let argv: Vec<OsString> = std::env::args_os().collect();
+    let raw = match cli::parse(&argv) {
+        Parsed::Run(raw) => raw,
+        Parsed::Help(text) => return print(io::stderr(), &text, ExitCode::SUCCESS),
+        Parsed::Usage(text) => return print(io::stderr(), &text, BAD_USAGE.into()),
+    };
+    if raw.version {
+        return print(io::stdout(), &format!("{VERSION}\n"), ExitCode::SUCCESS);
+    }
+    if let Some(refusal) = raw.refusal() {
+        return print(io::stderr(), &format!("{refusal}\n"), BAD_USAGE.into());
+    }
+
+    let log = Log::stderr();
+    let log = match open(&log, &raw) {
+        Ok(log) => log,
+        Err(error) => return fail(&log, "fatal", &format!("{error:#}")),
+    };
+    tracing::debug!(
+        version = VERSION,
+        os = std::env::consts::OS,
+        arch = std::env::consts::ARCH,
+        ?argv,
+        "started"
+    );
+    if let Some(word) = &raw.ignored {
+        tracing::warn!(word = %word.display(), "the flags end at this word: it and what follows is ignored");
+    }
+    let config = match Config::resolve(&raw, Path::new(RESOLV_CONF)) {
+        Ok(config) => config,
+        Err(error) => return fail(&log, "fatal", &format!("{error:#}")),
+    };
+    tracing::info!("{VERSION}");
+
+    let control_plane = match ControlPlane::new() {
+        Ok(control_plane) => control_plane,
+        Err(error) => return fail(&log, "error", &format!("{error:#}")),
+    };
+    // Held to the end: it goes when everything else is gone.
+    let _pid_file = match config.pid_file.as_deref().map(PidFile::create).transpose() {
+        Ok(pid_file) => pid_file,
+        Err(error) => return fail(&log, "error", &format!("{error:#}")),
+    };
+    match control_plane.run(config) {
+        Ok(exit) => {
+            tracing::info!("gvproxy exiting: {exit}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(&log, "error", &format!("gvproxy exiting: {error:#}")),
+    }
+}
+
+/// The log as the flags want it, with everything written into it from here on.
+fn open(log: &Log, raw: &RawArgs) -> anyhow::Result<Log> {
+    let log = match raw.log_file.is_empty() {
+        true => log.clone(),
+        false => log.clone().with_file(Path::new(&raw.log_file))?,
+    };
+    log.install(raw.debug)?;
+    Ok(log)
+}
+
+fn fail(log: &Log, severity: &str, message: &str) -> ExitCode {
+    log.last_words(severity, message);
+    ExitCode::FAILURE
+}
+
+/// A reader that went away is no failure of ours.
+fn print(mut to: impl Write, text: &str, code: ExitCode) -> ExitCode {
+    let _ = to.write_all(text.as_bytes());
+    code
+}

@@ -1,0 +1,123 @@
+//! Memory of the rings: an allocator that gives large buffers pages of their own, and the way to give pages back.
+//! Owns: nothing. Read next: `netstack/src/buffer.rs`.
+//!
+//! A flow's ring is large and mostly empty. As pages of its own it costs what was written to it, and
+//! goes back to the system when the flow ends; the system's allocator would zero it, keep it, and put a header on its first page.
+// UNSAFETY: `GlobalAlloc` is an unsafe trait, and pages come from mmap.
+#![expect(unsafe_code, reason = "an allocator")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+
+use netstack::IdleMemory;
+
+/// Allocations of at least this many bytes get pages of their own.
+const LARGE: usize = 64 << 10;
+
+/// Pages for large buffers, the system's allocator for the rest.
+#[derive(Clone, Copy, Debug)]
+pub struct Allocator;
+
+// SAFETY: every layout goes to the same of the two allocators in each method, and both follow the trait's contract.
+// mmap returns zeroed pages, aligned to more than any layout that `is_paged` lets through.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if is_paged(layout) {
+            return map(layout.size());
+        }
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        if is_paged(layout) {
+            return map(layout.size());
+        }
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        if is_paged(layout) {
+            // SAFETY: `map` made these pages, with this size.
+            return unsafe { unmap(pointer, layout.size()) };
+        }
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[cfg(unix)]
+fn is_paged(layout: Layout) -> bool {
+    layout.size() >= LARGE && layout.align() <= 4096
+}
+
+#[cfg(unix)]
+fn map(size: usize) -> *mut u8 {
+    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    // SAFETY: a new mapping touches nothing that exists.
+    let pages =
+        unsafe { mmap_anonymous(std::ptr::null_mut(), size, ProtFlags::READ | ProtFlags::WRITE, flags) };
+    pages.map_or(std::ptr::null_mut(), <*mut std::ffi::c_void>::cast)
+}
+
+/// # Safety
+/// `pointer` came from [`map`] with the same `size`, and nothing uses it any more.
+#[cfg(unix)]
+unsafe fn unmap(pointer: *mut u8, size: usize) {
+    // SAFETY: the caller's promise. A failure would leave the pages mapped, which harms nobody.
+    let _ = unsafe { rustix::mm::munmap(pointer.cast(), size) };
+}
+
+#[cfg(not(unix))]
+fn is_paged(_: Layout) -> bool {
+    false
+}
+
+#[cfg(not(unix))]
+fn map(_: usize) -> *mut u8 {
+    std::ptr::null_mut()
+}
+
+/// # Safety
+/// Never called.
+#[cfg(not(unix))]
+unsafe fn unmap(_: *mut u8, _: usize) {}
+
+/// Gives the pages of an empty ring back to the system; they read as zeroes from now on, and cost nothing until they are written.
+/// Only pages that lie in it whole.
+pub fn discard(memory: IdleMemory<'_>) {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::mm::{Advice, madvise};
+        let page = rustix::param::page_size();
+        let start = memory.start().as_ptr();
+        let skip = start.align_offset(page);
+        let len = memory.len().saturating_sub(skip) / page * page;
+        if len > 0 {
+            // SAFETY: an `IdleMemory` is an exclusive borrow of bytes that may become anything, and these are among them.
+            let _ = unsafe { madvise(start.wrapping_add(skip).cast(), len, Advice::LinuxDontNeed) };
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = memory;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_buffers_are_zeroed_pages() {
+        let layout = Layout::from_size_align(LARGE, 1).unwrap();
+        // SAFETY: used as the trait asks for.
+        unsafe {
+            let pointer = Allocator.alloc_zeroed(layout);
+            assert_eq!(pointer.addr() % 4096, 0);
+            let bytes = std::slice::from_raw_parts_mut(pointer, LARGE);
+            assert!(bytes.iter().all(|byte| *byte == 0));
+            bytes.fill(1);
+            Allocator.dealloc(pointer, layout);
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! What differs between operating systems. Owns: all `unsafe`, all `cfg(target_os)`. May not: know of frames or flows.
+
+pub mod memory;
+
+/// Prepares the process: as many descriptors as the system allows, since each flow is one.
+///
+/// A refusal is no failure: the daemon then serves fewer flows.
+pub fn prepare_process() {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let limit = getrlimit(Resource::Nofile);
+        let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+        if let Err(error) = raised {
+            tracing::debug!(%error, "cannot raise the limit of open files");
+        }
+    }
+    // The rings of many flows lie side by side. A huge page under a ring of which one page is used would cost 2 MiB.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
+        tracing::debug!(%error, "cannot turn off transparent huge pages");
+    }
+}
+
+/// Unpredictable bits, for sequence numbers and hash tables.
+///
+/// # Errors
+/// The system has no source of randomness.
+pub fn random_seed() -> std::io::Result<u64> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(std::io::Error::from)?;
+    Ok(u64::from_ne_bytes(bytes))
+}

@@ -1,0 +1,168 @@
+//! Questions as bytes, and a real DNS server that answers them. Owns: the server's process.
+//! Read next: `../tap_dns.rs`.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, UdpSocket};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::ns::Namespace;
+use super::{eventually, tool, traffic::impatient};
+
+/// What the server knows, all of it under `test.`; `big.test.` does not fit a datagram.
+const ZONE: &[&str] = &[
+    "a.test. 301 A 192.0.2.1",
+    "many.test. 302 A 192.0.2.2",
+    "many.test. 302 A 192.0.2.3",
+    "aaaa.test. 303 AAAA 2001:db8::1",
+    "both.test. 304 A 192.0.2.4",
+    "both.test. 304 AAAA 2001:db8::4",
+    "mx.test. 305 MX 10 a.test.",
+    "mx.test. 305 MX 20 b.test.",
+    r#"txt.test. 306 TXT "one" "two""#,
+    "_http._tcp.test. 307 SRV 1 2 8080 a.test.",
+    "alias.test. 308 CNAME a.test.",
+    r#"caa.test. 309 CAA 0 issue "ca.example""#,
+    "test. 310 NS a.test.",
+    "test. 311 SOA a.test. root.test. 1 2 3 4 5",
+    "1.2.0.192.in-addr.arpa. 312 PTR a.test.",
+];
+
+pub(crate) const A: u16 = 1;
+pub(crate) const NS: u16 = 2;
+pub(crate) const CNAME: u16 = 5;
+pub(crate) const SOA: u16 = 6;
+pub(crate) const PTR: u16 = 12;
+pub(crate) const MX: u16 = 15;
+pub(crate) const TXT: u16 = 16;
+pub(crate) const AAAA: u16 = 28;
+pub(crate) const SRV: u16 = 33;
+pub(crate) const HTTPS: u16 = 65;
+pub(crate) const CAA: u16 = 257;
+
+pub(crate) const NOERROR: u8 = 0;
+pub(crate) const NXDOMAIN: u8 = 3;
+
+/// A DNS server in a namespace.
+#[derive(Debug)]
+pub(crate) struct Server {
+    child: Child,
+    _dir: tempfile::TempDir,
+}
+
+impl Server {
+    /// A server on `address`:53 that has answered its first question.
+    #[track_caller]
+    pub(crate) fn start(ns: &Namespace, address: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let mut text = format!(
+            "server:\n interface: {address}\n do-daemonize: no\n username: ''\n chroot: ''\n directory: '{0}'\n \
+             pidfile: ''\n use-syslog: no\n access-control: 0.0.0.0/0 allow\n rrset-roundrobin: no\n \
+             module-config: 'iterator'\n do-not-query-localhost: no\n local-zone: '.' refuse\n \
+             local-zone: 'test.' static\n local-zone: '192.in-addr.arpa.' static\nremote-control:\n control-enable: no\n",
+            dir.path().display()
+        );
+        let big = (0..60).map(|n| format!("big.test. 400 TXT \"record {n} {}\"", "x".repeat(40)));
+        let records = ZONE.iter().map(|&record| record.to_owned()).chain(big);
+        let lines: String = records.map(|record| format!(" local-data: '{record}'\n")).collect();
+        text = text.replacen("remote-control:", &format!("{lines}remote-control:"), 1);
+        let conf = dir.path().join("unbound.conf");
+        std::fs::write(&conf, text).unwrap();
+        let mut command: Command = ns.command(tool("unbound", "unbound"));
+        let log = std::fs::File::create(dir.path().join("log")).unwrap();
+        let child =
+            command.arg("-d").arg("-c").arg(&conf).stdin(Stdio::null()).stderr(log).spawn().expect("unbound");
+        let server = Self { child, _dir: dir };
+        let address = SocketAddr::new(address.parse().unwrap(), 53);
+        let socket = ns.udp("0.0.0.0:0".parse().unwrap());
+        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        eventually("an answer from unbound", Duration::from_secs(10), || {
+            socket.send_to(&question("a.test", A, None), address).ok()?;
+            socket.recv(&mut [0; 512]).ok()
+        });
+        server
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A recursive question; with `edns` as the largest datagram that the client takes.
+pub(crate) fn question(name: &str, record: u16, edns: Option<u16>) -> Vec<u8> {
+    let mut message = vec![0x12, 0x34, 0x01, 0x00, 0, 1, 0, 0, 0, 0, 0, u8::from(edns.is_some())];
+    for label in name.split('.').filter(|label| !label.is_empty()) {
+        message.push(u8::try_from(label.len()).unwrap());
+        message.extend(label.as_bytes());
+    }
+    message.push(0);
+    message.extend(record.to_be_bytes());
+    message.extend([0, 1]);
+    if let Some(size) = edns {
+        message.extend([0, 0, 41]);
+        message.extend(size.to_be_bytes());
+        message.extend([0; 6]);
+    }
+    message
+}
+
+/// An answer's response code.
+pub(crate) fn code(answer: &[u8]) -> u8 {
+    answer[3] & 15
+}
+
+/// Whether an answer was cut short.
+pub(crate) fn is_truncated(answer: &[u8]) -> bool {
+    answer[2] & 2 != 0
+}
+
+/// How many records an answer holds in its answer section.
+pub(crate) fn count(answer: &[u8]) -> u16 {
+    u16::from_be_bytes([answer[6], answer[7]])
+}
+
+/// The answer to `question` over UDP, if there is one in time.
+pub(crate) fn try_ask_udp(
+    socket: &UdpSocket,
+    to: SocketAddr,
+    question: &[u8],
+    patience: Duration,
+) -> Option<Vec<u8>> {
+    socket.set_read_timeout(Some(patience)).unwrap();
+    socket.send_to(question, to).unwrap();
+    let mut answer = vec![0; 65536];
+    match socket.recv(&mut answer) {
+        Ok(length) => answer.truncate(length),
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return None,
+        Err(error) => panic!("asking {to}: {error}"),
+    }
+    Some(answer)
+}
+
+/// The answer to `question` over UDP.
+#[track_caller]
+pub(crate) fn ask_udp(ns: &Namespace, to: SocketAddr, question: &[u8]) -> Vec<u8> {
+    let socket = ns.udp("0.0.0.0:0".parse().unwrap());
+    try_ask_udp(&socket, to, question, Duration::from_secs(20)).expect("an answer over UDP")
+}
+
+/// The answers to `questions` over one TCP connection, all sent before the first is read.
+#[track_caller]
+pub(crate) fn ask_tcp(ns: &Namespace, to: SocketAddr, questions: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let mut stream = impatient(ns.connect(to).expect("a connection to the DNS server"));
+    let framed =
+        |message: &Vec<u8>| [&u16::try_from(message.len()).unwrap().to_be_bytes()[..], message].concat();
+    stream.write_all(&questions.iter().flat_map(framed).collect::<Vec<u8>>()).unwrap();
+    let mut answers: Vec<Vec<u8>> = Vec::new();
+    for _ in questions {
+        let mut length = [0; 2];
+        stream.read_exact(&mut length).expect("an answer over TCP");
+        let mut answer = vec![0; u16::from_be_bytes(length).into()];
+        stream.read_exact(&mut answer).unwrap();
+        answers.push(answer);
+    }
+    answers
+}

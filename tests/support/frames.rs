@@ -1,0 +1,203 @@
+//! A guest that is nothing but frames: what a test sends, byte for byte, and what comes back.
+//! Owns: one connection to the QEMU socket and the builders of well-formed packets, for a test to spoil.
+//! May not: keep state of any protocol. Read next: `../bad_frames.rs`.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use super::daemon::Daemon;
+use super::net::{self, GATEWAY};
+
+pub(crate) const BROADCAST: [u8; 6] = [0xff; 6];
+pub(crate) const GATEWAY_MAC: [u8; 6] = [0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xdd];
+pub(crate) const MAC: [u8; 6] = [0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee];
+pub(crate) const IP: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 2);
+
+pub(crate) const IPV4: u16 = 0x0800;
+pub(crate) const ARP: u16 = 0x0806;
+
+pub(crate) const ICMP: u8 = 1;
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
+
+pub(crate) const SYN: u8 = 2;
+pub(crate) const ACK: u8 = 16;
+
+/// A plug in the daemon's QEMU socket.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    stream: UnixStream,
+    frames: Receiver<Vec<u8>>,
+    asked: u16,
+}
+
+impl Wire {
+    #[track_caller]
+    pub(crate) fn plug(daemon: &Daemon) -> Self {
+        let stream = net::plug(daemon);
+        let mut reader = stream.try_clone().unwrap();
+        let (sender, frames) = channel();
+        // A guest that always empties its card, so that the daemon never waits for the test.
+        std::thread::spawn(move || {
+            let mut length = [0; 4];
+            while reader.read_exact(&mut length).is_ok() {
+                let mut frame = vec![0; u32::from_be_bytes(length) as usize];
+                if reader.read_exact(&mut frame).is_err() || sender.send(frame).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { stream, frames, asked: 0 }
+    }
+
+    /// Bytes as they are, without a length before them.
+    pub(crate) fn raw(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.write_all(bytes)
+    }
+
+    /// One frame.
+    #[track_caller]
+    pub(crate) fn send(&mut self, frame: &[u8]) {
+        self.send_all([frame]);
+    }
+
+    /// Many frames in one write.
+    #[track_caller]
+    pub(crate) fn send_all<'a>(&mut self, frames: impl IntoIterator<Item = &'a [u8]>) {
+        let mut bytes = Vec::new();
+        for frame in frames {
+            bytes.extend(u32::try_from(frame.len()).unwrap().to_be_bytes());
+            bytes.extend(frame);
+        }
+        self.raw(&bytes).unwrap_or_else(|error| panic!("the daemon hung up: {error}"));
+    }
+
+    /// The next frame for which `wanted` is true; others are passed over.
+    pub(crate) fn receive(&self, patience: Duration, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let frame = self.frames.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()?;
+            if wanted(&frame) {
+                return Some(frame);
+            }
+        }
+    }
+
+    /// Whether the gateway still answers: to an ARP request and to an echo request that nobody sent before.
+    pub(crate) fn is_alive(&mut self) -> bool {
+        // After a flood an answer may be lost in a full batch, so that it is asked for again.
+        (0..10).any(|_| self.answers(Duration::from_millis(500)))
+    }
+
+    fn answers(&mut self, patience: Duration) -> bool {
+        self.asked += 1;
+        let [high, low] = self.asked.to_be_bytes();
+        // A hardware address of its own makes the answer one to this very question.
+        let mac = [0x02, 0xaa, 0xaa, 0xaa, high, low];
+        let echo = echo_request(high, low);
+        let echo = ether(GATEWAY_MAC, MAC, IPV4, &ipv4(ICMP, IP, GATEWAY, &echo));
+        let request = arp(1, mac, IP, [0; 6], GATEWAY);
+        // The last request restores whom the gateway takes this guest for.
+        let restore = arp(1, MAC, IP, [0; 6], GATEWAY);
+        let bytes = [request, restore, echo]
+            .map(|frame| [&u32::try_from(frame.len()).unwrap().to_be_bytes()[..], &frame].concat());
+        let resolved = |frame: &[u8]| frame.starts_with(&mac) && frame[12..14] == ARP.to_be_bytes();
+        let echoed =
+            |frame: &[u8]| frame.len() >= 42 && frame[23] == ICMP && frame[38..42] == [9, 9, high, low];
+        self.raw(&bytes.concat()).is_ok()
+            && self.receive(patience, resolved).is_some()
+            && self.receive(patience, echoed).is_some()
+    }
+
+    /// Hangs up.
+    pub(crate) fn unplug(&self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.unplug();
+    }
+}
+
+pub(crate) fn ether(to: [u8; 6], from: [u8; 6], kind: u16, payload: &[u8]) -> Vec<u8> {
+    [&to[..], &from, &kind.to_be_bytes(), payload].concat()
+}
+
+/// A whole ARP frame, broadcast.
+pub(crate) fn arp(operation: u8, mac: [u8; 6], ip: Ipv4Addr, target: [u8; 6], asked: Ipv4Addr) -> Vec<u8> {
+    let head = [0, 1, 8, 0, 6, 4, 0, operation];
+    ether(BROADCAST, mac, ARP, &[&head[..], &mac, &ip.octets(), &target, &asked.octets()].concat())
+}
+
+/// An IPv4 packet.
+pub(crate) fn ipv4(protocol: u8, from: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
+    fragment(protocol, from, to, 0, 0, false, payload)
+}
+
+/// One fragment of an IPv4 packet. `offset` counts 8-byte units.
+pub(crate) fn fragment(
+    protocol: u8,
+    from: Ipv4Addr,
+    to: Ipv4Addr,
+    id: u16,
+    offset: u16,
+    more: bool,
+    payload: &[u8],
+) -> Vec<u8> {
+    let mut header = vec![0x45, 0];
+    header.extend(u16::try_from(20 + payload.len()).unwrap_or(u16::MAX).to_be_bytes());
+    header.extend(id.to_be_bytes());
+    header.extend((offset | if more { 0x2000 } else { 0 }).to_be_bytes());
+    header.extend([64, protocol, 0, 0]);
+    header.extend(from.octets());
+    header.extend(to.octets());
+    let sum = checksum(&header);
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
+    [&header[..], payload].concat()
+}
+
+/// A UDP datagram without a checksum, which IPv4 allows.
+pub(crate) fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(8 + payload.len()).unwrap();
+    [&from.to_be_bytes()[..], &to.to_be_bytes(), &length.to_be_bytes(), &[0, 0], payload].concat()
+}
+
+/// A TCP segment. Its checksum is left out: frames of a local hypervisor come without.
+pub(crate) fn tcp(
+    from: u16,
+    to: u16,
+    sequence: u32,
+    acknowledged: u32,
+    flags: u8,
+    payload: &[u8],
+) -> Vec<u8> {
+    let mut segment = [from.to_be_bytes(), to.to_be_bytes()].concat();
+    segment.extend(sequence.to_be_bytes());
+    segment.extend(acknowledged.to_be_bytes());
+    segment.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    segment.extend(payload);
+    segment
+}
+
+/// An echo request with identifier 0x0909.
+pub(crate) fn echo_request(high: u8, low: u8) -> Vec<u8> {
+    let mut message = vec![8, 0, 0, 0, 9, 9, high, low, b'p', b'i', b'n', b'g'];
+    let sum = checksum(&message);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    message
+}
+
+/// The Internet checksum, RFC 1071.
+pub(crate) fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
+    let mut sum = words.sum::<u32>();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}

@@ -1,0 +1,121 @@
+//! A guest with a real TCP/IP stack: Linux in a namespace, its network card a tap whose frames go to a stream socket
+//! in QEMU's framing. Owns: the namespace, the tap and the relay. Read next: `relay.rs`, `net.rs`.
+
+use std::collections::HashMap;
+use std::fs::{File, Permissions};
+use std::net::Ipv4Addr;
+use std::ops::Deref;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+
+use super::ns::Namespace;
+use super::relay::Relay;
+use super::tool;
+
+/// The hardware address that the daemon reserves the first address for.
+pub(crate) const MAC: &str = "5a:94:ef:e4:0c:ee";
+/// The name of the guest's network card.
+pub(crate) const NIC: &str = "eth0";
+
+/// What a DHCP client has to do with a lease: configure the interface, and say what it was given.
+const SCRIPT: &str = r#"#!/bin/sh
+case "$1" in
+bound|renew)
+    ip addr flush dev "$interface"
+    ip link set "$interface" mtu "${mtu:-1500}"
+    ip addr add "$ip/$mask" broadcast + dev "$interface"
+    [ -z "$router" ] || ip route replace default via "${router%% *}"
+    env >"$LEASE.new" && mv "$LEASE.new" "$LEASE" ;;
+esac
+"#;
+
+/// A running guest. It dereferences to its [`Namespace`], for its sockets and commands.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    ns: Namespace,
+    relay: Relay,
+    dir: tempfile::TempDir,
+}
+
+/// What the DHCP client was given, by udhcpc's names.
+#[derive(Debug)]
+pub(crate) struct Lease(HashMap<String, String>);
+
+impl Lease {
+    /// An option, or an empty text.
+    pub(crate) fn option(&self, name: &str) -> &str {
+        self.0.get(name).map_or("", String::as_str)
+    }
+
+    pub(crate) fn ip(&self) -> Ipv4Addr {
+        self.option("ip").parse().unwrap_or_else(|error| panic!("{error} in {self:?}"))
+    }
+}
+
+impl Guest {
+    /// A guest whose network card is plugged into `link` and has no address yet.
+    #[track_caller]
+    pub(crate) fn start(link: UnixStream, mac: &str, mtu: u16) -> Self {
+        Self::plug(Namespace::new(), link, mac, mtu)
+    }
+
+    /// Gives the network `ns` a card that is plugged into `link`.
+    #[track_caller]
+    pub(crate) fn plug(ns: Namespace, link: UnixStream, mac: &str, mtu: u16) -> Self {
+        let tap = ns.open(&format!("tap {NIC}")).unwrap_or_else(|error| {
+            panic!("{error}: a test guest needs /dev/net/tun, readable and writable (modprobe tun)")
+        });
+        let mtu = mtu.to_string();
+        ns.run(["ip", "link", "set", NIC, "address", mac, "mtu", &mtu, "txqueuelen", "1000", "up"]);
+        let relay = Relay::start(File::from(tap), link);
+        Self { ns, relay, dir: tempfile::tempdir().expect("a temporary directory") }
+    }
+
+    /// Configures the interface by hand.
+    #[track_caller]
+    pub(crate) fn configure(&self, address: &str, router: Option<&str>) {
+        self.ns.run(["ip", "addr", "add", address, "dev", NIC]);
+        if let Some(router) = router {
+            self.ns.run(["ip", "route", "replace", "default", "via", router]);
+        }
+    }
+
+    /// Asks for a lease with a real DHCP client, which configures the interface with what it gets.
+    #[track_caller]
+    pub(crate) fn dhcp(&self) -> Lease {
+        let (script, lease) = (self.dir.path().join("script"), self.dir.path().join("lease"));
+        std::fs::write(&script, SCRIPT).unwrap();
+        std::fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
+        let output = self
+            .command(tool("udhcpc", "udhcpc"))
+            .args(["-i", NIC, "-f", "-q", "-n", "-t", "5", "-T", "2", "-O", "mtu", "-O", "search", "-s"])
+            .arg(&script)
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("LEASE", &lease)
+            .output()
+            .expect("udhcpc");
+        let text = std::fs::read_to_string(&lease)
+            .unwrap_or_else(|_| panic!("no lease: {}", String::from_utf8_lossy(&output.stderr)));
+        let options = text.lines().filter_map(|line| line.split_once('='));
+        Lease(options.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+    }
+
+    /// Stops taking frames from the daemon, or goes on with it: see [`Relay::hold`].
+    pub(crate) fn hold(&self, hold: bool) {
+        self.relay.hold(hold);
+    }
+
+    /// Pulls the plug.
+    pub(crate) fn switch_off(&mut self) {
+        self.relay.stop();
+    }
+}
+
+impl Deref for Guest {
+    type Target = Namespace;
+
+    fn deref(&self) -> &Namespace {
+        &self.ns
+    }
+}

@@ -1,0 +1,48 @@
+//! What /proc says about a running process. Owns: nothing. Read next: `daemon.rs`.
+
+/// A process by its id.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Process(pub(crate) u32);
+
+impl Process {
+    /// Resident memory in KiB.
+    pub(crate) fn rss_kb(self) -> u64 {
+        self.status_field("status", "VmRSS:")
+    }
+
+    /// Processor time of all its threads, user and kernel, in seconds.
+    pub(crate) fn cpu_seconds(self) -> f64 {
+        let stat = self.file("stat");
+        // Fields are counted from behind the program's name, which may hold blanks: utime and stime are 14 and 15.
+        let fields: Vec<&str> =
+            stat.rsplit_once(')').expect("a name in brackets").1.split_whitespace().collect();
+        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        ticks as f64 / rustix::param::clock_ticks_per_second() as f64
+    }
+
+    /// Open descriptors.
+    pub(crate) fn fds(self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.0)).expect("/proc").count()
+    }
+
+    /// How often its threads went to sleep so far.
+    pub(crate) fn sleeps(self) -> u64 {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.0)).expect("/proc");
+        tasks
+            .filter_map(|task| task.ok()?.file_name().into_string().ok())
+            .map(|task| self.status_field(&format!("task/{task}/status"), "voluntary_ctxt_switches:"))
+            .sum()
+    }
+
+    fn file(self, name: &str) -> String {
+        let path = format!("/proc/{}/{name}", self.0);
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    fn status_field(self, file: &str, field: &str) -> u64 {
+        let status = self.file(file);
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
+        line.and_then(|line| line.split_whitespace().next()?.parse().ok())
+            .unwrap_or_else(|| panic!("no {field} in {status}"))
+    }
+}

@@ -1,0 +1,270 @@
+//! DNS of the gateway, asked by a Linux guest: the zones from here, all else as the host's own resolver says it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
+mod support;
+
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use support::daemon::Daemon;
+use support::dns::{
+    A, AAAA, CAA, CNAME, HTTPS, MX, NOERROR, NS, NXDOMAIN, PTR, SOA, SRV, Server, TXT, ask_tcp, ask_udp,
+    code, count, is_truncated, question, try_ask_udp,
+};
+use support::eventually;
+use support::net::{GATEWAY, Host, Net};
+use support::traffic::impatient;
+
+const GATEWAY_DNS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(GATEWAY), 53);
+
+fn upstream() -> SocketAddr {
+    "127.0.0.1:53".parse().unwrap()
+}
+
+fn start() -> (Net, Server) {
+    let host = Host::new("nameserver 127.0.0.1\n");
+    let server = Server::start(&host, "127.0.0.1");
+    (Net::with(host, Daemon::builder(), 1500), server)
+}
+
+/// Everything that the upstream has data for, and some that it has none for.
+fn questions() -> Vec<Vec<u8>> {
+    let names = [
+        ("a.test", A),
+        ("many.test", A),
+        ("aaaa.test", AAAA),
+        ("aaaa.test", A),
+        ("both.test", A),
+        ("both.test", AAAA),
+        ("mx.test", MX),
+        ("txt.test", TXT),
+        ("_http._tcp.test", SRV),
+        ("alias.test", CNAME),
+        ("caa.test", CAA),
+        ("test", NS),
+        ("test", SOA),
+        ("1.2.0.192.in-addr.arpa", PTR),
+        ("a.test", HTTPS),
+        ("nothing.test", A),
+        ("refused.example", A),
+        ("A.TEST", A),
+    ];
+    let plain = names.iter().map(|&(name, record)| question(name, record, None));
+    let edns = names.iter().map(|&(name, record)| question(name, record, Some(1232)));
+    plain.chain(edns).collect()
+}
+
+#[track_caller]
+fn same(question: &[u8], direct: &[u8], through: &[u8]) {
+    let show = |message: &[u8]| {
+        format!("{} bytes {}", message.len(), message[..message.len().min(120)].escape_ascii())
+    };
+    assert!(
+        direct == through,
+        "question {}\ndirect   {}\nthrough  {}",
+        show(question),
+        show(direct),
+        show(through)
+    );
+}
+
+#[test]
+fn answers_over_udp_as_the_upstream_does() {
+    let (net, _server) = start();
+    for question in questions() {
+        let direct = ask_udp(&net.host, upstream(), &question);
+        same(&question, &direct, &ask_udp(&net.guest, GATEWAY_DNS, &question));
+    }
+}
+
+#[test]
+fn answers_over_tcp_as_the_upstream_does() {
+    let (net, _server) = start();
+    let questions = questions();
+    for (question, direct) in questions.iter().zip(ask_tcp(&net.host, upstream(), &questions)) {
+        let through = ask_tcp(&net.guest, GATEWAY_DNS, std::slice::from_ref(question));
+        same(question, &direct, &through[0]);
+    }
+}
+
+#[test]
+fn answers_a_row_of_questions_on_one_tcp_connection() {
+    let (net, _server) = start();
+    let questions: Vec<_> = (0..100_u16)
+        .map(|id| {
+            let mut question = question("a.test", A, None);
+            question[..2].copy_from_slice(&id.to_be_bytes());
+            question
+        })
+        .collect();
+    let answers = ask_tcp(&net.guest, GATEWAY_DNS, &questions);
+    let mut ids: Vec<_> = answers.iter().map(|answer| u16::from_be_bytes([answer[0], answer[1]])).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, (0..100).collect::<Vec<_>>());
+    assert!(answers.iter().all(|answer| count(answer) == 1));
+}
+
+#[test]
+fn an_answer_that_does_not_fit_is_cut_over_udp_and_whole_over_tcp() {
+    let (net, _server) = start();
+    for edns in [None, Some(512), Some(1232)] {
+        let question = question("big.test", TXT, edns);
+        let answer = ask_udp(&net.guest, GATEWAY_DNS, &question);
+        assert!(is_truncated(&answer), "with EDNS {edns:?}: {}", answer.escape_ascii());
+        assert!(
+            answer.len() <= usize::from(edns.unwrap_or(512)),
+            "{} bytes with EDNS {edns:?}",
+            answer.len()
+        );
+        let direct = ask_tcp(&net.host, upstream(), std::slice::from_ref(&question));
+        let through = ask_tcp(&net.guest, GATEWAY_DNS, std::slice::from_ref(&question));
+        assert_eq!(count(&through[0]), 60);
+        same(&question, &direct[0], &through[0]);
+    }
+}
+
+#[test]
+fn a_large_answer_comes_in_fragments_to_a_client_that_takes_it() {
+    let (net, _server) = start();
+    // Unbound itself keeps to 1232 bytes unless it is told otherwise, so what is whole there must be whole here.
+    let question = question("big.test", TXT, Some(4096));
+    let direct = ask_udp(&net.host, upstream(), &question);
+    same(&question, &direct, &ask_udp(&net.guest, GATEWAY_DNS, &question));
+}
+
+#[test]
+fn knows_the_names_of_its_zones() {
+    let (net, _server) = start();
+    for zone in ["containers.internal", "docker.internal"] {
+        for (host, last) in [("gateway", 1), ("host", 254)] {
+            let question = question(&format!("{host}.{zone}"), A, None);
+            let answers = [
+                ask_udp(&net.guest, GATEWAY_DNS, &question),
+                ask_tcp(&net.guest, GATEWAY_DNS, &[question])[0].clone(),
+            ];
+            for answer in answers {
+                assert_eq!((code(&answer), count(&answer)), (NOERROR, 1), "{}", answer.escape_ascii());
+                assert!(answer.ends_with(&[0, 4, 192, 168, 127, last]), "{}", answer.escape_ascii());
+            }
+        }
+        let answer = ask_udp(&net.guest, GATEWAY_DNS, &question(&format!("no.{zone}"), A, None));
+        assert_eq!(code(&answer), NXDOMAIN);
+    }
+    let answer = ask_udp(&net.guest, GATEWAY_DNS, &question("HOST.Containers.internal", A, None));
+    assert_eq!((code(&answer), count(&answer)), (NOERROR, 1), "names are case-insensitive");
+    let answer = ask_udp(&net.guest, GATEWAY_DNS, &question("host.containers.internal", AAAA, None));
+    assert_eq!(
+        (code(&answer), count(&answer)),
+        (NOERROR, 0),
+        "there is no IPv6 address, and that is no error"
+    );
+}
+
+#[test]
+fn follows_resolv_conf() {
+    let host = Host::new("# no resolver yet\n");
+    let _server = Server::start(&host, "127.0.0.77");
+    let net = Net::with(host, Daemon::builder(), 1500);
+    let socket = net.guest.udp("0.0.0.0:0".parse().unwrap());
+    let question = question("a.test", A, None);
+    net.host.write("resolv.conf", "nameserver 127.0.0.77\n");
+    let answer = eventually("an answer from the new resolver", Duration::from_secs(15), || {
+        let answer = try_ask_udp(&socket, GATEWAY_DNS, &question, Duration::from_millis(500))?;
+        (count(&answer) == 1).then_some(answer)
+    });
+    assert!(answer.ends_with(&[192, 0, 2, 1]), "{}", answer.escape_ascii());
+}
+
+#[test]
+fn fails_over_to_the_next_resolver() {
+    for dead in ["127.0.0.66", "203.0.113.66"] {
+        let host = Host::new(&format!("nameserver {dead}\nnameserver 127.0.0.1\n"));
+        let _server = Server::start(&host, "127.0.0.1");
+        let net = Net::with(host, Daemon::builder(), 1500);
+        let question = question("a.test", A, None);
+        for answer in [
+            ask_udp(&net.guest, GATEWAY_DNS, &question),
+            ask_tcp(&net.guest, GATEWAY_DNS, std::slice::from_ref(&question))[0].clone(),
+        ] {
+            assert_eq!(
+                (code(&answer), count(&answer)),
+                (NOERROR, 1),
+                "with {dead} first: {}",
+                answer.escape_ascii()
+            );
+        }
+    }
+}
+
+#[test]
+fn knows_the_names_of_the_hosts_file() {
+    let host = Host::new("nameserver 127.0.0.1\n");
+    let _server = Server::start(&host, "127.0.0.1");
+    host.write("hosts", "127.0.0.1 localhost\n192.0.2.77 printer.office.lan printer\n");
+    let net = Net::with(host, Daemon::builder(), 1500);
+    let answer = ask_udp(&net.guest, GATEWAY_DNS, &question("printer.office.lan", A, None));
+    assert_eq!((code(&answer), count(&answer)), (NOERROR, 1), "{}", answer.escape_ascii());
+    assert!(answer.ends_with(&[0, 4, 192, 0, 2, 77]), "{}", answer.escape_ascii());
+}
+
+#[test]
+fn answers_1000_questions_at_once() {
+    let (net, _server) = start();
+    let socket = net.guest.udp("0.0.0.0:0".parse().unwrap());
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut missing: std::collections::BTreeSet<u16> = (0..1000).collect();
+    // A client asks again for what was lost in a full queue, as every resolver does.
+    for _ in 0..5 {
+        for chunk in missing.iter().copied().collect::<Vec<_>>().chunks(100) {
+            for id in chunk {
+                let mut question = question("a.test", A, None);
+                question[..2].copy_from_slice(&id.to_be_bytes());
+                socket.send_to(&question, GATEWAY_DNS).unwrap();
+            }
+            let mut answer = [0; 512];
+            for _ in chunk {
+                let Ok(length) = socket.recv(&mut answer) else { break };
+                assert_eq!((code(&answer[..length]), count(&answer[..length])), (NOERROR, 1));
+                missing.remove(&u16::from_be_bytes([answer[0], answer[1]]));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{} questions were never answered", missing.len());
+}
+
+#[test]
+fn garbage_costs_only_the_connection_that_it_came_on() {
+    let (net, _server) = start();
+    let good = question("a.test", A, None);
+    let framed =
+        |message: &[u8]| [&u16::try_from(message.len()).unwrap().to_be_bytes()[..], message].concat();
+    let garbage: [Vec<u8>; 6] = [
+        vec![0, 0],
+        vec![0xff; 3],
+        framed(&[0; 11]),
+        framed(&[0xff; 512]),
+        // A name that points at itself.
+        framed(&[0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xc0, 12, 0, 1, 0, 1]),
+        framed(&good[..good.len() - 3]),
+    ];
+    let socket = net.guest.udp("0.0.0.0:0".parse().unwrap());
+    let mut held = Vec::new();
+    for bytes in &garbage {
+        let mut stream = impatient(net.guest.connect(GATEWAY_DNS).expect("a connection to the DNS server"));
+        stream.write_all(bytes).unwrap();
+        held.push(stream);
+        socket.send_to(bytes, GATEWAY_DNS).unwrap();
+        socket.send_to(bytes.get(2..).unwrap_or_default(), GATEWAY_DNS).unwrap();
+        for answer in [
+            ask_udp(&net.guest, GATEWAY_DNS, &good),
+            ask_tcp(&net.guest, GATEWAY_DNS, std::slice::from_ref(&good))[0].clone(),
+        ] {
+            assert_eq!((code(&answer), count(&answer)), (NOERROR, 1), "after {}", bytes.escape_ascii());
+        }
+    }
+    // Silence on a connection is ended by the server, sooner or later.
+    for mut stream in held {
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).expect("an end, not silence");
+    }
+}
