@@ -1,0 +1,43 @@
+# Of Cargo.toml; one for lint and tests, so that they share what they build.
+PROFILE := ci
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+.PHONY: help build demo guest test bench lint fmt
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+
+build: ## target/release/gvproxy
+	cargo build --release
+
+demo: ## a VM under QEMU, and its podman answering on a host socket (KEEP=1 leaves it running)
+	@tests/install.sh demo
+	@tests/guest/build.sh
+	cargo build --release
+	@tests/demo.sh $(TARGET)/release/gvproxy
+
+guest: ## the VM of the demo and the tests, in tests/guest/cache
+	@tests/install.sh demo
+	@tests/guest/build.sh
+
+test: ## everything: lint, unit tests, network namespaces, a real VM
+	@tests/install.sh test
+	@tests/guest/build.sh
+	@$(MAKE) --no-print-directory lint
+	cargo test --workspace --profile $(PROFILE)
+
+bench: ## throughput, processor time and memory beside the peers that are there
+	@tests/install.sh bench
+	cargo bench --bench peers
+
+lint: ## formatting, clippy, documentation, scripts, what netstack depends on
+	@tests/install.sh lint
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --profile $(PROFILE) -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --profile $(PROFILE)
+	shellcheck .ci/run $$(git ls-files '*.sh')
+	@! cargo tree -p netstack -e normal --prefix none | grep -E '^(tokio|mio|socket2|rustix) ' || \
+		{ echo 'netstack may not depend on these' >&2; exit 1; }
+
+fmt: ## rustfmt
+	cargo fmt --all

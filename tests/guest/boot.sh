@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# boot.sh SOCKET CONSOLE [QEMU-ARGUMENT...]: becomes the QEMU that runs the guest of build.sh, with its one network
+# card on the daemon's unix socket SOCKET and its serial console written to the file CONSOLE. Nothing that the guest
+# writes is kept. ACCEL=kvm|tcg replaces the choice made here, CPU, SMP and MEM (MiB) the machine's size.
+set -euo pipefail
+
+cache=$(cd "$(dirname "$0")" && pwd)/cache
+socket=$1 console=$2
+shift 2
+if [ ! -f "$cache/stamp" ]; then
+    echo "boot.sh: there is no guest yet: run 'make guest'" >&2
+    exit 1
+fi
+machine=(qemu-system-x86_64 -nodefaults -no-user-config -display none -M q35 -kernel "$cache/vmlinuz")
+
+# KVM can be present and of no use (in a nested machine, for one): it counts once a kernel has spoken under it.
+# The answer holds until the host boots again.
+kvm_works() {
+    [ -w /dev/kvm ] || return 1
+    local answer boot
+    boot=$(cat /proc/sys/kernel/random/boot_id)
+    if [ "$(sed -n 1p "$cache/kvm" 2>/dev/null)" != "$boot" ]; then
+        answer=no
+        if timeout 5 "${machine[@]}" -accel kvm -cpu host -m 256 -no-reboot -serial stdio \
+            -append 'console=ttyS0 panic=-1' </dev/null 2>/dev/null | grep -q 'Linux version'; then
+            answer=yes
+        fi
+        printf '%s\n%s\n' "$boot" "$answer" >"$cache/kvm.$$"
+        mv "$cache/kvm.$$" "$cache/kvm"
+    fi
+    [ "$(sed -n 2p "$cache/kvm")" = yes ]
+}
+
+if [ -z "${ACCEL:-}" ]; then
+    if kvm_works; then ACCEL=kvm; else ACCEL=tcg; fi
+fi
+case $ACCEL in
+kvm) machine+=(-accel kvm -cpu "${CPU:-host}") ;;
+tcg) machine+=(-accel "tcg,thread=multi,tb-size=512" -cpu "${CPU:-qemu64}") ;;
+*) echo "boot.sh: ACCEL is kvm or tcg, not '$ACCEL'" >&2; exit 1 ;;
+esac
+
+exec "${machine[@]}" -smp "${SMP:-2}" -m "${MEM:-1536}" \
+    -initrd "$cache/initrd.img" \
+    -append 'console=ttyS0 quiet mitigations=off audit=0 apparmor=0 no_timer_check systemd.show_status=0' \
+    -drive "file=$cache/root.img,format=raw,if=none,id=root,snapshot=on,cache=unsafe" -device virtio-blk-pci,drive=root \
+    -device virtio-rng-pci \
+    -serial "file:$console" \
+    -netdev "stream,id=vlan,server=off,addr.type=unix,addr.path=$socket" \
+    -device virtio-net-pci,netdev=vlan,mac=5a:94:ef:e4:0c:ee \
+    "$@"

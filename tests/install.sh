@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# install.sh GROUP...: the Debian packages that a make target needs, as far as their commands are missing.
+# Groups: demo, test, bench, lint. Quiet when nothing is missing; asks for root through sudo otherwise.
+set -euo pipefail
+
+# A command that must be there, and the package that brings it.
+table() {
+    case $1 in
+    build) echo 'cc gcc
+                 /usr/include/stdio.h libc6-dev' ;;
+    demo) table build; echo 'qemu-system-x86_64 qemu-system-x86
+                 debootstrap debootstrap
+                 mke2fs e2fsprogs
+                 ssh openssh-client
+                 podman podman
+                 curl curl' ;;
+    test) table demo; echo 'docker docker-cli|docker.io
+                 sshd openssh-server
+                 openssl openssl
+                 ip iproute2
+                 udhcpc udhcpc
+                 unbound unbound' ;;
+    lint) table build; echo 'shellcheck shellcheck' ;;
+    bench) table build; echo 'ip iproute2
+                 sshd openssh-server
+                 udhcpc udhcpc
+                 passt passt
+                 slirp4netns slirp4netns' ;;
+    *) echo "install.sh: no group named '$1' (demo, test, bench, lint)" >&2; exit 2 ;;
+    esac
+}
+
+PATH=$PATH:/usr/sbin:/sbin
+export DEBIAN_FRONTEND=noninteractive
+missing=()
+for group in "$@"; do
+    rows=$(table "$group")
+    while read -r command package; do
+        [[ $command == /* && -e $command ]] || command -v "$command" >/dev/null || missing+=("$package")
+    done <<<"$rows"
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+if ! command -v apt-get >/dev/null; then
+    echo "install.sh: this is not a Debian system; please install: ${missing[*]}" >&2
+    exit 1
+fi
+root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo --preserve-env=DEBIAN_FRONTEND "$@"; fi; }
+candidate() { apt-cache policy "$1" | awk '$1 == "Candidate:" && $2 != "(none)" { print $2 }'; }
+
+mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
+echo "installing: ${missing[*]}"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+quietly() { "$@" >"$log" 2>&1 || { tail -n 30 "$log" >&2; return 1; }; }
+quietly root apt-get -q update
+
+packages=()
+for package in "${missing[@]}"; do
+    # Alternatives stand in order of preference: from Debian 13 on, docker's client has its own package.
+    for choice in ${package//|/ }; do
+        [ -z "$(candidate "$choice")" ] || break
+    done
+    packages+=("$choice")
+    # A newer qemu-utils (backports) cannot stand beside an older QEMU; keep it by letting it follow.
+    if [ "$choice" = qemu-system-x86 ] && dpkg -s qemu-utils >/dev/null 2>&1; then
+        packages+=("qemu-utils=$(candidate "$choice")")
+    fi
+done
+
+# The tests start their own sshd and unbound: the packages' services stay down while they are installed.
+if [ ! -e /usr/sbin/policy-rc.d ]; then
+    trap 'rm -f "$log"; root rm -f /usr/sbin/policy-rc.d' EXIT
+    printf '#!/bin/sh\nexit 101\n' | root tee /usr/sbin/policy-rc.d >/dev/null
+    root chmod 755 /usr/sbin/policy-rc.d
+fi
+quietly root apt-get -q -y --no-install-recommends --allow-downgrades install "${packages[@]}"

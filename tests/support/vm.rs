@@ -1,0 +1,336 @@
+//! A real Linux machine behind the daemon under test. Owns: one QEMU process, and what the host's command-line
+//! programs need to reach the machine. May not: keep anything that the machine writes.
+//! Read next: `tests/guest/build.sh`, which makes the machine, and `boot.sh`, which starts it.
+#![allow(clippy::expect_used, clippy::print_stderr, reason = "a test fails by panic")]
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::daemon::{Builder, Daemon};
+use crate::support::{eventually, free_port, tool};
+
+/// From power on to a login; an emulated machine on an idle host takes 12 s.
+pub(crate) const BOOT: Duration = Duration::from_secs(180);
+/// One command, in seconds: a machine under emulation is slow, and the host may be busy.
+const COMMAND_SECONDS: &str = "300";
+
+/// One machine at a time: two of them emulated would measure each other.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn cache() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/cache")
+}
+
+/// The private key that the machine's users core and root accept.
+pub(crate) fn identity() -> PathBuf {
+    cache().join("id_ed25519")
+}
+
+/// A container image in a tar file: `localhost/busybox:test`.
+pub(crate) fn image() -> PathBuf {
+    cache().join("busybox.tar")
+}
+
+/// Says on the terminal what a long test is at, and how long each step took.
+pub(crate) fn step<T>(what: &str, work: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let done = work();
+    note(&format!("{what} ({:.1} s)", start.elapsed().as_secs_f64()));
+    done
+}
+
+/// Says something on the terminal, past the harness, which would keep it until the end.
+pub(crate) fn note(what: &str) {
+    let _ = writeln!(std::io::stderr(), "    vm: {what}");
+}
+
+/// The daemon with one machine on its QEMU socket; both end with it.
+#[derive(Debug)]
+pub(crate) struct Vm {
+    qemu: Option<Child>,
+    files: tempfile::TempDir,
+    pub(crate) daemon: Daemon,
+    pub(crate) ssh_port: u16,
+    _alone: MutexGuard<'static, ()>,
+}
+
+/// Which sockets of the machine the daemon brings to the host: name on the host, user, path in the machine.
+const FORWARDS: [(&str, &str, &str); 3] = [
+    ("podman.sock", "core", "/run/user/1000/podman/podman.sock"),
+    ("podman-root.sock", "root", "/run/podman/podman.sock"),
+    ("echo.sock", "core", "/run/echo.sock"),
+];
+
+impl Vm {
+    /// The daemon with every forward of this file, and no machine yet.
+    #[track_caller]
+    pub(crate) fn off() -> Self {
+        tool("qemu-system-x86_64", "qemu-system-x86");
+        assert!(cache().join("stamp").exists(), "this test needs a machine to boot: run `make guest`");
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let ssh_port = free_port();
+        let daemon = Self::with_forwards(Daemon::builder())
+            .args(["-ssh-port", &ssh_port.to_string(), "-pid-file", "gvproxy.pid"])
+            .start();
+        let files = tempfile::tempdir().expect("a temporary directory");
+        Self { qemu: None, files, daemon, ssh_port, _alone: alone }
+    }
+
+    fn with_forwards(mut builder: Builder) -> Builder {
+        for (socket, user, dest) in FORWARDS {
+            builder = builder.args(["-forward-sock", socket, "-forward-dest", dest, "-forward-user", user]);
+            builder = builder.args([OsStr::new("-forward-identity"), identity().as_os_str()]);
+        }
+        builder
+    }
+
+    /// Starts the machine and waits for its sshd.
+    #[track_caller]
+    pub(crate) fn power_on(&mut self) {
+        let log = File::create(self.files.path().join("qemu")).expect("a file for QEMU's stderr");
+        let boot = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/boot.sh");
+        let qemu = Command::new(boot)
+            .arg(self.daemon.qemu_socket())
+            .arg(self.files.path().join("console"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("tests/guest/boot.sh");
+        self.qemu = Some(qemu);
+        self.wait_for_sshd();
+    }
+
+    /// Waits until sshd greets on the forwarded port.
+    #[track_caller]
+    pub(crate) fn wait_for_sshd(&mut self) {
+        eventually("a greeting of the machine's sshd", BOOT, || {
+            let qemu = self.qemu.as_mut().expect("a machine that was started");
+            assert_eq!(qemu.try_wait().expect("wait"), None, "QEMU has ended");
+            sshd_greets(self.ssh_port).then_some(())
+        });
+    }
+
+    /// Waits until sshd does not greet any more.
+    #[track_caller]
+    pub(crate) fn wait_for_no_sshd(&self) {
+        eventually("the end of the machine's sshd", BOOT, || (!sshd_greets(self.ssh_port)).then_some(()));
+    }
+
+    /// A host socket of the daemon, by the name in [`FORWARDS`].
+    pub(crate) fn socket(&self, name: &str) -> PathBuf {
+        self.daemon.dir().join(name)
+    }
+
+    /// Runs `script` in the machine through the ssh port and gives what it printed.
+    #[track_caller]
+    pub(crate) fn ssh(&self, user: &str, script: &str) -> String {
+        output(self.ssh_command(user, script))
+    }
+
+    /// Has `script` run as root in the machine once this login is over, which it may make impossible.
+    #[track_caller]
+    pub(crate) fn ssh_later(&self, script: &str) {
+        self.ssh("root", &format!("systemd-run --quiet --no-block sh -c 'sleep 1; {script}'"));
+    }
+
+    /// Starts `script` in the machine through the ssh port.
+    #[track_caller]
+    pub(crate) fn ssh_talk(&self, user: &str, script: &str) -> Talk {
+        Talk::start(self.ssh_command(user, script), format!("ssh {user} {script}"))
+    }
+
+    #[track_caller]
+    fn ssh_command(&self, user: &str, script: &str) -> Command {
+        let mut ssh = limited("ssh", "openssh-client");
+        ssh.arg("-i").arg(identity()).args(["-p", &self.ssh_port.to_string()]);
+        for option in
+            ["BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"]
+        {
+            ssh.args(["-o", option]);
+        }
+        ssh.args([&format!("{user}@127.0.0.1"), script]);
+        ssh
+    }
+
+    /// Waits for the end of QEMU, whose machine has been told to power off.
+    #[track_caller]
+    pub(crate) fn wait_for_power_off(&mut self) -> ExitStatus {
+        let qemu = self.qemu.as_mut().expect("a machine that was started");
+        eventually("the end of QEMU", BOOT, || qemu.try_wait().expect("wait"))
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        if let Some(qemu) = &mut self.qemu {
+            // Already ended is as good.
+            let _ = kill_process(Pid::from_child(qemu), Signal::KILL);
+            let _ = qemu.wait();
+        }
+        if std::thread::panicking() {
+            for name in ["console", "qemu"] {
+                let text = std::fs::read(self.files.path().join(name)).unwrap_or_default();
+                let tail = text.len().saturating_sub(4000);
+                eprintln!("--- {name} ---\n{}", String::from_utf8_lossy(&text[tail..]));
+            }
+        }
+    }
+}
+
+/// Whether an sshd answers on this port of the host within a second.
+fn sshd_greets(port: u16) -> bool {
+    let limit = Duration::from_secs(1);
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let greeting = TcpStream::connect_timeout(&address, limit).and_then(|mut stream| {
+        let mut greeting = [0; 8];
+        stream.set_read_timeout(Some(limit))?;
+        stream.read_exact(&mut greeting).map(|()| greeting)
+    });
+    let greets = greeting.is_ok_and(|greeting| &greeting == b"SSH-2.0-");
+    if !greets {
+        // A refusal comes at once, and a machine that boots has better to do than to refuse all the time.
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    greets
+}
+
+/// The body of the answer to a GET on a unix socket: empty where the socket was closed without an answer.
+pub(crate) fn http_get(socket: &Path, path: &str, patience: Duration) -> std::io::Result<String> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: d\r\n\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer.split_once("\r\n\r\n").map_or_else(String::new, |(_, body)| body.to_owned()))
+}
+
+/// A program that ends by itself: a test that hangs must fail instead.
+#[track_caller]
+fn limited(program: &str, package: &str) -> Command {
+    let mut command = Command::new("timeout");
+    command.args(["--kill-after=5", COMMAND_SECONDS]).arg(tool(program, package));
+    command
+}
+
+/// Runs a command that must succeed, and gives what it wrote to stdout.
+#[track_caller]
+fn output(mut command: Command) -> String {
+    let output = command.stdin(Stdio::null()).output().expect("timeout, of coreutils");
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {}\n{stdout}{stderr}", output.status);
+    stdout.trim_end().to_owned()
+}
+
+/// A container program of the host that talks to the machine's podman.
+#[derive(Debug)]
+pub(crate) enum Client {
+    /// `podman --url unix://SOCKET`
+    Podman(PathBuf),
+    /// `DOCKER_HOST=unix://SOCKET docker`
+    Docker(PathBuf),
+}
+
+impl Client {
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Podman(_) => "podman",
+            Self::Docker(_) => "docker",
+        }
+    }
+
+    #[track_caller]
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command;
+        match self {
+            Self::Podman(socket) => {
+                command = limited("podman", "podman");
+                command.arg("--url").arg(format!("unix://{}", socket.display()));
+            }
+            Self::Docker(socket) => {
+                command = limited("docker", "docker-cli (docker.io before Debian 13)");
+                command.env("DOCKER_HOST", format!("unix://{}", socket.display()));
+                command.env("DOCKER_CONFIG", socket.parent().expect("a directory").join("docker"));
+            }
+        }
+        command.args(args);
+        command
+    }
+
+    /// Runs it to its end, which must be a success, and gives what it printed.
+    #[track_caller]
+    pub(crate) fn run(&self, args: &[&str]) -> String {
+        output(self.command(args))
+    }
+
+    /// Starts it, to talk with it.
+    #[track_caller]
+    pub(crate) fn talk(&self, args: &[&str]) -> Talk {
+        Talk::start(self.command(args), format!("{} {}", self.name(), args.join(" ")))
+    }
+}
+
+/// A running program with both its standard streams in the test's hands. Ends it when dropped.
+#[derive(Debug)]
+pub(crate) struct Talk {
+    what: String,
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: ChildStdout,
+}
+
+impl Talk {
+    #[track_caller]
+    fn start(mut command: Command, what: String) -> Self {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("timeout, of coreutils");
+        let stdin = child.stdin.take();
+        let stdout = child.stdout.take().expect("a pipe");
+        Self { what, child, stdin, stdout }
+    }
+
+    /// Writes to its stdin.
+    #[track_caller]
+    pub(crate) fn say(&mut self, text: &str) {
+        self.stdin.as_mut().expect("an open stdin").write_all(text.as_bytes()).expect("stdin");
+    }
+
+    /// Reads exactly `text` from its stdout; the limit of the command is the limit of the wait.
+    #[track_caller]
+    pub(crate) fn hear(&mut self, text: &str) {
+        let mut heard = Vec::new();
+        let _ = self.stdout.by_ref().take(text.len() as u64).read_to_end(&mut heard);
+        assert_eq!(String::from_utf8_lossy(&heard), text, "stdout of {}", self.what);
+    }
+
+    /// Closes its stdin, upon which it must end well and without another word.
+    #[track_caller]
+    pub(crate) fn finish(mut self) {
+        drop(self.stdin.take());
+        let mut rest = String::new();
+        self.stdout.read_to_string(&mut rest).expect("stdout");
+        assert_eq!(rest, "", "stdout of {} at its end", self.what);
+        let status = self.child.wait().expect("wait");
+        assert!(status.success(), "{}: {status}", self.what);
+    }
+}
+
+impl Drop for Talk {
+    fn drop(&mut self) {
+        // `timeout` hands SIGTERM on to the program; both are gone already after `finish`.
+        if self.child.try_wait().expect("wait").is_none() {
+            let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+            let _ = self.child.wait();
+        }
+    }
+}
