@@ -147,7 +147,12 @@ impl Namespace {
     #[track_caller]
     pub(crate) fn udp(&self, at: SocketAddr) -> UdpSocket {
         let socket = Socket::from(self.open("udp").expect("a UDP socket"));
-        socket.bind(&at.into()).unwrap_or_else(|error| panic!("bind {at}: {error}"));
+        // A process that another test starts holds a copy of a socket just closed, until it runs its own program.
+        super::eventually(&format!("{at} is free"), CONNECT, || match socket.bind(&at.into()) {
+            Ok(()) => Some(()),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => None,
+            Err(error) => panic!("bind {at}: {error}"),
+        });
         socket.into()
     }
 }
