@@ -493,8 +493,12 @@ mod ours {
             "-ssh-port -1 -listen-qemu unix://@/q \
              -forward-sock @/s -forward-dest /d -forward-user u -forward-identity @/key",
         );
-        daemon.eventually("a new forward socket", || UnixStream::connect(bench.path("s")).is_ok());
-        let _vm = UnixStream::connect(bench.path("q")).unwrap();
+        let mut vm = None;
+        daemon.eventually("a new socket for the VM", || {
+            vm = UnixStream::connect(bench.path("q")).ok();
+            vm.is_some()
+        });
+        UnixStream::connect(bench.path("s")).unwrap();
         daemon.signal(Signal::TERM);
         let output = daemon.end("after the signal, with an idle VM");
         assert_eq!(output.status.code(), Some(0), "{output:#?}");
