@@ -247,7 +247,8 @@ impl Stack {
     pub fn tcp_refuse(&mut self, flow: FlowId, refusal: Refusal, now: Instant, sink: &mut impl FrameSink) {
         let Some((route, syn)) = self.tcp.refuse(flow, refusal, now, sink) else { return };
         let guest = Ipv4Packet::new_unchecked(&syn[..]).src_addr();
-        self.unreachable(route, guest, Icmpv4DstUnreachable::HostUnreachable, &syn, sink);
+        let reason = Icmpv4DstUnreachable::HostUnreachable;
+        self.send_unreachable(route, self.config.gateway, guest, reason, &syn, sink);
     }
 
     /// Dials a guest. The flow is ready when it is connected, or when it failed.
@@ -598,17 +599,6 @@ impl Stack {
                 self.drops.count(reason);
             }
         }
-    }
-
-    fn unreachable(
-        &mut self,
-        route: Route,
-        guest: Ipv4Addr,
-        reason: Icmpv4DstUnreachable,
-        original: &[u8],
-        sink: &mut impl FrameSink,
-    ) {
-        self.send_unreachable(route, self.config.gateway, guest, reason, original, sink);
     }
 
     fn send_unreachable(

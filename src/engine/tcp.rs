@@ -214,17 +214,20 @@ impl Engine {
             }
             _ => Refusal::Reset,
         };
-        if let Some(connection) = self.tcp.remove(flow) {
-            self.forget(connection.relay.token);
-        }
+        self.drop_connection(flow);
         self.stack.tcp_refuse(flow, refusal, self.now, &mut self.batches);
     }
 
     fn close_tcp(&mut self, flow: FlowId, abort: bool) {
+        self.drop_connection(flow);
+        self.stack.tcp_release(flow, abort);
+    }
+
+    /// Closes the flow's descriptor, if it has one.
+    fn drop_connection(&mut self, flow: FlowId) {
         if let Some(connection) = self.tcp.remove(flow) {
             self.forget(connection.relay.token);
         }
-        self.stack.tcp_release(flow, abort);
     }
 }
 
