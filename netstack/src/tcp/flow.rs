@@ -27,7 +27,7 @@ const LINGER: Duration = Duration::from_secs(1);
 /// A flow that moved nothing for this long gives back the memory of its rings, if it moved this many bytes before: less
 /// fills no page of each.
 const IDLE: Duration = Duration::from_millis(200);
-const IDLE_BYTES: usize = 4096;
+const IDLE_BYTES: usize = 1;
 /// A connection that the driver dials is given up after this long.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
