@@ -3,11 +3,15 @@
 
 use std::io;
 
-use mio::Token;
 use mio::net::UnixStream;
+use mio::{Interest, Registry, Token};
 use netstack::{FrameSink, PortId};
 
 use crate::link::{Batch, Progress, Reader};
+use crate::sys::udp::{MAX_MESSAGE, MESSAGES};
+
+/// The longest message as frames: its bytes, and the headers of as many datagrams as Linux puts into one.
+const MESSAGE_FRAMES: usize = MAX_MESSAGE + 128 * 64;
 
 /// One attached hypervisor.
 #[derive(Debug)]
@@ -17,23 +21,45 @@ pub(super) struct Link {
     pub(super) stream: UnixStream,
     pub(super) reader: Reader,
     pub(super) readable: bool,
-    pub(super) writable: bool,
+    /// The socket takes no more. Only then is it watched for room: a unix socket reports that with every read of the other end, each
+    /// of which would be a turn for nothing.
+    blocked: bool,
     /// The hypervisor has closed its end; what it sent before is still to be read.
     pub(super) ended: bool,
 }
 
 impl Link {
-    pub(super) fn new(port: PortId, token: Token, stream: UnixStream) -> Self {
-        Self { port, token, stream, reader: Reader::new(), readable: false, writable: true, ended: false }
+    /// Starts to watch `stream`.
+    pub(super) fn new(
+        port: PortId,
+        token: Token,
+        mut stream: UnixStream,
+        registry: &Registry,
+    ) -> io::Result<Self> {
+        registry.register(&mut stream, token, Interest::READABLE)?;
+        Ok(Self { port, token, stream, reader: Reader::new(), readable: false, blocked: false, ended: false })
+    }
+
+    /// The socket takes bytes again.
+    pub(super) fn handle_room(&mut self, registry: &Registry) -> io::Result<()> {
+        if self.blocked {
+            self.blocked = false;
+            registry.reregister(&mut self.stream, self.token, Interest::READABLE)?;
+        }
+        Ok(())
     }
 
     /// Writes the batch as far as the socket takes it.
-    pub(super) fn write(&mut self, batch: &mut Batch) -> io::Result<Progress> {
-        if !self.writable {
+    pub(super) fn write(&mut self, batch: &mut Batch, registry: &Registry) -> io::Result<Progress> {
+        if self.blocked {
             return Ok(Progress::Blocked);
         }
         let progress = batch.write_to(&mut self.stream)?;
-        self.writable = progress != Progress::Blocked;
+        if progress == Progress::Blocked {
+            self.blocked = true;
+            // Room that came meanwhile is reported too.
+            registry.reregister(&mut self.stream, self.token, Interest::READABLE | Interest::WRITABLE)?;
+        }
         Ok(progress)
     }
 }
@@ -49,6 +75,13 @@ impl Batches {
 
     pub(super) fn get_mut(&mut self, port: PortId) -> Option<&mut Batch> {
         self.0.iter_mut().find(|(p, _)| *p == port).map(|(_, batch)| batch)
+    }
+}
+
+impl Batches {
+    /// How many messages of datagrams, whatever they hold, the port has room for.
+    pub(super) fn messages(&self, port: PortId) -> usize {
+        (1..=MESSAGES).rev().find(|count| self.has_room(port, count * MESSAGE_FRAMES)).unwrap_or(0)
     }
 }
 

@@ -30,15 +30,15 @@ use tokio::sync::mpsc;
 
 pub use command::{Handle, Request};
 
-use crate::host::udp::HostUdp;
+use crate::host::udp::{HostUdp, Outbox};
 use crate::link::{FrameTooLong, Progress};
 use crate::listen::RemoveOnDrop;
 use crate::logging::Limited;
 use crate::sys::memory::discard;
+use crate::sys::udp::Inbox;
 use command::{CHANNEL, Command};
 use links::{Batches, Link};
 use tcp::Connection;
-use udp::Sent;
 
 /// Readiness events taken from the system at once.
 const EVENTS: usize = 1024;
@@ -102,7 +102,9 @@ pub struct Engine {
     udp_ready: VecDeque<UdpFlowId>,
     /// Those that wait for room at their port.
     udp_waiting: Vec<UdpFlowId>,
-    udp_buffer: Vec<u8>,
+    /// The datagrams read last, and those to be sent together.
+    inbox: Inbox,
+    outbox: Outbox,
     commands: mpsc::Receiver<Command>,
     requests: mpsc::Sender<Request>,
     end: Option<End>,
@@ -135,7 +137,8 @@ impl Engine {
             udp: SecondaryMap::new(),
             udp_ready: VecDeque::new(),
             udp_waiting: Vec::new(),
-            udp_buffer: vec![0; usize::from(u16::MAX)],
+            inbox: Inbox::new(),
+            outbox: Outbox::new(),
             commands: command_receiver,
             requests,
             end: None,
@@ -226,7 +229,9 @@ impl Engine {
                 if let Some(link) = self.links.iter_mut().find(|link| link.token.0 == token) {
                     link.ended |= event.is_read_closed();
                     link.readable |= event.is_readable() || event.is_error() || link.ended;
-                    link.writable |= event.is_writable();
+                    if event.is_writable() {
+                        link.handle_room(self.poll.registry())?;
+                    }
                 }
             }
             Some(Source::Forward(index)) => {
@@ -285,20 +290,24 @@ impl Engine {
     fn handle_frames(&mut self, index: usize) -> Result<bool, FrameTooLong> {
         while let Some(link) = self.links.get_mut(index) {
             let port = link.port;
-            let Some(frame) = link.reader.next_frame()? else { return Ok(link.reader.is_mid_frame()) };
+            let Some(frame) = link.reader.next_frame()? else {
+                let mid_frame = link.reader.is_mid_frame();
+                self.flush_udp();
+                return Ok(mid_frame);
+            };
             let Some(datagram) = self.stack.handle_frame(port, frame, self.now, &mut self.batches) else {
                 continue;
             };
-            let (flow, opens) = (datagram.flow, datagram.open.is_some());
+            let (flow, payload, opens) = (datagram.flow, datagram.payload, datagram.open.is_some());
+            let sent = if self.outbox.takes(flow, payload.len()) {
+                None
+            } else {
+                udp::send(&mut self.outbox, &mut self.udp)
+            };
+            self.outbox.push(flow, payload);
             let registry = self.poll.registry();
-            match udp::send(&datagram, &mut self.udp, &mut self.sources, registry, &mut self.no_descriptors) {
-                Sent::Yes => {}
-                Sent::Refused => self.stack.udp_refused(flow, &mut self.batches),
-                Sent::Failed => {
-                    self.close_udp(flow);
-                    self.stack.udp_close(flow);
-                }
-            }
+            udp::open(&datagram, &mut self.udp, &mut self.sources, registry, &mut self.no_descriptors);
+            self.handle_udp_sent(sent);
             if opens {
                 // What made room for the new flow is closed before the next one opens.
                 self.handle_stack_events();
@@ -313,7 +322,7 @@ impl Engine {
             let Some(batch) = self.batches.get_mut(link.port).filter(|batch| batch.len() >= least) else {
                 continue;
             };
-            match link.write(batch) {
+            match link.write(batch, self.poll.registry()) {
                 Ok(Progress::More | Progress::Blocked) => {
                     if batch.has_much_room() {
                         self.stack.handle_room(link.port);
@@ -334,7 +343,7 @@ impl Engine {
 
     fn accept_qemu(&mut self) -> io::Result<()> {
         let Some(qemu) = self.qemu.as_mut().filter(|_| self.links.is_empty()) else { return Ok(()) };
-        let mut stream = match qemu.listener.accept() {
+        let stream = match qemu.listener.accept() {
             Ok((stream, _)) => stream,
             Err(error) if is_later(&error) => return Ok(()),
             Err(error) => return Err(error),
@@ -345,11 +354,10 @@ impl Engine {
         while qemu.listener.accept().is_ok() {}
         rustix::net::shutdown(&qemu.listener, rustix::net::Shutdown::Both)?;
         let token = Token(self.sources.insert(Source::Link));
-        self.poll.registry().register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
         let port = self.stack.attach_port(self.now);
         self.batches.attach(port);
+        self.links.push(Link::new(port, token, stream, self.poll.registry())?);
         tracing::info!(%port, "virtual machine connected");
-        self.links.push(Link::new(port, token, stream));
         Ok(())
     }
 

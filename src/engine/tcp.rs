@@ -45,7 +45,11 @@ impl Engine {
     pub(super) fn connect_host(&mut self, flow: FlowId, to: SocketAddr) {
         tracing::debug!(%to, "guest connects");
         match HostStream::connect(to) {
-            Ok(stream) => self.adopt(flow, stream, Opening::Host),
+            Ok((stream, false)) => self.adopt(flow, stream, Opening::Host),
+            Ok((stream, true)) => {
+                self.adopt(flow, stream, Opening::Done);
+                self.stack.tcp_accept(flow, self.now, &mut self.batches);
+            }
             Err(error) => self.refuse(flow, &error),
         }
     }
@@ -129,7 +133,7 @@ impl Engine {
     pub(super) fn handle_tcp_event(&mut self, flow: FlowId, event: &Readiness) {
         let Some(connection) = self.tcp.get_mut(flow) else { return };
         if matches!(connection.opening, Opening::Host) {
-            match connection.relay.stream().is_connected() {
+            match connection.relay.stream().is_connected(event) {
                 Ok(true) => {
                     connection.opening = Opening::Done;
                     connection.relay.handle_event(event);

@@ -4,68 +4,75 @@ use std::io;
 use std::time::Instant as Clock;
 
 use mio::{Interest, Registry, Token};
-use netstack::{Datagram, FrameSink as _, UdpFlowId};
+use netstack::{Datagram, UdpFlowId};
 use slab::Slab;
 use slotmap::SecondaryMap;
 
 use super::{Engine, Source};
-use crate::host::udp::{HostUdp, is_refused, is_too_long};
+use crate::host::udp::{HostUdp, Outbox, is_refused};
 use crate::logging::Limited;
+use crate::sys::udp::MESSAGES;
 
 /// Datagrams taken from one socket in a turn.
 const TURN: usize = 64;
 
-/// What became of a datagram.
+/// What became of a flow's datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sent {
-    /// It is the network's now.
+    /// They are the network's now.
     Yes,
-    /// So it is, and an earlier one was refused.
+    /// So they are, and an earlier one was refused.
     Refused,
     /// The flow has no socket, or one that is of no use: the next datagram is to open another.
     Failed,
 }
 
-/// Sends a guest's datagram from its flow's socket, which is made for the first one.
+/// Makes the socket of a flow whose first datagram this is.
 ///
 /// A function of the engine's parts, since the datagram borrows from the others.
-pub(super) fn send(
+pub(super) fn open(
     datagram: &Datagram<'_>,
     sockets: &mut SecondaryMap<UdpFlowId, HostUdp>,
     sources: &mut Slab<Source>,
     registry: &Registry,
     no_descriptors: &mut Limited,
-) -> Sent {
-    if let Some(to) = datagram.open {
-        let token = Token(sources.insert(Source::Udp(datagram.flow)));
-        let opened = HostUdp::connect(to).and_then(|mut socket| {
-            registry.register(&mut socket, token, Interest::READABLE)?;
-            Ok(socket)
-        });
-        match opened {
-            Ok(socket) => {
-                sockets.insert(datagram.flow, HostUdp { socket, token, queued: false });
-            }
-            Err(error) => {
-                sources.remove(token.0);
-                if let Some(suppressed) = no_descriptors.admit(Clock::now()) {
-                    tracing::warn!(%to, %error, suppressed, "cannot open a socket for the guest");
-                }
+) {
+    let Some(to) = datagram.open else { return };
+    let token = Token(sources.insert(Source::Udp(datagram.flow)));
+    let opened = HostUdp::connect(to).and_then(|mut socket| {
+        registry.register(&mut socket, token, Interest::READABLE)?;
+        Ok(socket)
+    });
+    match opened {
+        Ok(socket) => {
+            sockets.insert(datagram.flow, HostUdp::new(socket, token));
+        }
+        Err(error) => {
+            sources.remove(token.0);
+            if let Some(suppressed) = no_descriptors.admit(Clock::now()) {
+                tracing::warn!(%to, %error, suppressed, "cannot open a socket for the guest");
             }
         }
     }
-    let Some(host) = sockets.get(datagram.flow) else { return Sent::Failed };
-    match host.socket.send(datagram.payload) {
-        Ok(_) => Sent::Yes,
+}
+
+/// Sends the datagrams in `outbox` and empties it. Whose they were, and what became of them.
+pub(super) fn send(
+    outbox: &mut Outbox,
+    sockets: &mut SecondaryMap<UdpFlowId, HostUdp>,
+) -> Option<(UdpFlowId, Sent)> {
+    let flow = outbox.flow()?;
+    let sent = sockets.get_mut(flow).map_or(Sent::Failed, |host| match host.send(outbox) {
+        Ok(()) => Sent::Yes,
         Err(error) if is_refused(&error) => {
-            // The error is an earlier datagram's; this one has not been sent. What it says then comes with the next.
-            let _ = host.socket.send(datagram.payload);
+            // The error is an earlier datagram's; these have not been sent. What it says then comes with the next.
+            let _ = host.send(outbox);
             Sent::Refused
         }
-        // A full socket, or a datagram too long for the path, loses the datagram, as a network may.
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock || is_too_long(&error) => Sent::Yes,
         Err(_) => Sent::Failed,
-    }
+    });
+    outbox.clear();
+    Some((flow, sent))
 }
 
 impl Engine {
@@ -83,27 +90,47 @@ impl Engine {
     pub(super) fn serve_udp(&mut self, flow: UdpFlowId) {
         let Some(host) = self.udp.get_mut(flow) else { return };
         host.queued = false;
-        for _ in 0..TURN {
-            if let Some(port) = self.stack.udp_port(flow)
-                && !self.batches.has_room(port, usize::from(u16::MAX))
-            {
+        let mut taken = 0;
+        while taken < TURN {
+            let room = self.stack.udp_port(flow).map_or(MESSAGES, |port| self.batches.messages(port));
+            if room == 0 {
                 // The kernel keeps the rest, and drops what it cannot, until the port has room.
                 host.queued = true;
                 self.udp_waiting.push(flow);
                 return;
             }
-            match host.socket.recv(&mut self.udp_buffer) {
-                Ok(len) => {
-                    let payload = self.udp_buffer.get(..len).unwrap_or_default();
-                    self.stack.udp_send(flow, payload, self.now, &mut self.batches);
+            match self.inbox.receive(&host.socket, room) {
+                Ok(()) => {
+                    for datagram in self.inbox.datagrams() {
+                        taken += 1;
+                        self.stack.udp_send(flow, datagram, self.now, &mut self.batches);
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if is_refused(&error) => self.stack.udp_refused(flow, &mut self.batches),
                 // A pending error stands before what is queued, and is taken by being told.
-                Err(_) => {}
+                Err(_) => taken += 1,
             }
         }
         self.queue_udp(flow);
+    }
+
+    /// Sends what waits in the outbox.
+    pub(super) fn flush_udp(&mut self) {
+        let sent = send(&mut self.outbox, &mut self.udp);
+        self.handle_udp_sent(sent);
+    }
+
+    /// Tells the guest, or forgets the flow, where datagrams did not arrive.
+    pub(super) fn handle_udp_sent(&mut self, sent: Option<(UdpFlowId, Sent)>) {
+        match sent {
+            None | Some((_, Sent::Yes)) => {}
+            Some((flow, Sent::Refused)) => self.stack.udp_refused(flow, &mut self.batches),
+            Some((flow, Sent::Failed)) => {
+                self.close_udp(flow);
+                self.stack.udp_close(flow);
+            }
+        }
     }
 
     pub(super) fn close_udp(&mut self, flow: UdpFlowId) {

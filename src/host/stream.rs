@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::time::Duration;
 
-use mio::event::Source;
+use mio::event::{Event, Source};
 use mio::net::{TcpStream, UnixStream};
 use socket2::{SockRef, TcpKeepalive};
 
@@ -19,11 +19,12 @@ pub(crate) enum HostStream {
 }
 
 impl HostStream {
-    /// Starts to connect.
-    pub(crate) fn connect(to: SocketAddr) -> io::Result<Self> {
+    /// Starts to connect, and whether that is done already, as on the loopback interface.
+    pub(crate) fn connect(to: SocketAddr) -> io::Result<(Self, bool)> {
         let stream = TcpStream::connect(to)?;
+        let connected = to.ip().is_loopback() && stream.peer_addr().is_ok();
         tune(&stream);
-        Ok(Self::Tcp(stream))
+        Ok((Self::Tcp(stream), connected))
     }
 
     /// A connection that somebody else made.
@@ -32,9 +33,12 @@ impl HostStream {
         Self::Tcp(stream)
     }
 
-    /// Whether a connection that was started is there: `Ok(false)` means not yet.
-    pub(crate) fn is_connected(&self) -> io::Result<bool> {
+    /// Whether a connection that was started is there, after `event`: `Ok(false)` means not yet.
+    pub(crate) fn is_connected(&self, event: &Event) -> io::Result<bool> {
         let Self::Tcp(stream) = self else { return Ok(true) };
+        if event.is_writable() && !event.is_error() && !event.is_read_closed() && !event.is_write_closed() {
+            return Ok(true);
+        }
         if let Some(error) = stream.take_error()? {
             return Err(error);
         }

@@ -1,0 +1,235 @@
+//! Many datagrams in one system call, where the system has one for it. Owns: the buffers that a call fills.
+//! Read next: `host/udp.rs`.
+//!
+//! To the network: datagrams of one size as one message that the kernel cuts (`UDP_SEGMENT`, udp(7)). From it: several messages at once
+//! (recvmmsg(2)), each of which may be such datagrams uncut (`UDP_GRO`).
+// UNSAFETY: no crate wraps recvmmsg and these control messages without changing other options of the socket.
+#![cfg_attr(target_os = "linux", expect(unsafe_code, reason = "recvmmsg, control messages"))]
+
+use std::io;
+
+use mio::net::UdpSocket;
+
+/// The longest message: what an IPv4 packet carries.
+pub const MAX_MESSAGE: usize = u16::MAX as usize - 20 - 8;
+/// Datagrams that the kernel cuts one message into, at most.
+pub const MAX_SEGMENTS: usize = 64;
+/// Messages taken at once.
+pub const MESSAGES: usize = 8;
+
+/// Room for one message. One more than the longest, so that none is cut.
+const SLOT: usize = 64 << 10;
+
+/// What the last call received.
+#[derive(Debug)]
+pub struct Inbox {
+    buffer: Vec<u8>,
+    received: Vec<Received>,
+}
+
+/// One message: its length, and that of the datagrams that it holds.
+#[derive(Clone, Copy, Debug)]
+struct Received {
+    len: usize,
+    segment: usize,
+}
+
+impl Inbox {
+    /// An empty one. Memory that no datagram has reached costs nothing.
+    #[expect(clippy::new_without_default, reason = "it is large")]
+    pub fn new() -> Self {
+        Self { buffer: vec![0; MESSAGES * SLOT], received: Vec::with_capacity(MESSAGES) }
+    }
+
+    /// The datagrams of the last call, in order.
+    pub fn datagrams(&self) -> impl Iterator<Item = &[u8]> {
+        self.buffer.chunks(SLOT).zip(&self.received).flat_map(|(slot, message)| {
+            let bytes = slot.get(..message.len).unwrap_or_default();
+            let empty = bytes.is_empty().then_some(bytes);
+            empty.into_iter().chain(bytes.chunks(message.segment.max(1)))
+        })
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::mem::{size_of, zeroed};
+    use std::os::fd::AsRawFd;
+
+    use super::{Inbox, MESSAGES, Received, SLOT, UdpSocket, io};
+
+    /// Room for one control message that holds an `int`, aligned as its header.
+    #[derive(Clone, Copy)]
+    #[repr(C, align(8))]
+    struct Control([u8; 32]);
+
+    /// A failure leaves datagrams one by one.
+    pub(super) fn enable(socket: &UdpSocket) {
+        let on: libc::c_int = 1;
+        // SAFETY: the option's value is an int, which outlives the call.
+        unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_UDP,
+                libc::UDP_GRO,
+                (&raw const on).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            );
+        }
+    }
+
+    pub(super) fn send(socket: &UdpSocket, bytes: &[u8], segment: u16) -> io::Result<()> {
+        let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        let mut control = Control([0; 32]);
+        // SAFETY: all of these are plain data, for which zeroes are valid; pointers are to locals that outlive the call, and the
+        // control message is within `control`, whose alignment is that of its header. The kernel only reads `bytes`.
+        let sent = unsafe {
+            let mut message: libc::msghdr = zeroed();
+            message.msg_iov = &raw mut part;
+            message.msg_iovlen = 1;
+            message.msg_control = (&raw mut control).cast();
+            message.msg_controllen = libc::CMSG_SPACE(size_of::<u16>() as u32) as _;
+            let header = libc::CMSG_FIRSTHDR(&raw const message);
+            (*header).cmsg_level = libc::SOL_UDP;
+            (*header).cmsg_type = libc::UDP_SEGMENT;
+            (*header).cmsg_len = libc::CMSG_LEN(size_of::<u16>() as u32) as _;
+            libc::CMSG_DATA(header).cast::<u16>().write_unaligned(segment);
+            libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL)
+        };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    pub(super) fn receive(inbox: &mut Inbox, socket: &UdpSocket, most: usize) -> io::Result<()> {
+        let mut controls = [Control([0; 32]); MESSAGES];
+        let mut parts: [libc::iovec; MESSAGES];
+        let mut messages: [libc::mmsghdr; MESSAGES];
+        // SAFETY: as in `send`; each message has a slot and a control buffer of its own, and the kernel says how much of them it wrote.
+        unsafe {
+            (parts, messages) = (zeroed(), zeroed());
+            let slots = inbox.buffer.chunks_mut(SLOT);
+            for (((message, part), control), slot) in
+                messages.iter_mut().zip(&mut parts).zip(&mut controls).zip(slots)
+            {
+                *part = libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: slot.len() };
+                message.msg_hdr.msg_iov = part;
+                message.msg_hdr.msg_iovlen = 1;
+                message.msg_hdr.msg_control = (&raw mut *control).cast();
+                message.msg_hdr.msg_controllen = size_of::<Control>() as _;
+            }
+            let most = most.min(MESSAGES) as libc::c_uint;
+            let count = libc::recvmmsg(
+                socket.as_raw_fd(),
+                messages.as_mut_ptr(),
+                most,
+                libc::MSG_DONTWAIT as _,
+                std::ptr::null_mut(),
+            );
+            let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+            for message in messages.iter().take(count) {
+                let len = message.msg_len as usize;
+                let header = libc::CMSG_FIRSTHDR(&raw const message.msg_hdr);
+                let mut segment = len;
+                if !header.is_null()
+                    && (*header).cmsg_level == libc::SOL_UDP
+                    && (*header).cmsg_type == libc::UDP_GRO
+                {
+                    let announced = libc::CMSG_DATA(header).cast::<libc::c_int>().read_unaligned();
+                    segment = usize::try_from(announced).unwrap_or(len);
+                }
+                inbox.received.push(Received { len, segment });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Inbox {
+    /// Takes what the socket has, `most` messages of it and at most [`MESSAGES`].
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn receive(&mut self, socket: &UdpSocket, most: usize) -> io::Result<()> {
+        self.received.clear();
+        #[cfg(target_os = "linux")]
+        return linux::receive(self, socket, most);
+        #[cfg(not(target_os = "linux"))]
+        {
+            let _ = most;
+            let len = socket.recv(self.buffer.get_mut(..SLOT).unwrap_or_default())?;
+            self.received.push(Received { len, segment: len });
+            Ok(())
+        }
+    }
+}
+
+/// Lets `socket` receive many datagrams as one message, where the system can.
+pub fn receive_uncut(socket: &UdpSocket) {
+    #[cfg(target_os = "linux")]
+    linux::enable(socket);
+    #[cfg(not(target_os = "linux"))]
+    let _ = socket;
+}
+
+/// Sends `bytes` as datagrams of `segment` bytes, the last of which may be shorter.
+///
+/// # Errors
+/// The socket's; `Unsupported` where there is no such call.
+pub fn send_segments(socket: &UdpSocket, bytes: &[u8], segment: u16) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    return linux::send(socket, bytes, segment);
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (socket, bytes, segment);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (UdpSocket, UdpSocket) {
+        let any = "127.0.0.1:0".parse().unwrap();
+        let (a, b) = (UdpSocket::bind(any).unwrap(), UdpSocket::bind(any).unwrap());
+        a.connect(b.local_addr().unwrap()).unwrap();
+        b.connect(a.local_addr().unwrap()).unwrap();
+        receive_uncut(&b);
+        (a, b)
+    }
+
+    fn receive_all(inbox: &mut Inbox, socket: &UdpSocket) -> Vec<Vec<u8>> {
+        let mut datagrams = Vec::new();
+        while inbox.receive(socket, MESSAGES).is_ok() {
+            datagrams.extend(inbox.datagrams().map(<[u8]>::to_vec));
+        }
+        datagrams
+    }
+
+    #[test]
+    fn datagrams_keep_their_bounds() {
+        let ((a, b), mut inbox) = (pair(), Inbox::new());
+        let sent: Vec<Vec<u8>> = (0..20_u8).map(|n| vec![n; usize::from(n) * 100]).collect();
+        for datagram in &sent {
+            a.send(datagram).unwrap();
+        }
+        assert_eq!(receive_all(&mut inbox, &b), sent);
+        assert_eq!(inbox.receive(&b, MESSAGES).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn one_message_is_many_datagrams() {
+        let ((a, b), mut inbox) = (pair(), Inbox::new());
+        let bytes: Vec<u8> = (0..=9).flat_map(|n| [n; 1000]).chain([10; 7]).collect();
+        send_segments(&a, &bytes, 1000).unwrap();
+        let lens: Vec<usize> = receive_all(&mut inbox, &b).iter().map(Vec::len).collect();
+        assert_eq!(lens, [[1000; 10].as_slice(), &[7]].concat());
+    }
+
+    #[test]
+    fn the_longest_datagram_arrives() {
+        let ((a, b), mut inbox) = (pair(), Inbox::new());
+        a.send(&vec![7; MAX_MESSAGE]).unwrap();
+        assert_eq!(receive_all(&mut inbox, &b), [vec![7; MAX_MESSAGE]]);
+    }
+}
