@@ -26,7 +26,7 @@ test: ## everything: lint, unit tests, network namespaces, a real VM
 	@$(MAKE) --no-print-directory lint
 	cargo test --workspace --profile $(PROFILE)
 
-bench: ## throughput, processor time and memory beside the peers that are there
+bench: ## speed, cost and scale beside the peers that are there (ROWS=udp RUNS=1: see README)
 	@tests/install.sh bench
 	cargo bench --bench peers
 

@@ -22,6 +22,7 @@ table() {
                  unbound unbound' ;;
     lint) table build; echo 'shellcheck shellcheck' ;;
     bench) table build; echo 'ip iproute2
+                 ssh-keygen openssh-client
                  sshd openssh-server
                  udhcpc udhcpc
                  passt passt

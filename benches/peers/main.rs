@@ -1,43 +1,53 @@
 //! `make bench`: the daemon beside every peer found on this machine, measured in one run, in turns, with one load.
-//! Owns: the order of measurements and the knobs. Read next: `peer.rs`, how each is set up; `load.rs`, what is measured.
+//! Owns: the order of measurements and the knobs. Read next: `rows.rs`, what is measured; `setup.rs`, in what network.
 //!
-//! Environment: RUNS (5) times each peer is set up; SECONDS (2) of each measurement; ROWS and PEERS, comma-separated
-//! parts of names, to measure only those; GVPROXY, the original's binary. `--our PATH` measures another build of ours.
+//! Environment: RUNS (5) times each row is measured; SECONDS (2) of each measurement, IDLE (30) and CHURN (20) of the
+//! two long ones, which are measured once; ROWS and PEERS, comma-separated, to measure only those: parts of names, or
+//! a group of rows; CHARTS=1 for the points of the charts too, which ROWS=mtu and ROWS=flows ask for alone; GVPROXY, the original's binary. `--our PATH` measures another
+//! build of ours.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a measurement fails by panic")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is a report")]
 
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
-mod load;
+mod chart;
+mod measure;
 mod peer;
+mod rows;
+mod scale;
+mod setup;
+mod ssh;
 mod table;
+mod tcp;
+mod udp;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use load::{Direction, Sample};
-use peer::{Kind, Setup};
-use table::{Row, Table};
-
-const MTUS: [u16; 2] = [1500, 65520];
+use measure::Sample;
+use rows::{Row, What};
+use setup::Setup;
+use table::Table;
 
 fn main() {
-    if support::agent::serve_if_asked() {
+    if support::agent::serve_if_asked() || scale::hold_if_asked() {
         return;
     }
     let mut arguments = std::env::args();
     let our = arguments.find(|word| word == "--our").and_then(|_| arguments.next());
     let our = our.map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_gvproxy")), PathBuf::from);
-    let runs: usize = knob("RUNS").map_or(5, |text| text.parse().expect("RUNS is a number"));
-    let seconds: f64 = knob("SECONDS").map_or(2.0, |text| text.parse().expect("SECONDS is a number"));
-    let (rows, peers) = (parts("ROWS"), parts("PEERS"));
+    let runs = number("RUNS", 5.0) as usize;
+    let times = Times::from_environment();
+    let (parts, peers) = (list("ROWS"), list("PEERS"));
 
-    let (found, missing) = peer::find(&our);
-    let found: Vec<_> = found.into_iter().filter(|kind| wanted(&peers, kind.name())).collect();
-    let mut table = Table::new(found.iter().map(Kind::name).collect());
-    table.note(format!("{} runs of {seconds} s each, medians. {}", runs, table::machine()));
+    let rows = Row::chosen(&parts, knob("CHARTS").is_some());
+    assert!(!rows.is_empty(), "ROWS={}: groups are {}", parts.join(","), Row::groups().join(", "));
+    let (mut found, missing) = peer::find(&our);
+    found.retain(|kind| peers.is_empty() || peers.iter().any(|part| kind.name().contains(part.as_str())));
+    let mut table = Table::new(found.iter().map(peer::Kind::name).collect(), &rows);
+    table.note(format!("{runs} runs of {} s each. {}", times.row.as_secs_f64(), table::machine()));
     for kind in &found {
         table.note(format!("{}: {}", kind.name(), kind.version()));
     }
@@ -45,28 +55,45 @@ fn main() {
         table.note(format!("missing: {name} ({remedy})"));
     }
 
+    // A failure in here is a note of the report.
+    std::panic::set_hook(Box::new(|_| ()));
     for run in 1..=runs {
-        for mtu in MTUS {
-            for kind in &found {
-                let wanted: Vec<_> =
-                    Row::ALL.iter().filter(|row| row.mtu == mtu && wanted(&rows, row.name)).collect();
-                if wanted.is_empty() {
-                    continue;
+        for rows in rows.chunk_by(Row::shares_network) {
+            let rows: Vec<_> = rows.iter().filter(|row| run == 1 || !row.once).collect();
+            let Some(&&Row { group, shape, .. }) = rows.first() else { continue };
+            for kind in found.iter().filter(|kind| shape.suits(kind)) {
+                eprintln!("run {run} of {runs}: {group}, {shape}, {}", kind.name());
+                let setup = guarded(|| Setup::start(kind, shape));
+                if let (1, Ok(Setup { lease: Some(lease), .. })) = (run, &setup) {
+                    table.note(format!("{} by default offers MTU {}", kind.name(), lease.option("mtu")));
                 }
-                eprintln!("run {run} of {runs}: {} at MTU {mtu}", kind.name());
-                let Some(setup) = guarded(kind.name(), || Setup::start(kind, mtu)) else { continue };
-                for row in wanted {
-                    let sample = guarded(row.name, || measure(&setup, row, Duration::from_secs_f64(seconds)));
-                    table.add(row, kind.name(), sample.flatten());
+                for row in &rows {
+                    let measured = setup.as_ref().map_err(String::clone);
+                    match measured.and_then(|setup| guarded(|| times.measure(setup, row.what))) {
+                        Ok(sample) => table.add(row, kind.name(), sample),
+                        Err(why) => {
+                            table.note(format!("failed: {}, {}, run {run}: {why}", kind.name(), row.name))
+                        }
+                    }
                 }
             }
         }
     }
-    table.note(table::load_average());
+    drop(std::panic::take_hook());
+    table.note(format!("{} after", table::load_average()));
     println!("{}", table.markdown());
+    write(&table);
+}
+
+/// Writes the report and, where their points were measured, the charts.
+fn write(table: &Table) {
     let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("bench");
     std::fs::create_dir_all(&directory).expect("a directory for the report");
-    for (file, text) in [("peers.md", table.markdown()), ("peers.json", table.json())] {
+    let mut files = vec![("peers.md".to_owned(), table.markdown()), ("peers.json".to_owned(), table.json())];
+    for points in rows::CHARTS {
+        files.extend(table.chart(&points).map(|chart| (format!("by-{}.svg", points.group), chart.svg())));
+    }
+    for (file, text) in files {
         let path = directory.join(file);
         std::fs::write(&path, text).expect("the report");
         println!("written to {}", path.display());
@@ -78,35 +105,57 @@ fn knob(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|text| !text.is_empty())
 }
 
-fn parts(name: &str) -> Vec<String> {
-    knob(name).map_or_else(Vec::new, |text| text.split(',').map(str::to_owned).collect())
+fn number(name: &str, default: f64) -> f64 {
+    knob(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}: not a number")))
 }
 
-fn wanted(parts: &[String], name: &str) -> bool {
-    parts.is_empty() || parts.iter().any(|part| name.contains(part.as_str()))
+fn list(name: &str) -> Vec<String> {
+    knob(name).map_or_else(Vec::new, |text| text.split(',').map(|part| part.trim().to_owned()).collect())
 }
 
-/// What one measurement gives, or nothing where it fails: one peer's failure must not cost the others their rows.
-fn guarded<T>(what: &str, action: impl FnOnce() -> T) -> Option<T> {
-    let result = catch_unwind(AssertUnwindSafe(action)).ok();
-    if result.is_none() {
-        eprintln!("failed: {what}");
+/// What `action` gives, or why it failed: one peer's failure must not cost the others their rows.
+fn guarded<T>(action: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(action)).map_err(|cause| {
+        let text = cause.downcast_ref::<String>().map(String::as_str);
+        let why = text.or_else(|| cause.downcast_ref::<&str>().copied()).unwrap_or("for no reason given");
+        eprintln!("failed: {why}");
+        why.to_owned()
+    })
+}
+
+/// How long things are measured.
+#[derive(Debug)]
+struct Times {
+    row: Duration,
+    idle: Duration,
+    churn: Duration,
+}
+
+impl Times {
+    fn from_environment() -> Self {
+        let seconds = |name, default| {
+            let seconds = number(name, default);
+            assert!(seconds > 0.0, "{name} must be more than 0");
+            Duration::from_secs_f64(seconds)
+        };
+        Self { row: seconds("SECONDS", 2.0), idle: seconds("IDLE", 30.0), churn: seconds("CHURN", 20.0) }
     }
-    result
-}
 
-fn measure(setup: &Setup, row: &Row, time: Duration) -> Option<Sample> {
-    use table::What::{ConnectRate, IdleFlow, IdleMemory, Port, RoundTrip, Stream, Udp};
-    match row.what {
-        Stream(direction, flows) => Some(load::stream(setup, direction, flows, time)),
-        Port(Direction::GuestToHost) => load::port(setup, Direction::GuestToHost, time),
-        Port(Direction::HostToGuest) => load::port(setup, Direction::HostToGuest, time),
-        Udp => Some(load::udp(setup, time)),
-        RoundTrip => Some(load::round_trip(setup, time)),
-        ConnectRate => Some(load::connect_rate(setup, time)),
-        IdleMemory => setup
-            .process
-            .map(|process| Sample::one(setup.idle_kb.unwrap_or_else(|| process.rss_kb()) as f64 / 1024.0)),
-        IdleFlow => load::idle_flow(setup),
+    fn measure(&self, setup: &Setup, what: What) -> Option<Sample> {
+        let time = self.row;
+        match what {
+            What::IdleMemory => setup.idle_kb.map(|kb| Sample::one(kb as f64 / 1024.0)),
+            What::Wakeups => scale::wakeups(setup, self.idle),
+            What::RoundTrip => Some(tcp::round_trip(setup, time)),
+            What::ConnectRate => Some(tcp::connect_rate(setup, time)),
+            What::Stream(direction, flows) => Some(tcp::stream(setup, direction, flows, time)),
+            What::Port(direction) => tcp::port(setup, direction, time),
+            What::Udp(direction, size) => Some(udp::udp(setup, direction, size, time)),
+            What::Ssh(direction) => tcp::ssh(setup, direction, time),
+            What::SshConnect => setup.forward.as_ref().map(|forward| forward.connect_time(time)),
+            What::IdleFlows(count) => Some(scale::idle_flows(setup, count)),
+            What::Crowd(count) => Some(scale::crowd(setup, count, time)),
+            What::Churn => Some(scale::churn(setup, self.churn)),
+        }
     }
 }

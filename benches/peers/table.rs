@@ -1,86 +1,34 @@
-//! The report: one table with a column for each peer and the ratio of ours to it. Owns: the rows and their units.
-//! Read next: `main.rs`.
+//! The report: one table with a column for each peer and the ratio of ours to it. Owns: the samples.
+//! Read next: `rows.rs`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use crate::load::{Direction, Sample};
+use crate::chart::{Chart, Panel};
+use crate::measure::{Direction, Sample};
+use crate::rows::{Points, Row};
 
-/// What a row measures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum What {
-    /// Bulk transfer over so many connections.
-    Stream(Direction, usize),
-    /// Bulk transfer through a published port.
-    Port(Direction),
-    Udp,
-    RoundTrip,
-    ConnectRate,
-    IdleMemory,
-    IdleFlow,
-}
-
-/// A row of the table, and its companion where one measurement gives two figures.
-#[derive(Debug)]
-pub(crate) struct Row {
-    pub(crate) name: &'static str,
-    unit: &'static str,
-    beside: Option<(&'static str, &'static str)>,
-    pub(crate) mtu: u16,
-    pub(crate) what: What,
-}
-
-const CPU: Option<(&str, &str)> = Some(("its CPU", "s/GB"));
-
-const fn row(
-    name: &'static str,
-    unit: &'static str,
-    beside: Option<(&'static str, &'static str)>,
-    mtu: u16,
-    what: What,
-) -> Row {
-    Row { name, unit, beside, mtu, what }
-}
-
-impl Row {
-    pub(crate) const ALL: [Self; 15] = [
-        row("idle memory", "MB", None, 1500, What::IdleMemory),
-        // Before anything that leaves freed memory behind.
-        row("memory of an idle flow", "KiB", None, 1500, What::IdleFlow),
-        row("round trip", "us p50", Some(("p99", "us")), 1500, What::RoundTrip),
-        row("connect-request-close", "1/s", None, 1500, What::ConnectRate),
-        row("1500 guest to host, 1 flow", "Gbit/s", CPU, 1500, What::Stream(Direction::GuestToHost, 1)),
-        row("1500 host to guest, 1 flow", "Gbit/s", CPU, 1500, What::Stream(Direction::HostToGuest, 1)),
-        row("1500 guest to host, 8 flows", "Gbit/s", CPU, 1500, What::Stream(Direction::GuestToHost, 8)),
-        row("1500 host to guest, 8 flows", "Gbit/s", CPU, 1500, What::Stream(Direction::HostToGuest, 8)),
-        row("1500 published port, in", "Gbit/s", CPU, 1500, What::Port(Direction::HostToGuest)),
-        row("1500 published port, out", "Gbit/s", CPU, 1500, What::Port(Direction::GuestToHost)),
-        row("1500 UDP guest to host", "Mbit/s", CPU, 1500, What::Udp),
-        row("65520 guest to host, 1 flow", "Gbit/s", CPU, 65520, What::Stream(Direction::GuestToHost, 1)),
-        row("65520 host to guest, 1 flow", "Gbit/s", CPU, 65520, What::Stream(Direction::HostToGuest, 1)),
-        row("65520 guest to host, 8 flows", "Gbit/s", CPU, 65520, What::Stream(Direction::GuestToHost, 8)),
-        row("65520 host to guest, 8 flows", "Gbit/s", CPU, 65520, What::Stream(Direction::HostToGuest, 8)),
-    ];
-
-    /// The lines of the table: name, unit.
-    fn lines(&self) -> Vec<(String, &'static str)> {
-        let companion = self.beside.map(|(what, unit)| (format!("{}: {what}", self.name), unit));
-        std::iter::once((self.name.to_owned(), self.unit)).chain(companion).collect()
-    }
-}
+/// Units of figures that are parts of something already.
+const PARTS: [&str; 2] = ["%", "of alone"];
 
 /// All samples, by line and peer.
 #[derive(Debug)]
 pub(crate) struct Table {
     peers: Vec<&'static str>,
+    lines: Vec<(String, &'static str)>,
     samples: BTreeMap<(String, &'static str), Vec<f64>>,
     notes: Vec<String>,
 }
 
 impl Table {
     /// The first of `peers` is the one that the others are compared with.
-    pub(crate) fn new(peers: Vec<&'static str>) -> Self {
-        Self { peers, samples: BTreeMap::new(), notes: Vec::new() }
+    pub(crate) fn new(peers: Vec<&'static str>, rows: &[Row]) -> Self {
+        Self {
+            peers,
+            lines: rows.iter().flat_map(Row::lines).collect(),
+            samples: BTreeMap::new(),
+            notes: Vec::new(),
+        }
     }
 
     pub(crate) fn note(&mut self, note: String) {
@@ -89,24 +37,33 @@ impl Table {
 
     pub(crate) fn add(&mut self, row: &Row, peer: &'static str, sample: Option<Sample>) {
         let Some(sample) = sample else { return };
-        let figures = [Some(sample.main), sample.beside];
-        for ((line, _), figure) in row.lines().into_iter().zip(figures) {
+        for ((line, _), figure) in row.lines().into_iter().zip(sample.0) {
             if let Some(figure) = figure {
                 self.samples.entry((line, peer)).or_default().push(figure);
             }
         }
     }
 
-    fn lines(&self) -> impl Iterator<Item = (String, &'static str)> {
-        let measured =
-            |line: &String| self.peers.iter().any(|peer| self.samples.contains_key(&(line.clone(), *peer)));
-        Row::ALL.iter().flat_map(Row::lines).filter(move |(line, _)| measured(line))
-    }
-
-    fn median(&self, line: &str, peer: &'static str) -> Option<f64> {
+    /// Lowest, median and highest.
+    pub(crate) fn spread(&self, line: &str, peer: &'static str) -> Option<[f64; 3]> {
         let mut samples = self.samples.get(&(line.to_owned(), peer))?.clone();
         samples.sort_by(f64::total_cmp);
-        samples.get(samples.len() / 2).copied()
+        Some([*samples.first()?, *samples.get(samples.len() / 2)?, *samples.last()?])
+    }
+
+    fn cell(&self, line: &str, peer: &'static str) -> String {
+        match self.spread(line, peer) {
+            None => "-".to_owned(),
+            Some([low, median, high]) if low == high => figure(median),
+            Some([low, median, high]) => format!("{} ({}..{})", figure(median), figure(low), figure(high)),
+        }
+    }
+
+    /// What the first peer has of what `peer` has.
+    fn ratio(&self, line: &str, unit: &str, peer: &'static str) -> Option<f64> {
+        let [_, ours, _] = self.spread(line, self.peers.first()?)?;
+        let [_, theirs, _] = self.spread(line, peer)?;
+        (theirs > 0.0 && !PARTS.contains(&unit)).then_some(ours / theirs)
     }
 
     pub(crate) fn markdown(&self) -> String {
@@ -119,18 +76,13 @@ impl Table {
                 grid[0].push("ratio".to_owned());
             }
         }
-        for (line, unit) in self.lines() {
-            let ours = self.median(&line, first);
-            let mut cells = vec![line.clone(), unit.to_owned()];
+        for (line, unit) in &self.lines {
+            let mut cells = vec![line.clone(), (*unit).to_owned()];
             for &peer in &self.peers {
-                let theirs = self.median(&line, peer);
-                cells.push(theirs.map_or_else(|| "-".to_owned(), figure));
+                cells.push(self.cell(line, peer));
                 if peer != first {
-                    let ratio = ours.zip(theirs).filter(|(_, theirs)| *theirs > 0.0);
-                    cells.push(ratio.map_or_else(
-                        || "-".to_owned(),
-                        |(ours, theirs)| format!("{}x", figure(ours / theirs)),
-                    ));
+                    let ratio = self.ratio(line, unit, peer);
+                    cells.push(ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{}x", figure(ratio))));
                 }
             }
             grid.push(cells);
@@ -158,7 +110,7 @@ impl Table {
         }
         let _ = writeln!(
             text,
-            "\nA ratio is {first} to the peer. Of CPU, round trip and memory, less is better."
+            "\nMedians (lowest..highest). A ratio is {first} to the peer: of CPU, times and memory, less is better."
         );
         for note in &self.notes {
             let _ = writeln!(text, "- {note}");
@@ -166,18 +118,39 @@ impl Table {
         text
     }
 
+    /// The chart of rows that `points` name, if any of them was measured.
+    pub(crate) fn chart(&self, points: &Points) -> Option<Chart> {
+        let panel = |direction: Direction| {
+            let series = self.peers.iter().map(|&peer| {
+                let value = |&point| self.spread(&points.line(direction, point), peer);
+                (peer, points.points.iter().map(value).collect())
+            });
+            Panel { title: direction.name().to_owned(), series: series.collect() }
+        };
+        let panels = Direction::BOTH.map(panel);
+        let is_measured =
+            |panel: &Panel| panel.series.iter().any(|(_, values)| values.iter().any(Option::is_some));
+        panels.iter().any(is_measured).then(|| Chart {
+            title: points.title.to_owned(),
+            x: points.x,
+            y: "Gbit/s",
+            points: points.points.iter().map(usize::to_string).collect(),
+            panels,
+        })
+    }
+
     /// The same with every sample, for a program that compares reports.
     pub(crate) fn json(&self) -> String {
-        let quoted = |text: &str| format!("\"{}\"", text.escape_default());
         let notes: Vec<_> = self.notes.iter().map(|note| quoted(note)).collect();
         let mut rows = Vec::new();
-        for (line, unit) in self.lines() {
+        for (line, unit) in &self.lines {
             for &peer in &self.peers {
                 let Some(samples) = self.samples.get(&(line.clone(), peer)) else { continue };
-                let median = self.median(&line, peer).unwrap_or_default();
+                let [low, median, high] = self.spread(line, peer).unwrap_or_default();
                 rows.push(format!(
-                    "{{\"row\": {}, \"unit\": {}, \"peer\": {}, \"median\": {median}, \"samples\": {samples:?}}}",
-                    quoted(&line),
+                    "{{\"row\": {}, \"unit\": {}, \"peer\": {}, \"median\": {median}, \"min\": {low}, \"max\": {high}, \
+                     \"samples\": {samples:?}}}",
+                    quoted(line),
                     quoted(unit),
                     quoted(peer)
                 ));
@@ -185,6 +158,20 @@ impl Table {
         }
         format!("{{\"notes\": [{}],\n\"rows\": [\n{}\n]}}\n", notes.join(", "), rows.join(",\n"))
     }
+}
+
+/// A JSON string.
+fn quoted(text: &str) -> String {
+    let mut json = String::from('"');
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => json.extend(['\\', character]),
+            '\0'..=' ' => json.push(' '),
+            _ => json.push(character),
+        }
+    }
+    json.push('"');
+    json
 }
 
 /// Three significant digits.
