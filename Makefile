@@ -2,7 +2,7 @@
 PROFILE := ci
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help build demo guest test bench lint fmt
+.PHONY: help build demo guest test bench micro instructions lint fmt
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -25,10 +25,18 @@ test: ## everything: lint, unit tests, network namespaces, a real VM
 	@tests/guest/build.sh
 	@$(MAKE) --no-print-directory lint
 	cargo test --workspace --profile $(PROFILE)
+	@benches/netstack/instructions.sh
 
 bench: ## speed, cost and scale beside the peers that are there (ROWS=udp RUNS=1: see README)
 	@tests/install.sh bench
 	cargo bench --bench peers
+
+micro: ## what netstack itself costs, in time: frames in to frames out (ROWS=to_guest, some of it)
+	MALLOC_MMAP_THRESHOLD_=131072 cargo run --release -p netstack-bench -- $(ROWS)
+
+instructions: ## the same in instructions, which do not vary: takes anew the figures that `make test` compares with
+	@tests/install.sh instructions
+	@benches/netstack/instructions.sh --update
 
 lint: ## formatting, clippy, documentation, scripts, what netstack depends on
 	@tests/install.sh lint

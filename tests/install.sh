@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # install.sh GROUP...: the Debian packages that a make target needs, as far as their commands are missing.
-# Groups: demo, test, bench, lint. Quiet when nothing is missing; asks for root through sudo otherwise.
+# Groups: demo, test, bench, instructions, lint. Quiet when nothing is missing; asks for root through sudo otherwise.
 set -euo pipefail
 
 # A command that must be there, and the package that brings it.
@@ -19,7 +19,8 @@ table() {
                  openssl openssl
                  ip iproute2
                  udhcpc udhcpc
-                 unbound unbound' ;;
+                 unbound unbound'; table instructions ;;
+    instructions) table build; echo 'valgrind valgrind' ;;
     lint) table build; echo 'shellcheck shellcheck' ;;
     bench) table build; echo 'ip iproute2
                  ssh-keygen openssh-client
@@ -27,7 +28,7 @@ table() {
                  udhcpc udhcpc
                  passt passt
                  slirp4netns slirp4netns' ;;
-    *) echo "install.sh: no group named '$1' (demo, test, bench, lint)" >&2; exit 2 ;;
+    *) echo "install.sh: no group named '$1' (demo, test, bench, instructions, lint)" >&2; exit 2 ;;
     esac
 }
 

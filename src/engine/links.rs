@@ -79,6 +79,11 @@ impl Batches {
 }
 
 impl Batches {
+    /// Bytes that wait for the port's link.
+    pub(super) fn len(&self, port: PortId) -> usize {
+        self.0.iter().find(|(p, _)| *p == port).map_or(0, |(_, batch)| batch.len())
+    }
+
     /// How many messages of datagrams, whatever they hold, the port has room for.
     pub(super) fn messages(&self, port: PortId) -> usize {
         (1..=MESSAGES).rev().find(|count| self.has_room(port, count * MESSAGE_FRAMES)).unwrap_or(0)

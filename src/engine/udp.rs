@@ -8,13 +8,13 @@ use netstack::{Datagram, UdpFlowId};
 use slab::Slab;
 use slotmap::SecondaryMap;
 
-use super::{Engine, Source};
+use super::{EARLY_WRITE, Engine, Source};
 use crate::host::udp::{HostUdp, Outbox, is_refused};
 use crate::logging::Limited;
 use crate::sys::udp::MESSAGES;
 
-/// Datagrams taken from one socket in a turn.
-const TURN: usize = 64;
+/// Datagrams taken from one socket in a turn, unless they fill a write before.
+const TURN: usize = 512;
 
 /// What became of a flow's datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,9 +90,10 @@ impl Engine {
     pub(super) fn serve_udp(&mut self, flow: UdpFlowId) {
         let Some(host) = self.udp.get_mut(flow) else { return };
         host.queued = false;
+        let port = self.stack.udp_port(flow);
         let mut taken = 0;
-        while taken < TURN {
-            let room = self.stack.udp_port(flow).map_or(MESSAGES, |port| self.batches.messages(port));
+        while taken < TURN && port.is_none_or(|port| self.batches.len(port) < EARLY_WRITE) {
+            let room = port.map_or(MESSAGES, |port| self.batches.messages(port));
             if room == 0 {
                 // The kernel keeps the rest, and drops what it cannot, until the port has room.
                 host.queued = true;
