@@ -3,8 +3,8 @@
 //!
 //! Environment: RUNS (5) times each row is measured; SECONDS (2) of each measurement, IDLE (30) and CHURN (20) of the
 //! two long ones, which are measured once; ROWS and PEERS, comma-separated, to measure only those: parts of names, or
-//! a group of rows; CHARTS=1 for the points of the charts too, which ROWS=mtu and ROWS=flows ask for alone; GVPROXY, the original's binary. `--our PATH` measures another
-//! build of ours.
+//! a group of rows; CHARTS=1 for the points of the charts too, which ROWS=mtu and ROWS=flows ask for alone; GVPROXY,
+//! the original's binary. `--our PATH` measures another build of ours.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a measurement fails by panic")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is a report")]
 
@@ -38,14 +38,19 @@ fn main() {
     let mut arguments = std::env::args();
     let our = arguments.find(|word| word == "--our").and_then(|_| arguments.next());
     let our = our.map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_gvproxy")), PathBuf::from);
-    let runs = number("RUNS", 5.0) as usize;
+    let runs = number("RUNS", 5.0).max(1.0) as usize;
     let times = Times::from_environment();
     let (parts, peers) = (list("ROWS"), list("PEERS"));
 
     let rows = Row::chosen(&parts, knob("CHARTS").is_some());
-    assert!(!rows.is_empty(), "ROWS={}: groups are {}", parts.join(","), Row::groups().join(", "));
+    if rows.is_empty() {
+        refuse(&format!("ROWS={}: no such row; groups are {}", parts.join(","), Row::groups().join(", ")));
+    }
     let (mut found, missing) = peer::find(&our);
     found.retain(|kind| peers.is_empty() || peers.iter().any(|part| kind.name().contains(part.as_str())));
+    if found.is_empty() {
+        refuse(&format!("PEERS={}: no such peer here", peers.join(",")));
+    }
     let mut table = Table::new(found.iter().map(peer::Kind::name).collect(), &rows);
     table.note(format!("{runs} runs of {} s each. {}", times.row.as_secs_f64(), table::machine()));
     for kind in &found {
@@ -106,7 +111,17 @@ fn knob(name: &str) -> Option<String> {
 }
 
 fn number(name: &str, default: f64) -> f64 {
-    knob(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}: not a number")))
+    let Some(text) = knob(name) else { return default };
+    match text.parse() {
+        Ok(number) if number > 0.0 => number,
+        _ => refuse(&format!("{name}={text}: not a number above 0")),
+    }
+}
+
+/// Ends the program because of how it was called.
+fn refuse(why: &str) -> ! {
+    eprintln!("{why}");
+    std::process::exit(2)
 }
 
 fn list(name: &str) -> Vec<String> {
@@ -135,8 +150,7 @@ impl Times {
     fn from_environment() -> Self {
         let seconds = |name, default| {
             let seconds = number(name, default);
-            assert!(seconds > 0.0, "{name} must be more than 0");
-            Duration::from_secs_f64(seconds)
+            Duration::try_from_secs_f64(seconds).unwrap_or_else(|error| refuse(&format!("{name}: {error}")))
         };
         Self { row: seconds("SECONDS", 2.0), idle: seconds("IDLE", 30.0), churn: seconds("CHURN", 20.0) }
     }

@@ -35,6 +35,7 @@ const TIMES: &[Figure] = &[("", "us p50"), ("p99", "us")];
 const DATAGRAMS: &[Figure] =
     &[("", "packets/s"), ("lost", "%"), ("dropped by the guest's card", "%"), ("CPU of each", "us")];
 const FLOWS: &[Figure] = &[("opened", "1/s"), ("memory of each", "KiB")];
+const PORT: &[Figure] = &[("", "Gbit/s"), ("its CPU", "s/GB"), ("of a flow without it", "part")];
 const OF_ALONE: &str = "of alone";
 const CROWD: &[Figure] = &[
     ("guest to host", OF_ALONE),
@@ -135,7 +136,7 @@ impl Row {
         }
         for way in Direction::BOTH {
             let name = format!("published port, {}", way.name());
-            rows.push(Self::new("port", name, THROUGHPUT, SMALL, What::Port(way)));
+            rows.push(Self::new("port", name, PORT, SMALL, What::Port(way)));
         }
         for size in [64, 1400] {
             for way in Direction::BOTH {

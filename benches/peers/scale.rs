@@ -5,7 +5,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::panic::resume_unwind;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -113,15 +113,18 @@ fn open(setup: &Setup, count: usize, mut first: impl FnMut()) -> Idle {
     for (number, socket) in sockets.into_iter().enumerate() {
         shares[number % THREADS].push(socket);
     }
-    let start = Instant::now();
+    let (start, opened) = (Instant::now(), AtomicUsize::new(0));
+    let open = |socket| {
+        let flow = request(socket, to);
+        let before = opened.fetch_add(1, Ordering::Relaxed);
+        assert!(start.elapsed() < OPENING, "{before} of {count} flows are open after {OPENING:?}");
+        // A connect that took too long says that it is still in progress.
+        flow.unwrap_or_else(|error| {
+            panic!("{error} at flow {before} of {count}, silent for {SILENCE:?} at most")
+        })
+    };
     thread::scope(|scope| {
-        let share = |sockets: Vec<Socket>| {
-            let open = move |socket| {
-                assert!(start.elapsed() < OPENING, "{count} flows are not open after {OPENING:?}");
-                request(socket, to).expect("a flow")
-            };
-            scope.spawn(move || sockets.into_iter().map(open).collect::<Vec<_>>())
-        };
+        let share = |sockets: Vec<Socket>| scope.spawn(|| sockets.into_iter().map(open).collect::<Vec<_>>());
         let threads: Vec<_> = shares.into_iter().map(share).collect();
         for thread in threads {
             match thread.join() {
@@ -171,8 +174,8 @@ pub(crate) fn wakeups(setup: &Setup, time: Duration) -> Option<Sample> {
     Some(Sample::one((process.sleeps() - before) as f64 / time.as_secs_f64()))
 }
 
-/// Connections that were opened, used and closed; how many failed; how many in a second; KiB of memory and descriptors that the daemon has
-/// more than before, when all is quiet again.
+/// Connections that were opened, used and closed; how many failed; how many in a second; KiB of memory and descriptors
+/// that the daemon has more than before, when all is quiet again.
 pub(crate) fn churn(setup: &Setup, time: Duration) -> Sample {
     for ns in [&*setup.guest, setup.services()] {
         // A client's port is free again after a minute otherwise, which is longer than the ports last.

@@ -9,7 +9,7 @@ use crate::measure::{Direction, Sample};
 use crate::rows::{Points, Row};
 
 /// Units of figures that are parts of something already.
-const PARTS: [&str; 2] = ["%", "of alone"];
+const PARTS: [&str; 3] = ["%", "of alone", "part"];
 
 /// All samples, by line and peer.
 #[derive(Debug)]

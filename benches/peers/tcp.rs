@@ -31,13 +31,17 @@ pub(crate) fn stream(setup: &Setup, direction: Direction, flows: usize, time: Du
     carry(setup, pairs.collect(), direction, time)
 }
 
-/// The same through a port of the host that is published to the guest.
+/// The same through a port of the host that is published to the guest, and what part that is of a flow that the guest
+/// has opened, just after.
 pub(crate) fn port(setup: &Setup, direction: Direction, time: Duration) -> Option<Sample> {
     let published = setup.published?;
     let listener = setup.guest.listen("0.0.0.0:22".parse().unwrap());
     let host = setup.host.connect(published).expect("the published port");
     let guest = accept(&listener);
-    Some(carry(setup, vec![(guest.into(), host.into())], direction, time))
+    let mut sample = carry(setup, vec![(guest.into(), host.into())], direction, time);
+    let direct = stream(setup, direction, 1, time);
+    sample.0.push(sample.0[0].zip(direct.0[0]).map(|(published, direct)| published / direct));
+    Some(sample)
 }
 
 /// The same through a unix socket of the host that leads to one of the guest.
