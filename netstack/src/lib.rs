@@ -8,6 +8,7 @@
 
 mod arp;
 mod buffer;
+mod checksum;
 mod config;
 pub mod dhcp;
 pub mod dns;

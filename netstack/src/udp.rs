@@ -1,14 +1,15 @@
 //! UDP (RFC 768). Owns: the flow table: one entry for each pair of guest and remote socket, bounded, least recently used out
 //! first. May not: open a socket on the host (the driver does, told by [`Datagram::open`]). Read next: `lib.rs`.
 
-use core::net::SocketAddr;
+use core::net::{IpAddr, SocketAddr};
 use std::collections::{HashMap, VecDeque};
 
 use foldhash::fast::FixedState;
 use slotmap::SlotMap;
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{IpAddress, IpProtocol, Ipv4Packet, UdpPacket};
+use smoltcp::wire::{IpProtocol, Ipv4Packet, UdpPacket};
 
+use crate::checksum;
 use crate::ether::{self, EtherType};
 use crate::ipv4::{self, Header, Route};
 use crate::timer::Timers;
@@ -286,7 +287,12 @@ fn emit(buffer: &mut [u8], from: SocketAddr, to: SocketAddr, payload: &[u8]) {
     datagram.set_dst_port(to.port());
     datagram.set_len(u16::try_from(len).unwrap_or(u16::MAX));
     datagram.payload_mut().copy_from_slice(payload);
-    datagram.fill_checksum(&IpAddress::from(from.ip()), &IpAddress::from(to.ip()));
+    datagram.set_checksum(0);
+    if let (IpAddr::V4(from), IpAddr::V4(to)) = (from.ip(), to.ip()) {
+        // A checksum of zero says that there is none; it is sent as its complement (RFC 768).
+        let checksum = checksum::transport(from, to, IpProtocol::Udp, datagram.as_ref());
+        datagram.set_checksum(if checksum == 0 { u16::MAX } else { checksum });
+    }
 }
 
 #[cfg(test)]

@@ -3,9 +3,10 @@
 
 use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
-use smoltcp::wire::{IpAddress, Ipv4Packet, TcpPacket};
+use smoltcp::wire::{IpProtocol, Ipv4Packet, TcpPacket};
 
 use super::window::WindowLimit;
+use crate::checksum;
 use crate::ether::{self, EtherType};
 use crate::ipv4::Route;
 use crate::{FrameSink, Mac, PortId};
@@ -103,10 +104,12 @@ impl<S: FrameSink> TxToken for Tx<'_, S> {
 /// Sets the window that the guest is to see, and then the checksum.
 pub(super) fn finish_segment(packet: &mut [u8], window: &mut WindowLimit) {
     let mut packet = Ipv4Packet::new_unchecked(packet);
-    let (source, destination) = (IpAddress::Ipv4(packet.src_addr()), IpAddress::Ipv4(packet.dst_addr()));
+    let (source, destination) = (packet.src_addr(), packet.dst_addr());
     let mut segment = TcpPacket::new_unchecked(packet.payload_mut());
     window.apply(&mut segment);
-    segment.fill_checksum(&source, &destination);
+    segment.set_checksum(0);
+    let checksum = checksum::transport(source, destination, IpProtocol::Tcp, segment.as_ref());
+    segment.set_checksum(checksum);
 }
 
 /// The device that exists while the interface is made: it has capabilities and nothing else.
