@@ -30,8 +30,11 @@ pub const GATEWAY_MAC: Mac = Mac([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xdd]);
 /// Where the host's search domains stand.
 pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// In bytes, where no MTU was asked for.
+/// In bytes, where no MTU was asked for: what every guest takes.
 const DEFAULT_MTU: u16 = 1500;
+/// What a guest behind QEMU is offered then, as passt does: the most that Linux takes on a virtio card, and QEMU in a frame of its
+/// stream.
+const QEMU_MTU: u16 = 65_520;
 /// In bytes; every IPv4 host takes packets of this size (RFC 791, 3.2).
 const MIN_MTU: u16 = 68;
 /// The guest's sshd.
@@ -91,13 +94,15 @@ impl Config {
             &text(&raw.device_ip),
             &text(&raw.host_ip),
         )?;
-        let mtu = mtu(raw.mtu)?;
+        let mtu_asked = mtu(raw.mtu)?;
         let qemu = qemu_socket(&raw.listen_qemu)?;
         let tcp_forwards = ssh_port(raw.ssh_port, device)?;
         let ssh_forwards = ssh_forwards(raw)?;
         ensure_distinct(qemu.iter().chain(ssh_forwards.iter().map(|forward| &forward.socket)))?;
+        let offered = if qemu.is_some() { QEMU_MTU } else { DEFAULT_MTU };
         let network = NetworkConfig {
-            mtu,
+            mtu: mtu_asked.unwrap_or(offered),
+            assumed_mtu: mtu_asked.unwrap_or(DEFAULT_MTU),
             subnet,
             gateway,
             gateway_mac: GATEWAY_MAC,
@@ -113,13 +118,15 @@ impl Config {
     }
 }
 
-fn mtu(typed: i64) -> Result<u16> {
+/// `None` for 0, which stands for "not asked for".
+fn mtu(typed: i64) -> Result<Option<u16>> {
     if typed == 0 {
-        return Ok(DEFAULT_MTU);
+        return Ok(None);
     }
     // COMPAT(gvproxy): the original starts with more than 65535, which its DHCP then cannot express.
     let mtu = u16::try_from(typed).ok().filter(|&mtu| mtu >= MIN_MTU);
-    mtu.with_context(|| format!("mtu is out of range: {typed}, want {MIN_MTU} to {}", u16::MAX))
+    let mtu = mtu.with_context(|| format!("mtu is out of range: {typed}, want {MIN_MTU} to {}", u16::MAX))?;
+    Ok(Some(mtu))
 }
 
 fn qemu_socket(typed: &OsStr) -> Result<Option<PathBuf>> {

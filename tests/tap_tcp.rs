@@ -34,7 +34,9 @@ fn begin(ns: &Namespace, to: SocketAddr) -> Socket {
 
 #[test]
 fn carries_a_gib_each_way() {
-    let net = Net::start();
+    // As podman 5 starts it.
+    let builder = support::daemon::Daemon::builder().args(["-mtu", "1500"]);
+    let net = Net::with(support::net::Host::new("nameserver 127.0.0.1\n"), builder, 1500);
     let (guest, host) = pair(&net);
     transfer(&guest, &host, GIB);
     // The same connection, now half closed, carries the other direction.

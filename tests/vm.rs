@@ -30,12 +30,12 @@ fn the_host_drives_the_podman_of_a_machine() {
         assert_eq!(vm.ssh("root", "id -un"), "root");
         let seen = vm.ssh(
             "core",
-            "id -un; hostname; ip -4 -brief address show scope global; \
+            "id -un; hostname; ip -4 -brief address show scope global; ip -o link; \
              getent ahostsv4 gateway.containers.internal; getent ahostsv4 host.containers.internal",
         );
         assert!(seen.starts_with("core\nguest\n"), "{seen}");
-        for address in ["192.168.127.2/24", "\n192.168.127.1 ", "\n192.168.127.254 "] {
-            assert!(seen.contains(address), "no {address:?} in {seen}");
+        for part in ["192.168.127.2/24", "\n192.168.127.1 ", "\n192.168.127.254 ", " mtu 65520 "] {
+            assert!(seen.contains(part), "no {part:?} in {seen}");
         }
     });
     // Nothing is said on these two until the end, minutes later.

@@ -44,6 +44,7 @@ impl Network {
     pub(crate) fn new(mtu: u16, step: Duration) -> Self {
         let config = NetworkConfig {
             mtu,
+            assumed_mtu: mtu,
             subnet: (Ipv4Addr::new(192, 168, 127, 0), 24),
             gateway: Ipv4Addr::new(192, 168, 127, 1),
             gateway_mac: GATEWAY_MAC,

@@ -9,8 +9,11 @@ use crate::dns::Zone;
 /// A virtual network, validated: all addresses are inside `subnet` and distinct.
 #[derive(Clone, Debug)]
 pub struct NetworkConfig {
-    /// Largest IP packet, in bytes, that the guest is told of and that is sent to it.
+    /// Largest IP packet, in bytes, that guests are told of by DHCP and that is taken from and sent to them.
     pub mtu: u16,
+    /// Largest IP packet, in bytes, that is sent to a guest before it has shown to take larger ones. The same as `mtu` where every guest
+    /// is known to take that.
+    pub assumed_mtu: u16,
     /// Network address and prefix length.
     pub subnet: (Ipv4Addr, u8),
     /// The virtual gateway: ARP, DHCP, DNS.

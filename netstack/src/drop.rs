@@ -58,11 +58,14 @@ pub enum DropReason {
     /// No port has the destination.
     #[error("no port has the destination")]
     NoPort,
+    /// The guest that it is for has not shown to take packets of this size, and it cannot be cut.
+    #[error("longer than the guest takes")]
+    TooLong,
 }
 
 /// How often each [`DropReason`] happened.
 #[derive(Clone, Debug, Default)]
-pub struct DropCounts([u64; 18]);
+pub struct DropCounts([u64; 19]);
 
 impl DropCounts {
     pub(crate) fn count(&mut self, reason: DropReason) {

@@ -59,6 +59,7 @@ impl FromStr for Mac {
 pub(crate) enum EtherType {
     Ipv4,
     Arp,
+    Ipv6,
 }
 
 impl EtherType {
@@ -66,6 +67,16 @@ impl EtherType {
         match self {
             Self::Ipv4 => [0x08, 0x00],
             Self::Arp => [0x08, 0x06],
+            Self::Ipv6 => [0x86, 0xdd],
+        }
+    }
+
+    const fn parse(octets: [u8; 2]) -> Option<Self> {
+        match octets {
+            [0x08, 0x00] => Some(Self::Ipv4),
+            [0x08, 0x06] => Some(Self::Arp),
+            [0x86, 0xdd] => Some(Self::Ipv6),
+            _ => None,
         }
     }
 }
@@ -83,11 +94,8 @@ pub(crate) struct Header {
 pub(crate) fn parse(frame: &[u8]) -> Option<(Header, &[u8])> {
     let (header, payload) = frame.split_first_chunk::<HEADER_LEN>()?;
     let [t0, t1, t2, t3, t4, t5, f0, f1, f2, f3, f4, f5, y0, y1] = *header;
-    let ether_type = [EtherType::Ipv4, EtherType::Arp].into_iter().find(|known| known.octets() == [y0, y1]);
-    Some((
-        Header { to: Mac([t0, t1, t2, t3, t4, t5]), from: Mac([f0, f1, f2, f3, f4, f5]), ether_type },
-        payload,
-    ))
+    let (to, from) = (Mac([t0, t1, t2, t3, t4, t5]), Mac([f0, f1, f2, f3, f4, f5]));
+    Some((Header { to, from, ether_type: EtherType::parse([y0, y1]) }, payload))
 }
 
 /// Writes a header to the front of `frame`, which is long enough for one, and lends what follows.
@@ -117,10 +125,12 @@ mod tests {
     fn header_round_trip() {
         let (from, to) = (Mac([2, 0, 0, 0, 0, 1]), Mac::BROADCAST);
         let mut frame = [0; HEADER_LEN + 2];
-        emit(&mut frame, from, to, EtherType::Arp).copy_from_slice(&[1, 2]);
-        let (header, payload) = parse(&frame).unwrap();
-        assert_eq!((header.from, header.to, header.ether_type), (from, to, Some(EtherType::Arp)));
-        assert_eq!(payload, [1, 2]);
+        for ether_type in [EtherType::Ipv4, EtherType::Arp, EtherType::Ipv6] {
+            emit(&mut frame, from, to, ether_type).copy_from_slice(&[1, 2]);
+            let (header, payload) = parse(&frame).unwrap();
+            assert_eq!((header.from, header.to, header.ether_type), (from, to, Some(ether_type)));
+            assert_eq!(payload, [1, 2]);
+        }
         assert!(parse(&frame[..13]).is_none());
     }
 }

@@ -36,16 +36,45 @@ pub(crate) fn send_unreachable(
     original: &[u8],
     mtu: u16,
 ) -> Result<(), DropReason> {
+    let header = Header { source: from, destination: to, protocol: IpProtocol::Icmp };
+    send_error(sink, route, header, (reason, 0), original, mtu)
+}
+
+/// Tells the guest that what it sent may not be cut and is longer than the `next_hop` bytes that its receiver takes (RFC 1191), like
+/// [`send_unreachable`].
+pub(crate) fn send_too_long(
+    sink: &mut impl FrameSink,
+    route: Route,
+    from: Ipv4Addr,
+    to: Ipv4Addr,
+    next_hop: u16,
+    original: &[u8],
+    mtu: u16,
+) -> Result<(), DropReason> {
+    let header = Header { source: from, destination: to, protocol: IpProtocol::Icmp };
+    send_error(sink, route, header, (Icmpv4DstUnreachable::FragRequired, next_hop), original, mtu)
+}
+
+fn send_error(
+    sink: &mut impl FrameSink,
+    route: Route,
+    header: Header,
+    (reason, next_hop_mtu): (Icmpv4DstUnreachable, u16),
+    original: &[u8],
+    mtu: u16,
+) -> Result<(), DropReason> {
     let header_len = Ipv4Packet::new_checked(original).map_err(|_| DropReason::Ipv4)?.header_len();
     let quoted = original.get(..usize::from(header_len) + 8).unwrap_or(original);
     let mut message = [0; HEADER_LEN + 60 + 8];
     let message = message.get_mut(..HEADER_LEN + quoted.len()).ok_or(DropReason::Icmp)?;
+    if let Some(field) = message.get_mut(6..HEADER_LEN) {
+        field.copy_from_slice(&next_hop_mtu.to_be_bytes());
+    }
     let mut packet = Icmpv4Packet::new_unchecked(&mut *message);
     packet.set_msg_type(Icmpv4Message::DstUnreachable);
     packet.set_msg_code(reason.into());
     packet.data_mut().copy_from_slice(quoted);
     packet.fill_checksum();
-    let header = Header { source: from, destination: to, protocol: IpProtocol::Icmp };
     ipv4::send(sink, route, header, message, 0, mtu)
 }
 

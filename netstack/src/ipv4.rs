@@ -78,6 +78,68 @@ pub(crate) fn send(
     }
 }
 
+/// Sends a packet of somebody else's on, in fragments where it is larger than `mtu`; all or nothing, as [`send`]. What surrounds it in
+/// its frame stays behind.
+pub(crate) fn forward(
+    sink: &mut impl FrameSink,
+    route: Route,
+    packet: &Ipv4Packet<&[u8]>,
+    mtu: u16,
+) -> Result<(), DropReason> {
+    let header_len = usize::from(packet.header_len());
+    let header = packet.clone().into_inner().get(..header_len).ok_or(DropReason::Ipv4)?;
+    let (payload, start, more) = (packet.payload(), usize::from(packet.frag_offset()), packet.more_frags());
+    if header_len + start + payload.len() > usize::from(u16::MAX) {
+        return Err(DropReason::Fragment);
+    }
+    let max = usize::from(mtu).saturating_sub(header_len).max(8);
+    let step = if payload.len() <= max { max } else { max & !7 };
+    let pieces = payload.len().div_ceil(step).max(1);
+    if !sink.has_room(route.port, pieces * (ether::HEADER_LEN + header_len + step.min(payload.len()))) {
+        return Err(DropReason::PortFull);
+    }
+    for number in 0..pieces {
+        let left = payload.get(number * step..).unwrap_or_default();
+        let piece = left.get(..step).unwrap_or(left);
+        let len = header_len + piece.len();
+        let frame = sink.frame(route.port, ether::HEADER_LEN + len).ok_or(DropReason::PortFull)?;
+        let bytes = ether::emit(frame, route.from, route.to, EtherType::Ipv4);
+        let (space, rest) = bytes.split_at_mut_checked(header_len).ok_or(DropReason::Ipv4)?;
+        space.copy_from_slice(header);
+        if number > 0 {
+            blank_options(space);
+        }
+        rest.copy_from_slice(piece);
+        let mut fragment = Ipv4Packet::new_unchecked(bytes);
+        fragment.set_total_len(u16::try_from(len).map_err(|_| DropReason::Ipv4)?);
+        let offset = u16::try_from(start + number * step).map_err(|_| DropReason::Ipv4)?;
+        fragment.set_frag_offset(offset);
+        fragment.set_more_frags(more || number + 1 < pieces);
+        fragment.fill_checksum();
+    }
+    Ok(())
+}
+
+/// Makes padding of the options that only a first fragment carries (RFC 791 3.1, copied flag).
+fn blank_options(header: &mut [u8]) {
+    const END: u8 = 0;
+    const NO_OPERATION: u8 = 1;
+    const COPIED: u8 = 0x80;
+    let mut options = header.get_mut(HEADER_LEN..).unwrap_or_default();
+    while let [kind, ..] = *options {
+        let len = match (kind, options.get(1)) {
+            (END, _) => return,
+            (NO_OPERATION, _) => 1,
+            (_, len) => len.map_or(1, |len| usize::from(*len).max(2)),
+        };
+        let Some((option, rest)) = options.split_at_mut_checked(len) else { return };
+        if kind & COPIED == 0 {
+            option.fill(NO_OPERATION);
+        }
+        options = rest;
+    }
+}
+
 pub(crate) fn emit_header<T: AsRef<[u8]> + AsMut<[u8]>>(
     packet: &mut Ipv4Packet<T>,
     header: Header,

@@ -17,6 +17,7 @@ pub mod ether;
 mod icmp;
 mod ipv4;
 mod link;
+mod mtu;
 mod nat;
 mod switch;
 pub mod tcp;
@@ -127,7 +128,7 @@ impl Stack {
     /// `seed` is for sequence numbers and hash tables, and has to be unpredictable for the guest.
     pub fn new(config: NetworkConfig, seed: u64, now: Instant) -> Self {
         Self {
-            switch: Switch::new(seed),
+            switch: Switch::new(config.assumed_mtu, seed),
             neighbours: Neighbours::new(seed),
             reassembly: Reassembly::new(seed),
             assembled: Vec::new(),
@@ -282,7 +283,9 @@ impl Stack {
 
     /// A datagram came back for the flow. Lost if the port has no room, as on any full link.
     pub fn udp_send(&mut self, flow: UdpFlowId, payload: &[u8], now: Instant, sink: &mut impl FrameSink) {
-        if let Err(reason) = self.udp.send(flow, payload, self.config.mtu, now, sink) {
+        let Some((_, _, route)) = self.udp.ends(flow) else { return };
+        let mtu = self.mtu_to(route.to, udp::packet_len(payload));
+        if let Err(reason) = self.udp.send(flow, payload, mtu, now, sink) {
             self.drops.count(reason);
         }
     }
@@ -311,9 +314,8 @@ impl Stack {
     pub fn dns_answer(&mut self, client: DnsClient, message: &[u8], sink: &mut impl FrameSink) {
         let route = Route { port: client.port, from: self.config.gateway_mac, to: client.mac };
         let from = SocketAddr::new(self.config.gateway.into(), DNS_PORT);
-        if let Err(reason) =
-            self.udp.send_between(route, from, client.address, message, self.config.mtu, sink)
-        {
+        let mtu = self.mtu_to(client.mac, udp::packet_len(message));
+        if let Err(reason) = self.udp.send_between(route, from, client.address, message, mtu, sink) {
             self.drops.count(reason);
         }
     }
@@ -355,13 +357,20 @@ impl Stack {
             return Err(DropReason::BadSource);
         }
         self.switch.learn(header.from, port);
+        if payload.len() > usize::from(self.config.assumed_mtu) {
+            self.switch.shown(header.from, mtu::shown(&header, payload));
+        }
+        let route = Route { port, from: self.config.gateway_mac, to: header.from };
         if header.to != self.config.gateway_mac {
             match self.switch.destination(header.to) {
-                Destination::Port(to) if to == port => return Err(DropReason::NoPort),
-                Destination::Port(to) => return copy_to(to, frame, sink).map(|()| None),
+                Destination::Port(to, _) if to == port => return Err(DropReason::NoPort),
+                Destination::Port(to, mtu) => {
+                    return mtu::forward(&self.config, sink, route, to, mtu, frame).map(|()| None);
+                }
                 Destination::Flood => {
+                    let mtu = self.config.assumed_mtu;
                     for to in self.switch.ports().iter().filter(|to| **to != port) {
-                        if let Err(reason) = copy_to(*to, frame, sink) {
+                        if let Err(reason) = mtu::forward(&self.config, sink, route, *to, mtu, frame) {
                             self.drops.count(reason);
                         }
                     }
@@ -371,7 +380,6 @@ impl Stack {
                 return if self.switch.ports().len() > 1 { Ok(None) } else { Err(DropReason::NoPort) };
             }
         }
-        let route = Route { port, from: self.config.gateway_mac, to: header.from };
         match header.ether_type {
             Some(EtherType::Arp) => self.handle_arp(route, payload, now, sink).map(|()| None),
             Some(EtherType::Ipv4) => {
@@ -394,7 +402,7 @@ impl Stack {
                 self.assembled = whole;
                 Ok(place.map(|place| Place { assembled: true, ..place }))
             }
-            None => Err(DropReason::EtherType),
+            Some(EtherType::Ipv6) | None => Err(DropReason::EtherType),
         }
     }
 
@@ -449,7 +457,8 @@ impl Stack {
                 };
                 icmp::echo_reply(packet.payload(), &mut self.scratch)?;
                 let header = Header { source: from, destination: source, protocol: IpProtocol::Icmp };
-                ipv4::send(sink, route, header, &self.scratch, packet.ident(), self.config.mtu)?;
+                let mtu = self.mtu_to(route.to, ipv4::HEADER_LEN + self.scratch.len());
+                ipv4::send(sink, route, header, &self.scratch, packet.ident(), mtu)?;
                 Ok(None)
             }
             _ => {
@@ -570,6 +579,10 @@ impl Stack {
         now: Instant,
         sink: &mut impl FrameSink,
     ) -> Result<(), DropReason> {
+        if source.ip().is_unspecified() {
+            // Who has no address yet may have booted another system than before.
+            self.switch.forget_shown(route.to);
+        }
         let mut out = core::mem::take(&mut self.scratch);
         let reply = self.dhcp.handle_message(message, source, since_start(now), &mut out);
         let sent = match reply {
@@ -577,7 +590,8 @@ impl Stack {
                 let to = if reply.destination.ip().is_broadcast() { Mac::BROADCAST } else { route.to };
                 let from = SocketAddr::new(self.config.gateway.into(), dhcp::SERVER_PORT);
                 let to_address = SocketAddr::V4(reply.destination);
-                self.udp.send_between(Route { to, ..route }, from, to_address, &out, self.config.mtu, sink)
+                let mtu = self.mtu_to(to, udp::packet_len(&out));
+                self.udp.send_between(Route { to, ..route }, from, to_address, &out, mtu, sink)
             }
             Err(reason) => {
                 tracing::debug!(%reason, mac = %route.to, "DHCP message not answered");
@@ -586,6 +600,12 @@ impl Stack {
         };
         self.scratch = out;
         sent
+    }
+
+    /// The largest IP packet for the guest at `to`, in bytes, where one of `len` bytes is wanted.
+    fn mtu_to(&self, to: Mac, len: usize) -> u16 {
+        let assumed = self.config.assumed_mtu;
+        if len <= usize::from(assumed) { assumed } else { self.switch.mtu(to).min(self.config.mtu) }
     }
 
     fn is_gateway(&self, ip: Ipv4Addr) -> bool {
@@ -611,8 +631,8 @@ impl Stack {
         original: &[u8],
         sink: &mut impl FrameSink,
     ) {
-        if let Err(reason) = icmp::send_unreachable(sink, route, from, to, reason, original, self.config.mtu)
-        {
+        let mtu = self.config.assumed_mtu;
+        if let Err(reason) = icmp::send_unreachable(sink, route, from, to, reason, original, mtu) {
             self.drops.count(reason);
         }
     }
@@ -626,10 +646,4 @@ impl Place {
 
 fn since_start(now: Instant) -> core::time::Duration {
     core::time::Duration::from(now - Instant::ZERO)
-}
-
-/// The one copy that a frame from guest to guest costs.
-fn copy_to(port: PortId, frame: &[u8], sink: &mut impl FrameSink) -> Result<(), DropReason> {
-    sink.frame(port, frame.len()).ok_or(DropReason::PortFull)?.copy_from_slice(frame);
-    Ok(())
 }

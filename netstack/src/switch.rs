@@ -1,5 +1,5 @@
-//! The learning switch. Owns: which port has which hardware address. May not: look past the Ethernet header.
-//! Read next: `lib.rs`, `Stack::handle_frame`.
+//! The learning switch. Owns: which port has which hardware address, and the largest packet that each has shown to take. May not:
+//! look past the Ethernet header. Read next: `lib.rs`, `Stack::handle_frame`; `mtu.rs`, what a frame shows.
 
 use std::collections::HashMap;
 
@@ -13,8 +13,8 @@ const MAX_ADDRESSES: usize = 4096;
 /// Where a frame goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Destination {
-    /// To this port only.
-    Port(PortId),
+    /// To this port only, whose guest has shown to take IP packets of this many bytes.
+    Port(PortId, u16),
     /// To every port but the sender's: broadcast, multicast, or an address not yet seen.
     Flood,
 }
@@ -23,12 +23,21 @@ pub(crate) enum Destination {
 pub(crate) struct Switch {
     ports: Vec<PortId>,
     next_port: u32,
-    addresses: HashMap<Mac, PortId, FixedState>,
+    addresses: HashMap<Mac, Entry, FixedState>,
+    assumed_mtu: u16,
+}
+
+#[derive(Debug)]
+struct Entry {
+    port: PortId,
+    mtu: u16,
 }
 
 impl Switch {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self { ports: Vec::new(), next_port: 0, addresses: HashMap::with_hasher(FixedState::with_seed(seed)) }
+    /// `assumed_mtu` is what every guest takes.
+    pub(crate) fn new(assumed_mtu: u16, seed: u64) -> Self {
+        let addresses = HashMap::with_hasher(FixedState::with_seed(seed));
+        Self { ports: Vec::new(), next_port: 0, addresses, assumed_mtu }
     }
 
     pub(crate) fn attach(&mut self) -> PortId {
@@ -40,7 +49,7 @@ impl Switch {
 
     pub(crate) fn detach(&mut self, port: PortId) {
         self.ports.retain(|p| *p != port);
-        self.addresses.retain(|_, p| *p != port);
+        self.addresses.retain(|_, entry| entry.port != port);
     }
 
     pub(crate) fn ports(&self) -> &[PortId] {
@@ -49,22 +58,44 @@ impl Switch {
 
     /// Remembers that `source` is behind `port`. A full table learns nothing more: frames to the rest are flooded.
     pub(crate) fn learn(&mut self, source: Mac, port: PortId) {
+        let mtu = self.assumed_mtu;
         if let Some(known) = self.addresses.get_mut(&source) {
-            *known = port;
+            if known.port != port {
+                *known = Entry { port, mtu };
+            }
         } else if self.addresses.len() < MAX_ADDRESSES {
-            self.addresses.insert(source, port);
+            self.addresses.insert(source, Entry { port, mtu });
         }
+    }
+
+    /// `source`, which is known, has shown to take IP packets of `len` bytes.
+    pub(crate) fn shown(&mut self, source: Mac, len: usize) {
+        if let Some(entry) = self.addresses.get_mut(&source) {
+            entry.mtu = entry.mtu.max(u16::try_from(len).unwrap_or(u16::MAX));
+        }
+    }
+
+    /// The machine behind `source` may be another one from now on.
+    pub(crate) fn forget_shown(&mut self, source: Mac) {
+        if let Some(entry) = self.addresses.get_mut(&source) {
+            entry.mtu = self.assumed_mtu;
+        }
+    }
+
+    /// The largest IP packet, in bytes, that `to` has shown to take.
+    pub(crate) fn mtu(&self, to: Mac) -> u16 {
+        self.addresses.get(&to).map_or(self.assumed_mtu, |entry| entry.mtu)
     }
 
     pub(crate) fn destination(&self, to: Mac) -> Destination {
         if to.is_group() {
             return Destination::Flood;
         }
-        self.addresses.get(&to).map_or(Destination::Flood, |port| Destination::Port(*port))
+        self.addresses.get(&to).map_or(Destination::Flood, |entry| Destination::Port(entry.port, entry.mtu))
     }
 
     pub(crate) fn addresses(&self) -> impl Iterator<Item = (Mac, PortId)> + '_ {
-        self.addresses.iter().map(|(mac, port)| (*mac, *port))
+        self.addresses.iter().map(|(mac, entry)| (*mac, entry.port))
     }
 }
 
@@ -76,21 +107,44 @@ mod tests {
 
     #[test]
     fn learns_moves_and_forgets() {
-        let mut switch = Switch::new(1);
+        let mut switch = Switch::new(1500, 1);
         let (one, two) = (switch.attach(), switch.attach());
         assert_eq!(switch.destination(A), Destination::Flood);
         switch.learn(A, one);
-        assert_eq!(switch.destination(A), Destination::Port(one));
+        assert_eq!(switch.destination(A), Destination::Port(one, 1500));
         switch.learn(A, two);
-        assert_eq!(switch.destination(A), Destination::Port(two));
+        assert_eq!(switch.destination(A), Destination::Port(two, 1500));
         switch.detach(two);
         assert_eq!(switch.destination(A), Destination::Flood);
         assert_eq!(switch.ports(), [one]);
     }
 
     #[test]
+    fn what_was_shown_belongs_to_one_machine_at_one_port() {
+        let mut switch = Switch::new(1500, 1);
+        let (one, two) = (switch.attach(), switch.attach());
+        switch.shown(A, 9000);
+        assert_eq!(switch.mtu(A), 1500, "nobody is known by that address");
+        switch.learn(A, one);
+        switch.shown(A, 9000);
+        switch.shown(A, 4000);
+        switch.learn(A, one);
+        assert_eq!((switch.mtu(A), switch.destination(A)), (9000, Destination::Port(one, 9000)));
+        switch.learn(A, two);
+        assert_eq!(switch.mtu(A), 1500, "it came to another port");
+        switch.shown(A, 100_000);
+        assert_eq!(switch.mtu(A), u16::MAX);
+        switch.forget_shown(A);
+        assert_eq!(switch.mtu(A), 1500);
+        switch.shown(A, 9000);
+        switch.detach(two);
+        switch.learn(A, one);
+        assert_eq!(switch.mtu(A), 1500, "the port went");
+    }
+
+    #[test]
     fn is_bounded() {
-        let mut switch = Switch::new(1);
+        let mut switch = Switch::new(1500, 1);
         let port = switch.attach();
         for i in 0..=MAX_ADDRESSES as u32 {
             let [a, b, c, d] = i.to_be_bytes();

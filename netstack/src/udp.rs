@@ -279,6 +279,11 @@ impl Flow {
     }
 }
 
+/// Bytes of the IP packet that a datagram with this payload makes.
+pub(crate) fn packet_len(payload: &[u8]) -> usize {
+    ipv4::HEADER_LEN + HEADER_LEN + payload.len()
+}
+
 /// Writes a whole datagram, header and checksum included, to `buffer`, which is exactly long enough.
 fn emit(buffer: &mut [u8], from: SocketAddr, to: SocketAddr, payload: &[u8]) {
     let len = buffer.len();

@@ -63,7 +63,12 @@ pub const FLAGS: &[Flag] = &[
     later("listen-vfkit", Kind::Text(""), "unixgram:// URL for a vfkit-compatible program"),
     later("listen-vpnkit", Kind::Text(""), "URL of a VPNKit socket for HyperKit"),
     flag("log-file", Kind::Text(""), "Write the log to this file, emptied first, instead of standard error"),
-    flag("mtu", Kind::Int(0), "Largest IP packet in bytes, 68 to 65535; 0 means 1500"),
+    flag(
+        "mtu",
+        Kind::Int(0),
+        "Largest IP packet in bytes, 68 to 65535, offered by DHCP and used; without it, or 0, a guest behind QEMU is offered \
+         65520 and sent what it takes",
+    ),
     later("notification", Kind::Text(""), "unix: URL of a socket that is told about network events"),
     later("pcap", Kind::Text(""), "Capture the network's traffic into this file"),
     flag("pid-file", Kind::Text(""), "Write the process id to this file, removed at the end"),

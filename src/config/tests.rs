@@ -46,7 +46,8 @@ fn defaults() {
     assert_eq!(config.tcp_forwards, [ssh]);
 
     let network = config.network;
-    assert_eq!((network.mtu, network.subnet), (1500, (Ipv4Addr::new(192, 168, 127, 0), 24)));
+    assert_eq!((network.mtu, network.assumed_mtu), (1500, 1500));
+    assert_eq!(network.subnet, (Ipv4Addr::new(192, 168, 127, 0), 24));
     assert_eq!((network.gateway, network.gateway_mac.to_string()), (gateway, "5a:94:ef:e4:0c:dd".into()));
     assert_eq!(network.gateway_virtual_ips, [host]);
     assert_eq!(network.nat, [(host.into(), Ipv4Addr::LOCALHOST.into())]);
@@ -84,6 +85,22 @@ fn everything_typed() {
         identity: path("key"),
     };
     assert_eq!(config.ssh_forwards, [forward("a", "/run/a", "root"), forward("b c", "/run/b", "core")]);
+}
+
+#[test]
+fn the_mtu_that_nobody_asked_for() {
+    let bench = Bench::new();
+    for (line, mtu, assumed) in [
+        ("", 1500, 1500),
+        ("-listen-qemu unix:@/q", 65_520, 1500),
+        ("-listen-qemu unix:@/q -mtu 0", 65_520, 1500),
+        ("-listen-qemu unix:@/q -mtu 1500", 1500, 1500),
+        ("-listen-qemu unix:@/q -mtu 9000", 9000, 9000),
+        ("-mtu 9000 -listen-qemu unix:@/q -mtu 65520", 65_520, 65_520),
+    ] {
+        let network = bench.resolve(line).unwrap().network;
+        assert_eq!((network.mtu, network.assumed_mtu), (mtu, assumed), "{line}");
+    }
 }
 
 #[test]

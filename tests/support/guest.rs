@@ -3,10 +3,13 @@
 
 use std::collections::HashMap;
 use std::fs::{File, Permissions};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use socket2::Socket;
 
 use super::ns::Namespace;
 use super::relay::Relay;
@@ -22,7 +25,7 @@ const SCRIPT: &str = r#"#!/bin/sh
 case "$1" in
 bound|renew)
     ip addr flush dev "$interface"
-    ip link set "$interface" mtu "${mtu:-1500}"
+    ip link set "$interface" mtu "${OWN_MTU:-${mtu:-1500}}"
     ip addr add "$ip/$mask" broadcast + dev "$interface"
     [ -z "$router" ] || ip route replace default via "${router%% *}"
     env >"$LEASE.new" && mv "$LEASE.new" "$LEASE" ;;
@@ -83,6 +86,17 @@ impl Guest {
     /// Asks for a lease with a real DHCP client, which configures the interface with what it gets.
     #[track_caller]
     pub(crate) fn dhcp(&self) -> Lease {
+        self.dhcp_with("")
+    }
+
+    /// The same, and the interface gets the MTU `own`, whatever is offered.
+    #[track_caller]
+    pub(crate) fn dhcp_keeping(&self, own: u16) -> Lease {
+        self.dhcp_with(&own.to_string())
+    }
+
+    #[track_caller]
+    fn dhcp_with(&self, own_mtu: &str) -> Lease {
         let (script, lease) = (self.dir.path().join("script"), self.dir.path().join("lease"));
         std::fs::write(&script, SCRIPT).unwrap();
         std::fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
@@ -93,12 +107,34 @@ impl Guest {
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("LEASE", &lease)
+            .env("OWN_MTU", own_mtu)
             .output()
             .expect("udhcpc");
         let text = std::fs::read_to_string(&lease)
             .unwrap_or_else(|_| panic!("no lease: {}", String::from_utf8_lossy(&output.stderr)));
         let options = text.lines().filter_map(|line| line.split_once('='));
         Lease(options.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+    }
+
+    /// Whether `to` answers one echo request with all that was in it: `length` bytes.
+    #[track_caller]
+    pub(crate) fn ping(&self, to: Ipv4Addr, length: usize) -> bool {
+        let socket = UdpSocket::from(Socket::from(self.open("ping").expect("an echo socket")));
+        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        // Type 8, and what the kernel fills in: checksum, identifier. The sequence number is 1.
+        let mut request = vec![8, 0, 0, 0, 0, 0, 0, 1];
+        request.extend((0..length).map(|i| i as u8));
+        socket.send_to(&request, SocketAddr::from((to, 0))).unwrap();
+        let mut answer = vec![0; 65536];
+        let Ok((got, from)) = socket.recv_from(&mut answer) else { return false };
+        assert_eq!(from.ip(), to, "the answer comes from who was asked");
+        assert_eq!(answer[0], 0, "an echo reply");
+        answer[8..got] == request[8..]
+    }
+
+    /// Bytes of the longest frame that came since the last time.
+    pub(crate) fn longest_frame(&self) -> usize {
+        self.relay.longest()
     }
 
     /// Stops taking frames from the daemon, or goes on with it: see [`Relay::hold`].

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
@@ -24,12 +24,13 @@ pub(crate) struct Relay {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// Lets a test hold back what goes to the tap, as a guest that does not empty its receive ring.
+/// Lets a test hold back what goes to the tap, as a guest that does not empty its receive ring, and see how long it was.
 #[derive(Debug, Default)]
 struct Gate {
     closed: Mutex<bool>,
     opened: Condvar,
     over: AtomicBool,
+    longest: AtomicUsize,
 }
 
 impl Relay {
@@ -56,6 +57,11 @@ impl Relay {
     pub(crate) fn hold(&self, hold: bool) {
         *self.gate.closed.lock().unwrap() = hold;
         self.gate.opened.notify_all();
+    }
+
+    /// Bytes of the longest frame to the tap since the last time.
+    pub(crate) fn longest(&self) -> usize {
+        self.gate.longest.swap(0, Ordering::AcqRel)
     }
 
     /// Hangs up, as a VM that is switched off.
@@ -119,6 +125,7 @@ fn to_tap(mut tap: &File, mut socket: &UnixStream, gate: &Gate) -> io::Result<()
             let Some((frame, behind)) = behind.split_at_checked(u32::from_be_bytes(*length) as usize) else {
                 break;
             };
+            gate.longest.fetch_max(frame.len(), Ordering::AcqRel);
             // A tap that is down refuses frames; so does a wire whose far end is down.
             let _ = tap.write(frame);
             rest = behind;

@@ -18,6 +18,7 @@ pub(super) fn mac(n: u32) -> Mac {
 pub(super) fn config() -> NetworkConfig {
     NetworkConfig {
         mtu: 1500,
+        assumed_mtu: 1500,
         subnet: (Ipv4Addr::new(192, 168, 127, 0), 24),
         gateway: GATEWAY,
         gateway_mac: mac(0xdd),

@@ -121,7 +121,7 @@ impl Table {
     }
 
     pub(crate) fn attach(&mut self, port: PortId, now: Instant) {
-        self.budgets.insert(port, WindowBudget::new(self.mtu, now));
+        self.budgets.insert(port, WindowBudget::new(now));
     }
 
     /// Ends the flows of a port that is gone. Their drivers see [`Phase::Aborted`].
@@ -191,7 +191,7 @@ impl Table {
             Stage::Live(sockets, handle) => {
                 before = sockets.get::<Socket<'_>>(*handle).state();
                 if before == State::SynSent && segment.syn() {
-                    flow.window.handle_syn(&segment);
+                    flow.window.handle_syn(&segment, self.mtu);
                 }
                 if segment.syn() && !segment.ack() && flow::is_synchronized(before) {
                     challenge(sink, flow);
@@ -255,7 +255,7 @@ impl Table {
         Ipv4Packet::new_unchecked(&mut syn[..])
             .set_total_len(u16::try_from(len).map_err(|_| DropReason::Tcp)?);
         let mut flow = Flow::new(guest, remote, route, Stage::Held(syn));
-        flow.window.handle_syn(&segment);
+        flow.window.handle_syn(&segment, self.mtu);
         Ok(self.insert(flow))
     }
 
@@ -403,7 +403,7 @@ impl Table {
         if let Some(budget) = self.budgets.get_mut(&flow.route.port) {
             budget.share(&mut flow.window, now);
         }
-        let mtu = usize::from(self.mtu);
+        let mtu = flow.window.packet();
         let mut device = OneCall {
             packet: None,
             sink,

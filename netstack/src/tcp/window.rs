@@ -8,8 +8,15 @@
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{TcpPacket, TcpSeqNumber};
 
-/// Frames that may be on their way from a guest to a port at a time: measured, see ARCHITECTURE.md.
+/// Frames that may be on their way from a guest to a port at a time: measured, see ARCHITECTURE.md. How many bytes that is depends on the
+/// size of the guest's frames, whatever it was offered.
 const BUDGET_FRAMES: usize = 700;
+/// Bytes of the longest packet of a guest that did not name its MSS.
+const ASSUMED_PACKET: usize = 1500;
+/// Bytes of an IPv4 and a TCP header without options: what an MSS leaves out (RFC 6691).
+const HEADERS: usize = 40;
+/// smoltcp takes no smaller MSS for true, in bytes.
+const MIN_MSS: usize = 48;
 /// The budget's bounds, in bytes.
 const MIN_BUDGET: usize = 256 << 10;
 const MAX_BUDGET: usize = 4 << 20;
@@ -20,10 +27,9 @@ const RESERVE: usize = 256;
 /// A flow that sent within this time or the one before it is busy.
 const EPOCH: Duration = Duration::from_millis(50);
 
-/// A port's budget, and who has been using it.
+/// Who has been using a port's budget.
 #[derive(Debug)]
 pub(crate) struct WindowBudget {
-    bytes: usize,
     epoch: u32,
     started: Instant,
     busy: usize,
@@ -31,10 +37,8 @@ pub(crate) struct WindowBudget {
 }
 
 impl WindowBudget {
-    /// `mtu` is the port's, in bytes.
-    pub(crate) fn new(mtu: u16, now: Instant) -> Self {
-        let bytes = (usize::from(mtu) * BUDGET_FRAMES).clamp(MIN_BUDGET, MAX_BUDGET);
-        Self { bytes, epoch: 0, started: now, busy: 0, busy_before: 0 }
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { epoch: 0, started: now, busy: 0, busy_before: 0 }
     }
 
     /// Counts the flow that `limit` belongs to as busy.
@@ -50,7 +54,8 @@ impl WindowBudget {
     pub(crate) fn share(&mut self, limit: &mut WindowLimit, now: Instant) {
         if limit.epoch.is_some() {
             self.roll(now);
-            limit.share = (self.bytes / self.busy.max(self.busy_before).max(1)).max(MIN_SHARE);
+            let bytes = (limit.packet * BUDGET_FRAMES).clamp(MIN_BUDGET, MAX_BUDGET);
+            limit.share = (bytes / self.busy.max(self.busy_before).max(1)).max(MIN_SHARE);
         }
     }
 
@@ -71,6 +76,8 @@ pub(crate) struct WindowLimit {
     share: usize,
     /// Size of the ring.
     capacity: usize,
+    /// Bytes of the longest IP packet of the flow, either way.
+    packet: usize,
     /// RFC 7323 shift of the window field, both sides having offered one.
     shift: u8,
     /// The sequence number up to which the guest may send.
@@ -84,14 +91,32 @@ pub(crate) struct WindowLimit {
 
 impl WindowLimit {
     pub(crate) fn new(capacity: usize) -> Self {
-        Self { share: capacity, capacity, shift: 0, edge: None, accepted: None, last: None, epoch: None }
+        let packet = ASSUMED_PACKET;
+        Self {
+            share: capacity,
+            capacity,
+            packet,
+            shift: 0,
+            edge: None,
+            accepted: None,
+            last: None,
+            epoch: None,
+        }
     }
 
-    /// The guest's SYN (or SYN-ACK) says whether windows are scaled.
-    pub(crate) fn handle_syn<T: AsRef<[u8]> + ?Sized>(&mut self, syn: &TcpPacket<&T>) {
-        let scaled = syn.options_summary().is_ok_and(|options| options.window_scale.is_some());
+    /// The guest's SYN (or SYN-ACK) says whether windows are scaled, and how long its segments are; `mtu` is what this side said.
+    pub(crate) fn handle_syn<T: AsRef<[u8]> + ?Sized>(&mut self, syn: &TcpPacket<&T>, mtu: u16) {
+        let options = syn.options_summary().unwrap_or_default();
         let log2 = usize::BITS - self.capacity.leading_zeros();
-        self.shift = if scaled { log2.saturating_sub(16) as u8 } else { 0 };
+        self.shift = if options.window_scale.is_some() { log2.saturating_sub(16) as u8 } else { 0 };
+        let named = options.max_segment_size.filter(|mss| *mss != 0);
+        let packet = named.map_or(ASSUMED_PACKET, |mss| usize::from(mss).max(MIN_MSS) + HEADERS);
+        self.packet = packet.min(usize::from(mtu));
+    }
+
+    /// Bytes of the longest IP packet of the flow: the smaller of what the two ends named.
+    pub(super) fn packet(&self) -> usize {
+        self.packet
     }
 
     /// Lowers the window of a segment that smoltcp made to what the share leaves.

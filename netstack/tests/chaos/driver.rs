@@ -101,6 +101,7 @@ impl<'a> Driver<'a> {
         let now = Instant::from_millis(0);
         let config = NetworkConfig {
             mtu: MTU,
+            assumed_mtu: MTU,
             subnet: (Ipv4Addr::new(192, 168, 127, 0), 24),
             gateway: GATEWAY,
             gateway_mac: GATEWAY_MAC,

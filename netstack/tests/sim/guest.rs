@@ -143,6 +143,7 @@ impl Guest {
     }
 
     pub(crate) fn receive(&mut self, frame: Vec<u8>) {
+        assert!(frame.len() <= self.device.mtu, "{}: {} bytes at once", self.ip, frame.len());
         self.device.rx.push_back(frame);
     }
 

@@ -21,6 +21,7 @@ mod backpressure;
 mod closing;
 mod dial_in;
 mod dial_out;
+mod mtu;
 mod random;
 mod services;
 mod switching;

@@ -43,6 +43,7 @@ pub(crate) fn outside(port: u16) -> SocketAddrV4 {
 pub(crate) fn config(mtu: u16) -> NetworkConfig {
     NetworkConfig {
         mtu,
+        assumed_mtu: mtu,
         subnet: (Ipv4Addr::new(192, 168, 127, 0), 24),
         gateway: GATEWAY,
         gateway_mac: GATEWAY_MAC,
@@ -53,6 +54,11 @@ pub(crate) fn config(mtu: u16) -> NetworkConfig {
         search_domains: Vec::new(),
         ec2_metadata_access: false,
     }
+}
+
+/// A network that offers more than its guests may take.
+pub(crate) fn offering(mtu: u16) -> NetworkConfig {
+    NetworkConfig { assumed_mtu: 1500, ..config(mtu) }
 }
 
 /// The seed from the environment, or the test's own.
@@ -208,9 +214,14 @@ impl Sim {
 
     /// A port with a guest; the number is the port's place in `ports`. Guest 0 is 192.168.127.2.
     pub(crate) fn plug(&mut self, quality: Quality) -> usize {
+        self.plug_mtu(quality, self.mtu)
+    }
+
+    /// The same, with a guest whose interface has the MTU `mtu`.
+    pub(crate) fn plug_mtu(&mut self, quality: Quality, mtu: u16) -> usize {
         let number = self.plug_raw(quality);
         let host = number as u8 + 2;
-        let guest = Guest::new(guest_ip(host), guest_mac(host), self.mtu, self.rng.draw());
+        let guest = Guest::new(guest_ip(host), guest_mac(host), mtu, self.rng.draw());
         self.ports[number].guest = Some(guest);
         number
     }

@@ -6,7 +6,7 @@ use smoltcp::time::Duration;
 
 use crate::guest::{End, pattern};
 use crate::link::Quality;
-use crate::network::{Sim, guest_ip, outside};
+use crate::network::{Sim, guest_ip, offering, outside};
 use crate::raw::{ACK, FIN, Raw};
 
 /// Bytes on their way from one guest at MTU 1500, as `tcp/window.rs` has it, and the least for one flow.
@@ -46,6 +46,18 @@ fn busy_flows_share_the_budget() {
         let most = offered(&mut sim, port, count);
         assert!(most <= BUDGET + BUDGET / 20, "{count} flows are offered {most} bytes");
         assert!(most >= BUDGET / 2, "{count} flows are offered {most} bytes only");
+    }
+}
+
+#[test]
+fn the_budget_follows_the_guests_own_mtu() {
+    for (mtu, budget) in [(1500, BUDGET), (65_520, 4 << 20)] {
+        let mut sim = Sim::with(58, offering(65_520));
+        let port = sim.plug_mtu(Quality::CLEAN.delay(Duration::from_millis(20)), mtu);
+        sim.guest(port).ring = 1 << 20;
+        let most = offered(&mut sim, port, 8);
+        assert!(most <= budget + budget / 20, "{most} bytes are offered at MTU {mtu}");
+        assert!(most >= budget / 2, "{most} bytes only are offered at MTU {mtu}");
     }
 }
 
