@@ -28,6 +28,8 @@ const LINGER: Duration = Duration::from_secs(1);
 /// fills no page of each.
 const IDLE: Duration = Duration::from_millis(200);
 const IDLE_BYTES: usize = 1;
+/// A flow that moved no more than this leaves its socket to another: a page or two of each ring.
+const POOL_BYTES: usize = 4096;
 /// A connection that the driver dials is given up after this long.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -233,25 +235,42 @@ impl Flow {
     }
 
     /// Makes the flow live as the listener that the held SYN is then given to.
-    pub(super) fn listen(&mut self) {
-        let mut socket = self.new_socket();
+    pub(super) fn listen(&mut self, pooled: PooledSocket) {
+        let PooledSocket { mut sockets, handle, memory } = pooled;
         let (addr, port) = (self.remote.ip().into(), self.remote.port());
+        let socket = prepare(&mut sockets, handle);
         if socket.listen(IpListenEndpoint { addr: Some(addr), port }).is_ok() {
-            self.make_live(socket);
+            self.memory = Some(memory);
+            self.stage = Stage::Live(sockets, handle);
         }
     }
 
     /// Makes the flow live as one that dials the guest.
-    pub(super) fn connect(&mut self, interface: &mut Interface) {
-        let mut socket = self.new_socket();
+    pub(super) fn connect(&mut self, pooled: PooledSocket, interface: &mut Interface) {
+        let PooledSocket { mut sockets, handle, memory } = pooled;
+        let socket = prepare(&mut sockets, handle);
         socket.set_timeout(Some(CONNECT_LIMIT));
         // Servers leave RFC 896 on more often than clients do: sshd does for forwarded sockets.
         socket.set_ack_delay(None);
         let to = IpEndpoint::new(IpAddress::from(self.guest.ip()), self.guest.port());
         let from = IpListenEndpoint { addr: Some(self.remote.ip().into()), port: self.remote.port() };
         match socket.connect(interface.context(), to, from) {
-            Ok(()) => self.make_live(socket),
+            Ok(()) => {
+                self.memory = Some(memory);
+                self.stage = Stage::Live(sockets, handle);
+            }
             Err(_) => self.stage = Stage::Dead,
+        }
+    }
+
+    /// The flow's socket, if another flow may have it: this one ended in order, and little was written to its rings.
+    pub(super) fn into_pool(self) -> Option<PooledSocket> {
+        let in_order = self.phase() == Phase::Finished && self.moved <= POOL_BYTES;
+        match (self.stage, self.memory) {
+            (Stage::Live(sockets, handle), Some(memory)) if in_order => {
+                Some(PooledSocket { sockets, handle, memory })
+            }
+            _ => None,
         }
     }
 
@@ -371,21 +390,33 @@ impl Flow {
         }
         self.memory.as_mut()?.get_mut(ring)?.idle()
     }
+}
 
-    fn make_live(&mut self, socket: Socket<'static>) {
-        let mut sockets = SocketSet::new(vec![SocketStorage::EMPTY]);
-        let handle = sockets.add(socket);
-        self.stage = Stage::Live(sockets, handle);
-    }
+/// A socket that no flow has. A new one costs two mappings and two page faults, a tenth of a short connection.
+#[derive(Debug)]
+pub(super) struct PooledSocket {
+    sockets: SocketSet<'static>,
+    handle: SocketHandle,
+    memory: [RingMemory; RINGS],
+}
 
-    fn new_socket(&mut self) -> Socket<'static> {
+impl PooledSocket {
+    pub(super) fn new() -> Self {
         let ((rx, rx_memory), (tx, tx_memory)) = (RingMemory::new(RX_RING), RingMemory::new(TX_RING));
-        self.memory = Some([rx_memory, tx_memory]);
-        let mut socket = Socket::new(SocketBuffer::new(rx), SocketBuffer::new(tx));
-        socket.set_nagle_enabled(false);
-        socket.set_ack_delay(Some(ACK_DELAY));
-        socket
+        let mut sockets = SocketSet::new(vec![SocketStorage::EMPTY]);
+        let handle = sockets.add(Socket::new(SocketBuffer::new(rx), SocketBuffer::new(tx)));
+        Self { sockets, handle, memory: [rx_memory, tx_memory] }
     }
+}
+
+/// The socket, closed, with its settings as for any flow. What it held is forgotten when it listens or connects.
+fn prepare<'a>(sockets: &'a mut SocketSet<'static>, handle: SocketHandle) -> &'a mut Socket<'static> {
+    let socket = sockets.get_mut::<Socket<'_>>(handle);
+    socket.abort();
+    socket.set_timeout(None);
+    socket.set_nagle_enabled(false);
+    socket.set_ack_delay(Some(ACK_DELAY));
+    socket
 }
 
 /// Whether both ends know of the connection (RFC 9293 3.3.2).

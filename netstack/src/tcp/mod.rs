@@ -28,7 +28,7 @@ use crate::ipv4::{self, Route};
 use crate::timer::Timers;
 use crate::{DropReason, FrameSink, Mac, PortId};
 use device::{Blueprint, NOWHERE, OneCall};
-use flow::Stage;
+use flow::{PooledSocket, Stage};
 
 slotmap::new_key_type! {
     /// Names a TCP flow; never used again for another one.
@@ -45,6 +45,9 @@ const GIVE_UP: Duration = Duration::from_secs(900);
 const GIVE_UP_SYN: Duration = Duration::from_secs(60);
 /// When to look again at a flow that is due and yet sends nothing.
 const RETRY: Duration = Duration::from_millis(10);
+
+/// Sockets kept for new flows: with two pages each, half a megabyte.
+const POOL: usize = 64;
 
 /// How the other end could not be had, and so what the guest is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +90,8 @@ pub(crate) struct Table {
     idle: VecDeque<(FlowId, usize)>,
     timers: Timers<FlowId>,
     budgets: HashMap<PortId, WindowBudget, FixedState>,
+    /// Sockets of flows that ended, for new ones.
+    pool: Vec<PooledSocket>,
     next_port: u16,
     scratch: Vec<u8>,
 }
@@ -115,6 +120,7 @@ impl Table {
             idle: VecDeque::new(),
             timers: Timers::new(),
             budgets: HashMap::with_hasher(FixedState::with_seed(seed)),
+            pool: Vec::new(),
             next_port: EPHEMERAL_FIRST + (seed % u64::from(EPHEMERAL_COUNT)) as u16,
             scratch: Vec::new(),
         }
@@ -263,7 +269,7 @@ impl Table {
     pub(crate) fn accept(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         let Stage::Held(syn) = core::mem::replace(&mut flow.stage, Stage::Dead) else { return };
-        flow.listen();
+        flow.listen(self.pool.pop().unwrap_or_else(PooledSocket::new));
         let Stage::Live(sockets, _) = &mut flow.stage else { return };
         let mut device = OneCall {
             packet: Some(&syn),
@@ -343,7 +349,7 @@ impl Table {
         match neighbour {
             Some((to, port)) => {
                 flow.route = Route { port, from: self.gateway_mac, to };
-                flow.connect(&mut self.interface);
+                flow.connect(self.pool.pop().unwrap_or_else(PooledSocket::new), &mut self.interface);
             }
             None => flow.stage = Stage::Dead,
         }
@@ -396,7 +402,7 @@ impl Table {
         }
         let Stage::Live(sockets, handle) = &mut flow.stage else {
             if flow.released {
-                self.remove(id);
+                self.end(id);
             }
             return;
         };
@@ -433,7 +439,7 @@ impl Table {
             }
         }
         if flow.released && flow.is_over(due, now) {
-            self.remove(id);
+            self.end(id);
             return;
         }
         if timed_out {
@@ -513,6 +519,14 @@ impl Table {
         let flows = &self.flows;
         self.timers.shed(flows.len(), |id, at| flows.get(id).is_some_and(|flow| flow.armed == Some(at)));
         id
+    }
+
+    /// Removes a flow that is over, and keeps its socket for the next one.
+    fn end(&mut self, id: FlowId) {
+        let pooled = self.remove(id).and_then(Flow::into_pool);
+        if self.pool.len() < POOL {
+            self.pool.extend(pooled);
+        }
     }
 
     fn remove(&mut self, id: FlowId) -> Option<Flow> {
