@@ -19,6 +19,7 @@ pub(crate) mod ns;
 pub(crate) mod process;
 pub(crate) mod relay;
 pub(crate) mod traffic;
+pub(crate) mod wire;
 
 use std::time::{Duration, Instant};
 

@@ -5,6 +5,7 @@ use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToke
 use smoltcp::time::Instant;
 use smoltcp::wire::{IpProtocol, Ipv4Packet, TcpPacket};
 
+use super::recovery::Recovery;
 use super::window::WindowLimit;
 use crate::checksum;
 use crate::ether::{self, EtherType};
@@ -19,6 +20,9 @@ pub(super) struct OneCall<'a, S> {
     pub(super) route: Route,
     pub(super) mtu: usize,
     pub(super) window: &'a mut WindowLimit,
+    pub(super) recovery: &'a mut Recovery,
+    /// The time, whatever smoltcp is told.
+    pub(super) now: Instant,
     /// Takes a reply for which the port has no room; it is lost, as on any full link.
     pub(super) scratch: &'a mut Vec<u8>,
 }
@@ -41,6 +45,17 @@ impl<S: FrameSink> OneCall<'_, S> {
     pub(super) fn has_room(&self) -> bool {
         self.sink.has_room(self.route.port, ether::HEADER_LEN + self.mtu)
     }
+
+    fn token(&mut self) -> Tx<'_, S> {
+        Tx {
+            sink: self.sink,
+            route: self.route,
+            window: self.window,
+            recovery: self.recovery,
+            now: self.now,
+            scratch: self.scratch,
+        }
+    }
 }
 
 impl<'a, S: FrameSink> Device for OneCall<'a, S> {
@@ -55,15 +70,12 @@ impl<'a, S: FrameSink> Device for OneCall<'a, S> {
 
     fn receive(&mut self, _: Instant) -> Option<(Rx<'a>, Tx<'_, S>)> {
         let packet = self.packet.take()?;
-        let tx = Tx { sink: self.sink, route: self.route, window: self.window, scratch: self.scratch };
-        Some((Rx(packet), tx))
+        Some((Rx(packet), self.token()))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Tx<'_, S>> {
-        if !self.has_room() {
-            return None;
-        }
-        Some(Tx { sink: self.sink, route: self.route, window: self.window, scratch: self.scratch })
+        // What is repeated into `scratch` needs no room.
+        (self.recovery.is_replaying() || self.has_room()).then(|| self.token())
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -83,30 +95,60 @@ pub(super) struct Tx<'a, S> {
     sink: &'a mut S,
     route: Route,
     window: &'a mut WindowLimit,
+    recovery: &'a mut Recovery,
+    now: Instant,
     scratch: &'a mut Vec<u8>,
 }
 
 impl<S: FrameSink> TxToken for Tx<'_, S> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(mut self, len: usize, f: F) -> R {
+        if self.recovery.is_replaying() {
+            return self.replay(len, f);
+        }
         let Some(frame) = self.sink.frame(self.route.port, ether::HEADER_LEN + len) else {
             self.scratch.resize(len, 0);
             let result = f(self.scratch);
-            finish_segment(self.scratch, self.window);
+            finish_segment(self.scratch, self.window, self.recovery, self.now);
             return result;
         };
         let packet = ether::emit(frame, self.route.from, self.route.to, EtherType::Ipv4);
         let result = f(packet);
-        finish_segment(packet, self.window);
+        finish_segment(packet, self.window, self.recovery, self.now);
+        result
+    }
+}
+
+impl<S: FrameSink> Tx<'_, S> {
+    /// Lets a repeated segment leave if it is to be sent again.
+    fn replay<R, F: FnOnce(&mut [u8]) -> R>(&mut self, len: usize, f: F) -> R {
+        self.scratch.resize(len, 0);
+        let result = f(self.scratch);
+        let room = self.sink.has_room(self.route.port, ether::HEADER_LEN + len);
+        let admitted = {
+            let mut packet = Ipv4Packet::new_unchecked(&mut self.scratch[..]);
+            self.recovery.admits(&TcpPacket::new_unchecked(packet.payload_mut()), room)
+        };
+        if admitted && let Some(frame) = self.sink.frame(self.route.port, ether::HEADER_LEN + len) {
+            let packet = ether::emit(frame, self.route.from, self.route.to, EtherType::Ipv4);
+            packet.copy_from_slice(self.scratch);
+            finish_segment(packet, self.window, self.recovery, self.now);
+        }
         result
     }
 }
 
 /// Sets the window that the guest is to see, and then the checksum.
-pub(super) fn finish_segment(packet: &mut [u8], window: &mut WindowLimit) {
+pub(super) fn finish_segment(
+    packet: &mut [u8],
+    window: &mut WindowLimit,
+    recovery: &mut Recovery,
+    now: Instant,
+) {
     let mut packet = Ipv4Packet::new_unchecked(packet);
     let (source, destination) = (packet.src_addr(), packet.dst_addr());
     let mut segment = TcpPacket::new_unchecked(packet.payload_mut());
     window.apply(&mut segment);
+    recovery.note_sent(&segment, now);
     segment.set_checksum(0);
     let checksum = checksum::transport(source, destination, IpProtocol::Tcp, segment.as_ref());
     segment.set_checksum(checksum);

@@ -6,6 +6,7 @@
 
 mod device;
 mod flow;
+mod recovery;
 mod window;
 
 use core::net::SocketAddr;
@@ -17,7 +18,9 @@ use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, Soc
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::tcp::{Socket, State};
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{HardwareAddress, IpProtocol, Ipv4Packet, TcpControl, TcpPacket, TcpRepr};
+use smoltcp::wire::{
+    HardwareAddress, IpProtocol, Ipv4Packet, TcpControl, TcpOption, TcpPacket, TcpRepr, TcpSeqNumber,
+};
 
 pub use flow::{Flow, Phase};
 pub(crate) use window::WindowBudget;
@@ -29,6 +32,7 @@ use crate::timer::Timers;
 use crate::{DropReason, FrameSink, Mac, PortId};
 use device::{Blueprint, NOWHERE, OneCall};
 use flow::{PooledSocket, Stage};
+use recovery::Verdict;
 
 slotmap::new_key_type! {
     /// Names a TCP flow; never used again for another one.
@@ -94,6 +98,8 @@ pub(crate) struct Table {
     pool: Vec<PooledSocket>,
     next_port: u16,
     scratch: Vec<u8>,
+    /// A guest's segment with another window.
+    limited: Vec<u8>,
 }
 
 impl core::fmt::Debug for Table {
@@ -123,6 +129,7 @@ impl Table {
             pool: Vec::new(),
             next_port: EPHEMERAL_FIRST + (seed % u64::from(EPHEMERAL_COUNT)) as u16,
             scratch: Vec::new(),
+            limited: Vec::new(),
         }
     }
 
@@ -185,6 +192,7 @@ impl Table {
             return Ok(Segment::Done);
         }
         let before;
+        let duplicate;
         match &mut flow.stage {
             Stage::Held(_) => {
                 if segment.rst() {
@@ -198,10 +206,17 @@ impl Table {
                 before = sockets.get::<Socket<'_>>(*handle).state();
                 if before == State::SynSent && segment.syn() {
                     flow.window.handle_syn(&segment, self.mtu);
+                    flow.recovery.handle_syn(&segment);
                 }
                 if segment.syn() && !segment.ack() && flow::is_synchronized(before) {
                     challenge(sink, flow);
                     return Ok(Segment::Done);
+                }
+                if flow::is_synchronized(before) || before == State::SynReceived {
+                    let end = segment.seq_number() + segment.payload().len();
+                    if !segment.payload().is_empty() && flow.window.is_past_ring(end) {
+                        return Err(DropReason::Tcp);
+                    }
                 }
                 if segment.fin() && flow.window.is_past(segment.seq_number() + segment.payload().len()) {
                     return Err(DropReason::Tcp);
@@ -211,17 +226,50 @@ impl Table {
                 {
                     budget.count(&mut flow.window, now);
                 }
+                let mut bytes = packet.clone().into_inner();
+                let old = flow.recovery.is_selective() && !segment.payload().is_empty() && !segment.fin();
+                let end = segment.seq_number() + segment.payload().len();
+                let acknowledged = flow.window.acknowledged().filter(|_| old);
+                duplicate = acknowledged.filter(|ack| end <= *ack).map(|_| end);
+                // One that asks for an answer, as a keep-alive does.
+                let asks = flow.window.acknowledged().is_some_and(|ack| segment.seq_number() < ack);
+                match flow.recovery.handle_ack(&segment, duplicate.is_some(), now) {
+                    Verdict::Known if duplicate.is_some() => {
+                        flow.progress = None;
+                        send_duplicate(sink, flow, segment.seq_number(), end);
+                        self.mark_ready(id);
+                        return Ok(Segment::Done);
+                    }
+                    Verdict::Known if !asks => {
+                        flow.progress = None;
+                        self.mark_ready(id);
+                        return Ok(Segment::Done);
+                    }
+                    Verdict::Known | Verdict::Pass => {}
+                    Verdict::Limit(field) => {
+                        self.limited.clear();
+                        self.limited.extend_from_slice(bytes);
+                        let mut packet = Ipv4Packet::new_unchecked(&mut self.limited[..]);
+                        TcpPacket::new_unchecked(packet.payload_mut()).set_window_len(field);
+                        bytes = &self.limited;
+                    }
+                }
                 let mut device = OneCall {
-                    packet: Some(packet.clone().into_inner()),
+                    packet: Some(bytes),
                     sink,
                     route,
                     mtu: usize::from(self.mtu),
                     window: &mut flow.window,
+                    recovery: &mut flow.recovery,
+                    now,
                     scratch: &mut self.scratch,
                 };
                 let _: PollIngressSingleResult =
                     self.interface.poll_ingress_single(now, &mut device, sockets);
             }
+        }
+        if let Some(end) = duplicate {
+            send_duplicate(sink, flow, segment.seq_number(), end);
         }
         if segment.ack() {
             flow.progress = None;
@@ -262,6 +310,7 @@ impl Table {
             .set_total_len(u16::try_from(len).map_err(|_| DropReason::Tcp)?);
         let mut flow = Flow::new(guest, remote, route, Stage::Held(syn));
         flow.window.handle_syn(&segment, self.mtu);
+        flow.recovery.handle_syn(&segment);
         Ok(self.insert(flow))
     }
 
@@ -277,6 +326,8 @@ impl Table {
             route: flow.route,
             mtu: usize::from(self.mtu),
             window: &mut flow.window,
+            recovery: &mut flow.recovery,
+            now,
             scratch: &mut self.scratch,
         };
         let _: PollIngressSingleResult = self.interface.poll_ingress_single(now, &mut device, sockets);
@@ -318,6 +369,8 @@ impl Table {
             route,
             mtu: usize::from(self.mtu),
             window: &mut window::WindowLimit::new(0),
+            recovery: &mut recovery::Recovery::new(0),
+            now,
             scratch: &mut self.scratch,
         };
         // smoltcp answers a segment that no socket takes.
@@ -400,22 +453,33 @@ impl Table {
         if flow.is_lingering(now) {
             return;
         }
-        let Stage::Live(sockets, handle) = &mut flow.stage else {
+        if !matches!(flow.stage, Stage::Live(..)) {
             if flow.released {
                 self.end(id);
             }
             return;
-        };
+        }
         if let Some(budget) = self.budgets.get_mut(&flow.route.port) {
             budget.share(&mut flow.window, now);
         }
         let mtu = flow.window.packet();
+        flow.recovery.set_room(sink.has_room(flow.route.port, ether::HEADER_LEN + mtu), now);
+        if flow.recovery.due().is_some_and(|at| at <= now) {
+            flow.recovery.handle_timeout(now);
+        }
+        if flow.recovery.wants_replay() && flow.can_replay() {
+            self.replay(id, now, sink);
+        }
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        let Stage::Live(sockets, handle) = &mut flow.stage else { return };
         let mut device = OneCall {
             packet: None,
             sink,
             route: flow.route,
             mtu,
             window: &mut flow.window,
+            recovery: &mut flow.recovery,
+            now,
             scratch: &mut self.scratch,
         };
         let mut segments = (TURN / mtu).max(2);
@@ -432,7 +496,7 @@ impl Table {
         let mut room = sink.has_room(flow.route.port, ether::HEADER_LEN + mtu);
         if let Some(held) = flow.wants_window_update() {
             if room && let Some((seq, ack, window)) = flow.window.update(held) {
-                send_update(sink, flow, seq, ack, window);
+                send_update(sink, flow, seq, ack, window, None);
                 room = sink.has_room(flow.route.port, ether::HEADER_LEN + mtu);
             } else {
                 flow.block(id, &mut self.blocked);
@@ -464,6 +528,12 @@ impl Table {
                 self.idle.push_back((id, 0));
             }
         }
+        flow.recovery.set_room(room, now);
+        match flow.recovery.due() {
+            Some(at) => self.timers.arm(id, at, &mut flow.armed),
+            None if flow.recovery.is_waiting_for_room() => flow.block(id, &mut self.blocked),
+            None => {}
+        }
         match due {
             None => {}
             Some(at) if at > now => self.timers.arm(id, at, &mut flow.armed),
@@ -471,6 +541,36 @@ impl Table {
             // `handle_room` goes on.
             Some(_) if !room => flow.block(id, &mut self.blocked),
             Some(_) => self.timers.arm(id, now + RETRY, &mut flow.armed),
+        }
+    }
+
+    /// Sends again what the guest has lost. smoltcp is told that its retransmission timer has run out, and so repeats everything;
+    /// what the guest has, or may still get, goes no further than `scratch`.
+    fn replay(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) {
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        let Stage::Live(sockets, _) = &mut flow.stage else { return };
+        let Some((end, mut time)) = flow.recovery.begin_replay(now) else { return };
+        let mut device = OneCall {
+            packet: None,
+            sink,
+            route: flow.route,
+            mtu: usize::from(self.mtu),
+            window: &mut flow.window,
+            recovery: &mut flow.recovery,
+            now,
+            scratch: &mut self.scratch,
+        };
+        while device.recovery.is_replaying_before(end)
+            && self.interface.poll_egress(time, &mut device, sockets) == PollResult::SocketStateChanged
+        {
+            time = now;
+        }
+        let held_back = flow.recovery.end_replay();
+        if held_back.is_some_and(|ack| flow.window.acknowledged().is_some_and(|last| ack > last)) {
+            let held = flow.socket().map_or(0, Socket::recv_queue);
+            if let Some((seq, ack, window)) = flow.window.update(held) {
+                send_update(sink, flow, seq, ack, window, None);
+            }
         }
     }
 
@@ -548,25 +648,39 @@ const EPHEMERAL_COUNT: u16 = u16::MAX - EPHEMERAL_FIRST;
 fn challenge(sink: &mut impl FrameSink, flow: &mut Flow) {
     let held = flow.socket().map_or(0, Socket::recv_queue);
     if let Some((seq, ack, window)) = flow.window.update(held) {
-        send_update(sink, flow, seq, ack, window);
+        send_update(sink, flow, seq, ack, window, None);
     }
 }
 
-/// Sends a bare acknowledgement that tells the guest of a larger window.
+/// Tells the guest that it sent the bytes from `start` to `end` twice.
+fn send_duplicate(sink: &mut impl FrameSink, flow: &mut Flow, start: TcpSeqNumber, end: TcpSeqNumber) {
+    let held = flow.socket().map_or(0, Socket::recv_queue);
+    if let Some((seq, ack, window)) = flow.window.update(held) {
+        send_update(sink, flow, seq, ack, window, Some((start, end)));
+    }
+}
+
+/// Sends a bare acknowledgement that tells the guest of a larger window, or of what it has sent twice (RFC 2883): by that Linux
+/// knows that nothing was lost, and goes on as fast as before.
 fn send_update(
     sink: &mut impl FrameSink,
     flow: &Flow,
-    seq: smoltcp::wire::TcpSeqNumber,
-    ack: smoltcp::wire::TcpSeqNumber,
+    seq: TcpSeqNumber,
+    ack: TcpSeqNumber,
     window: u16,
+    duplicate: Option<(TcpSeqNumber, TcpSeqNumber)>,
 ) {
     let (SocketAddr::V4(guest), SocketAddr::V4(remote)) = (flow.guest, flow.remote) else { return };
-    let len = ether::HEADER_LEN + ipv4::HEADER_LEN + smoltcp::wire::TCP_HEADER_LEN;
+    let ranges = duplicate
+        .map(|(left, right)| TcpOption::SackRange([Some((left.0 as u32, right.0 as u32)), None, None]));
+    let header_len = smoltcp::wire::TCP_HEADER_LEN
+        + ranges.as_ref().map_or(0, |ranges| ranges.buffer_len().next_multiple_of(4));
+    let len = ether::HEADER_LEN + ipv4::HEADER_LEN + header_len;
     let Some(frame) = sink.frame(flow.route.port, len) else { return };
     let mut packet =
         Ipv4Packet::new_unchecked(ether::emit(frame, flow.route.from, flow.route.to, EtherType::Ipv4));
     let header = ipv4::Header { source: *remote.ip(), destination: *guest.ip(), protocol: IpProtocol::Tcp };
-    ipv4::emit_header(&mut packet, header, smoltcp::wire::TCP_HEADER_LEN, 0);
+    ipv4::emit_header(&mut packet, header, header_len, 0);
     packet.fill_checksum();
     let mut segment = TcpPacket::new_unchecked(packet.payload_mut());
     segment.set_src_port(remote.port());
@@ -574,9 +688,12 @@ fn send_update(
     segment.set_seq_number(seq);
     segment.set_ack_number(ack);
     segment.clear_flags();
-    segment.set_header_len(smoltcp::wire::TCP_HEADER_LEN as u8);
+    segment.set_header_len(header_len as u8);
     segment.set_ack(true);
     segment.set_window_len(window);
     segment.set_urgent_at(0);
+    if let Some(ranges) = ranges {
+        TcpOption::EndOfList.emit(ranges.emit(segment.options_mut()));
+    }
     segment.fill_checksum(&(*remote.ip()).into(), &(*guest.ip()).into());
 }

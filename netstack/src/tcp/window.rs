@@ -163,6 +163,12 @@ impl WindowLimit {
         self.accepted.is_some_and(|accepted| end > accepted)
     }
 
+    /// Whether a segment that ends at `end` goes past the ring. After its SYN smoltcp believes that it offered 65,535 units where it
+    /// offered as many bytes, and would keep what has no place.
+    pub(super) fn is_past_ring(&self, end: TcpSeqNumber) -> bool {
+        self.acknowledged().is_some_and(|ack| end > ack + self.capacity)
+    }
+
     fn promised(&self, ack: TcpSeqNumber, window: usize) -> TcpSeqNumber {
         let edge = ack + window;
         self.edge.map_or(edge, |before| before.max(edge))

@@ -42,13 +42,24 @@ pub(crate) struct Quality {
     pub(crate) reorder: u64,
     /// Of 1000 frames.
     pub(crate) duplicate: u64,
-    /// Frames on the way at most; what is more is lost.
+    /// Frames on the way at most, or, with a rate, before the transmitter; what is more is lost.
     pub(crate) queue: usize,
+    /// Bit/s of the transmitter, or 0: no limit.
+    pub(crate) rate: u64,
+    /// What a frame that is reordered is late by, at least and at most; if that is 0, up to four delays.
+    pub(crate) late: (Duration, Duration),
 }
 
 impl Quality {
-    pub(crate) const CLEAN: Self =
-        Self { delay: Duration::from_micros(100), loss: 0, reorder: 0, duplicate: 0, queue: usize::MAX };
+    pub(crate) const CLEAN: Self = Self {
+        delay: Duration::from_micros(100),
+        loss: 0,
+        reorder: 0,
+        duplicate: 0,
+        queue: usize::MAX,
+        rate: 0,
+        late: (Duration::ZERO, Duration::ZERO),
+    };
 
     pub(crate) fn delay(self, delay: Duration) -> Self {
         Self { delay, ..self }
@@ -69,6 +80,14 @@ impl Quality {
     pub(crate) fn queue(self, frames: usize) -> Self {
         Self { queue: frames, ..self }
     }
+
+    pub(crate) fn rate(self, rate: u64) -> Self {
+        Self { rate, ..self }
+    }
+
+    pub(crate) fn late(self, least: Duration, most: Duration) -> Self {
+        Self { late: (least, most), ..self }
+    }
 }
 
 /// Frames on their way.
@@ -80,15 +99,32 @@ pub(crate) struct Wire {
     rng: Rng,
     frames: BTreeMap<(Instant, u64), Vec<u8>>,
     count: u64,
+    /// When the transmitter has sent all that it took.
+    idle_at: Instant,
 }
 
 impl Wire {
     pub(crate) fn new(quality: Quality, seed: u64) -> Self {
-        Self { quality, lost: 0, rng: Rng::new(seed), frames: BTreeMap::new(), count: 0 }
+        Self {
+            quality,
+            lost: 0,
+            rng: Rng::new(seed),
+            frames: BTreeMap::new(),
+            count: 0,
+            idle_at: Instant::ZERO,
+        }
     }
 
     pub(crate) fn push(&mut self, frame: Vec<u8>, now: Instant) {
-        if self.frames.len() >= self.quality.queue || self.rng.chance(self.quality.loss) {
+        let waiting = self.idle_at.max(now) - now;
+        let full = match self.quality.rate {
+            0 => self.frames.len() >= self.quality.queue,
+            _ => waiting > self.transmission(1514) * (self.quality.queue.min(1 << 20) as u32),
+        };
+        if !full {
+            self.idle_at = now + waiting + self.transmission(frame.len());
+        }
+        if full || self.rng.chance(self.quality.loss) {
             self.lost += 1;
             return;
         }
@@ -98,11 +134,20 @@ impl Wire {
         self.schedule(frame, now);
     }
 
+    /// What the transmitter takes for a frame, with preamble, checksum and gap of Ethernet.
+    fn transmission(&self, len: usize) -> Duration {
+        let bits = (len as u64 + 24) * 8;
+        Duration::from_micros((bits * 1_000_000).checked_div(self.quality.rate).unwrap_or(0))
+    }
+
     fn schedule(&mut self, frame: Vec<u8>, now: Instant) {
-        let mut at = now + self.quality.delay;
+        let mut at = self.idle_at.max(now) + self.quality.delay;
         if self.rng.chance(self.quality.reorder) {
-            let late = (self.quality.delay.total_micros() * 4).max(2_000);
-            at += Duration::from_micros(self.rng.below(late));
+            let (least, most) = match self.quality.late {
+                (_, Duration::ZERO) => (0, (self.quality.delay.total_micros() * 4).max(2_000)),
+                (least, most) => (least.total_micros(), most.total_micros()),
+            };
+            at += Duration::from_micros(least + self.rng.below(most - least));
         }
         self.count += 1;
         self.frames.insert((at, self.count), frame);

@@ -14,6 +14,7 @@ mod checker;
 mod frames;
 mod guest;
 mod link;
+mod loss;
 mod network;
 mod raw;
 

@@ -101,6 +101,8 @@ pub(crate) struct Port {
     pub(crate) to_guest: Wire,
     pub(crate) to_stack: Wire,
     pub(crate) guest: Option<Guest>,
+    /// The guest's machine stands still.
+    pub(crate) paused: bool,
     /// What reached a port without a guest.
     pub(crate) inbox: Vec<Vec<u8>>,
 }
@@ -241,6 +243,7 @@ impl Sim {
             to_guest: Wire::new(quality, self.rng.draw()),
             to_stack: Wire::new(quality, self.rng.draw()),
             guest: None,
+            paused: false,
             inbox: Vec::new(),
         });
         self.ports.len() - 1
@@ -364,11 +367,11 @@ impl Sim {
         let mut next = self.stack.poll_timeout();
         for port in &mut self.ports {
             let guest = port.guest.as_mut().and_then(|guest| guest.poll_at(self.now));
+            let (guest, to_guest) = if port.paused { (None, None) } else { (guest, port.to_guest.next()) };
             let blocked =
                 self.batches.get(port.id).is_none_or(|batch| batch.frames.is_empty() || batch.blocked);
             let room = if blocked { None } else { Some(self.now) };
-            next =
-                [next, guest, port.to_guest.next(), port.to_stack.next(), room].into_iter().flatten().min();
+            next = [next, guest, to_guest, port.to_stack.next(), room].into_iter().flatten().min();
         }
         next
     }
@@ -401,7 +404,7 @@ impl Sim {
             self.idle_turns = if idle { self.idle_turns + 1 } else { 0 };
             assert!(self.idle_turns < IDLE_TURNS, "the stack spins");
         }
-        for port in &mut self.ports {
+        for port in self.ports.iter_mut().filter(|port| !port.paused) {
             while let Some(frame) = port.to_guest.pop(self.now) {
                 match &mut port.guest {
                     Some(guest) => guest.receive(frame),

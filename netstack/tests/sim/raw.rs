@@ -20,6 +20,8 @@ pub(crate) struct Received {
     pub(crate) ack: TcpSeqNumber,
     pub(crate) window: u16,
     pub(crate) scale: Option<u8>,
+    /// Selectively acknowledged, from and up to.
+    pub(crate) sacked: Vec<(TcpSeqNumber, TcpSeqNumber)>,
     pub(crate) payload: Vec<u8>,
 }
 
@@ -102,6 +104,9 @@ impl Raw {
                 ack: segment.ack_number(),
                 window: segment.window_len(),
                 scale: options.window_scale,
+                sacked: (options.sack_ranges.into_iter().flatten())
+                    .map(|(from, to)| (TcpSeqNumber(from as i32), TcpSeqNumber(to as i32)))
+                    .collect(),
                 payload: segment.payload().to_vec(),
             });
             false
