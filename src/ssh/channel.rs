@@ -7,17 +7,16 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, Bytes};
 use russh::client::Msg;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
-use tokio::io::{AsyncWriteExt, Interest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{ReadHalf, WriteHalf};
 
+use super::chunk::Chunks;
 use super::tunnel::Lease;
 
-/// Read from the client at once, in bytes: eight packets of the size that OpenSSH takes.
-const CHUNK: usize = 256 << 10;
 /// Packets written to the client at once.
 const BATCH: usize = 16;
 
@@ -47,10 +46,10 @@ impl Channel {
     pub async fn relay(self, mut client: UnixStream) -> io::Result<()> {
         let Self { channel, lease } = self;
         let (mut from_guest, to_guest) = channel.split();
-        let (from_client, mut to_client) = client.split();
+        let (mut from_client, mut to_client) = client.split();
 
         let result = {
-            let mut up = pin!(client_to_guest(&from_client, &to_guest));
+            let mut up = pin!(client_to_guest(&mut from_client, &to_guest, &lease.connection().chunks));
             let mut down =
                 pin!(guest_to_client(&mut from_guest, &mut to_client, &lease.connection().lagging));
             let mut alive = pin!(lease.connection().keep_alive());
@@ -93,25 +92,23 @@ enum Client {
     Gone,
 }
 
-async fn client_to_guest(client: &ReadHalf<'_>, guest: &ChannelWriteHalf<Msg>) -> io::Result<Client> {
+async fn client_to_guest(
+    client: &mut ReadHalf<'_>,
+    guest: &ChannelWriteHalf<Msg>,
+    chunks: &Chunks,
+) -> io::Result<Client> {
     loop {
-        // The buffer is made when there is something for it: an idle client holds none.
+        // The buffer is taken when there is something for it: an idle client holds none.
         let ready = client.ready(Interest::READABLE).await?;
-        let mut chunk = BytesMut::with_capacity(CHUNK);
-        match client.try_read_buf(&mut chunk) {
-            Ok(0) => {
-                let _ = guest.eof().await;
-                let gone = ready.is_write_closed();
-                return Ok(if gone { Client::Gone } else { Client::HalfClosed });
-            }
-            // Waits for the guest's window. It fails when the connection has ended, which the other direction reports.
-            Ok(_) => {
-                if guest.data_bytes(chunk).await.is_err() {
-                    return Ok(Client::HalfClosed);
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
+        let mut chunk = chunks.take();
+        if client.read_buf(&mut chunk.bytes).await? == 0 {
+            let _ = guest.eof().await;
+            let gone = ready.is_write_closed();
+            return Ok(if gone { Client::Gone } else { Client::HalfClosed });
+        }
+        // Waits for the guest's window. It fails when the connection has ended, which the other direction reports.
+        if guest.data_bytes(Bytes::from_owner(chunk)).await.is_err() {
+            return Ok(Client::HalfClosed);
         }
     }
 }

@@ -18,6 +18,7 @@ use tokio::io::BufReader;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info};
 
+use super::chunk::Chunks;
 use super::{Target, key};
 use crate::dial::Dial;
 
@@ -73,6 +74,8 @@ pub(super) struct Connection {
     pub(super) channels: AtomicUsize,
     /// Clients that the guest is sending faster than they read, just now.
     pub(super) lagging: AtomicUsize,
+    /// For what its clients send.
+    pub(super) chunks: Chunks,
     aborted: AtomicUsize,
     asking: AtomicBool,
 }
@@ -128,6 +131,7 @@ impl Connection {
             life,
             channels: AtomicUsize::new(0),
             lagging: AtomicUsize::new(0),
+            chunks: Chunks::default(),
             aborted: AtomicUsize::new(0),
             asking: AtomicBool::new(false),
         })

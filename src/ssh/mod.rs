@@ -12,6 +12,7 @@
 //! Read next: `tunnel.rs`, then `connection.rs` and `channel.rs`; `crate::forward::unix` uses it.
 
 mod channel;
+mod chunk;
 mod connection;
 mod key;
 mod tunnel;

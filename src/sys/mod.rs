@@ -3,10 +3,11 @@
 pub mod memory;
 pub mod udp;
 
-/// Prepares the process: as many descriptors as the system allows, since each flow is one.
+/// Prepares the process: as many descriptors as the system allows, since each flow is one, and memory as it is used here.
 ///
-/// A refusal is no failure: the daemon then serves fewer flows.
+/// A refusal is no failure: the daemon then serves fewer flows, or slower.
 pub fn prepare_process() {
+    memory::keep_freed();
     #[cfg(unix)]
     {
         use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
