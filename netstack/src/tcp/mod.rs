@@ -529,13 +529,16 @@ impl Table {
             }
         }
         flow.recovery.set_room(room, now);
-        match flow.recovery.due() {
+        let recovery_due = flow.recovery.due();
+        match recovery_due {
             Some(at) => self.timers.arm(id, at, &mut flow.armed),
             None if flow.recovery.is_waiting_for_room() => flow.block(id, &mut self.blocked),
             None => {}
         }
         match due {
             None => {}
+            // After a replay smoltcp's own timer stands far ahead.
+            Some(at) if recovery_due.is_some_and(|sooner| sooner < at) => {}
             Some(at) if at > now => self.timers.arm(id, at, &mut flow.armed),
             Some(_) if segments == 0 => self.mark_ready(id),
             // `handle_room` goes on.
