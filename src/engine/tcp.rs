@@ -7,9 +7,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::time::Instant as Clock;
 
+use mio::Token;
 use mio::event::Event as Readiness;
 use mio::net::{TcpStream, UnixStream};
-use mio::{Interest, Token};
 use netstack::tcp::Phase;
 use netstack::{FlowId, Refusal};
 use tokio::sync::oneshot;
@@ -20,7 +20,6 @@ use crate::host::tcp::{Outcome, Relay};
 
 /// Connections taken from one listener in a turn.
 const ACCEPT_TURN: usize = 64;
-const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);
 
 /// The other end of a flow.
 #[derive(Debug)]
@@ -167,7 +166,7 @@ impl Engine {
                     }
                     connection.opening = Opening::Done;
                 }
-                match connection.relay.move_bytes(flow) {
+                match connection.relay.move_bytes(flow, self.poll.registry()) {
                     Outcome::Going => {
                         if connection.relay.wants_turn(flow) {
                             self.stack.mark_ready(id);
@@ -191,11 +190,12 @@ impl Engine {
     }
 
     /// Gives the flow its descriptor.
-    fn adopt(&mut self, flow: FlowId, mut stream: HostStream, opening: Opening) {
+    fn adopt(&mut self, flow: FlowId, stream: HostStream, opening: Opening) {
         let token = Token(self.sources.insert(Source::Tcp(flow)));
-        match self.poll.registry().register(stream.source(), token, BOTH) {
-            Ok(()) => {
-                self.tcp.insert(flow, Connection { relay: Relay::new(stream, token), opening });
+        let connected = !matches!(opening, Opening::Host);
+        match Relay::new(stream, token, connected, self.poll.registry()) {
+            Ok(relay) => {
+                self.tcp.insert(flow, Connection { relay, opening });
             }
             Err(error) => {
                 self.forget(token);

@@ -3,10 +3,11 @@
 
 use std::io::{self, Read, Write};
 
-use mio::Token;
+use mio::{Interest, Registry, Token};
 use netstack::tcp::Flow;
 
 use super::stream::HostStream;
+use crate::sys;
 
 /// How a relay stands after its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,13 +20,17 @@ pub(crate) enum Outcome {
     Failed,
 }
 
-/// The descriptor of one flow. Readiness is edge-triggered: a flag is cleared only by the call that found nothing.
+/// The descriptor of one flow. Readiness is edge-triggered: a flag is cleared by the call that found nothing, or less than it asked for.
 #[derive(Debug)]
 pub(crate) struct Relay {
     stream: HostStream,
     pub(crate) token: Token,
+    /// What the poll looks for: room only once there was none, since most flows never meet that.
+    watched: Interest,
     readable: bool,
     writable: bool,
+    /// A short read does not mean that there is no more: the end stands behind it, or urgent data, which ends a read.
+    more_behind: bool,
     /// Our half is closed: the guest's is, and everything it sent is written.
     shut: bool,
     /// By a reset, or what else ends a connection both ways.
@@ -33,8 +38,25 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
-    pub(crate) fn new(stream: HostStream, token: Token) -> Self {
-        Self { stream, token, readable: false, writable: false, shut: false, failed: false }
+    /// Starts to watch `stream`. One that still has to be `connected` is watched for that.
+    pub(crate) fn new(
+        mut stream: HostStream,
+        token: Token,
+        connected: bool,
+        registry: &Registry,
+    ) -> io::Result<Self> {
+        let watched = if connected { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
+        registry.register(stream.source(), token, sys::with_urgent(watched))?;
+        Ok(Self {
+            stream,
+            token,
+            watched,
+            readable: false,
+            writable: connected,
+            more_behind: !sys::TELLS_URGENT,
+            shut: false,
+            failed: false,
+        })
     }
 
     pub(crate) fn stream(&mut self) -> &mut HostStream {
@@ -45,13 +67,18 @@ impl Relay {
     pub(crate) fn handle_event(&mut self, event: &mio::event::Event) {
         self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
         self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
+        self.more_behind |= event.is_read_closed() || event.is_error() || event.is_priority();
         // A reset has to reach the guest though nothing can be read or written.
         self.failed |= event.is_error() && self.stream.has_failed();
     }
 
     /// Moves what can be moved, both ways, and carries a closed half over.
-    pub(crate) fn move_bytes(&mut self, flow: &mut Flow) -> Outcome {
-        if self.failed || self.read_host(flow).is_err() || self.write_host(flow).is_err() {
+    pub(crate) fn move_bytes(&mut self, flow: &mut Flow, registry: &Registry) -> Outcome {
+        if self.failed {
+            return Outcome::Failed;
+        }
+        let moved = self.read_host(flow).and_then(|()| self.write_host(flow));
+        if moved.and_then(|()| self.watch_room(registry)).is_err() {
             return Outcome::Failed;
         }
         if self.shut && flow.finished() { Outcome::Done } else { Outcome::Going }
@@ -59,7 +86,6 @@ impl Relay {
 
     fn read_host(&mut self, flow: &mut Flow) -> io::Result<()> {
         let mut result = Ok(());
-        // A short read does not mean that there is no more: it also ends at urgent data.
         while self.readable && result.is_ok() && flow.can_send() && !flow.finished() {
             let mut ended = false;
             flow.send(|space| match self.stream.read(space) {
@@ -67,7 +93,10 @@ impl Relay {
                     ended = true;
                     0
                 }
-                Ok(n) => n,
+                Ok(n) => {
+                    self.readable = n == space.len() || self.more_behind;
+                    n
+                }
                 Err(error) => {
                     match error.kind() {
                         io::ErrorKind::WouldBlock => self.readable = false,
@@ -104,6 +133,15 @@ impl Relay {
         if !self.shut && flow.recv_finished() {
             self.shut = true;
             self.stream.shutdown_write()?;
+        }
+        Ok(())
+    }
+
+    /// Watches for room, if there was none for the first time.
+    fn watch_room(&mut self, registry: &Registry) -> io::Result<()> {
+        if !self.writable && !self.watched.is_writable() {
+            self.watched |= Interest::WRITABLE;
+            registry.reregister(self.stream.source(), self.token, sys::with_urgent(self.watched))?;
         }
         Ok(())
     }

@@ -3,6 +3,8 @@
 pub mod memory;
 pub mod udp;
 
+use mio::Interest;
+
 /// Prepares the process: as many descriptors as the system allows, since each flow is one, and memory as it is used here.
 ///
 /// A refusal is no failure: the daemon then serves fewer flows, or slower.
@@ -22,6 +24,18 @@ pub fn prepare_process() {
     if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
         tracing::debug!(%error, "cannot turn off transparent huge pages");
     }
+}
+
+/// Whether an event can tell of urgent data on a stream. Only then does a read of less than asked for mean that there is no more: it also
+/// ends at urgent data, and what is behind that brings no event of its own.
+pub const TELLS_URGENT: bool = cfg!(target_os = "linux");
+
+/// `interest`, and urgent data, where an event can tell of that.
+pub fn with_urgent(interest: Interest) -> Interest {
+    #[cfg(target_os = "linux")]
+    return interest | Interest::PRIORITY;
+    #[cfg(not(target_os = "linux"))]
+    interest
 }
 
 /// Unpredictable bits, for sequence numbers and hash tables.
