@@ -92,7 +92,7 @@ impl Engine {
         host.queued = false;
         let port = self.stack.udp_port(flow);
         let mut taken = 0;
-        while taken < TURN && port.is_none_or(|port| self.batches.len(port) < EARLY_WRITE) {
+        while taken < TURN && (taken == 0 || port.is_none_or(|port| self.batches.len(port) < EARLY_WRITE)) {
             let room = port.map_or(MESSAGES, |port| self.batches.messages(port));
             if room == 0 {
                 // The kernel keeps the rest, and drops what it cannot, until the port has room.
