@@ -4,10 +4,11 @@ mod support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use support::eventually;
-use support::net::Net;
+use support::net::{HOST, Net};
 use support::traffic::{accept, check, impatient, send_from, transfer};
 
 /// What the daemon may hold for one flow in one direction, with what both kernels hold on the way.
@@ -90,6 +91,48 @@ fn a_program_that_does_not_read_stalls_only_its_own_flow() {
             assert_eq!(check(&reader).expect("all that was taken, in order"), filled);
         }
     }
+}
+
+#[test]
+fn datagrams_for_a_guest_that_does_not_empty_its_card_cost_nothing() {
+    let net = Net::start();
+    let service = net.host.udp("127.0.0.1:0".parse().unwrap());
+    let client = net.guest.udp("0.0.0.0:0".parse().unwrap());
+    for socket in [&service, &client] {
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    }
+    let to = (HOST, service.local_addr().unwrap().port());
+    let mut buffer = [0; 2048];
+    client.send_to(b"?", to).unwrap();
+    let (_, from) = service.recv_from(&mut buffer).expect("the first datagram");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        net.guest.hold(true);
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                let _ = service.send_to(&[1; 1400], from);
+            }
+        });
+        // What is on the way settles; then a window to measure in.
+        std::thread::sleep(Duration::from_millis(500));
+        let busy = net.daemon.cpu_seconds();
+        std::thread::sleep(Duration::from_secs(1));
+        let busy = net.daemon.cpu_seconds() - busy;
+        over.store(true, Ordering::Relaxed);
+        net.guest.hold(false);
+        assert!(busy < 0.1, "{busy} s of processor time in 1 s before a full card");
+    });
+    eventually("an answer after all that", Duration::from_secs(10), || {
+        client.send_to(b"!", to).unwrap();
+        let answered = service.recv_from(&mut buffer).ok().filter(|(length, _)| *length == 1)?;
+        service.send_to(b"*", answered.1).unwrap();
+        while let Ok((length, _)) = client.recv_from(&mut buffer) {
+            if length == 1 {
+                return Some(());
+            }
+        }
+        None
+    });
 }
 
 #[test]
