@@ -47,6 +47,8 @@ const TURN: usize = 128 << 10;
 const GIVE_UP: Duration = Duration::from_secs(900);
 /// The same for a SYN-ACK: whoever sent that SYN may never have wanted a connection.
 const GIVE_UP_SYN: Duration = Duration::from_secs(60);
+/// Longer than smoltcp's retransmission timer ever runs, which is a minute.
+const PAST_TIMERS: Duration = Duration::from_secs(100);
 /// When to look again at a flow that is due and yet sends nothing.
 const RETRY: Duration = Duration::from_millis(10);
 
@@ -463,12 +465,14 @@ impl Table {
             budget.share(&mut flow.window, now);
         }
         let mtu = flow.window.packet();
-        flow.recovery.set_room(sink.has_room(flow.route.port, ether::HEADER_LEN + mtu), now);
-        if flow.recovery.due().is_some_and(|at| at <= now) {
-            flow.recovery.handle_timeout(now);
-        }
-        if flow.recovery.wants_replay() && flow.can_replay() {
-            self.replay(id, now, sink);
+        if !flow.recovery.is_idle() {
+            flow.recovery.set_room(sink.has_room(flow.route.port, ether::HEADER_LEN + mtu), now);
+            if flow.recovery.due().is_some_and(|at| at <= now) {
+                flow.recovery.handle_timeout(now);
+            }
+            if flow.recovery.wants_replay() && flow.can_replay() {
+                self.replay(id, now, sink);
+            }
         }
         let Some(flow) = self.flows.get_mut(id) else { return };
         let Stage::Live(sockets, handle) = &mut flow.stage else { return };
@@ -529,16 +533,13 @@ impl Table {
             }
         }
         flow.recovery.set_room(room, now);
-        let recovery_due = flow.recovery.due();
-        match recovery_due {
+        match flow.recovery.due() {
             Some(at) => self.timers.arm(id, at, &mut flow.armed),
             None if flow.recovery.is_waiting_for_room() => flow.block(id, &mut self.blocked),
             None => {}
         }
         match due {
             None => {}
-            // After a replay smoltcp's own timer stands far ahead.
-            Some(at) if recovery_due.is_some_and(|sooner| sooner < at) => {}
             Some(at) if at > now => self.timers.arm(id, at, &mut flow.armed),
             Some(_) if segments == 0 => self.mark_ready(id),
             // `handle_room` goes on.
@@ -552,7 +553,10 @@ impl Table {
     fn replay(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         let Stage::Live(sockets, _) = &mut flow.stage else { return };
-        let Some((end, mut time)) = flow.recovery.begin_replay(now) else { return };
+        let Some(end) = flow.recovery.begin_replay() else { return };
+        // A device that takes nothing: smoltcp goes back to the first byte, and starts its timer at the true time below.
+        let mut nothing = Blueprint { mtu: usize::from(self.mtu) };
+        let _: PollResult = self.interface.poll_egress(now + PAST_TIMERS, &mut nothing, sockets);
         let mut device = OneCall {
             packet: None,
             sink,
@@ -564,9 +568,8 @@ impl Table {
             scratch: &mut self.scratch,
         };
         while device.recovery.is_replaying_before(end)
-            && self.interface.poll_egress(time, &mut device, sockets) == PollResult::SocketStateChanged
+            && self.interface.poll_egress(now, &mut device, sockets) == PollResult::SocketStateChanged
         {
-            time = now;
         }
         let held_back = flow.recovery.end_replay();
         if held_back.is_some_and(|ack| flow.window.acknowledged().is_some_and(|last| ack > last)) {

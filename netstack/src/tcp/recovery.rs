@@ -11,7 +11,7 @@ use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{TcpPacket, TcpSeqNumber};
 
 /// Runs at most; a guest that tells of more is believed to have received less.
-const MAX_RUNS: usize = 4096;
+const MAX_RUNS: usize = 2048;
 /// Before a round trip was measured (RFC 6298 2.1).
 const FIRST_TIMEOUT: Duration = Duration::from_secs(1);
 /// What the timeout is longer than a round trip, at least: a guest delays an acknowledgement for 40 ms, and Linux waits as long.
@@ -19,8 +19,6 @@ const MIN_MARGIN: Duration = Duration::from_millis(200);
 const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 /// What a probe (RFC 8985 7.2) waits beside two round trips: a guest's processor may be busy elsewhere.
 const PROBE_MARGIN: Duration = Duration::from_millis(10);
-/// Longer than smoltcp's timer runs, which is a minute at most.
-const FAR: Duration = Duration::from_secs(100);
 /// A round trip of this length is no hypervisor's socket: there is something between that may be slower than this side.
 const LONG: Duration = Duration::from_millis(20);
 /// The window on such a way, in bytes (RFC 6928).
@@ -106,6 +104,8 @@ pub(crate) struct Recovery {
     selective: bool,
     /// The last window field that smoltcp was given.
     field: Option<u16>,
+    /// Where the last probe of a closed window ends.
+    probe_end: Option<TcpSeqNumber>,
     /// Some run is not [`State::Sent`].
     marked: bool,
     round_trip: Option<RoundTrip>,
@@ -139,8 +139,6 @@ pub(crate) struct Recovery {
     /// The window before the timeout, and up to where what was sent before it goes.
     timed_out: Option<(Option<usize>, TcpSeqNumber)>,
     replay: Option<Replay>,
-    /// Later than smoltcp's timer, unless the guest acknowledges more.
-    far: Instant,
 }
 
 /// smoltcp repeats what it has.
@@ -166,6 +164,7 @@ impl Recovery {
             shift: 0,
             selective: false,
             field: None,
+            probe_end: None,
             marked: false,
             round_trip: None,
             newest: None,
@@ -188,7 +187,6 @@ impl Recovery {
             cut: None,
             timed_out: None,
             replay: None,
-            far: Instant::ZERO,
         }
     }
 
@@ -220,8 +218,12 @@ impl Recovery {
         let Some((una, next)) = self.edges else { return };
         let end = seq + len;
         self.mss = self.mss.max(len - usize::from(segment.fin()));
+        if end <= una {
+            return;
+        }
         // A probe of a closed window is not sent yet, for smoltcp: its timer is another one.
-        if end <= una || self.field == Some(0) {
+        if self.field == Some(0) {
+            self.probe_end = Some(end);
             return;
         }
         if self.runs.is_empty() {
@@ -237,8 +239,9 @@ impl Recovery {
             self.started = now;
         }
         if end > next {
+            let full = self.runs.len() >= MAX_RUNS;
             match self.runs.back_mut() {
-                Some(last) if last.at == now && last.state == State::Sent => last.end = end,
+                Some(last) if last.state == State::Sent && (last.at == now || full) => last.end = end,
                 _ => self.runs.push_back(Run { end, at: now, state: State::Sent }),
             }
             self.edges = Some((una, end));
@@ -247,17 +250,24 @@ impl Recovery {
 
     /// What the guest acknowledges. `is_old`: it sent all of the segment's bytes before, and they were acknowledged.
     pub(super) fn handle_ack(&mut self, segment: &TcpPacket<&[u8]>, is_old: bool, now: Instant) -> Verdict {
-        let Some((una, next)) = self.edges.filter(|_| segment.ack() && !segment.syn() && !segment.rst())
-        else {
+        let Some((una, next)) = self.edges.filter(|_| segment.ack() && !segment.rst()) else {
             return Verdict::Pass;
         };
         let ack = segment.ack_number();
-        if ack < una || ack > next {
-            // A probe that was taken.
-            if ack > next && self.runs.is_empty() {
-                self.edges = Some((ack, ack));
-            }
+        let is_quiet = self.runs.is_empty() && self.window.is_none() && self.opened.is_none();
+        if is_quiet && ack == una && una == next && !is_old && !segment.syn() {
+            // As with every segment of a guest that only sends.
             self.field = Some(segment.window_len());
+            return Verdict::Pass;
+        }
+        if ack < una || ack > next {
+            // smoltcp takes nothing of it, its window neither, if it is not for a probe.
+            if ack > next && self.probe_end.is_some_and(|end| ack <= end) {
+                self.runs.clear();
+                self.settle();
+                self.edges = Some((ack, ack));
+                self.field = Some(segment.window_len());
+            }
             return Verdict::Pass;
         }
         if let Some(at) = self.opened.take() {
@@ -265,6 +275,9 @@ impl Recovery {
             if now - at >= LONG {
                 self.window = Some(FIRST_WINDOW);
             }
+        }
+        if segment.syn() {
+            return Verdict::Pass;
         }
         let real = segment.window_len();
         let bare = (segment.payload().is_empty() || is_old) && !segment.fin();
@@ -307,7 +320,8 @@ impl Recovery {
         // Whole segments, as far as the field can say so. Never less than what has been sent: smoltcp could not repeat that.
         let fresh = window.saturating_sub(self.under_way() + self.lost()) / self.mss * self.mss;
         let flight = next - una;
-        let units = (flight.div_ceil(1 << self.shift)).max((flight + fresh) >> self.shift);
+        // Nor nothing, which smoltcp would take for a closed window.
+        let units = flight.div_ceil(1 << self.shift).max((flight + fresh) >> self.shift).max(1);
         u16::try_from(units).unwrap_or(u16::MAX).min(real)
     }
 
@@ -325,7 +339,6 @@ impl Recovery {
         }
         self.highest = Some(self.highest.map_or(ack, |highest| highest.max(ack)));
         (self.started, self.timeouts, self.probed, self.duplicates) = (now, 0, false, 0);
-        self.far = now;
         if let Some(at) = fresh {
             self.measure(now - at);
         }
@@ -563,6 +576,11 @@ impl Recovery {
         (self.newest, self.newest_again) = (None, None);
     }
 
+    /// Whether everything is acknowledged.
+    pub(super) fn is_idle(&self) -> bool {
+        self.runs.is_empty()
+    }
+
     /// When to call [`Self::handle_timeout`].
     pub(super) fn due(&self) -> Option<Instant> {
         if self.runs.is_empty() || !self.room {
@@ -624,7 +642,9 @@ impl Recovery {
             return;
         }
         self.timeouts += 1;
-        for run in self.runs.iter_mut().filter(|run| run.state != State::Sacked) {
+        // What comes first and was not acknowledged the guest has thrown away, and maybe the rest (RFC 2018 8).
+        let reneged = self.runs.front().is_some_and(|run| run.state == State::Sacked);
+        for run in self.runs.iter_mut().filter(|run| reneged || run.state != State::Sacked) {
             run.state = State::Lost;
         }
         if self.timed_out.is_none() {
@@ -647,13 +667,12 @@ impl Recovery {
         room.min(self.credit + self.mss)
     }
 
-    /// smoltcp begins to repeat. Says up to which sequence number it has to, and what time it has to be for that.
-    pub(super) fn begin_replay(&mut self, now: Instant) -> Option<(TcpSeqNumber, Instant)> {
+    /// smoltcp begins to repeat. Says up to which sequence number it has to.
+    pub(super) fn begin_replay(&mut self) -> Option<TcpSeqNumber> {
         let (_, next) = self.edges?;
-        self.far = self.far.max(now) + FAR;
         self.replay = Some(Replay { left: self.allowance(), end: None, held_back: None });
         self.credit = 0;
-        Some((next, self.far))
+        Some(next)
     }
 
     pub(super) fn is_replaying(&self) -> bool {
@@ -767,5 +786,27 @@ impl Recovery {
             }
         }
         self.runs.truncate(kept + 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_takes_byte_for_byte_makes_no_more_runs() {
+        let mut recovery = Recovery::new(512 << 10);
+        let mut bytes = [0; 21];
+        let mut segment = TcpPacket::new_unchecked(&mut bytes[..]);
+        segment.set_header_len(20);
+        segment.set_seq_number(TcpSeqNumber(-1000));
+        segment.set_syn(true);
+        recovery.note_sent(&segment, Instant::ZERO);
+        segment.set_syn(false);
+        for number in 0..2 * MAX_RUNS {
+            segment.set_seq_number(TcpSeqNumber(-999) + number);
+            recovery.note_sent(&segment, Instant::from_micros(number as i64));
+        }
+        assert_eq!((recovery.runs.len(), recovery.under_way()), (MAX_RUNS, 2 * MAX_RUNS));
     }
 }

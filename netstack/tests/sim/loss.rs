@@ -8,7 +8,7 @@ use smoltcp::wire::TcpSeqNumber;
 use crate::guest::{End, pattern};
 use crate::link::Quality;
 use crate::network::{Sim, config, guest_ip, outside};
-use crate::raw::{ACK, Raw};
+use crate::raw::{ACK, Raw, SYN};
 
 /// What of Linux's rate is asked for.
 const SHARE: f64 = 0.8;
@@ -167,4 +167,90 @@ fn what_came_twice_is_said_to_have_come_twice() {
     guest.seq = TcpSeqNumber(next.0);
     guest.send(&mut sim, ACK, &[3; 1000]);
     assert!(guest.receive(&mut sim).iter().all(|answer| answer.sacked.is_empty()));
+}
+
+/// A guest that acknowledges selectively, made by hand, of a host that sends `len` bytes as soon as there is a window.
+fn raw(sim: &mut Sim, len: usize) -> Raw {
+    let port = sim.plug_raw(Quality::CLEAN);
+    let mut guest = Raw::new(port, SocketAddrV4::new(guest_ip(2), 40_000), outside(80));
+    guest.options.extend([4, 2, 1, 1]);
+    let bytes = pattern(1, len);
+    sim.serve = Box::new(move |_| End::open(bytes.clone()));
+    guest
+}
+
+#[test]
+fn an_acknowledgement_of_what_was_not_sent_stops_no_recovery() {
+    let mut sim = Sim::new(84);
+    let mut guest = raw(&mut sim, 0);
+    guest.open(&mut sim);
+    let honest = guest.clone();
+    guest.ack += 5000;
+    guest.send(&mut sim, ACK, &[]);
+    let [flow] = sim.host_flows()[..] else { panic!("one flow") };
+    sim.host(flow).end.out = pattern(1, 4000);
+    sim.wake(flow);
+    guest = honest;
+    sim.run_for(Duration::from_millis(500));
+    let received = guest.take(&mut sim);
+    let segments = received.iter().filter(|segment| !segment.payload.is_empty()).count();
+    assert!(segments > 3, "{segments} segments, none again");
+}
+
+#[test]
+fn a_window_in_large_units_is_open_over_a_long_way() {
+    let mut sim = Sim::new(85);
+    let mut guest = raw(&mut sim, 100_000);
+    guest.options[7] = 14;
+    guest.send(&mut sim, SYN, &[]);
+    sim.run_for(Duration::from_millis(50));
+    guest.receive(&mut sim);
+    guest.window = 100;
+    guest.send(&mut sim, ACK, &[]);
+    let received = guest.receive(&mut sim);
+    let lens: Vec<usize> = received.iter().map(|segment| segment.payload.len()).collect();
+    assert!(lens.iter().any(|len| *len > 1000), "{lens:?}");
+}
+
+#[test]
+fn what_a_guest_threw_away_again_is_sent_again() {
+    let mut sim = Sim::new(87);
+    let mut guest = raw(&mut sim, 10_000);
+    guest.open(&mut sim);
+    let first = guest.ack;
+    guest.receive(&mut sim);
+    let end = guest.ack;
+    assert_eq!(end, first + 10_000usize);
+    // The first is lost; then only that is taken, and the others are not there any more.
+    guest.ack = first;
+    guest.sacks = Some((first + 1460usize, end));
+    guest.send(&mut sim, ACK, &[]);
+    let again = guest.receive(&mut sim);
+    assert!(again.iter().any(|segment| segment.seq == first), "{} segments", again.len());
+    guest.ack = first + 1460usize;
+    guest.sacks = None;
+    guest.send(&mut sim, ACK, &[]);
+    sim.run_for(Duration::from_millis(600));
+    let again = guest.take(&mut sim);
+    assert!(again.iter().any(|segment| segment.seq == first + 1460usize), "{} segments", again.len());
+}
+
+#[test]
+fn a_guest_that_is_dialled_and_then_says_nothing_for_long_is_not_far_away() {
+    let mut sim = Sim::new(88);
+    let port = sim.plug(Quality::CLEAN);
+    let connection = sim.guest(port).listen(22, End::open(Vec::new()));
+    let flow = sim.dial(SocketAddrV4::new(guest_ip(2), 22), End::open(Vec::new()));
+    sim.run_for(Duration::from_secs(5));
+    sim.guest(port).end(connection).out = pattern(1, 100);
+    sim.run_for(Duration::from_millis(100));
+    assert_eq!(sim.host(flow).end.got.len(), 100);
+    sim.quality(port, Quality::CLEAN.loss(1000));
+    sim.host(flow).end.out = pattern(2, 4000);
+    sim.wake(flow);
+    sim.turn();
+    sim.quality(port, Quality::CLEAN);
+    sim.run_until("what was lost is there", Duration::from_millis(500), |sim| {
+        sim.guest(port).end(connection).got.len() == 4000
+    });
 }

@@ -37,12 +37,23 @@ pub(crate) struct Raw {
     pub(crate) window: u16,
     /// Options of a SYN.
     pub(crate) options: Vec<u8>,
+    /// What every other segment acknowledges selectively.
+    pub(crate) sacks: Option<(TcpSeqNumber, TcpSeqNumber)>,
 }
 
 impl Raw {
     pub(crate) fn new(port: usize, from: SocketAddrV4, to: SocketAddrV4) -> Self {
         let options = vec![2, 4, 0x05, 0xb4, 1, 3, 3, 7];
-        Self { port, from, to, seq: TcpSeqNumber(1000), ack: TcpSeqNumber(0), window: 65_535, options }
+        Self {
+            port,
+            from,
+            to,
+            seq: TcpSeqNumber(1000),
+            ack: TcpSeqNumber(0),
+            window: 65_535,
+            options,
+            sacks: None,
+        }
     }
 
     /// Sends one segment, and counts it.
@@ -53,7 +64,10 @@ impl Raw {
     }
 
     pub(crate) fn frame(&self, flags: u8, payload: &[u8]) -> Vec<u8> {
-        let options: &[u8] = if flags & SYN != 0 { &self.options } else { &[] };
+        let sacks = self
+            .sacks
+            .map(|(from, to)| [&[1, 1, 5, 10][..], &from.0.to_be_bytes(), &to.0.to_be_bytes()].concat());
+        let options: &[u8] = if flags & SYN != 0 { &self.options } else { sacks.as_deref().unwrap_or(&[]) };
         let mut bytes = vec![0; 20 + options.len() + payload.len()];
         bytes[20..20 + options.len()].copy_from_slice(options);
         bytes[20 + options.len()..].copy_from_slice(payload);
