@@ -1,7 +1,7 @@
 //! What the virtual network itself costs: frames in to frames out, with no sockets, no peer and no privilege.
 //!
 //! `make micro` measures wall time (divan; a word chooses rows: `make micro ROWS=to_guest`). `instructions.sh` counts instructions
-//! under valgrind, the same on every machine, and compares them with `instructions.txt`: `make test` does.
+//! under valgrind, the same in every run, and compares them with `instructions.txt`: `make test` does.
 //! Read next: `scenario.rs`, what is measured; `network.rs`, the driver's turn, which is all that is counted.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a measurement fails by panic")]
 #![allow(clippy::print_stdout, reason = "this is a report")]

@@ -76,12 +76,14 @@ impl Batches {
     pub(super) fn get_mut(&mut self, port: PortId) -> Option<&mut Batch> {
         self.0.iter_mut().find(|(p, _)| *p == port).map(|(_, batch)| batch)
     }
-}
 
-impl Batches {
+    fn get(&self, port: PortId) -> Option<&Batch> {
+        self.0.iter().find(|(p, _)| *p == port).map(|(_, batch)| batch)
+    }
+
     /// Bytes that wait for the port's link.
     pub(super) fn len(&self, port: PortId) -> usize {
-        self.0.iter().find(|(p, _)| *p == port).map_or(0, |(_, batch)| batch.len())
+        self.get(port).map_or(0, Batch::len)
     }
 
     /// How many messages of datagrams, whatever they hold, the port has room for.
@@ -92,7 +94,7 @@ impl Batches {
 
 impl FrameSink for Batches {
     fn has_room(&self, port: PortId, len: usize) -> bool {
-        self.0.iter().find(|(p, _)| *p == port).is_some_and(|(_, batch)| batch.has_room(len))
+        self.get(port).is_some_and(|batch| batch.has_room(len))
     }
 
     fn frame(&mut self, port: PortId, len: usize) -> Option<&mut [u8]> {

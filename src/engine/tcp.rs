@@ -45,10 +45,7 @@ impl Engine {
         tracing::debug!(%to, "guest connects");
         match HostStream::connect(to) {
             Ok((stream, false)) => self.adopt(flow, stream, Opening::Host),
-            Ok((stream, true)) => {
-                self.adopt(flow, stream, Opening::Done);
-                self.stack.tcp_accept(flow, self.now, &mut self.batches);
-            }
+            Ok((stream, true)) => self.accept(flow, stream),
             Err(error) => self.refuse(flow, &error),
         }
     }
@@ -60,12 +57,15 @@ impl Engine {
             Ok(near)
         });
         match served {
-            Ok(near) => {
-                self.adopt(flow, HostStream::Unix(near), Opening::Done);
-                self.stack.tcp_accept(flow, self.now, &mut self.batches);
-            }
+            Ok(near) => self.accept(flow, HostStream::Unix(near)),
             Err(error) => self.refuse(flow, &error),
         }
+    }
+
+    /// The other end of what a guest dialled is there.
+    fn accept(&mut self, flow: FlowId, stream: HostStream) {
+        self.adopt(flow, stream, Opening::Done);
+        self.stack.tcp_accept(flow, self.now, &mut self.batches);
     }
 
     /// The control plane dials a guest.

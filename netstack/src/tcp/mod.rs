@@ -193,8 +193,9 @@ impl Table {
         if flow.is_repeated_ack(&segment) {
             return Ok(Segment::Done);
         }
+        let (has_data, end) = (!segment.payload().is_empty(), segment.seq_number() + segment.payload().len());
         let before;
-        let duplicate;
+        let is_duplicate;
         match &mut flow.stage {
             Stage::Held(_) => {
                 if segment.rst() {
@@ -214,36 +215,29 @@ impl Table {
                     challenge(sink, flow);
                     return Ok(Segment::Done);
                 }
-                if flow::is_synchronized(before) || before == State::SynReceived {
-                    let end = segment.seq_number() + segment.payload().len();
-                    if !segment.payload().is_empty() && flow.window.is_past_ring(end) {
-                        return Err(DropReason::Tcp);
-                    }
-                }
-                if segment.fin() && flow.window.is_past(segment.seq_number() + segment.payload().len()) {
+                let is_open = flow::is_synchronized(before) || before == State::SynReceived;
+                if (is_open && has_data && flow.window.is_past_ring(end))
+                    || (segment.fin() && flow.window.is_past(end))
+                {
                     return Err(DropReason::Tcp);
                 }
-                if let Some(budget) = self.budgets.get_mut(&route.port)
-                    && !segment.payload().is_empty()
-                {
+                if let Some(budget) = self.budgets.get_mut(&route.port).filter(|_| has_data) {
                     budget.count(&mut flow.window, now);
                 }
-                let mut bytes = packet.clone().into_inner();
-                let old = flow.recovery.is_selective() && !segment.payload().is_empty() && !segment.fin();
-                let end = segment.seq_number() + segment.payload().len();
-                let acknowledged = flow.window.acknowledged().filter(|_| old);
-                duplicate = acknowledged.filter(|ack| end <= *ack).map(|_| end);
+                let acknowledged = flow.window.acknowledged();
+                is_duplicate = flow.recovery.is_selective()
+                    && has_data
+                    && !segment.fin()
+                    && acknowledged.is_some_and(|ack| end <= ack);
                 // One that asks for an answer, as a keep-alive does.
-                let asks = flow.window.acknowledged().is_some_and(|ack| segment.seq_number() < ack);
-                match flow.recovery.handle_ack(&segment, duplicate.is_some(), now) {
-                    Verdict::Known if duplicate.is_some() => {
+                let asks = acknowledged.is_some_and(|ack| segment.seq_number() < ack);
+                let mut bytes = packet.clone().into_inner();
+                match flow.recovery.handle_ack(&segment, is_duplicate, now) {
+                    Verdict::Known if is_duplicate || !asks => {
                         flow.progress = None;
-                        send_duplicate(sink, flow, segment.seq_number(), end);
-                        self.mark_ready(id);
-                        return Ok(Segment::Done);
-                    }
-                    Verdict::Known if !asks => {
-                        flow.progress = None;
+                        if is_duplicate {
+                            send_duplicate(sink, flow, segment.seq_number(), end);
+                        }
                         self.mark_ready(id);
                         return Ok(Segment::Done);
                     }
@@ -270,14 +264,14 @@ impl Table {
                     self.interface.poll_ingress_single(now, &mut device, sockets);
             }
         }
-        if let Some(end) = duplicate {
+        if is_duplicate {
             send_duplicate(sink, flow, segment.seq_number(), end);
         }
         if segment.ack() {
             flow.progress = None;
         }
-        if !segment.payload().is_empty() {
-            flow.note_data(segment.seq_number() + segment.payload().len(), now);
+        if has_data {
+            flow.note_data(end, now);
         }
         flow.after_segment(before, segment.rst());
         self.mark_ready(id);
