@@ -6,12 +6,19 @@ use std::io;
 use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
 use netstack::{FrameSink, PortId};
+use socket2::SockRef;
 
 use crate::link::{Batch, Progress, Reader};
 use crate::sys::udp::{MAX_MESSAGE, MESSAGES};
 
 /// The longest message as frames: its bytes, and the headers of as many datagrams as Linux puts into one.
 const MESSAGE_FRAMES: usize = MAX_MESSAGE + 128 * 64;
+
+/// Frames of the greatest length that the socket holds, at least: the hypervisor is to find the next ones when it has emptied its own
+/// buffer. A short frame costs nearly as much as a long one, and the system's default is many of those.
+const QUEUE: usize = 16;
+/// Bytes that it holds at least: Linux's default, where other systems' is a few frames.
+const LEAST_QUEUE: usize = 200 << 10;
 
 /// One attached hypervisor.
 #[derive(Debug)]
@@ -29,13 +36,19 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Starts to watch `stream`.
+    /// Starts to watch `stream`, which carries packets of up to `mtu` bytes.
     pub(super) fn new(
         port: PortId,
         token: Token,
         mut stream: UnixStream,
+        mtu: u16,
         registry: &Registry,
     ) -> io::Result<Self> {
+        let (socket, wanted) = (SockRef::from(&stream), LEAST_QUEUE.max(QUEUE * usize::from(mtu)));
+        if socket.send_buffer_size()? < wanted {
+            // The system gives what it allows; with less the link is slower, not wrong.
+            socket.set_send_buffer_size(wanted)?;
+        }
         registry.register(&mut stream, token, Interest::READABLE)?;
         Ok(Self { port, token, stream, reader: Reader::new(), readable: false, blocked: false, ended: false })
     }

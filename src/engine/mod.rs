@@ -94,6 +94,7 @@ pub struct Engine {
     sources: Slab<Source>,
     qemu: Option<QemuListener>,
     links: Vec<Link>,
+    mtu: u16,
     forwards: Vec<Forward>,
     /// When to try to accept again, after there were no descriptors.
     accept_again: Option<Instant>,
@@ -122,6 +123,7 @@ impl Engine {
         let waker = Arc::new(Waker::new(poll.registry(), Token(sources.insert(Source::Waker)))?);
         let (commands, command_receiver) = mpsc::channel(CHANNEL);
         let (requests, request_receiver) = mpsc::channel(CHANNEL);
+        let mtu = network.mtu;
         let engine = Self {
             poll,
             started: Clock::now(),
@@ -131,6 +133,7 @@ impl Engine {
             sources,
             qemu: None,
             links: Vec::new(),
+            mtu,
             forwards: Vec::new(),
             accept_again: None,
             tcp: SecondaryMap::new(),
@@ -356,7 +359,7 @@ impl Engine {
         let token = Token(self.sources.insert(Source::Link));
         let port = self.stack.attach_port(self.now);
         self.batches.attach(port);
-        self.links.push(Link::new(port, token, stream, self.poll.registry())?);
+        self.links.push(Link::new(port, token, stream, self.mtu, self.poll.registry())?);
         tracing::info!(%port, "virtual machine connected");
         Ok(())
     }

@@ -15,10 +15,16 @@ use super::{FlowId, GIVE_UP, GIVE_UP_SYN};
 use crate::buffer::{IdleMemory, RingMemory};
 use crate::ipv4::Route;
 
-/// Bytes of the ring from the guest, and of the ring to it. Anonymous memory: a page costs nothing until it is used. A ring to the
-/// guest of 192 KiB costs a third of one flow's speed.
+/// Bytes of the ring from the guest, and of the ring to it. Anonymous memory: a page costs nothing until it is used. What lies in the
+/// second keeps everybody on the way busy at once; a quarter of it costs one flow a third of its speed (docs/performance.md).
 const RX_RING: usize = 512 << 10;
-const TX_RING: usize = 512 << 10;
+const TX_RING: usize = 2 << 20;
+/// Bytes that every flow may write to its ring before that is empty again; more is for [`MAX_DEEP`](super::MAX_DEEP) of them. An
+/// empty ring is written from its start, so this is also what it takes of memory.
+const SHALLOW: usize = 256 << 10;
+/// Bytes in the ring to a guest that is not near, or not yet known to be: what it has taken of a full ring tells. More would meet a
+/// queue on the way.
+const STEADY: usize = 512 << 10;
 /// The one from the guest and the one to it.
 pub(super) const RINGS: usize = 2;
 /// An answer that comes within this time carries the acknowledgement of what it answers. Not longer: a guest whose
@@ -91,6 +97,10 @@ pub struct Flow {
     /// Bytes moved since the rings' memory was given back, and when the last of them was.
     moved: usize,
     moved_at: Instant,
+    /// Bytes written to the ring to the guest since it was empty.
+    filled: usize,
+    /// It may use all of that ring.
+    pub(super) deep: bool,
     /// One past the last byte that the guest sent, in order or not.
     guest_sent: Option<TcpSeqNumber>,
     /// Our half is closed.
@@ -109,7 +119,7 @@ impl Flow {
             route,
             stage,
             window: WindowLimit::new(RX_RING),
-            recovery: Recovery::new(TX_RING),
+            recovery: Recovery::new(STEADY),
             queued: false,
             blocked: false,
             released: false,
@@ -118,6 +128,8 @@ impl Flow {
             memory: None,
             moved: 0,
             moved_at: Instant::ZERO,
+            filled: 0,
+            deep: false,
             guest_sent: None,
             finished: false,
             aborted: false,
@@ -175,18 +187,37 @@ impl Flow {
     /// Lends room for bytes to the guest, until it is full or `fill` fills less than it was lent.
     /// `fill` says how many bytes it filled.
     pub fn send(&mut self, mut fill: impl FnMut(&mut [u8]) -> usize) {
-        let mut moved = 0;
-        while let Some(socket) = self.socket_mut().filter(|socket| socket.can_send()) {
-            let all = socket.send(|space| {
-                let filled = fill(space).min(space.len());
-                moved += filled;
-                (filled, filled == space.len())
+        while let room @ 1.. = self.send_room() {
+            let Some(socket) = self.socket_mut() else { break };
+            let was_empty = socket.send_queue() == 0;
+            let sent = socket.send(|space| {
+                let len = space.len().min(room);
+                let filled = space.get_mut(..len).map_or(0, &mut fill).min(len);
+                (filled, (filled, filled == len))
             });
-            if all != Ok(true) {
+            let Ok((moved, all)) = sent else { break };
+            self.filled = if was_empty { moved } else { self.filled + moved };
+            self.moved += moved;
+            if !all {
                 break;
             }
         }
-        self.moved += moved;
+    }
+
+    /// Bytes that may be written to the ring to the guest.
+    fn send_room(&self) -> usize {
+        let Some(socket) = self.socket().filter(|socket| socket.can_send()) else { return 0 };
+        match socket.send_queue() {
+            0 => SHALLOW,
+            _ if !self.deep => SHALLOW.saturating_sub(self.filled),
+            held if self.filled - held >= STEADY && self.recovery.is_near() => TX_RING - held,
+            held => STEADY.saturating_sub(held),
+        }
+    }
+
+    /// Whether it has written what every flow may, and goes on only when the guest has taken it all.
+    pub(super) fn wants_depth(&self) -> bool {
+        !self.deep && self.filled >= SHALLOW
     }
 
     /// Whether there are bytes from the guest to be read.
@@ -196,7 +227,7 @@ impl Flow {
 
     /// Whether there is room for bytes to the guest.
     pub fn can_send(&self) -> bool {
-        self.socket().is_some_and(Socket::can_send)
+        self.send_room() > 0
     }
 
     /// Whether the guest closed its half and everything before that has been read.

@@ -41,8 +41,11 @@ slotmap::new_key_type! {
 
 /// Flows at most. Beyond, a SYN is dropped, and the guest will send it again.
 pub const MAX_FLOWS: usize = 65_536;
-/// Bytes that one flow sends before another's turn.
+/// Flows that use all of their rings: 128 MiB.
+const MAX_DEEP: usize = 64;
+/// What one flow sends before another's turn: bytes, and at least these segments, since few long ones cost as much as many short ones.
 const TURN: usize = 128 << 10;
+const TURN_SEGMENTS: usize = 8;
 /// A guest that acknowledges nothing for this long has lost the connection (RFC 1122 4.2.3.5: at least 100 s).
 const GIVE_UP: Duration = Duration::from_secs(900);
 /// The same for a SYN-ACK: whoever sent that SYN may never have wanted a connection.
@@ -90,6 +93,8 @@ pub(crate) struct Table {
     gateway_mac: Mac,
     flows: SlotMap<FlowId, Flow>,
     keys: HashMap<Key, FlowId, FixedState>,
+    /// How many of them are deep.
+    deep: usize,
     ready: VecDeque<FlowId>,
     blocked: Vec<FlowId>,
     /// Flows whose rings are idle, and the next ring of each.
@@ -123,6 +128,7 @@ impl Table {
             gateway_mac,
             flows: SlotMap::with_key(),
             keys: HashMap::with_hasher(FixedState::with_seed(seed)),
+            deep: 0,
             ready: VecDeque::new(),
             blocked: Vec::new(),
             idle: VecDeque::new(),
@@ -468,6 +474,7 @@ impl Table {
                 self.replay(id, now, sink);
             }
         }
+        self.deepen(id);
         let Some(flow) = self.flows.get_mut(id) else { return };
         let Stage::Live(sockets, handle) = &mut flow.stage else { return };
         let mut device = OneCall {
@@ -480,7 +487,7 @@ impl Table {
             now,
             scratch: &mut self.scratch,
         };
-        let mut segments = (TURN / mtu).max(2);
+        let mut segments = (TURN / mtu).max(TURN_SEGMENTS);
         let open = sockets.get::<Socket<'_>>(*handle).is_open();
         // Without room smoltcp would forget a fast retransmission that it cannot send, and wait for ever.
         while segments > 0
@@ -542,6 +549,17 @@ impl Table {
         }
     }
 
+    /// Lets the flow use all of its ring, if it has come to the end of its part and there are not too many that do.
+    fn deepen(&mut self, id: FlowId) {
+        if self.deep < MAX_DEEP
+            && let Some(flow) = self.flows.get_mut(id).filter(|flow| flow.wants_depth())
+        {
+            self.deep += 1;
+            flow.deep = true;
+            self.mark_ready(id);
+        }
+    }
+
     /// Sends again what the guest has lost. smoltcp is told that its retransmission timer has run out, and so repeats everything;
     /// what the guest has, or may still get, goes no further than `scratch`.
     fn replay(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) {
@@ -589,10 +607,13 @@ impl Table {
         loop {
             let (id, ring) = self.idle.pop_front()?;
             if self.flows.get(id).and_then(Flow::idle_at).is_some_and(|at| at <= now) {
+                let flow = self.flows.get_mut(id)?;
                 if ring + 1 < flow::RINGS {
                     self.idle.push_front((id, ring + 1));
+                } else if core::mem::take(&mut flow.deep) {
+                    self.deep -= 1;
                 }
-                return self.flows.get_mut(id)?.idle_memory(ring);
+                return flow.idle_memory(ring);
             }
         }
     }
@@ -631,6 +652,7 @@ impl Table {
 
     fn remove(&mut self, id: FlowId) -> Option<Flow> {
         let flow = self.flows.remove(id)?;
+        self.deep -= usize::from(flow.deep);
         let key = Key { guest: flow.guest, remote: flow.remote };
         if self.keys.get(&key) == Some(&id) {
             self.keys.remove(&key);

@@ -96,7 +96,7 @@ pub(crate) struct Recovery {
     opened: Option<Instant>,
     /// The longest segment so far, in bytes.
     mss: usize,
-    /// The most that is ever under way: the size of the ring.
+    /// A window of this many bytes is none.
     capacity: usize,
     /// RFC 7323 shift of the guest's window field.
     shift: u8,
@@ -153,7 +153,7 @@ struct Replay {
 }
 
 impl Recovery {
-    /// `capacity` is the size of the ring to the guest, in bytes.
+    /// `capacity` is the most that may be under way to a guest that is not [near](Self::is_near), in bytes.
     pub(super) fn new(capacity: usize) -> Self {
         Self {
             runs: VecDeque::new(),
@@ -312,6 +312,11 @@ impl Recovery {
             (false, true) => Verdict::Pass,
             (false, false) => Verdict::Limit(field),
         }
+    }
+
+    /// Whether nothing slows down what is sent, so that more may be under way.
+    pub(super) fn is_near(&self) -> bool {
+        self.window.is_none() && self.round_trip.is_some_and(|trip| trip.smoothed < LONG)
     }
 
     /// The window field that lets smoltcp send what the congestion window leaves, beyond what is lost.

@@ -96,6 +96,29 @@ fn a_stalled_guest_costs_only_itself() {
 }
 
 #[test]
+fn few_flows_fill_their_rings() {
+    let mut sim = Sim::new(79);
+    let port = sim.plug(Quality::CLEAN);
+    sim.serve = Box::new(|_| End::open(pattern(2, 4 * LEN)));
+    let connections: Vec<usize> = (0..70).map(|_| download(&mut sim, port)).collect();
+    // Each reads a while, and then no more.
+    sim.run_until("all are under way", SECOND * 10, |sim| {
+        let guest = sim.guest(port);
+        connections.iter().fold(true, |all, connection| {
+            let end = guest.end(*connection);
+            end.reads = end.got.len() < LEN;
+            all && !end.reads
+        })
+    });
+    sim.run_for(SECOND);
+    let got: Vec<usize> =
+        connections.iter().map(|connection| sim.guest(port).end(*connection).got.len()).collect();
+    let held: Vec<usize> = sim.hosts.values().zip(got).map(|(host, got)| host.end.sent - got).collect();
+    let beyond = |bytes: usize| held.iter().filter(|held| **held > bytes).count();
+    assert!((1..=64).contains(&beyond(LEN)) && beyond(LEN / 2) <= 64, "{held:?} bytes are held");
+}
+
+#[test]
 fn uploads_go_on_when_a_blocked_port_has_room_again() {
     let mut sim = Sim::new(73);
     let port = sim.plug(Quality::CLEAN);
