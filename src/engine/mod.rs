@@ -12,6 +12,7 @@ mod command;
 mod links;
 mod tcp;
 mod udp;
+mod wait;
 
 use std::collections::VecDeque;
 use std::io;
@@ -39,6 +40,7 @@ use crate::sys::udp::Inbox;
 use command::{CHANNEL, Command};
 use links::{Batches, Link};
 use tcp::Connection;
+use wait::Waits;
 
 /// Readiness events taken from the system at once.
 const EVENTS: usize = 1024;
@@ -87,6 +89,7 @@ pub enum End {
 #[derive(Debug)]
 pub struct Engine {
     poll: Poll,
+    waits: Waits,
     started: Clock,
     now: Instant,
     stack: Stack,
@@ -94,6 +97,8 @@ pub struct Engine {
     sources: Slab<Source>,
     qemu: Option<QemuListener>,
     links: Vec<Link>,
+    /// Bytes of frames that the turn read and wrote.
+    carried: usize,
     mtu: u16,
     forwards: Vec<Forward>,
     /// When to try to accept again, after there were no descriptors.
@@ -126,6 +131,7 @@ impl Engine {
         let mtu = network.mtu;
         let engine = Self {
             poll,
+            waits: Waits::default(),
             started: Clock::now(),
             now: Instant::ZERO,
             stack: Stack::new(network, seed, Instant::ZERO),
@@ -133,6 +139,7 @@ impl Engine {
             sources,
             qemu: None,
             links: Vec::new(),
+            carried: 0,
             mtu,
             forwards: Vec::new(),
             accept_again: None,
@@ -187,11 +194,10 @@ impl Engine {
     pub fn run(mut self) -> anyhow::Result<End> {
         let mut events = Events::with_capacity(EVENTS);
         loop {
-            let timeout = self.timeout();
-            match self.poll.poll(&mut events, timeout) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                result => result.context("cannot wait for events")?,
-            }
+            let (timeout, carried) = (self.timeout(), std::mem::take(&mut self.carried));
+            self.waits
+                .wait(&mut self.poll, &mut events, timeout, carried)
+                .context("cannot wait for events")?;
             let elapsed = i64::try_from(self.started.elapsed().as_micros()).unwrap_or(i64::MAX);
             self.now = Instant::from_micros(elapsed);
             for event in &events {
@@ -279,6 +285,7 @@ impl Engine {
                 link.reader.fill(&mut link.stream).context("cannot read from the virtual machine")?;
             // The end may stand behind a short read, and has been announced already.
             link.readable = progress == Progress::More || link.ended;
+            self.carried += link.reader.len();
             let mid_frame =
                 self.handle_frames(index).context("cannot follow the virtual machine's stream")?;
             if progress == Progress::Closed {
@@ -325,6 +332,7 @@ impl Engine {
             let Some(batch) = self.batches.get_mut(link.port).filter(|batch| batch.len() >= least) else {
                 continue;
             };
+            self.carried += batch.len();
             match link.write(batch, self.poll.registry()) {
                 Ok(Progress::More | Progress::Blocked) => {
                     if batch.has_much_room() {

@@ -83,6 +83,12 @@ impl Reader {
         Ok(Some(frame))
     }
 
+    /// Bytes read and not yet taken.
+    #[expect(clippy::len_without_is_empty, reason = "nobody asks")]
+    pub fn len(&self) -> usize {
+        self.end - self.start
+    }
+
     /// Whether the stream ended inside a frame.
     pub fn is_mid_frame(&self) -> bool {
         self.start < self.end
