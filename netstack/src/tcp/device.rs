@@ -148,7 +148,11 @@ pub(super) fn finish_segment(
     let (source, destination) = (packet.src_addr(), packet.dst_addr());
     let mut segment = TcpPacket::new_unchecked(packet.payload_mut());
     window.apply(&mut segment);
-    recovery.note_sent(&segment, now);
+    if segment.segment_len() == 0 {
+        segment.set_seq_number(recovery.acceptable(segment.seq_number()));
+    } else {
+        recovery.note_sent(&segment, now);
+    }
     segment.set_checksum(0);
     let checksum = checksum::transport(source, destination, IpProtocol::Tcp, segment.as_ref());
     segment.set_checksum(checksum);

@@ -707,7 +707,7 @@ fn send_update(
     let mut segment = TcpPacket::new_unchecked(packet.payload_mut());
     segment.set_src_port(remote.port());
     segment.set_dst_port(guest.port());
-    segment.set_seq_number(seq);
+    segment.set_seq_number(flow.recovery.acceptable(seq));
     segment.set_ack_number(ack);
     segment.clear_flags();
     segment.set_header_len(header_len as u8);

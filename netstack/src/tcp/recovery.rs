@@ -102,7 +102,9 @@ pub(crate) struct Recovery {
     shift: u8,
     /// The guest acknowledges selectively.
     selective: bool,
-    /// The last window field that smoltcp was given.
+    /// The window field that the guest sent last.
+    offered: u16,
+    /// The one that smoltcp was given.
     field: Option<u16>,
     /// Where the last probe of a closed window ends.
     probe_end: Option<TcpSeqNumber>,
@@ -163,6 +165,7 @@ impl Recovery {
             capacity,
             shift: 0,
             selective: false,
+            offered: 0,
             field: None,
             probe_end: None,
             marked: false,
@@ -202,13 +205,9 @@ impl Recovery {
         self.selective
     }
 
-    /// A segment leaves.
+    /// A segment leaves that the guest has to acknowledge.
     pub(super) fn note_sent(&mut self, segment: &TcpPacket<&mut [u8]>, now: Instant) {
-        let len = segment.segment_len();
-        if len == 0 {
-            return;
-        }
-        let seq = segment.seq_number();
+        let (seq, len) = (segment.seq_number(), segment.segment_len());
         if segment.syn() {
             self.opened = if self.edges.is_none() { Some(now) } else { None };
             self.edges = Some((seq + 1, seq + 1));
@@ -257,7 +256,8 @@ impl Recovery {
         let is_quiet = self.runs.is_empty() && self.window.is_none() && self.opened.is_none();
         if is_quiet && ack == una && una == next && !is_old && !segment.syn() {
             // As with every segment of a guest that only sends.
-            self.field = Some(segment.window_len());
+            self.offered = segment.window_len();
+            self.field = Some(self.offered);
             return Verdict::Pass;
         }
         if ack < una || ack > next {
@@ -266,7 +266,8 @@ impl Recovery {
                 self.runs.clear();
                 self.settle();
                 self.edges = Some((ack, ack));
-                self.field = Some(segment.window_len());
+                self.offered = segment.window_len();
+                self.field = Some(self.offered);
             }
             return Verdict::Pass;
         }
@@ -277,9 +278,13 @@ impl Recovery {
             }
         }
         if segment.syn() {
+            // Not scaled, on a SYN (RFC 7323 2.2).
+            self.offered = segment.window_len().div_ceil(1 << self.shift);
             return Verdict::Pass;
         }
-        let real = segment.window_len();
+        let is_update = segment.window_len() != self.offered;
+        let edge = una + self.room();
+        self.offered = segment.window_len();
         let bare = (segment.payload().is_empty() || is_old) && !segment.fin();
         let before = self.window.map(|_| self.under_way());
         let mut arrived = ack - una;
@@ -290,11 +295,14 @@ impl Recovery {
             arrived += self.selectively(segment, now);
         }
         if !self.selective {
-            self.count_duplicates(ack > una, bare && self.field == Some(real), next);
+            self.count_duplicates(ack > una, bare && !is_update, next);
         }
         if arrived > 0 {
             self.credit = if self.marked && self.lost() > 0 { self.credit + arrived } else { arrived };
             self.grow(arrived, before);
+        }
+        if next > edge && ack + self.room() > edge {
+            self.send_refused(edge, now);
         }
         if self.marked {
             self.merge();
@@ -304,30 +312,65 @@ impl Recovery {
             self.settle();
         }
         self.turn_round();
-        let field = self.limited(real);
+        let field = self.limited();
         let repeated = ack == una && bare && (next != una || is_old) && self.field == Some(field);
         self.field = Some(field);
-        match (repeated, field == real) {
+        match (repeated, field == self.offered) {
             (true, _) => Verdict::Known,
             (false, true) => Verdict::Pass,
             (false, false) => Verdict::Limit(field),
         }
     }
 
-    /// Whether nothing slows down what is sent, so that more may be under way.
-    pub(super) fn is_near(&self) -> bool {
-        self.window.is_none() && self.round_trip.is_some_and(|trip| trip.smoothed < LONG)
+    /// The guest's window, in bytes from the first that is not acknowledged, and one unit for what a scaled field cannot say
+    /// (RFC 7323 2.4) or a FIN, which needs no room.
+    fn room(&self) -> usize {
+        (usize::from(self.offered) + 1) << self.shift
     }
 
-    /// The window field that lets smoltcp send what the congestion window leaves, beyond what is lost.
-    fn limited(&self, real: u16) -> u16 {
-        let (Some(window), Some((una, next))) = (self.window, self.edges) else { return real };
-        // Whole segments, as far as the field can say so. Never less than what has been sent: smoltcp could not repeat that.
-        let fresh = window.saturating_sub(self.under_way() + self.lost()) / self.mss * self.mss;
+    /// Whether the guest took back some of what it had offered, and may refuse what has been sent (RFC 9293 3.8.6).
+    fn is_shrunk(&self) -> bool {
+        self.edges.is_some_and(|(una, next)| next - una > self.room())
+    }
+
+    /// The sequence number for a segment without data that was to have `seq`: one that the guest's window has, or the guest would
+    /// not read it.
+    pub(super) fn acceptable(&self, seq: TcpSeqNumber) -> TcpSeqNumber {
+        match self.edges.filter(|_| self.is_shrunk()) {
+            Some((una, _)) => seq.min(una + (usize::from(self.offered) << self.shift)),
+            None => seq,
+        }
+    }
+
+    /// The window field that lets smoltcp send what the guest's window and the congestion window leave.
+    fn limited(&self) -> u16 {
+        let Some((una, next)) = self.edges else { return self.offered };
         let flight = next - una;
-        // Nor nothing, which smoltcp would take for a closed window.
-        let units = flight.div_ceil(1 << self.shift).max((flight + fresh) >> self.shift).max(1);
-        u16::try_from(units).unwrap_or(u16::MAX).min(real)
+        let units = match self.window {
+            Some(window) => {
+                // Whole segments, as far as the field can say so, but not nothing: that is a closed window.
+                let fresh = window.saturating_sub(self.under_way() + self.lost()) / self.mss * self.mss;
+                ((flight + fresh) >> self.shift).max(1).min(usize::from(self.offered))
+            }
+            None => usize::from(self.offered),
+        };
+        // Never less than what has been sent, as far as the field can say so: smoltcp could not repeat that. And not closed before that
+        // has arrived: smoltcp would give up its retransmission timer.
+        let sent = if flight == 0 { 0 } else { (flight >> self.shift).max(1) };
+        u16::try_from(units.max(sent)).unwrap_or(u16::MAX)
+    }
+
+    /// The window, which ended at `edge`, goes further: what was sent past that, and has had the time to arrive, was refused.
+    fn send_refused(&mut self, edge: TcpSeqNumber, now: Instant) {
+        let (Some((_, next)), Some(trip)) = (self.edges, self.round_trip) else { return };
+        self.mark(edge, next, |run| {
+            if matches!(run.state, State::Sent | State::Resent) && run.at + trip.smoothed <= now {
+                run.state = State::Lost;
+            }
+        });
+        // No network lost it. There is room for so much.
+        self.credit = self.credit.max(self.room());
+        (self.started, self.timeouts, self.probed) = (now, 0, false);
     }
 
     /// All before `ack` has arrived.
@@ -450,7 +493,10 @@ impl Recovery {
 
     /// A guest that does not acknowledge selectively (RFC 6582).
     fn count_duplicates(&mut self, progress: bool, duplicate: bool, next: TcpSeqNumber) {
-        let Some((una, _)) = self.edges.filter(|_| !self.runs.is_empty()) else { return };
+        // Before a window that was taken back a duplicate answers a probe.
+        let Some((una, _)) = self.edges.filter(|_| !self.runs.is_empty() && !self.is_shrunk()) else {
+            return;
+        };
         let partial = progress && self.highest.is_some_and(|highest| una < highest);
         if duplicate && !progress {
             self.duplicates += 1;
@@ -613,7 +659,7 @@ impl Recovery {
     /// Whether a probe would find out sooner than a timeout. Alone a segment's acknowledgement may be delayed.
     fn may_probe(&self) -> bool {
         let flight = self.edges.map_or(0, |(una, next)| next - una);
-        !self.probed && self.timeouts == 0 && flight > self.mss
+        !self.probed && self.timeouts == 0 && flight > self.mss && !self.is_shrunk()
     }
 
     /// Says whether the guest can get anything, or its port takes nothing. It has all the time from when it can.
@@ -652,18 +698,37 @@ impl Recovery {
         for run in self.runs.iter_mut().filter(|run| reneged || run.state != State::Sacked) {
             run.state = State::Lost;
         }
+        self.credit = self.mss;
+        if self.offered == 0 {
+            // This probes the window, and no network is full.
+            return;
+        }
         if self.timed_out.is_none() {
             self.timed_out = Some((self.window, next));
             self.set_window((next - una) / 10 * 7);
         }
         self.window = Some(self.mss);
-        self.credit = self.mss;
     }
 
     /// Whether something is to be sent again, and may be.
     pub(super) fn wants_replay(&self) -> bool {
-        // Before a closed window smoltcp repeats nothing.
-        self.marked && self.field != Some(0) && self.allowance() > 0 && self.lost() > 0
+        if !self.marked || self.allowance() == 0 {
+            return false;
+        }
+        let Some((mut start, next)) = self.edges else { return false };
+        let first = self.runs.iter().find(|run| {
+            let is_lost = run.state == State::Lost;
+            if !is_lost {
+                start = run.end;
+            }
+            is_lost
+        });
+        first.is_some() && self.fits(start, (start + self.mss).min(next))
+    }
+
+    /// Whether the guest takes what is between two sequence numbers, or it is to say whether it does.
+    fn fits(&self, left: TcpSeqNumber, right: TcpSeqNumber) -> bool {
+        self.edges.is_some_and(|(una, _)| left <= una || right <= una + self.room())
     }
 
     /// Bytes that may be sent again: what the window leaves, and no more than has arrived but for one segment (RFC 6937).
@@ -693,7 +758,7 @@ impl Recovery {
     pub(super) fn admits(&mut self, segment: &TcpPacket<&mut [u8]>, room: bool) -> bool {
         let (seq, len) = (segment.seq_number(), segment.segment_len());
         let Some(mut replay) = self.replay else { return true };
-        let wanted = room && replay.left > 0 && self.has_lost(seq, seq + len);
+        let wanted = room && replay.left > 0 && self.has_lost(seq, seq + len) && self.fits(seq, seq + len);
         if wanted {
             replay.left = replay.left.saturating_sub(len);
         } else {

@@ -25,6 +25,7 @@ mod dial_out;
 mod mtu;
 mod random;
 mod services;
+mod shrinking;
 mod switching;
 mod transfer;
 mod udp;
