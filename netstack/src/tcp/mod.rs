@@ -7,6 +7,7 @@
 mod device;
 mod flow;
 mod recovery;
+mod replay;
 mod window;
 
 use core::net::SocketAddr;
@@ -33,6 +34,7 @@ use crate::{DropReason, FrameSink, Mac, PortId};
 use device::{Blueprint, NOWHERE, OneCall};
 use flow::{PooledSocket, Stage};
 use recovery::Verdict;
+use replay::ReplayBudget;
 
 slotmap::new_key_type! {
     /// Names a TCP flow; never used again for another one.
@@ -50,8 +52,6 @@ const TURN_SEGMENTS: usize = 8;
 const GIVE_UP: Duration = Duration::from_secs(900);
 /// The same for a SYN-ACK: whoever sent that SYN may never have wanted a connection.
 const GIVE_UP_SYN: Duration = Duration::from_secs(60);
-/// Longer than smoltcp's retransmission timer ever runs, which is a minute.
-const PAST_TIMERS: Duration = Duration::from_secs(100);
 /// When to look again at a flow that is due and yet sends nothing.
 const RETRY: Duration = Duration::from_millis(10);
 
@@ -101,6 +101,7 @@ pub(crate) struct Table {
     idle: VecDeque<(FlowId, usize)>,
     timers: Timers<FlowId>,
     budgets: HashMap<PortId, WindowBudget, FixedState>,
+    replays: HashMap<PortId, ReplayBudget, FixedState>,
     /// Sockets of flows that ended, for new ones.
     pool: Vec<PooledSocket>,
     next_port: u16,
@@ -134,6 +135,7 @@ impl Table {
             idle: VecDeque::new(),
             timers: Timers::new(),
             budgets: HashMap::with_hasher(FixedState::with_seed(seed)),
+            replays: HashMap::with_hasher(FixedState::with_seed(seed)),
             pool: Vec::new(),
             next_port: EPHEMERAL_FIRST + (seed % u64::from(EPHEMERAL_COUNT)) as u16,
             scratch: Vec::new(),
@@ -143,11 +145,13 @@ impl Table {
 
     pub(crate) fn attach(&mut self, port: PortId, now: Instant) {
         self.budgets.insert(port, WindowBudget::new(now));
+        self.replays.insert(port, ReplayBudget::new(now));
     }
 
     /// Ends the flows of a port that is gone. Their drivers see [`Phase::Aborted`].
     pub(crate) fn detach(&mut self, port: PortId) {
         self.budgets.remove(&port);
+        self.replays.remove(&port);
         let gone: Vec<FlowId> =
             self.flows.iter().filter(|(_, flow)| flow.route.port == port).map(|(id, _)| id).collect();
         for id in gone {
@@ -557,38 +561,6 @@ impl Table {
             self.deep += 1;
             flow.deep = true;
             self.mark_ready(id);
-        }
-    }
-
-    /// Sends again what the guest has lost. smoltcp is told that its retransmission timer has run out, and so repeats everything;
-    /// what the guest has, or may still get, goes no further than `scratch`.
-    fn replay(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) {
-        let Some(flow) = self.flows.get_mut(id) else { return };
-        let Stage::Live(sockets, _) = &mut flow.stage else { return };
-        let Some(end) = flow.recovery.begin_replay() else { return };
-        // A device that takes nothing: smoltcp goes back to the first byte, and starts its timer at the true time below.
-        let mut nothing = Blueprint { mtu: usize::from(self.mtu) };
-        let _: PollResult = self.interface.poll_egress(now + PAST_TIMERS, &mut nothing, sockets);
-        let mut device = OneCall {
-            packet: None,
-            sink,
-            route: flow.route,
-            mtu: usize::from(self.mtu),
-            window: &mut flow.window,
-            recovery: &mut flow.recovery,
-            now,
-            scratch: &mut self.scratch,
-        };
-        while device.recovery.is_replaying_before(end)
-            && self.interface.poll_egress(now, &mut device, sockets) == PollResult::SocketStateChanged
-        {
-        }
-        let held_back = flow.recovery.end_replay();
-        if held_back.is_some_and(|ack| flow.window.acknowledged().is_some_and(|last| ack > last)) {
-            let held = flow.socket().map_or(0, Socket::recv_queue);
-            if let Some((seq, ack, window)) = flow.window.update(held) {
-                send_update(sink, flow, seq, ack, window, None);
-            }
         }
     }
 

@@ -1,8 +1,7 @@
 //! Loss of what is sent to a guest: what was lost, what is sent again, how much may be under way. Owns: the scoreboard, the
-//! timers of RFC 8985 and 6298, the congestion window. May not: hold bytes, or send. Read next: `mod.rs`, `Table::replay`.
+//! timers of RFC 8985 and 6298, the congestion window. May not: hold bytes, or send. Read next: `replay.rs`, how it is sent again.
 //!
-//! smoltcp has the bytes but repeats only the first segment, or all of them. So when something is lost it is made to repeat
-//! all of them into a buffer, and [`Recovery::admits`] says which leave. A local hypervisor loses nothing: until the first loss
+//! A local hypervisor loses nothing: until the first loss
 //! there is no congestion window, and a segment or an acknowledgement costs a comparison and a timestamp.
 
 use std::collections::VecDeque;
@@ -12,6 +11,11 @@ use smoltcp::wire::{TcpPacket, TcpSeqNumber};
 
 /// Runs at most; a guest that tells of more is believed to have received less.
 const MAX_RUNS: usize = 2048;
+/// Segments under way at most: as many are made when one is repeated.
+const MAX_FLIGHT: usize = 4096;
+/// Of a guest that did not name its own (RFC 9293 3.7.1), and the smallest that smoltcp takes for true, in bytes.
+const DEFAULT_MSS: usize = 536;
+const MIN_MSS: usize = 48;
 /// Before a round trip was measured (RFC 6298 2.1).
 const FIRST_TIMEOUT: Duration = Duration::from_secs(1);
 /// What the timeout is longer than a round trip, at least: a guest delays an acknowledgement for 40 ms, and Linux waits as long.
@@ -104,6 +108,8 @@ pub(crate) struct Recovery {
     selective: bool,
     /// The window field that the guest sent last.
     offered: u16,
+    /// The largest that smoltcp is given.
+    most: u16,
     /// The one that smoltcp was given.
     field: Option<u16>,
     /// Where the last probe of a closed window ends.
@@ -125,7 +131,7 @@ pub(crate) struct Recovery {
     started: Instant,
     timeouts: u32,
     probed: bool,
-    room: bool,
+    room_at_port: bool,
     duplicates: usize,
     /// The congestion window, if there is one, and where it stops growing fast.
     window: Option<usize>,
@@ -141,6 +147,8 @@ pub(crate) struct Recovery {
     /// The window before the timeout, and up to where what was sent before it goes.
     timed_out: Option<(Option<usize>, TcpSeqNumber)>,
     replay: Option<Replay>,
+    /// When the next replay may be.
+    replay_at: Option<Instant>,
 }
 
 /// smoltcp repeats what it has.
@@ -161,11 +169,12 @@ impl Recovery {
             runs: VecDeque::new(),
             edges: None,
             opened: None,
-            mss: 536,
+            mss: DEFAULT_MSS,
             capacity,
             shift: 0,
             selective: false,
             offered: 0,
+            most: u16::MAX,
             field: None,
             probe_end: None,
             marked: false,
@@ -178,7 +187,7 @@ impl Recovery {
             started: Instant::ZERO,
             timeouts: 0,
             probed: false,
-            room: true,
+            room_at_port: true,
             duplicates: 0,
             window: None,
             threshold: usize::MAX,
@@ -190,6 +199,7 @@ impl Recovery {
             cut: None,
             timed_out: None,
             replay: None,
+            replay_at: None,
         }
     }
 
@@ -197,6 +207,10 @@ impl Recovery {
     pub(super) fn handle_syn<T: AsRef<[u8]> + ?Sized>(&mut self, syn: &TcpPacket<&T>) {
         let Ok(options) = syn.options_summary() else { return };
         self.shift = options.window_scale.unwrap_or(0).min(14);
+        let mss = options.max_segment_size.map_or(DEFAULT_MSS, usize::from).max(MIN_MSS);
+        self.mss = mss.min(DEFAULT_MSS);
+        let most = (mss * MAX_FLIGHT) >> self.shift;
+        self.most = u16::try_from(most).unwrap_or(u16::MAX);
         self.selective = options.sack_permitted;
     }
 
@@ -257,8 +271,8 @@ impl Recovery {
         if is_quiet && ack == una && una == next && !is_old && !segment.syn() {
             // As with every segment of a guest that only sends.
             self.offered = segment.window_len();
-            self.field = Some(self.offered);
-            return Verdict::Pass;
+            self.field = Some(self.offered.min(self.most));
+            return if self.offered > self.most { Verdict::Limit(self.most) } else { Verdict::Pass };
         }
         if ack < una || ack > next {
             // smoltcp takes nothing of it, its window neither, if it is not for a probe.
@@ -356,6 +370,7 @@ impl Recovery {
         };
         // Never less than what has been sent, as far as the field can say so: smoltcp could not repeat that. And not closed before that
         // has arrived: smoltcp would give up its retransmission timer.
+        let units = units.min(usize::from(self.most));
         let sent = if flight == 0 { 0 } else { (flight >> self.shift).max(1) };
         u16::try_from(units.max(sent)).unwrap_or(u16::MAX)
     }
@@ -634,7 +649,7 @@ impl Recovery {
 
     /// When to call [`Self::handle_timeout`].
     pub(super) fn due(&self) -> Option<Instant> {
-        if self.runs.is_empty() || !self.room {
+        if self.runs.is_empty() || !self.room_at_port {
             return None;
         }
         let at = self.started + self.wait();
@@ -643,7 +658,7 @@ impl Recovery {
 
     /// Whether the timer stands still for want of room.
     pub(super) fn is_waiting_for_room(&self) -> bool {
-        !self.room && !self.runs.is_empty()
+        !self.room_at_port && !self.runs.is_empty()
     }
 
     /// From the timer's start.
@@ -664,10 +679,10 @@ impl Recovery {
 
     /// Says whether the guest can get anything, or its port takes nothing. It has all the time from when it can.
     pub(super) fn set_room(&mut self, room: bool, now: Instant) {
-        if room && !self.room {
+        if room && !self.room_at_port {
             self.started = now;
         }
-        self.room = room;
+        self.room_at_port = room;
     }
 
     /// Does what is due.
@@ -712,7 +727,7 @@ impl Recovery {
 
     /// Whether something is to be sent again, and may be.
     pub(super) fn wants_replay(&self) -> bool {
-        if !self.marked || self.allowance() == 0 {
+        if !self.marked || !self.room_at_port || self.allowance() == 0 {
             return false;
         }
         let Some((mut start, next)) = self.edges else { return false };
@@ -737,9 +752,16 @@ impl Recovery {
         room.min(self.credit + self.mss)
     }
 
+    /// When everything may be repeated; `reserve` says when so many segments may be.
+    pub(super) fn replay_at(&mut self, reserve: impl FnOnce(usize) -> Instant) -> Instant {
+        let flight = self.edges.map_or(0, |(una, next)| next - una);
+        *self.replay_at.get_or_insert_with(|| reserve(flight.div_ceil(self.mss)))
+    }
+
     /// smoltcp begins to repeat. Says up to which sequence number it has to.
     pub(super) fn begin_replay(&mut self) -> Option<TcpSeqNumber> {
         let (_, next) = self.edges?;
+        self.replay_at = None;
         self.replay = Some(Replay { left: self.allowance(), end: None, held_back: None });
         self.credit = 0;
         Some(next)

@@ -1,6 +1,7 @@
 //! The stack, its ports and the host, in virtual time. Owns: the driver's calling order, that of the daemon's `src/engine`.
 //! Read next: `checker.rs`, what holds for every frame.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
@@ -120,20 +121,25 @@ struct Batch {
 
 /// All batches, as the stack sees them.
 #[derive(Debug, Default)]
-pub(crate) struct Batches(Vec<Batch>);
+pub(crate) struct Batches {
+    all: Vec<Batch>,
+    /// How often the stack asked for room: once at least for each segment that it makes, whether it leaves or not.
+    pub(crate) asked: Cell<u64>,
+}
 
 impl Batches {
     fn get(&self, port: PortId) -> Option<&Batch> {
-        self.0.iter().find(|batch| batch.port == port)
+        self.all.iter().find(|batch| batch.port == port)
     }
 
     fn get_mut(&mut self, port: PortId) -> Option<&mut Batch> {
-        self.0.iter_mut().find(|batch| batch.port == port)
+        self.all.iter_mut().find(|batch| batch.port == port)
     }
 }
 
 impl FrameSink for Batches {
     fn has_room(&self, port: PortId, len: usize) -> bool {
+        self.asked.set(self.asked.get() + 1);
         self.get(port).is_some_and(|batch| batch.bytes + len <= batch.limit)
     }
 
@@ -231,7 +237,7 @@ impl Sim {
     /// A port without a guest: what reaches it is in its `inbox`.
     pub(crate) fn plug_raw(&mut self, quality: Quality) -> usize {
         let id = self.stack.attach_port(self.now);
-        self.batches.0.push(Batch {
+        self.batches.all.push(Batch {
             port: id,
             frames: VecDeque::new(),
             bytes: 0,
@@ -253,7 +259,7 @@ impl Sim {
     pub(crate) fn unplug(&mut self, port: usize) {
         let id = self.ports[port].id;
         self.stack.detach_port(id);
-        self.batches.0.retain(|batch| batch.port != id);
+        self.batches.all.retain(|batch| batch.port != id);
         self.ports[port].guest = None;
     }
 
