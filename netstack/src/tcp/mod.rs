@@ -106,8 +106,8 @@ pub(crate) struct Table {
     pool: Vec<PooledSocket>,
     next_port: u16,
     scratch: Vec<u8>,
-    /// A guest's segment with another window.
-    limited: Vec<u8>,
+    /// A guest's segment as smoltcp is to see it.
+    rewritten: Vec<u8>,
 }
 
 impl core::fmt::Debug for Table {
@@ -139,7 +139,7 @@ impl Table {
             pool: Vec::new(),
             next_port: EPHEMERAL_FIRST + (seed % u64::from(EPHEMERAL_COUNT)) as u16,
             scratch: Vec::new(),
-            limited: Vec::new(),
+            rewritten: Vec::new(),
         }
     }
 
@@ -206,6 +206,7 @@ impl Table {
         let (has_data, end) = (!segment.payload().is_empty(), segment.seq_number() + segment.payload().len());
         let before;
         let is_duplicate;
+        let mut is_old;
         match &mut flow.stage {
             Stage::Held(_) => {
                 if segment.rst() {
@@ -234,16 +235,17 @@ impl Table {
                 if let Some(budget) = self.budgets.get_mut(&route.port).filter(|_| has_data) {
                     budget.count(&mut flow.window, now);
                 }
-                let acknowledged = flow.window.acknowledged();
-                is_duplicate = flow.recovery.is_selective()
-                    && has_data
-                    && !segment.fin()
-                    && acknowledged.is_some_and(|ack| end <= ack);
-                // One that asks for an answer, as a keep-alive does.
-                let asks = acknowledged.is_some_and(|ack| segment.seq_number() < ack);
+                // As a keep-alive is, which asks for an answer.
+                is_old = (flow.window.acknowledged().filter(|ack| segment.seq_number() < *ack))
+                    .is_some_and(|ack| segment.seq_number() + segment.segment_len() <= ack)
+                    && is_open
+                    && segment.ack()
+                    && !segment.syn()
+                    && !segment.rst();
+                is_duplicate = flow.recovery.is_selective() && has_data && !segment.fin() && is_old;
                 let mut bytes = packet.clone().into_inner();
-                match flow.recovery.handle_ack(&segment, is_duplicate, now) {
-                    Verdict::Known if is_duplicate || !asks => {
+                match flow.recovery.handle_ack(&segment, is_old, now) {
+                    Verdict::Known if is_duplicate || !is_old => {
                         flow.progress = None;
                         if is_duplicate {
                             send_duplicate(sink, flow, segment.seq_number(), end);
@@ -251,13 +253,16 @@ impl Table {
                         self.mark_ready(id);
                         return Ok(Segment::Done);
                     }
-                    Verdict::Known | Verdict::Pass => {}
-                    Verdict::Limit(field) => {
-                        self.limited.clear();
-                        self.limited.extend_from_slice(bytes);
-                        let mut packet = Ipv4Packet::new_unchecked(&mut self.limited[..]);
-                        TcpPacket::new_unchecked(packet.payload_mut()).set_window_len(field);
-                        bytes = &self.limited;
+                    Verdict::Known => is_old = false,
+                    Verdict::Pass if !is_old => {}
+                    verdict => {
+                        let field = match verdict {
+                            Verdict::Limit(field) => field,
+                            Verdict::Known | Verdict::Pass => segment.window_len(),
+                        };
+                        let seq = flow.window.acceptable().filter(|_| is_old);
+                        rewrite(&mut self.rewritten, bytes, field, seq);
+                        bytes = &self.rewritten;
                     }
                 }
                 let mut device = OneCall {
@@ -276,6 +281,8 @@ impl Table {
         }
         if is_duplicate {
             send_duplicate(sink, flow, segment.seq_number(), end);
+        } else if is_old && (has_data || segment.fin()) {
+            challenge(sink, flow);
         }
         if segment.ack() {
             flow.progress = None;
@@ -636,6 +643,24 @@ impl Table {
 /// The ports that this side dials from, as the original's.
 const EPHEMERAL_FIRST: u16 = 16_000;
 const EPHEMERAL_COUNT: u16 = u16::MAX - EPHEMERAL_FIRST;
+
+/// Copies a guest's segment with another window field. With a sequence number, it has that and no data: smoltcp answers a segment of
+/// which it has all the data, but reads neither what that acknowledges nor its window.
+fn rewrite(copy: &mut Vec<u8>, packet: &[u8], field: u16, seq: Option<TcpSeqNumber>) {
+    copy.clear();
+    copy.extend_from_slice(packet);
+    let mut packet = Ipv4Packet::new_unchecked(&mut copy[..]);
+    let mut segment = TcpPacket::new_unchecked(packet.payload_mut());
+    segment.set_window_len(field);
+    if let Some(seq) = seq {
+        segment.set_seq_number(seq);
+        segment.set_fin(false);
+        let header_len = segment.header_len();
+        let len = u16::from(packet.header_len()) + u16::from(header_len);
+        packet.set_total_len(len);
+        copy.truncate(usize::from(len));
+    }
+}
 
 /// Answers a SYN for a connection that there is: a guest that knows nothing of it answers with a RST (RFC 5961 4.2). smoltcp would
 /// say nothing.

@@ -299,7 +299,7 @@ impl Recovery {
         let is_update = segment.window_len() != self.offered;
         let edge = una + self.room();
         self.offered = segment.window_len();
-        let bare = (segment.payload().is_empty() || is_old) && !segment.fin();
+        let bare = segment.payload().is_empty() && !segment.fin();
         let before = self.window.map(|_| self.under_way());
         let mut arrived = ack - una;
         if ack > una {
@@ -309,7 +309,7 @@ impl Recovery {
             arrived += self.selectively(segment, now);
         }
         if !self.selective {
-            self.count_duplicates(ack > una, bare && !is_update, next);
+            self.count_duplicates(ack > una, bare && !is_old && !is_update, next);
         }
         if arrived > 0 {
             self.credit = if self.marked && self.lost() > 0 { self.credit + arrived } else { arrived };
@@ -327,7 +327,7 @@ impl Recovery {
         }
         self.turn_round();
         let field = self.limited();
-        let repeated = ack == una && bare && (next != una || is_old) && self.field == Some(field);
+        let repeated = ack == una && self.field == Some(field) && (is_old || (bare && next != una));
         self.field = Some(field);
         match (repeated, field == self.offered) {
             (true, _) => Verdict::Known,

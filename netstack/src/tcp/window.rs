@@ -157,6 +157,12 @@ impl WindowLimit {
         u16::try_from(field).unwrap_or(u16::MAX)
     }
 
+    /// The last sequence number with which smoltcp takes a segment without data.
+    pub(super) fn acceptable(&self) -> Option<TcpSeqNumber> {
+        let (ack, accepted) = (self.acknowledged()?, self.accepted?);
+        Some(if accepted > ack { accepted - 1 } else { ack })
+    }
+
     /// Whether a segment that ends at `end` goes past what smoltcp takes. If it also carries a FIN, smoltcp would believe that
     /// and cut the bytes before it.
     pub(super) fn is_past(&self, end: TcpSeqNumber) -> bool {

@@ -26,6 +26,7 @@ mod mtu;
 mod random;
 mod services;
 mod shrinking;
+mod stale;
 mod switching;
 mod transfer;
 mod udp;
