@@ -1,5 +1,5 @@
 //! Sending again. smoltcp has the bytes but repeats only the first segment, or all of them: so it is made to repeat all of them into
-//! a buffer, and what the guest has lost leaves. Owns: what that may cost. May not: know what is lost. Read next: `recovery.rs`.
+//! a buffer, and what the guest has lost leaves. Owns: what that may cost. May not: know what is lost. Read next: `recovery/mod.rs`.
 
 use smoltcp::iface::PollResult;
 use smoltcp::socket::tcp::Socket;
