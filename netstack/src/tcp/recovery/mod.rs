@@ -185,7 +185,7 @@ impl Recovery {
             self.count_duplicates(ack > una, bare && !is_old && !is_update, next);
         }
         if arrived > 0 {
-            let recovering = self.board.marked && self.board.lost() > 0;
+            let recovering = self.board.first_lost().is_some();
             self.credit = if recovering { self.credit + arrived } else { arrived };
             self.congestion.grow(arrived, before, self.mss);
         }
@@ -221,7 +221,7 @@ impl Recovery {
     fn limited(&self) -> u16 {
         let fresh = self.congestion.window.map(|window| {
             // Whole segments.
-            window.saturating_sub(self.board.under_way() + self.board.lost()) / self.mss * self.mss
+            window.saturating_sub(self.board.flight() - self.board.sacked()) / self.mss * self.mss
         });
         self.send_window.limited(self.board.flight(), fresh)
     }

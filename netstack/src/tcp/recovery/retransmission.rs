@@ -21,13 +21,9 @@ pub(super) struct Replay {
 impl Recovery {
     /// Whether something is to be sent again, and may be.
     pub(in super::super) fn wants_replay(&self) -> bool {
-        if !self.board.marked || !self.room_at_port || self.allowance() == 0 {
-            return false;
-        }
-        let (Some((_, next)), Some(start)) = (self.board.edges, self.board.first_lost()) else {
-            return false;
-        };
-        self.fits(start, (start + self.mss).min(next))
+        let Some(start) = self.board.first_lost().filter(|_| self.room_at_port) else { return false };
+        let Some((_, next)) = self.board.edges else { return false };
+        self.fits(start, (start + self.mss).min(next)) && self.allowance() > 0
     }
 
     /// Whether the guest takes what is between two sequence numbers, or it is to say whether it does.

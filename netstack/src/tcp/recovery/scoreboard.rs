@@ -34,7 +34,7 @@ pub(super) struct Scoreboard {
     pub(super) runs: VecDeque<Run>,
     /// Where the first run begins, and where the last ends (RFC 9293 SND.UNA, SND.NXT); `None` before the SYN was sent.
     pub(super) edges: Option<(TcpSeqNumber, TcpSeqNumber)>,
-    /// Some run may not be [`State::Sent`].
+    /// Some run may be other than [`State::Sent`].
     pub(super) marked: bool,
 }
 
@@ -58,24 +58,22 @@ impl Scoreboard {
 
     /// Bytes that may still arrive.
     pub(super) fn under_way(&self) -> usize {
-        self.sum(State::Sent) + self.sum(State::Resent)
-    }
-
-    /// Bytes that are to be sent again.
-    pub(super) fn lost(&self) -> usize {
-        self.sum(State::Lost)
+        if !self.marked {
+            return self.flight();
+        }
+        self.sum(|state| matches!(state, State::Sent | State::Resent))
     }
 
     /// Bytes beyond the first gap that the guest has.
     pub(super) fn sacked(&self) -> usize {
-        self.sum(State::Sacked)
+        if self.marked { self.sum(|state| state == State::Sacked) } else { 0 }
     }
 
-    fn sum(&self, state: State) -> usize {
+    fn sum(&self, counts: impl Fn(State) -> bool) -> usize {
         let Some((mut start, _)) = self.edges else { return 0 };
         let mut sum = 0;
         for run in &self.runs {
-            if run.state == state {
+            if counts(run.state) {
                 sum += run.end - start;
             }
             start = run.end;
@@ -91,6 +89,9 @@ impl Scoreboard {
 
     /// Where the first run that is to be sent again begins.
     pub(super) fn first_lost(&self) -> Option<TcpSeqNumber> {
+        if !self.marked {
+            return None;
+        }
         self.start(self.runs.iter().position(|run| run.state == State::Lost)?)
     }
 
