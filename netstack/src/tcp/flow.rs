@@ -385,6 +385,13 @@ impl Flow {
         (open && self.window.wants_update(held)).then_some(held)
     }
 
+    /// When to ask the guest whether it takes anything again, if there is anything. smoltcp would, but its timer is longer with
+    /// each time that it repeated something.
+    pub(super) fn persist_at(&self) -> Option<Instant> {
+        let at = self.recovery.persist_at()?;
+        self.socket().is_some_and(|socket| socket.send_queue() > 0).then_some(at)
+    }
+
     /// Whether smoltcp can be made to repeat what was sent.
     pub(super) fn can_replay(&self) -> bool {
         self.socket().is_some_and(|socket| {

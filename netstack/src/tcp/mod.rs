@@ -484,6 +484,8 @@ impl Table {
             if flow.recovery.wants_replay() && flow.can_replay() {
                 self.replay(id, now, sink);
             }
+        } else if flow.persist_at().is_some_and(|at| at <= now) {
+            self.probe(id, now, sink);
         }
         self.deepen(id);
         let Some(flow) = self.flows.get_mut(id) else { return };
@@ -548,7 +550,11 @@ impl Table {
         match flow.recovery.due() {
             Some(at) => self.timers.arm(id, at, &mut flow.armed),
             None if flow.recovery.is_waiting_for_room() => flow.block(id, &mut self.blocked),
-            None => {}
+            None => match flow.persist_at() {
+                Some(_) if !room => flow.block(id, &mut self.blocked),
+                Some(at) => self.timers.arm(id, at.max(now + RETRY), &mut flow.armed),
+                None => {}
+            },
         }
         match due {
             None => {}

@@ -39,6 +39,27 @@ impl ReplayBudget {
 }
 
 impl Table {
+    /// Probes a closed window. smoltcp is told that its timer for that has run out.
+    pub(super) fn probe(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) {
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        let Stage::Live(sockets, _) = &mut flow.stage else { return };
+        let mut device = OneCall {
+            packet: None,
+            sink,
+            route: flow.route,
+            mtu: usize::from(self.mtu),
+            window: &mut flow.window,
+            recovery: &mut flow.recovery,
+            now,
+            scratch: &mut self.scratch,
+        };
+        // Whenever smoltcp would do it; from then on it waits from there.
+        let at = self.interface.poll_at(now, sockets).unwrap_or(now);
+        if device.has_room() {
+            let _: PollResult = self.interface.poll_egress(at, &mut device, sockets);
+        }
+    }
+
     /// Sends again what the guest has lost, or arms a timer for when that may be. smoltcp is told that its retransmission timer has run
     /// out, and so repeats everything; what the guest has, or may still get, goes no further than `scratch`.
     pub(super) fn replay(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) {

@@ -227,3 +227,33 @@ fn a_guest_that_takes_nothing_is_acknowledged_where_it_looks() {
     assert!(answers.iter().any(|answer| answer.ack == next), "{answers:?}");
     assert!(answers.iter().all(|answer| answer.seq <= ack || !answer.payload.is_empty()), "{answers:?}");
 }
+
+#[test]
+fn a_full_guest_is_asked_soon_though_much_was_lost_before() {
+    let (mut sim, mut guest) = start(98, true, false, 10 * LEN);
+    let first = guest.ack;
+    let end = first + 10 * LEN;
+    guest.window = 100;
+    // Of each window the first segment is lost.
+    for _ in 0..8 {
+        guest.send(&mut sim, ACK, &[]);
+        sim.run_for(Duration::from_millis(5));
+        guest.clone().take(&mut sim);
+        let next = guest.ack + usize::from(guest.window) * 128;
+        guest.sacks = Some((guest.ack + 1460_usize, next));
+        guest.send(&mut sim, ACK, &[]);
+        sim.run_for(Duration::from_millis(5));
+        let again = guest.clone().take(&mut sim);
+        assert!(again.iter().any(|segment| segment.seq == guest.ack), "{again:?}");
+        (guest.ack, guest.sacks) = (next, None);
+    }
+    guest.window = 0;
+    guest.send(&mut sim, ACK, &[]);
+    let limit = guest.ack;
+    let probes = take(&mut sim, &mut guest, limit, Duration::from_secs(5));
+    let probes = probes.iter().filter(|segment| !segment.payload.is_empty()).count();
+    assert!((2..=6).contains(&probes), "{probes} probes in five seconds");
+    guest.window = OPEN;
+    let took = finish(&mut sim, &mut guest, end);
+    assert!(took <= Duration::from_secs(10), "{took}");
+}

@@ -116,13 +116,15 @@ impl Recovery {
         if end <= una {
             return;
         }
-        // A probe of a closed window is not sent yet, for smoltcp: its timer is another one.
+        // A probe of a closed window is not sent yet, for smoltcp.
         if self.send_window.told == Some(0) {
             self.send_window.probe_end = Some(end);
+            self.started = now;
+            self.timeouts += 1;
             return;
         }
         if self.board.is_empty() {
-            self.started = now;
+            (self.started, self.timeouts, self.probed) = (now, 0, false);
         }
         if seq < next {
             self.board.mark(seq, end.min(next), |run| {
@@ -157,6 +159,7 @@ impl Recovery {
                 self.board.runs.clear();
                 self.settle();
                 self.board.edges = Some((ack, ack));
+                (self.started, self.timeouts, self.probed) = (now, 0, false);
                 (self.send_window.offered, self.send_window.told) = (field, Some(field));
             }
             return Verdict::Pass;
@@ -259,6 +262,12 @@ impl Recovery {
         }
         let at = self.timer();
         Some(self.arrivals.look_at.map_or(at, |look_at| look_at.min(at)))
+    }
+
+    /// When to probe a closed window (RFC 9293 3.8.6.1), if that is what keeps back what there is to send.
+    pub(super) fn persist_at(&self) -> Option<Instant> {
+        let is_closed = self.send_window.told == Some(0) && self.board.is_empty();
+        is_closed.then(|| self.started + RoundTrip::timeout(self.round_trip.as_ref(), self.timeouts))
     }
 
     /// Whether the timer stands still for want of room.
