@@ -97,7 +97,7 @@ pub struct Engine {
     sources: Slab<Source>,
     qemu: Option<QemuListener>,
     links: Vec<Link>,
-    /// Bytes of frames that the turn read and wrote.
+    /// Bytes that the turn read and wrote, of links and descriptors.
     carried: usize,
     mtu: u16,
     forwards: Vec<Forward>,

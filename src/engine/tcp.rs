@@ -166,7 +166,7 @@ impl Engine {
                     }
                     connection.opening = Opening::Done;
                 }
-                match connection.relay.move_bytes(flow, self.poll.registry()) {
+                match connection.relay.move_bytes(flow, self.poll.registry(), &mut self.carried) {
                     Outcome::Going => {
                         if connection.relay.wants_turn(flow) {
                             self.stack.mark_ready(id);

@@ -72,19 +72,19 @@ impl Relay {
         self.failed |= event.is_error() && self.stream.has_failed();
     }
 
-    /// Moves what can be moved, both ways, and carries a closed half over.
-    pub(crate) fn move_bytes(&mut self, flow: &mut Flow, registry: &Registry) -> Outcome {
+    /// Moves what can be moved, both ways, adds its bytes to `moved`, and carries a closed half over.
+    pub(crate) fn move_bytes(&mut self, flow: &mut Flow, registry: &Registry, moved: &mut usize) -> Outcome {
         if self.failed {
             return Outcome::Failed;
         }
-        let moved = self.read_host(flow).and_then(|()| self.write_host(flow));
-        if moved.and_then(|()| self.watch_room(registry)).is_err() {
+        let result = self.read_host(flow, moved).and_then(|()| self.write_host(flow, moved));
+        if result.and_then(|()| self.watch_room(registry)).is_err() {
             return Outcome::Failed;
         }
         if self.shut && flow.finished() { Outcome::Done } else { Outcome::Going }
     }
 
-    fn read_host(&mut self, flow: &mut Flow) -> io::Result<()> {
+    fn read_host(&mut self, flow: &mut Flow, moved: &mut usize) -> io::Result<()> {
         let mut result = Ok(());
         while self.readable && result.is_ok() && flow.can_send() && !flow.finished() {
             let mut ended = false;
@@ -94,6 +94,7 @@ impl Relay {
                     0
                 }
                 Ok(n) => {
+                    *moved += n;
                     self.readable = n == space.len() || self.more_behind;
                     n
                 }
@@ -114,11 +115,14 @@ impl Relay {
         result
     }
 
-    fn write_host(&mut self, flow: &mut Flow) -> io::Result<()> {
+    fn write_host(&mut self, flow: &mut Flow, moved: &mut usize) -> io::Result<()> {
         let mut result = Ok(());
         while self.writable && result.is_ok() && flow.can_recv() {
             flow.recv(|bytes| match self.stream.write(bytes) {
-                Ok(n) => n,
+                Ok(n) => {
+                    *moved += n;
+                    n
+                }
                 Err(error) => {
                     match error.kind() {
                         io::ErrorKind::WouldBlock => self.writable = false,
