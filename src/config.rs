@@ -2,6 +2,7 @@
 //! May not: open for writing, bind, or change anything. Read next: `daemon.rs`, which builds what stands here.
 
 mod addresses;
+mod endpoint;
 mod search;
 mod url;
 
@@ -21,6 +22,7 @@ use crate::listen;
 use crate::text::{quote, reason};
 
 use addresses::Addresses;
+pub use endpoint::Endpoint;
 use url::Url;
 
 /// The hardware address whose guest always gets [`Config::device_ip`]; machine managers give it to their VM.
@@ -53,6 +55,10 @@ pub struct Config {
     pub device_ip: Ipv4Addr,
     /// The socket on which QEMU's `-netdev stream` or `-netdev socket` arrives.
     pub qemu: Option<PathBuf>,
+    /// Where the HTTP API is served, `/connect` with it.
+    pub listen: Vec<Endpoint>,
+    /// Where it is served without.
+    pub services: Option<Endpoint>,
     /// Host TCP ports into the guest, the ssh port among them.
     pub tcp_forwards: Vec<TcpForward>,
     /// Host unix sockets into the guest over SSH.
@@ -98,7 +104,13 @@ impl Config {
         let qemu = qemu_socket(&raw.listen_qemu)?;
         let tcp_forwards = ssh_port(raw.ssh_port, device)?;
         let ssh_forwards = ssh_forwards(raw)?;
-        ensure_distinct(qemu.iter().chain(ssh_forwards.iter().map(|forward| &forward.socket)))?;
+        let listen =
+            raw.listen.iter().map(|url| Endpoint::parse("listen", url)).collect::<Result<Vec<_>>>()?;
+        let services = Some(&raw.services).filter(|url| !url.is_empty());
+        let services = services.map(|url| Endpoint::parse("services", url)).transpose()?;
+        let apis = listen.iter().chain(&services).filter_map(Endpoint::path);
+        let forwards = ssh_forwards.iter().map(|forward| &forward.socket);
+        ensure_distinct(qemu.iter().chain(forwards).chain(apis))?;
         let offered = if qemu.is_some() { QEMU_MTU } else { DEFAULT_MTU };
         let network = NetworkConfig {
             mtu: mtu_asked.unwrap_or(offered),
@@ -114,7 +126,7 @@ impl Config {
             ec2_metadata_access: raw.ec2_metadata_access,
         };
         let pid_file = Some(&raw.pid_file).filter(|path| !path.is_empty()).map(PathBuf::from);
-        Ok(Self { pid_file, network, device_ip: device, qemu, tcp_forwards, ssh_forwards })
+        Ok(Self { pid_file, network, device_ip: device, qemu, listen, services, tcp_forwards, ssh_forwards })
     }
 }
 

@@ -16,8 +16,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use crate::api::{Api, Listener, Role};
 use crate::config::{Config, RESOLV_CONF};
 use crate::engine::{End, Engine, Handle, Request};
+use crate::forward::registry::Registry;
 use crate::forward::unix::UnixForward;
 use crate::host::dns::{Upstream, serve_stream};
 use crate::listen::unix_listener;
@@ -106,6 +108,7 @@ struct Daemon {
     handle: Handle,
     requests: mpsc::Receiver<Request>,
     forwards: Vec<UnixForward>,
+    apis: Vec<Listener>,
 }
 
 impl Daemon {
@@ -124,17 +127,24 @@ impl Daemon {
             .iter()
             .map(|forward| UnixForward::bind(forward, guest))
             .collect::<Result<_>>()?;
+        let mut apis = Vec::new();
+        for endpoint in &config.listen {
+            apis.push(Listener::bind(endpoint, Role::Control)?);
+        }
+        if let Some(endpoint) = &config.services {
+            apis.push(Listener::bind(endpoint, Role::Services)?);
+        }
         // The last, so that whoever waits for it finds the rest there.
         if let Some(path) = &config.qemu {
             let (listener, file) = unix_listener(path, LINK_MODE).context("qemu listen error")?;
             engine.listen_qemu(listener, file).context("qemu listen error")?;
             tracing::info!(path = %path.display(), "waiting for the virtual machine");
         }
-        Ok(Self { engine, handle, requests, forwards })
+        Ok(Self { engine, handle, requests, forwards, apis })
     }
 
     async fn serve(self, mut signals: Signals) -> Result<Exit> {
-        let Self { engine, handle, requests, forwards } = self;
+        let Self { engine, handle, requests, forwards, apis } = self;
         let (ended, mut end) = oneshot::channel();
         let thread = thread::Builder::new()
             .name("engine".to_owned())
@@ -148,7 +158,12 @@ impl Daemon {
         for forward in forwards {
             forwarding.spawn(forward.run(Arc::new(handle.clone()), stopped.clone()));
         }
-        let resolving = tokio::spawn(resolve(handle.clone(), requests));
+        let api = Arc::new(Api::new(handle.clone(), Registry::new(handle.clone())));
+        let mut serving = JoinSet::new();
+        for listener in apis {
+            serving.spawn(listener.run(Arc::clone(&api), stopped.clone()));
+        }
+        let resolving = tokio::spawn(resolve(handle.clone(), api, requests));
 
         let exit = tokio::select! {
             result = &mut end => engine_end(result),
@@ -164,6 +179,7 @@ impl Daemon {
                 tracing::warn!(error = %format_args!("{error:#}"), "forward ended badly");
             }
         }
+        while serving.join_next().await.is_some() {}
         resolving.abort();
         if thread.join().is_err() {
             return Err(anyhow!("the network failed"));
@@ -185,8 +201,8 @@ fn forward_failure(result: Result<Result<()>, tokio::task::JoinError>) -> Result
     Ok(Exit::Signal)
 }
 
-/// Serves the engine's questions about names.
-async fn resolve(handle: Handle, mut requests: mpsc::Receiver<Request>) {
+/// Serves what the engine asks: questions about names, and what guests ask the gateway itself.
+async fn resolve(handle: Handle, api: Arc<Api>, mut requests: mpsc::Receiver<Request>) {
     let upstream = Arc::new(Upstream::new(PathBuf::from(RESOLV_CONF), PathBuf::from(HOSTS)));
     let streams = Arc::new(Semaphore::new(MAX_DNS_STREAMS));
     while let Some(request) = requests.recv().await {
@@ -198,6 +214,9 @@ async fn resolve(handle: Handle, mut requests: mpsc::Receiver<Request>) {
                         handle.dns_answer(client, answer).await;
                     }
                 });
+            }
+            Request::HttpStream { guest, stream } => {
+                tokio::spawn(Arc::clone(&api).serve_guest(guest, stream));
             }
             Request::DnsStream(stream) => {
                 let Ok(permit) = Arc::clone(&streams).try_acquire_owned() else { continue };

@@ -383,17 +383,9 @@ mod ours {
     #[test]
     fn functions_that_come_later_are_refused_by_name() {
         let bench = Bench::new(OURS);
-        for flag in [
-            "config",
-            "listen",
-            "services",
-            "listen-vpnkit",
-            "listen-bess",
-            "listen-vfkit",
-            "listen-stdio",
-            "pcap",
-            "notification",
-        ] {
+        for flag in
+            ["config", "listen-vpnkit", "listen-bess", "listen-vfkit", "listen-stdio", "pcap", "notification"]
+        {
             bench.fails(
                 &format!("-log-file @/log -pid-file @/pid -{flag} x -ssh-port 80"),
                 2,

@@ -48,6 +48,8 @@ use switch::{Destination, Switch};
 use tcp::Segment;
 
 const DNS_PORT: u16 = 53;
+/// The gateway's HTTP server, which the driver serves.
+pub const HTTP_PORT: u16 = 80;
 
 /// Something the driver has to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -230,6 +232,11 @@ impl Stack {
         self.tcp.get_mut(flow)
     }
 
+    /// The guest's end of a TCP flow.
+    pub fn tcp_guest(&self, flow: FlowId) -> Option<SocketAddr> {
+        self.tcp.guest(flow)
+    }
+
     /// Has the flow named by [`poll_ready`](Self::poll_ready) again.
     pub fn mark_ready(&mut self, flow: FlowId) {
         self.tcp.mark_ready(flow);
@@ -323,6 +330,16 @@ impl Stack {
     /// What the gateway's own zones say to a DNS message; the reply, if any, is in `out`.
     pub fn dns_query(&self, message: &[u8], transport: dns::Transport, out: &mut Vec<u8>) -> dns::Verdict {
         self.zones.handle_query(message, transport, out)
+    }
+
+    /// The gateway's own zones, in the order in which they are tried.
+    pub fn zones(&self) -> impl Iterator<Item = &dns::Zone> {
+        self.zones.iter()
+    }
+
+    /// Adds to the gateway's own zones: see [`dns::Zones::add_zone`].
+    pub fn add_zone(&mut self, zone: dns::Zone) {
+        self.zones.add_zone(zone);
     }
 
     /// The DHCP server's leases and reservations.
@@ -483,7 +500,7 @@ impl Stack {
             return Ok(());
         };
         match self.nat.decide(remote) {
-            Verdict::Allow(Target::Gateway(port)) if port != DNS_PORT => {
+            Verdict::Allow(Target::Gateway(port)) if !matches!(port, DNS_PORT | HTTP_PORT) => {
                 self.tcp.reply_reset(route, packet, now, sink);
                 Ok(())
             }

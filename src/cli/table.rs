@@ -56,7 +56,11 @@ pub const FLAGS: &[Flag] = &[
         Kind::Text(""),
         "Address under which the guest reaches the host's 127.0.0.1, default is the last of the subnet",
     ),
-    later("listen", Kind::List, "URL of a control endpoint: the HTTP API with /connect"),
+    flag(
+        "listen",
+        Kind::List,
+        "URL of a control endpoint, unix://, tcp:// or vsock://: the HTTP API with /connect",
+    ),
     later("listen-bess", Kind::Text(""), "unixpacket:// URL for a BESS-compatible program"),
     flag("listen-qemu", Kind::Text(""), "unix:// URL of the socket that QEMU connects to"),
     later("listen-stdio", Kind::Text(""), "Any text: frames on standard input and output"),
@@ -72,7 +76,7 @@ pub const FLAGS: &[Flag] = &[
     later("notification", Kind::Text(""), "unix: URL of a socket that is told about network events"),
     later("pcap", Kind::Text(""), "Capture the network's traffic into this file"),
     flag("pid-file", Kind::Text(""), "Write the process id to this file, removed at the end"),
-    later("services", Kind::Text(""), "URL of an endpoint with the HTTP API without /connect"),
+    flag("services", Kind::Text(""), "URL of an endpoint with the HTTP API without /connect"),
     flag(
         "ssh-port",
         Kind::Int(2222),

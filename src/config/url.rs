@@ -37,6 +37,11 @@ impl Url {
         Ok(Self { scheme, authority: authority.to_vec(), path })
     }
 
+    /// Host and port, as they stand between `//` and the path.
+    pub(super) fn authority(&self) -> Result<&str> {
+        std::str::from_utf8(&self.authority).map_err(|_| anyhow!("the address is not UTF-8"))
+    }
+
     /// The path of a socket's file: absolute, so that a relative one is not taken for a host's name.
     pub(super) fn into_socket_path(self) -> Result<PathBuf> {
         let Self { scheme, authority, path } = self;

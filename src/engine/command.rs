@@ -2,7 +2,7 @@
 //! Read next: `mod.rs`, which serves commands; `daemon.rs`, which serves requests.
 
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use mio::Waker;
 use netstack::{DnsClient, dns};
 use tokio::sync::{mpsc, oneshot};
 
+use super::readout::Readout;
 use crate::dial::Dial;
 
 /// Commands, and requests, that may be under way at once.
@@ -27,6 +28,8 @@ pub(super) enum Command {
     DnsAnswer { client: DnsClient, message: Vec<u8> },
     /// Ends the run.
     Stop,
+    /// Shows what the engine knows, or adds a zone.
+    Read(Readout),
 }
 
 /// What the engine asks of the control plane.
@@ -41,6 +44,13 @@ pub enum Request {
     },
     /// A guest connected to the gateway's DNS port.
     DnsStream(UnixStream),
+    /// A guest connected to the gateway's HTTP port.
+    HttpStream {
+        /// The guest's address.
+        guest: Ipv4Addr,
+        /// The near end for the control plane.
+        stream: UnixStream,
+    },
 }
 
 /// The engine, as the control plane sees it.
@@ -69,7 +79,7 @@ impl Handle {
     }
 
     /// An engine that has ended hears nothing, and whoever waits for a reply sees that the sender is gone.
-    async fn send(&self, command: Command) {
+    pub(super) async fn send(&self, command: Command) {
         if self.commands.send(command).await.is_ok()
             && let Err(error) = self.waker.wake()
         {

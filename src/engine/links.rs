@@ -8,6 +8,7 @@ use mio::{Interest, Registry, Token};
 use netstack::{FrameSink, PortId};
 use socket2::SockRef;
 
+use super::Traffic;
 use crate::link::{Batch, Progress, Reader};
 use crate::sys::udp::{MAX_MESSAGE, MESSAGES};
 
@@ -79,19 +80,27 @@ impl Link {
 
 /// The batches of all links, as the stack sees them.
 #[derive(Debug, Default)]
-pub(super) struct Batches(Vec<(PortId, Batch)>);
+pub(super) struct Batches {
+    ports: Vec<(PortId, Batch)>,
+    sent: Traffic,
+}
 
 impl Batches {
     pub(super) fn attach(&mut self, port: PortId) {
-        self.0.push((port, Batch::new()));
+        self.ports.push((port, Batch::new()));
     }
 
     pub(super) fn get_mut(&mut self, port: PortId) -> Option<&mut Batch> {
-        self.0.iter_mut().find(|(p, _)| *p == port).map(|(_, batch)| batch)
+        self.ports.iter_mut().find(|(p, _)| *p == port).map(|(_, batch)| batch)
     }
 
     fn get(&self, port: PortId) -> Option<&Batch> {
-        self.0.iter().find(|(p, _)| *p == port).map(|(_, batch)| batch)
+        self.ports.iter().find(|(p, _)| *p == port).map(|(_, batch)| batch)
+    }
+
+    /// What was put into them since the start.
+    pub(super) fn sent(&self) -> Traffic {
+        self.sent
     }
 
     /// Bytes that wait for the port's link.
@@ -111,6 +120,9 @@ impl FrameSink for Batches {
     }
 
     fn frame(&mut self, port: PortId, len: usize) -> Option<&mut [u8]> {
-        self.get_mut(port)?.frame(len)
+        let (_, batch) = self.ports.iter_mut().find(|(p, _)| *p == port)?;
+        let frame = batch.frame(len)?;
+        self.sent.count(len);
+        Some(frame)
     }
 }

@@ -10,6 +10,7 @@
 
 mod command;
 mod links;
+mod readout;
 mod tcp;
 mod udp;
 mod wait;
@@ -30,6 +31,7 @@ use slotmap::SecondaryMap;
 use tokio::sync::mpsc;
 
 pub use command::{Handle, Request};
+pub use readout::Counters;
 
 use crate::host::udp::{HostUdp, Outbox};
 use crate::link::{FrameTooLong, Progress};
@@ -76,6 +78,22 @@ struct Forward {
     readable: bool,
 }
 
+/// Frames one way, without the framing's own bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// How many.
+    pub frames: u64,
+    /// How long together.
+    pub bytes: u64,
+}
+
+impl Traffic {
+    fn count(&mut self, len: usize) {
+        self.frames += 1;
+        self.bytes += len as u64;
+    }
+}
+
 /// Why the loop ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -99,6 +117,7 @@ pub struct Engine {
     links: Vec<Link>,
     /// Bytes that the turn read and wrote, of links and descriptors.
     carried: usize,
+    received: Traffic,
     mtu: u16,
     forwards: Vec<Forward>,
     /// When to try to accept again, after there were no descriptors.
@@ -140,6 +159,7 @@ impl Engine {
             qemu: None,
             links: Vec::new(),
             carried: 0,
+            received: Traffic::default(),
             mtu,
             forwards: Vec::new(),
             accept_again: None,
@@ -305,6 +325,7 @@ impl Engine {
                 self.flush_udp();
                 return Ok(mid_frame);
             };
+            self.received.count(frame.len());
             let Some(datagram) = self.stack.handle_frame(port, frame, self.now, &mut self.batches) else {
                 continue;
             };
@@ -376,8 +397,7 @@ impl Engine {
         while let Some(event) = self.stack.poll_event() {
             match event {
                 Event::TcpOpen { flow, target: Target::Host(address) } => self.connect_host(flow, address),
-                // DNS is all that the gateway serves by TCP, and the stack refuses the rest.
-                Event::TcpOpen { flow, target: Target::Gateway(_) } => self.connect_gateway(flow),
+                Event::TcpOpen { flow, target: Target::Gateway(port) } => self.connect_gateway(flow, port),
                 Event::UdpClosed(flow) => self.close_udp(flow),
                 Event::DnsQuestion { client, message } => {
                     // A full channel loses the question, as a busy server would; the guest asks again.
@@ -400,6 +420,7 @@ impl Engine {
                     self.stack.dns_answer(client, &message, &mut self.batches);
                 }
                 Command::Stop => self.end = Some(End::Stopped),
+                Command::Read(readout) => self.read_out(readout),
             }
         }
     }

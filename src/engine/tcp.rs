@@ -51,9 +51,15 @@ impl Engine {
     }
 
     /// A guest dialled the gateway: the control plane serves it, at the far end of a socket pair.
-    pub(super) fn connect_gateway(&mut self, flow: FlowId) {
+    pub(super) fn connect_gateway(&mut self, flow: FlowId, port: u16) {
         let served = socket_pair().and_then(|(near, far)| {
-            self.requests.try_send(Request::DnsStream(far)).map_err(|_| io::ErrorKind::ConnectionRefused)?;
+            let request = match (port, self.stack.tcp_guest(flow)) {
+                (netstack::HTTP_PORT, Some(SocketAddr::V4(guest))) => {
+                    Request::HttpStream { guest: *guest.ip(), stream: far }
+                }
+                _ => Request::DnsStream(far),
+            };
+            self.requests.try_send(request).map_err(|_| io::ErrorKind::ConnectionRefused)?;
             Ok(near)
         });
         match served {

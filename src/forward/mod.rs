@@ -1,5 +1,6 @@
 //! Ways from the host into the guest.
-//! Owns: the listeners on the host side. May not: know frames or the virtual network's inside; it dials.
-//! Read next: `unix.rs`.
+//! Owns: the listeners on the host side, and the table of them. May not: know frames or the virtual network's inside; it dials.
+//! Read next: `registry.rs`, `unix.rs`.
 
+pub mod registry;
 pub mod unix;

@@ -171,6 +171,11 @@ impl Table {
         self.flows.get_mut(id)
     }
 
+    /// The guest's end.
+    pub(crate) fn guest(&self, id: FlowId) -> Option<SocketAddr> {
+        self.flows.get(id).map(|flow| flow.guest)
+    }
+
     /// Takes one segment: a whole, unfragmented IP packet from `route.to` at `route.port`.
     pub(crate) fn handle_segment(
         &mut self,

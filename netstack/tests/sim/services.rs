@@ -209,12 +209,17 @@ fn names_of_a_zone_and_others() {
 fn tcp_to_the_gateway() {
     let mut sim = Sim::new(96);
     let port = sim.plug(Quality::CLEAN);
-    let closed = sim.guest(port).connect(SocketAddrV4::new(GATEWAY, 80), crate::guest::End::new(Vec::new()));
+    let closed = sim.guest(port).connect(SocketAddrV4::new(GATEWAY, 81), crate::guest::End::new(Vec::new()));
     sim.run_until("refused", Duration::from_secs(1), |sim| sim.guest(port).end(closed).reset);
     assert!(sim.asked.opened.is_empty());
     sim.guest(port).connect(SocketAddrV4::new(GATEWAY, 53), crate::guest::End::new(Vec::new()));
     sim.run_until("asked for", Duration::from_secs(1), |sim| !sim.asked.opened.is_empty());
     assert_eq!(sim.asked.opened[0].1, netstack::Target::Gateway(53));
+    sim.guest(port).connect(SocketAddrV4::new(GATEWAY, 80), crate::guest::End::new(Vec::new()));
+    sim.run_until("asked for", Duration::from_secs(1), |sim| sim.asked.opened.len() > 1);
+    let (flow, target) = sim.asked.opened[1];
+    assert_eq!(target, netstack::Target::Gateway(netstack::HTTP_PORT));
+    assert_eq!(sim.stack.tcp_guest(flow).map(|guest| guest.ip()), Some(guest_ip(2).into()));
 }
 
 #[test]

@@ -1,0 +1,109 @@
+//! One connection: its requests by hyper, until one of them takes the stream over.
+//! Owns: the time and the bytes that a connection may take. May not: know endpoints. Read next: `mod.rs`.
+//!
+//! An endpoint that takes over answers hyper with an error. hyper then ends the connection without a byte of its own and gives the
+//! stream back, with what was read beyond the request: there is one reader of requests, so that no two can differ about one.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::listener::Stream;
+use super::{Answer, Api, Client, TakeOver};
+
+/// Bytes of a request's head, and of what is read with it.
+const MAX_HEAD: usize = 64 << 10;
+/// Lines of a request's head.
+const MAX_HEADERS: usize = 100;
+/// How long a head may take to arrive, and how long a connection without a request stays open.
+const HEAD_TIME: Duration = Duration::from_secs(10);
+/// How long after its request an answer may take to be made and read.
+const ANSWER_TIME: Duration = Duration::from_secs(60);
+/// How long, and for how many bytes, to listen to a client that still sends: it would not see the answer if the stream were closed.
+const LINGER: Duration = Duration::from_millis(500);
+const LINGER_BYTES: u64 = 1 << 20;
+
+/// Serves `client`'s requests to their end.
+pub(super) async fn serve(api: Arc<Api>, stream: Stream, client: Client) {
+    let last_request = Mutex::new(Instant::now());
+    let taken_over: Mutex<Option<TakeOver>> = Mutex::default();
+    let service = service_fn(|request| {
+        *lock(&last_request) = Instant::now();
+        let (api, client, taken_over) = (&api, &client, &taken_over);
+        Box::pin(async move {
+            tracing::debug!(method = %request.method(), path = request.uri().path(), scope = ?client.scope, "request");
+            match api.answer(client, request).await {
+                Answer::Reply(reply) => Ok(reply),
+                Answer::TakeOver(endpoint) => {
+                    *lock(taken_over) = Some(endpoint);
+                    Err(TakenOver)
+                }
+            }
+        })
+    });
+    let mut connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME)
+        .half_close(true)
+        .title_case_headers(true)
+        .max_buf_size(MAX_HEAD)
+        .max_headers(MAX_HEADERS)
+        .serve_connection(TokioIo::new(stream), service);
+    loop {
+        let deadline = *lock(&last_request) + ANSWER_TIME;
+        let ended = pin!(poll_fn(|context| connection.poll_without_shutdown(context)));
+        tokio::select! {
+            ended = ended => {
+                if let Err(error) = ended && lock(&taken_over).is_none() {
+                    tracing::debug!(%error, "connection ended badly");
+                }
+                break;
+            }
+            () = sleep_until(deadline) => {
+                if *lock(&last_request) + ANSWER_TIME <= Instant::now() {
+                    return;
+                }
+            }
+        }
+    }
+    let parts = connection.into_parts();
+    let stream = parts.io.into_inner();
+    let endpoint = lock(&taken_over).take();
+    match endpoint {
+        Some(endpoint) => endpoint.run(&api, stream, parts.read_buf).await,
+        None => linger(stream).await,
+    }
+}
+
+/// Ends our half, and reads what the client has not yet sent in vain.
+async fn linger(mut stream: Stream) {
+    let _ = timeout(LINGER, async {
+        stream.shutdown().await?;
+        tokio::io::copy(&mut stream.take(LINGER_BYTES), &mut tokio::io::sink()).await
+    })
+    .await;
+}
+
+/// Ends hyper's part.
+#[derive(Debug)]
+struct TakenOver;
+
+impl fmt::Display for TakenOver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the connection carries raw bytes from here on")
+    }
+}
+
+impl std::error::Error for TakenOver {}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

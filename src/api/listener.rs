@@ -1,0 +1,224 @@
+//! Sockets on the host that the API is served on. Owns: the listeners, their files, how many clients there are at a time.
+//! May not: read from a client. Read next: `connection.rs`.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use socket2::{Domain, Socket as RawSocket, Type};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
+
+use super::origin::Names;
+use super::{Api, Client, Scope, connection};
+use crate::config::Endpoint;
+use crate::listen::{RemoveOnDrop, unix_listener};
+use crate::logging::Limited;
+use crate::text::reason;
+
+/// Whoever may use the daemon's sockets may use the daemon.
+const MODE: u32 = 0o600;
+/// Clients of one listener at a time, those that were taken over among them; more wait in the backlog.
+const MAX_CLIENTS: usize = 4096;
+/// The system lowers it to what it allows.
+const BACKLOG: i32 = 4096;
+/// The pause after the process ran out of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// A process on this machine, by way of vsock's loopback (vsock(7)).
+const VMADDR_CID_LOCAL: u32 = 1;
+
+/// Which flag a listener is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// `-listen`.
+    Control,
+    /// `-services`.
+    Services,
+}
+
+/// A socket of the API, bound; clients may connect from now on.
+#[derive(Debug)]
+pub struct Listener {
+    /// Before the socket, as it must be dropped first.
+    _file: Option<RemoveOnDrop>,
+    socket: Socket,
+    endpoint: Endpoint,
+    role: Role,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Unix(UnixListener),
+    Tcp(TcpListener, Arc<Names>),
+    Vsock(VsockListener),
+}
+
+impl Listener {
+    /// Binds `endpoint`: a unix socket with mode 0600, in place of a dead one.
+    ///
+    /// # Errors
+    /// It cannot be bound.
+    pub fn bind(endpoint: &Endpoint, role: Role) -> Result<Self> {
+        let (socket, file) = Socket::bind(endpoint).context("cannot listen")?;
+        match role {
+            Role::Control => tracing::info!(url = %endpoint, "listening"),
+            Role::Services => tracing::info!(url = %endpoint, "enabling services API. Listening"),
+        }
+        Ok(Self { _file: file, socket, endpoint: endpoint.clone(), role })
+    }
+
+    /// Serves clients until `stopped` turns true or its sender is gone; then drops them and removes the socket.
+    pub async fn run(self, api: Arc<Api>, mut stopped: watch::Receiver<bool>) {
+        let mut clients = JoinSet::new();
+        let failures = Limited::new(1, Duration::from_secs(60));
+        let accepting = async {
+            loop {
+                tokio::select! {
+                    Some(_) = clients.join_next() => {}
+                    accepted = self.socket.accept(self.role), if clients.len() < MAX_CLIENTS => match accepted {
+                        Ok((stream, client)) => {
+                            clients.spawn(connection::serve(Arc::clone(&api), stream, client));
+                        }
+                        Err(error) => {
+                            if let Some(suppressed) = failures.admit(std::time::Instant::now()) {
+                                tracing::warn!(url = %self.endpoint, %error, suppressed, "cannot accept clients, trying again");
+                            }
+                            sleep(ACCEPT_PAUSE).await;
+                        }
+                    },
+                }
+            }
+        };
+        tokio::select! {
+            () = accepting => {}
+            // An error says that nobody is left to signal.
+            _ = stopped.wait_for(|stop| *stop) => {}
+        }
+        clients.shutdown().await;
+    }
+}
+
+impl Socket {
+    fn bind(endpoint: &Endpoint) -> Result<(Self, Option<RemoveOnDrop>)> {
+        let failed = |error: io::Error| anyhow!("listen {endpoint}: bind: {}", reason(&error));
+        match endpoint {
+            Endpoint::Unix(path) => {
+                let (listener, file) = unix_listener(path, MODE)?;
+                listener.set_nonblocking(true).map_err(failed)?;
+                Ok((Self::Unix(UnixListener::from_std(listener).map_err(failed)?), Some(file)))
+            }
+            Endpoint::Tcp { host, port } => {
+                let listener = bind_tcp(host, *port).and_then(TcpListener::from_std).map_err(failed)?;
+                let names = Arc::new(Names { listened: Some(host.clone()) });
+                Ok((Self::Tcp(listener, names), None))
+            }
+            Endpoint::Vsock { cid, port } => {
+                let address = VsockAddr::new(cid.unwrap_or(VMADDR_CID_ANY), *port);
+                Ok((Self::Vsock(VsockListener::bind(address).map_err(failed)?), None))
+            }
+        }
+    }
+
+    async fn accept(&self, role: Role) -> io::Result<(Stream, Client)> {
+        let scope = match role {
+            Role::Control => Scope::Control,
+            Role::Services => Scope::Services,
+        };
+        Ok(match self {
+            Self::Unix(listener) => (Stream::Unix(listener.accept().await?.0), Client { scope, names: None }),
+            Self::Tcp(listener, names) => {
+                let (stream, _) = listener.accept().await?;
+                // It is slower without, not wrong.
+                let _ = stream.set_nodelay(true);
+                (Stream::Tcp(stream), Client { scope, names: Some(Arc::clone(names)) })
+            }
+            Self::Vsock(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                let here = matches!(peer.cid(), VMADDR_CID_HOST | VMADDR_CID_LOCAL);
+                let scope = if here { scope } else { Scope::Machine { control: role == Role::Control } };
+                (Stream::Vsock(stream), Client { scope, names: None })
+            }
+        })
+    }
+}
+
+/// Binds as Go's `net.Listen` does: no host, and 0.0.0.0, are IPv6 and IPv4.
+fn bind_tcp(host: &str, port: u16) -> io::Result<std::net::TcpListener> {
+    let listen = |address: SocketAddr| {
+        let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(!address.ip().is_unspecified())?;
+        }
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        io::Result::Ok(socket.into())
+    };
+    if host.is_empty() || host == "0.0.0.0" {
+        return match listen((Ipv6Addr::UNSPECIFIED, port).into()) {
+            Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+                listen((Ipv4Addr::UNSPECIFIED, port).into())
+            }
+            bound => bound,
+        };
+    }
+    let addresses: Vec<_> = (host, port).to_socket_addrs()?.collect();
+    let first = addresses.iter().find(|address| address.is_ipv4()).or_else(|| addresses.first());
+    listen(*first.ok_or(io::ErrorKind::AddrNotAvailable)?)
+}
+
+/// A connection to the API.
+#[derive(Debug)]
+pub(super) enum Stream {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+    Vsock(VsockStream),
+}
+
+/// Calls the same method of whatever stream it is.
+macro_rules! either {
+    ($self:ident, $method:ident, $context:ident $(, $argument:expr)*) => {
+        match $self.get_mut() {
+            Stream::Unix(stream) => Pin::new(stream).$method($context $(, $argument)*),
+            Stream::Tcp(stream) => Pin::new(stream).$method($context $(, $argument)*),
+            Stream::Vsock(stream) => Pin::new(stream).$method($context $(, $argument)*),
+        }
+    };
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut TaskContext<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        either!(self, poll_read, context, buffer)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut TaskContext<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        either!(self, poll_write, context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
+        either!(self, poll_flush, context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
+        either!(self, poll_shutdown, context)
+    }
+}

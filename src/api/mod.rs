@@ -1,0 +1,255 @@
+//! The HTTP API: what the daemon shows and does for programs on the host, and for guests at the gateway's port 80.
+//!
+//! A request becomes one call of [`Handle`] or [`Registry`]; each endpoint is a file. Bytes of guests pass through here only where an
+//! endpoint takes its connection over (`tunnel`, `connect`): those two answer with raw bytes instead of HTTP.
+//!
+//! Owns: who may ask for what. May not: keep state of the network. Read next: `listener.rs`, `connection.rs`.
+
+mod cam;
+mod connection;
+mod decode;
+mod dns;
+mod expose;
+mod leases;
+mod listener;
+mod origin;
+mod path;
+mod reply;
+mod stats;
+mod tunnel;
+mod unexpose;
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body as _, Incoming};
+use hyper::header::HOST;
+use hyper::{Method, Request, StatusCode, Version};
+use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
+
+use crate::engine::Handle;
+use crate::forward::registry::{Asker, Registry};
+use crate::logging::Limited;
+
+use listener::Stream;
+pub use listener::{Listener, Role};
+use origin::Names;
+use reply::{Refusal, Reply};
+use tunnel::Tunnel;
+
+/// Connections of guests at the gateway's port, and of one guest; more are closed at once.
+const MAX_GATEWAY_CONNECTIONS: usize = 64;
+const MAX_GUEST_CONNECTIONS: usize = 16;
+/// Connections that were taken over, all together.
+const MAX_TAKEN_OVER: usize = 4096;
+
+/// What answers; one for all endpoints.
+#[derive(Debug)]
+pub struct Api {
+    handle: Handle,
+    registry: Registry,
+    taken_over: Arc<Semaphore>,
+    gateway: Arc<Semaphore>,
+    /// Of the guests that are connected.
+    guests: Mutex<HashMap<Ipv4Addr, Arc<Semaphore>>>,
+    failed_dials: Limited,
+}
+
+/// Who is at the other end of a connection, and so what there is to ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    /// `-listen`: everything.
+    Control,
+    /// `-services`: everything but `/connect`.
+    Services,
+    /// The gateway's port 80.
+    Gateway(Ipv4Addr),
+    /// A virtual machine that connected to a vsock endpoint of the host: to bring its network, and for nothing else.
+    Machine {
+        /// Whether it is `-listen`.
+        control: bool,
+    },
+}
+
+/// One connection's client.
+#[derive(Clone, Debug)]
+struct Client {
+    scope: Scope,
+    /// Where browsers can reach the endpoint: what it may be called.
+    names: Option<Arc<Names>>,
+}
+
+/// What becomes of a request.
+enum Answer {
+    Reply(Reply),
+    TakeOver(TakeOver),
+}
+
+/// An endpoint that goes on with the connection's raw bytes.
+enum TakeOver {
+    Tunnel(Tunnel),
+}
+
+impl Api {
+    /// Answers by `handle` and `registry`.
+    pub fn new(handle: Handle, registry: Registry) -> Self {
+        Self {
+            handle,
+            registry,
+            taken_over: Arc::new(Semaphore::new(MAX_TAKEN_OVER)),
+            gateway: Arc::new(Semaphore::new(MAX_GATEWAY_CONNECTIONS)),
+            guests: Mutex::default(),
+            failed_dials: Limited::new(10, Duration::from_secs(60)),
+        }
+    }
+
+    /// Serves a connection that `guest` made to the gateway's port.
+    pub async fn serve_guest(self: Arc<Self>, guest: Ipv4Addr, stream: StdUnixStream) {
+        let permits = (Arc::clone(&self.gateway).try_acquire_owned(), self.guest(guest).try_acquire_owned());
+        let ((Ok(_all), Ok(_own)), Ok(stream)) = (permits, UnixStream::from_std(stream)) else {
+            return tracing::debug!(%guest, "too many connections to the gateway");
+        };
+        let client = Client { scope: Scope::Gateway(guest), names: Some(Arc::default()) };
+        connection::serve(self, Stream::Unix(stream), client).await;
+    }
+
+    fn guest(&self, guest: Ipv4Addr) -> Arc<Semaphore> {
+        let mut guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        // A permit that is held holds on to its semaphore.
+        guests.retain(|_, permits| Arc::strong_count(permits) > 1);
+        Arc::clone(guests.entry(guest).or_insert_with(|| Arc::new(Semaphore::new(MAX_GUEST_CONNECTIONS))))
+    }
+
+    async fn answer(&self, client: &Client, request: Request<Incoming>) -> Answer {
+        match self.try_answer(client, request).await {
+            Ok(answer) => answer,
+            Err(refusal) => Answer::Reply(refusal.into()),
+        }
+    }
+
+    async fn try_answer(&self, client: &Client, request: Request<Incoming>) -> Result<Answer, Refusal> {
+        ensure_one_host(&request)?;
+        if let Some(names) = &client.names {
+            names.ensure_own(&request)?;
+        }
+        if request.uri().path() == "*" {
+            return match *request.method() {
+                Method::OPTIONS => Ok(Answer::Reply(reply::done())),
+                _ => Err(Refusal::bad_request("400 Bad Request")),
+            };
+        }
+        let path = path::decode(request.uri().path()).filter(|path| path.starts_with('/'));
+        let path = path.ok_or_else(|| Refusal::bad_request("400 Bad Request"))?;
+        if request.method() == Method::CONNECT {
+            return Err(Refusal::not_found());
+        }
+        let cleaned = path::clean(&path);
+        if cleaned != path {
+            let location = path::encode(&cleaned, request.uri().query());
+            return Ok(Answer::Reply(reply::redirect(request.method(), &location)));
+        }
+        if !client.scope.serves(&path) {
+            return Err(Refusal::not_found());
+        }
+        let reply = match path.as_str() {
+            "/services/forwarder/all" => reply::json(&self.registry.seen_by(client.scope.asker())),
+            "/services/forwarder/expose" => expose::answer(self, client.scope.asker(), request).await,
+            "/services/forwarder/unexpose" => unexpose::answer(self, client.scope.asker(), request).await,
+            "/services/dhcp/leases" | "/leases" => leases::answer(self).await,
+            "/services/dns/all" => dns::answer_all(self).await,
+            "/services/dns/add" => dns::answer_add(self, request).await,
+            "/stats" => stats::answer(self).await,
+            "/cam" => cam::answer(self).await,
+            "/tunnel" => {
+                ensure_no_body(&request)?;
+                return Tunnel::new(self, request.uri().query()).map(TakeOver::Tunnel).map(Answer::TakeOver);
+            }
+            _ => Err(Refusal::not_found()),
+        };
+        reply.map(Answer::Reply)
+    }
+}
+
+impl TakeOver {
+    /// Goes on with `stream`, of which `early` was read already.
+    async fn run(self, api: &Api, stream: Stream, early: Bytes) {
+        match self {
+            Self::Tunnel(tunnel) => tunnel.run(api, stream, early).await,
+        }
+    }
+}
+
+impl Scope {
+    fn serves(self, path: &str) -> bool {
+        match self {
+            Self::Control => true,
+            Self::Services => path != "/connect",
+            Self::Gateway(_) => matches!(
+                path,
+                "/services/forwarder/all" | "/services/forwarder/expose" | "/services/forwarder/unexpose"
+            ),
+            Self::Machine { control } => control && path == "/connect",
+        }
+    }
+
+    fn asker(self) -> Asker {
+        match self {
+            Self::Control | Self::Services => Asker::Operator,
+            Self::Gateway(guest) => Asker::Guest(guest),
+            Self::Machine { .. } => Asker::Guest(Ipv4Addr::UNSPECIFIED),
+        }
+    }
+}
+
+/// RFC 9112 section 3.2. An empty one is fine: gvforwarder sends that.
+fn ensure_one_host(request: &Request<Incoming>) -> Result<(), Refusal> {
+    match request.headers().get_all(HOST).iter().count() {
+        0 if request.version() >= Version::HTTP_11 => {
+            Err(Refusal::bad_request("400 Bad Request: missing required Host header"))
+        }
+        0 | 1 => Ok(()),
+        _ => Err(Refusal::bad_request("400 Bad Request")),
+    }
+}
+
+/// What follows such a request is no body, but what the connection carries from then on.
+fn ensure_no_body(request: &Request<Incoming>) -> Result<(), Refusal> {
+    match request.body().is_end_stream() {
+        true => Ok(()),
+        false => Err(Refusal::bad_request("a request for a raw connection has no body")),
+    }
+}
+
+/// As many are served as there may be.
+fn busy() -> Refusal {
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too many connections")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_ask_for_what() {
+        let guest = Scope::Gateway(Ipv4Addr::new(192, 168, 127, 2));
+        let machine = Scope::Machine { control: true };
+        for (path, scopes) in [
+            ("/connect", [true, false, false, true]),
+            ("/tunnel", [true, true, false, false]),
+            ("/services/forwarder/expose", [true, true, true, false]),
+            ("/services/forwarder/all", [true, true, true, false]),
+            ("/services/dns/add", [true, true, false, false]),
+            ("/leases", [true, true, false, false]),
+        ] {
+            let served = [Scope::Control, Scope::Services, guest, machine].map(|scope| scope.serves(path));
+            assert_eq!(served, scopes, "{path}");
+        }
+        assert!(!Scope::Machine { control: false }.serves("/connect"));
+        assert_eq!(guest.asker(), Asker::Guest(Ipv4Addr::new(192, 168, 127, 2)));
+    }
+}

@@ -1,0 +1,112 @@
+//! Answers in the form that Go's `net/http` gives them. Owns: headers and the last newline. Read next: `mod.rs`.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, X_CONTENT_TYPE_OPTIONS};
+use hyper::{Method, Request, Response, StatusCode};
+use serde::Serialize;
+
+/// An answer with its whole body.
+pub(super) type Reply = Response<Full<Bytes>>;
+
+/// Bytes of a request's body.
+const MAX_BODY: usize = 64 << 10;
+/// How long a request's body may take to arrive.
+const BODY_TIME: Duration = Duration::from_secs(10);
+
+/// Also what JSON is labelled with: the original's server guesses from the first bytes.
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
+
+/// An answer that says why not.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) status: StatusCode,
+    pub(super) text: String,
+}
+
+impl Refusal {
+    pub(super) fn new(status: StatusCode, text: impl Into<String>) -> Self {
+        Self { status, text: text.into() }
+    }
+
+    pub(super) fn bad_request(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, text)
+    }
+
+    pub(super) fn not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "404 page not found")
+    }
+}
+
+impl From<Refusal> for Reply {
+    fn from(refusal: Refusal) -> Self {
+        let nosniff = (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        reply(refusal.status, [(CONTENT_TYPE, TEXT), nosniff], refusal.text + "\n")
+    }
+}
+
+/// It is done, and there is nothing to say.
+pub(super) fn done() -> Reply {
+    reply(StatusCode::OK, [], "")
+}
+
+/// `value` as compact JSON.
+///
+/// # Errors
+/// It has no form in JSON.
+pub(super) fn json(value: &impl Serialize) -> Result<Reply, Refusal> {
+    let mut text = serde_json::to_string(value)
+        .map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    text.push('\n');
+    Ok(reply(StatusCode::OK, [(CONTENT_TYPE, TEXT)], text))
+}
+
+/// The same request at `location`, which is escaped.
+pub(super) fn redirect(method: &Method, location: &str) -> Reply {
+    let Ok(to) = HeaderValue::from_str(location) else {
+        return Refusal::bad_request("400 Bad Request").into();
+    };
+    let status = StatusCode::TEMPORARY_REDIRECT;
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        return reply(status, [(LOCATION, to)], "");
+    }
+    let escaped = location.replace('&', "&amp;").replace('"', "&#34;").replace('\'', "&#39;");
+    let text = format!("<a href=\"{escaped}\">Temporary Redirect</a>.\n\n");
+    reply(status, [(CONTENT_TYPE, HTML), (LOCATION, to)], text)
+}
+
+fn reply<const N: usize>(
+    status: StatusCode,
+    headers: [(HeaderName, HeaderValue); N],
+    body: impl Into<Bytes>,
+) -> Reply {
+    let mut reply = Response::new(Full::new(body.into()));
+    *reply.status_mut() = status;
+    reply.headers_mut().extend(headers);
+    reply
+}
+
+/// The body of a request that changes something.
+///
+/// # Errors
+/// It is no POST, its body is too long, or does not arrive.
+pub(super) async fn posted(request: Request<Incoming>) -> Result<Bytes, Refusal> {
+    if request.method() != Method::POST {
+        return Err(Refusal::bad_request("post only"));
+    }
+    let body = Limited::new(request.into_body(), MAX_BODY).collect();
+    match tokio::time::timeout(BODY_TIME, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(Refusal::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("request body too large: the limit is {MAX_BODY} bytes"),
+        )),
+        // The client closed its half in the middle of it.
+        Ok(Err(_)) => Err(Refusal::bad_request("unexpected EOF")),
+        Err(_) => Err(Refusal::bad_request("i/o timeout")),
+    }
+}

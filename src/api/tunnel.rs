@@ -1,0 +1,102 @@
+//! `/tunnel?ip=A&port=P`: the connection becomes one to a TCP port of a guest. The answer is `OK` and nothing else, before the guest
+//! has been dialled; what the client sent behind its request is the first that the guest gets. Read next: `crate::dial`.
+
+use std::net::SocketAddrV4;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hyper::StatusCode;
+use tokio::io::{AsyncWriteExt as _, copy_bidirectional_with_sizes};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::listener::Stream;
+use super::path::value;
+use super::reply::Refusal;
+use super::{Api, busy};
+use crate::dial::Dial as _;
+use crate::text::quote;
+
+/// How long the guest may take to accept.
+const DIAL_TIME: Duration = Duration::from_secs(10);
+/// How long the client may take to read the two bytes.
+const OK_TIME: Duration = Duration::from_secs(10);
+/// Bytes on their way, each way.
+const BUFFER: usize = 64 << 10;
+
+/// A connection that is to lead to a guest.
+pub(super) struct Tunnel {
+    to: SocketAddrV4,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Tunnel {
+    /// # Errors
+    /// The query names no port of a guest, or there are too many tunnels.
+    pub(super) fn new(api: &Api, query: Option<&str>) -> Result<Self, Refusal> {
+        let to = target(query.unwrap_or_default())
+            .map_err(|text| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, text))?;
+        let permit = Arc::clone(&api.taken_over).try_acquire_owned().map_err(|_| busy())?;
+        Ok(Self { to, _permit: permit })
+    }
+
+    /// Carries bytes, and the end of each way, until both ways ended.
+    pub(super) async fn run(self, api: &Api, mut client: Stream, early: Bytes) {
+        let to = self.to;
+        if !matches!(tokio::time::timeout(OK_TIME, client.write_all(b"OK")).await, Ok(Ok(()))) {
+            return;
+        }
+        let mut guest = match api.handle.dial(to, DIAL_TIME).await {
+            Ok(guest) => guest,
+            Err(error) => {
+                if let Some(suppressed) = api.failed_dials.admit(Instant::now()) {
+                    tracing::warn!(%to, %error, suppressed, "cannot dial");
+                }
+                return;
+            }
+        };
+        // A new socket takes that much at once.
+        if guest.write_all(&early).await.is_ok() {
+            drop(early);
+            let ended = copy_bidirectional_with_sizes(&mut client, &mut guest, BUFFER, BUFFER).await;
+            tracing::debug!(%to, ?ended, "tunnel ended");
+        }
+    }
+}
+
+/// The words are those of the original, where it has some.
+fn target(query: &str) -> Result<SocketAddrV4, String> {
+    let (ip, port) = (value(query, "ip"), value(query, "port"));
+    if ip.is_empty() {
+        return Err("ip is mandatory".into());
+    }
+    let wrong = |why: &str| format!("strconv.ParseUint: parsing {}: {why}", quote(&port));
+    if port.is_empty() || !port.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(wrong("invalid syntax"));
+    }
+    let number = port.parse().map_err(|_| wrong("value out of range"))?;
+    // COMPAT(gvproxy): says OK, and then nothing.
+    let ip = ip.parse().map_err(|_| format!("invalid IPv4 address {}", quote(&ip)))?;
+    Ok(SocketAddrV4::new(ip, number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets() {
+        assert_eq!(target("ip=192.168.127.2&port=22"), Ok("192.168.127.2:22".parse().unwrap()));
+        for (query, why) in [
+            ("", "ip is mandatory"),
+            ("ip=&port=1", "ip is mandatory"),
+            ("ip=1.2.3.4", r#"strconv.ParseUint: parsing "": invalid syntax"#),
+            ("ip=1.2.3.4&port=%2b1", r#"strconv.ParseUint: parsing "+1": invalid syntax"#),
+            ("ip=1.2.3.4&port=%22%0a", r#"strconv.ParseUint: parsing "\"\n": invalid syntax"#),
+            ("ip=1.2.3.4&port=65536", r#"strconv.ParseUint: parsing "65536": value out of range"#),
+            ("ip=guest&port=1", r#"invalid IPv4 address "guest""#),
+        ] {
+            assert_eq!(target(query), Err(why.into()), "{query}");
+        }
+    }
+}

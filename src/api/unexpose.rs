@@ -1,0 +1,17 @@
+//! `/services/forwarder/unexpose`: takes a port or socket of the host back. Read next: `crate::forward::registry`.
+
+use hyper::Request;
+use hyper::body::Incoming;
+
+use super::Api;
+use super::expose::{Wish, protocol_of};
+use super::reply::{Refusal, Reply, done, posted};
+use crate::forward::registry::{Asker, ExposeError};
+
+pub(super) async fn answer(api: &Api, asker: Asker, request: Request<Incoming>) -> Result<Reply, Refusal> {
+    let Wish { local, protocol, .. } = Wish::decode("UnexposeRequest", posted(request).await?)?;
+    let protocol = protocol_of(&protocol).ok_or(ExposeError::NotFound)?;
+    api.registry.unexpose(protocol, &local, asker).await?;
+    tracing::debug!(%protocol, local, ?asker, "no longer exposed");
+    Ok(done())
+}

@@ -1,0 +1,97 @@
+//! What the control plane may see of the engine, and the zones that it may add. Owns: nothing; it copies. May not: be on the way of
+//! a frame. Read next: `api/`, which shows it.
+
+use std::net::Ipv4Addr;
+
+use netstack::dns::Zone;
+use netstack::{DropCounts, Mac, PortId};
+use tokio::sync::oneshot;
+
+use super::command::{Command, Handle};
+use super::{Engine, Traffic};
+
+/// A question about the engine's tables, and where the answer goes.
+#[derive(Debug)]
+pub(super) enum Readout {
+    Leases(oneshot::Sender<Vec<(Ipv4Addr, Mac)>>),
+    Addresses(oneshot::Sender<Vec<(Mac, PortId)>>),
+    Counters(oneshot::Sender<Counters>),
+    Zones(oneshot::Sender<Vec<Zone>>),
+    AddZone(Zone, oneshot::Sender<()>),
+}
+
+/// What was counted since the start.
+#[derive(Clone, Debug, Default)]
+pub struct Counters {
+    /// From guests.
+    pub received: Traffic,
+    /// To guests.
+    pub sent: Traffic,
+    /// Frames, or what was in them, that went no further.
+    pub drops: DropCounts,
+    /// TCP flows there are now.
+    pub tcp_flows: u64,
+    /// UDP flows there are now.
+    pub udp_flows: u64,
+}
+
+impl Engine {
+    /// Answers; whoever asked may be gone.
+    pub(super) fn read_out(&mut self, readout: Readout) {
+        match readout {
+            Readout::Leases(reply) => drop(reply.send(self.stack.leases(self.now).collect())),
+            Readout::Addresses(reply) => drop(reply.send(self.stack.addresses().collect())),
+            Readout::Counters(reply) => drop(reply.send(self.counters())),
+            Readout::Zones(reply) => drop(reply.send(self.stack.zones().cloned().collect())),
+            Readout::AddZone(zone, reply) => {
+                self.stack.add_zone(zone);
+                let _ = reply.send(());
+            }
+        }
+    }
+
+    fn counters(&self) -> Counters {
+        let (tcp_flows, udp_flows) = self.stack.flows();
+        Counters {
+            received: self.received,
+            sent: self.batches.sent(),
+            drops: self.stack.drops().clone(),
+            tcp_flows: tcp_flows as u64,
+            udp_flows: udp_flows as u64,
+        }
+    }
+}
+
+/// An engine that has ended has nothing in its tables.
+impl Handle {
+    /// The DHCP server's leases and reservations, the gateway's own among them.
+    pub async fn leases(&self) -> Vec<(Ipv4Addr, Mac)> {
+        self.read(Readout::Leases).await
+    }
+
+    /// Which port has which hardware address.
+    pub async fn addresses(&self) -> Vec<(Mac, PortId)> {
+        self.read(Readout::Addresses).await
+    }
+
+    /// What was counted so far.
+    pub async fn counters(&self) -> Counters {
+        self.read(Readout::Counters).await
+    }
+
+    /// The gateway's zones, in the order in which they are tried.
+    pub async fn zones(&self) -> Vec<Zone> {
+        self.read(Readout::Zones).await
+    }
+
+    /// Adds a zone, or to one: see [`netstack::dns::Zones::add_zone`]. It is there when this returns.
+    pub async fn add_zone(&self, zone: Zone) {
+        self.read(|reply| Readout::AddZone(zone, reply)).await;
+    }
+
+    async fn read<T: Default>(&self, readout: impl FnOnce(oneshot::Sender<T>) -> Readout) -> T {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Read(readout(reply))).await;
+        answer.await.unwrap_or_default()
+    }
+}
