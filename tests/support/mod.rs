@@ -14,6 +14,7 @@ pub(crate) mod daemon;
 pub(crate) mod dns;
 pub(crate) mod frames;
 pub(crate) mod guest;
+pub(crate) mod http;
 pub(crate) mod net;
 pub(crate) mod ns;
 pub(crate) mod process;
