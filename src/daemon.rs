@@ -4,7 +4,7 @@
 //! Everything is bound before anything runs, so that a failure leaves nothing behind, and clients that come early wait.
 
 use std::fmt;
-use std::net::{SocketAddrV4, TcpListener};
+use std::net::SocketAddrV4;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -19,11 +19,10 @@ use tokio::task::JoinSet;
 use crate::api::{Api, Listener, Role};
 use crate::config::{Config, RESOLV_CONF};
 use crate::engine::{End, Engine, Handle, Request};
-use crate::forward::registry::Registry;
+use crate::forward::registry::{Protocol, Registry};
 use crate::forward::unix::UnixForward;
 use crate::host::dns::{Upstream, serve_stream};
 use crate::listen::unix_listener;
-use crate::text::reason;
 
 /// The guest's sshd, which unix sockets are forwarded through.
 const SSH_PORT: u16 = 22;
@@ -107,6 +106,7 @@ struct Daemon {
     engine: Engine,
     handle: Handle,
     requests: mpsc::Receiver<Request>,
+    registry: Registry,
     forwards: Vec<UnixForward>,
     apis: Vec<Listener>,
 }
@@ -116,10 +116,12 @@ impl Daemon {
         let seed = crate::sys::random_seed().context("cannot get randomness")?;
         let (mut engine, handle, requests) =
             Engine::new(config.network, seed).context("cannot start the network")?;
+        let registry = Registry::new(handle.clone());
         for forward in &config.tcp_forwards {
-            let listener = TcpListener::bind(forward.local)
-                .map_err(|error| anyhow!("listen tcp {}: bind: {}", forward.local, reason(&error)))?;
-            engine.forward(listener, forward.remote).context("cannot add network services")?;
+            let (local, remote) = (forward.local.to_string(), forward.remote.to_string());
+            registry
+                .configure(&mut engine, Protocol::Tcp, &local, &remote)
+                .context("cannot add network services")?;
         }
         let guest = SocketAddrV4::new(config.device_ip, SSH_PORT);
         let forwards = config
@@ -140,11 +142,11 @@ impl Daemon {
             engine.listen_qemu(listener, file).context("qemu listen error")?;
             tracing::info!(path = %path.display(), "waiting for the virtual machine");
         }
-        Ok(Self { engine, handle, requests, forwards, apis })
+        Ok(Self { engine, handle, requests, registry, forwards, apis })
     }
 
     async fn serve(self, mut signals: Signals) -> Result<Exit> {
-        let Self { engine, handle, requests, forwards, apis } = self;
+        let Self { engine, handle, requests, registry, forwards, apis } = self;
         let (ended, mut end) = oneshot::channel();
         let thread = thread::Builder::new()
             .name("engine".to_owned())
@@ -158,7 +160,7 @@ impl Daemon {
         for forward in forwards {
             forwarding.spawn(forward.run(Arc::new(handle.clone()), stopped.clone()));
         }
-        let api = Arc::new(Api::new(handle.clone(), Registry::new(handle.clone())));
+        let api = Arc::new(Api::new(handle.clone(), registry.clone()));
         let mut serving = JoinSet::new();
         for listener in apis {
             serving.spawn(listener.run(Arc::clone(&api), stopped.clone()));
@@ -173,6 +175,7 @@ impl Daemon {
         tracing::debug!("stopping");
         // Nobody is left to hear it if the engine has ended.
         let _ = stop.send(true);
+        registry.close().await;
         handle.stop().await;
         while let Some(result) = forwarding.join_next().await {
             if let Err(error) = forward_failure(result) {

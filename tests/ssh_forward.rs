@@ -409,7 +409,7 @@ async fn guests_with_few_algorithms_are_reached() {
 #[tokio::test]
 async fn a_client_waits_no_longer_than_it_may() {
     let sshd = Sshd::prepare().await;
-    let target = Target { addr: sshd.addr, user: sshd.user.clone(), identity: sshd.path("id") };
+    let target = Target::new(sshd.addr, &sshd.user, sshd.path("id"));
     let tunnel = Tunnel::new(target, sshd.dialer());
     let (start, patience) = (Instant::now(), Duration::from_secs(1));
     let error = soon("the end of waiting", tunnel.open("/any", patience, || true)).await.unwrap_err();

@@ -1,5 +1,5 @@
 //! ARP (RFC 826): answers for the gateway's addresses, and the guests' addresses for connections that start here.
-//! Owns: the neighbour table and who waits for an answer. Read next: `tcp/mod.rs`, which dials.
+//! Owns: the neighbour table and who waits for an answer. Read next: `lib.rs`, which dials.
 
 use core::net::Ipv4Addr;
 use std::collections::HashMap;
@@ -9,8 +9,7 @@ use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{ArpHardware, ArpOperation, ArpPacket, EthernetProtocol};
 
 use crate::ether::{self, EtherType};
-use crate::tcp::FlowId;
-use crate::{DropReason, FrameSink, Mac, PortId};
+use crate::{DropReason, FlowId, FrameSink, Mac, PortId, UdpFlowId};
 
 /// Bytes of an ARP packet for Ethernet and IPv4.
 const PACKET_LEN: usize = 28;
@@ -23,6 +22,8 @@ const TRIES: u8 = 3;
 const MAX_NEIGHBOURS: usize = 1024;
 /// Addresses being resolved at once at most.
 const MAX_RESOLVING: usize = 256;
+/// Flows that wait for one address at most. One that ended meanwhile is still among them.
+const MAX_WAITING: usize = 16 << 10;
 
 /// What an ARP packet says.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +74,13 @@ pub(crate) fn send(
     Ok(())
 }
 
+/// A flow that waits for its guest's hardware address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waiter {
+    Tcp(FlowId),
+    Udp(UdpFlowId),
+}
+
 /// What [`Neighbours::resolve`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Resolved {
@@ -81,7 +89,7 @@ pub(crate) enum Resolved {
     Pending {
         ask: bool,
     },
-    /// Too many addresses are being resolved.
+    /// Too many addresses are being resolved, or too many flows wait for this one.
     Refused,
 }
 
@@ -101,7 +109,7 @@ struct Neighbour {
 #[derive(Debug)]
 struct Resolution {
     ip: Ipv4Addr,
-    waiting: Vec<FlowId>,
+    waiting: Vec<Waiter>,
     tries: u8,
     next: Instant,
 }
@@ -112,7 +120,7 @@ pub(crate) enum Due {
     /// Ask for this address again.
     Ask(Ipv4Addr),
     /// Nobody answered; these flows cannot be.
-    Failed(Vec<FlowId>),
+    Failed(Vec<Waiter>),
 }
 
 impl Neighbours {
@@ -121,7 +129,7 @@ impl Neighbours {
     }
 
     /// Remembers who has `ip`, and names the flows that waited for it.
-    pub(crate) fn learn(&mut self, ip: Ipv4Addr, mac: Mac, port: PortId, now: Instant) -> Vec<FlowId> {
+    pub(crate) fn learn(&mut self, ip: Ipv4Addr, mac: Mac, port: PortId, now: Instant) -> Vec<Waiter> {
         if self.known.len() >= MAX_NEIGHBOURS && !self.known.contains_key(&ip) {
             self.known.retain(|_, neighbour| neighbour.until > now);
         }
@@ -134,11 +142,14 @@ impl Neighbours {
         self.resolving.swap_remove(at).waiting
     }
 
-    pub(crate) fn resolve(&mut self, ip: Ipv4Addr, flow: FlowId, now: Instant) -> Resolved {
+    pub(crate) fn resolve(&mut self, ip: Ipv4Addr, flow: Waiter, now: Instant) -> Resolved {
         if let Some(neighbour) = self.known.get(&ip).filter(|neighbour| neighbour.until > now) {
             return Resolved::Known(neighbour.mac, neighbour.port);
         }
         if let Some(resolution) = self.resolving.iter_mut().find(|resolution| resolution.ip == ip) {
+            if resolution.waiting.len() >= MAX_WAITING {
+                return Resolved::Refused;
+            }
             resolution.waiting.push(flow);
             return Resolved::Pending { ask: false };
         }

@@ -32,11 +32,16 @@ pub(crate) struct Header {
 }
 
 /// The way to a guest: through which port, from and to which hardware address.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Route {
     pub(crate) port: PortId,
     pub(crate) from: Mac,
     pub(crate) to: Mac,
+}
+
+impl Route {
+    /// The route of a flow whose guest has not been found yet; nothing is sent along it.
+    pub(crate) const NOWHERE: Self = Self { port: PortId(u32::MAX), from: Mac([0; 6]), to: Mac([0; 6]) };
 }
 
 /// Sends one datagram, in fragments where it is larger than `mtu`. `write` fills the payload, all of it, once.

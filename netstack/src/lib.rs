@@ -40,7 +40,7 @@ pub use nat::Target;
 pub use tcp::{FlowId, Refusal};
 pub use udp::{Datagram, UdpFlowId};
 
-use arp::{Due, Neighbours, Resolved};
+use arp::{Due, Neighbours, Resolved, Waiter};
 use ether::EtherType;
 use ipv4::{Header, Reassembly, Route};
 use nat::{Nat, Verdict};
@@ -189,7 +189,7 @@ impl Stack {
         while let Some(due) = self.neighbours.handle_timeout(now) {
             match due {
                 Due::Ask(ip) => self.ask_for(ip, sink),
-                Due::Failed(flows) => flows.into_iter().for_each(|flow| self.tcp.resolved(flow, None)),
+                Due::Failed(flows) => flows.into_iter().for_each(|flow| self.resolved(flow, None, now, sink)),
             }
         }
     }
@@ -267,25 +267,35 @@ impl Stack {
         now: Instant,
         sink: &mut impl FrameSink,
     ) -> Result<FlowId, ConnectError> {
-        if !nat::in_subnet(self.config.subnet, *guest.ip()) || *guest.ip() == self.config.gateway {
-            return Err(ConnectError::NoRoute);
-        }
+        self.ensure_guest(*guest.ip())?;
         let flow = self
             .tcp
             .dial(SocketAddr::V4(guest), IpAddr::V4(self.config.gateway))
             .map_err(|_| ConnectError::Busy)?;
-        match self.neighbours.resolve(*guest.ip(), flow, now) {
-            Resolved::Known(mac, port) => self.tcp.resolved(flow, Some((mac, port))),
-            Resolved::Pending { ask: false } => {}
-            Resolved::Pending { ask: true } => self.ask_for(*guest.ip(), sink),
-            Resolved::Refused => self.tcp.resolved(flow, None),
-        }
+        self.resolve(*guest.ip(), Waiter::Tcp(flow), now, sink);
         Ok(flow)
     }
 
     /// The driver is done with the flow: what is owed to the guest is still sent. With `abort` that is a RST.
     pub fn tcp_release(&mut self, flow: FlowId, abort: bool) {
         self.tcp.release(flow, abort);
+    }
+
+    /// A flow from the gateway to a guest, for datagrams of somebody outside. [`Event::UdpClosed`] tells its end: nobody answered for the
+    /// guest, it was idle, or made room for another.
+    pub fn udp_connect(
+        &mut self,
+        guest: SocketAddrV4,
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) -> Result<UdpFlowId, ConnectError> {
+        self.ensure_guest(*guest.ip())?;
+        let flow = self
+            .udp
+            .dial(SocketAddr::V4(guest), IpAddr::V4(self.config.gateway), now)
+            .ok_or(ConnectError::Busy)?;
+        self.resolve(*guest.ip(), Waiter::Udp(flow), now, sink);
+        Ok(flow)
     }
 
     /// A datagram came back for the flow. Lost if the port has no room, as on any full link.
@@ -438,7 +448,7 @@ impl Stack {
             && !mac.is_group()
         {
             for flow in self.neighbours.learn(ip, mac, route.port, now) {
-                self.tcp.resolved(flow, Some((mac, route.port)));
+                self.resolved(flow, Some((mac, route.port)), now, sink);
             }
         }
         if message.operation == ArpOperation::Request && self.is_gateway(message.target) {
@@ -627,6 +637,41 @@ impl Stack {
 
     fn is_gateway(&self, ip: Ipv4Addr) -> bool {
         ip == self.config.gateway || self.config.gateway_virtual_ips.contains(&ip)
+    }
+
+    /// Whether connections may start here for `ip`: it can be a guest's.
+    fn ensure_guest(&self, ip: Ipv4Addr) -> Result<(), ConnectError> {
+        let is_guest = nat::in_subnet(self.config.subnet, ip) && ip != self.config.gateway;
+        if is_guest { Ok(()) } else { Err(ConnectError::NoRoute) }
+    }
+
+    /// Finds out who has `ip`, for `flow`.
+    fn resolve(&mut self, ip: Ipv4Addr, flow: Waiter, now: Instant, sink: &mut impl FrameSink) {
+        match self.neighbours.resolve(ip, flow, now) {
+            Resolved::Known(mac, port) => self.resolved(flow, Some((mac, port)), now, sink),
+            Resolved::Pending { ask: false } => {}
+            Resolved::Pending { ask: true } => self.ask_for(ip, sink),
+            Resolved::Refused => self.resolved(flow, None, now, sink),
+        }
+    }
+
+    /// The guest of a flow that started here has been found, or not.
+    fn resolved(
+        &mut self,
+        flow: Waiter,
+        neighbour: Option<(Mac, PortId)>,
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) {
+        match flow {
+            Waiter::Tcp(flow) => self.tcp.resolved(flow, neighbour),
+            Waiter::Udp(flow) => {
+                let route = neighbour.map(|(to, port)| Route { port, from: self.config.gateway_mac, to });
+                for datagram in self.udp.resolved(flow, route) {
+                    self.udp_send(flow, &datagram, now, sink);
+                }
+            }
+        }
     }
 
     /// Asks every port who has `ip`.

@@ -13,7 +13,7 @@ use crate::checksum;
 use crate::ether::{self, EtherType};
 use crate::ipv4::{self, Header, Route};
 use crate::timer::Timers;
-use crate::{DropReason, FrameSink};
+use crate::{DropReason, FrameSink, PortId};
 
 slotmap::new_key_type! {
     /// Names a UDP flow; never used again for another one.
@@ -29,6 +29,14 @@ pub const MAX_FLOWS: usize = 4096;
 const IDLE: Duration = Duration::from_secs(90);
 /// The same where one question has one answer: DNS and NTP.
 const IDLE_SHORT: Duration = Duration::from_secs(15);
+
+/// Ports of the gateway that flows to guests come from.
+const EPHEMERAL_FIRST: u16 = 49_152;
+const EPHEMERAL_COUNT: u16 = u16::MAX - EPHEMERAL_FIRST;
+/// Datagrams that wait for their guest's hardware address, in one flow and as bytes in all; what is more is lost (RFC 1122 2.3.2.2
+/// asks for one).
+const MAX_HELD: usize = 8;
+const MAX_HELD_BYTES: usize = 1 << 20;
 
 /// A datagram from a guest, for the host socket of its flow.
 #[derive(Debug)]
@@ -46,6 +54,8 @@ struct Flow {
     guest: SocketAddr,
     remote: SocketAddr,
     route: Route,
+    /// While the route is [`Route::NOWHERE`].
+    held: Vec<Vec<u8>>,
     used: Instant,
     armed: Option<Instant>,
     newer: Option<UdpFlowId>,
@@ -61,6 +71,9 @@ pub(crate) struct Table {
     oldest: Option<UdpFlowId>,
     timers: Timers<UdpFlowId>,
     closed: VecDeque<UdpFlowId>,
+    /// Bytes held in all flows.
+    held: usize,
+    next_port: u16,
     ident: u16,
     scratch: Vec<u8>,
 }
@@ -74,6 +87,8 @@ impl Table {
             oldest: None,
             timers: Timers::new(),
             closed: VecDeque::new(),
+            held: 0,
+            next_port: EPHEMERAL_FIRST + (seed % u64::from(EPHEMERAL_COUNT)) as u16,
             ident: 0,
             scratch: Vec::new(),
         }
@@ -119,6 +134,7 @@ impl Table {
             guest,
             remote,
             route,
+            held: Vec::new(),
             used: now,
             armed: None,
             newer: None,
@@ -132,16 +148,43 @@ impl Table {
         id
     }
 
+    /// A new flow from a port of `local` to `guest`, whose route will be told by [`Self::resolved`].
+    pub(crate) fn dial(&mut self, guest: SocketAddr, local: IpAddr, now: Instant) -> Option<UdpFlowId> {
+        for _ in 0..EPHEMERAL_COUNT {
+            let remote = SocketAddr::new(local, self.next_port);
+            self.next_port = self.next_port.checked_add(1).unwrap_or(EPHEMERAL_FIRST);
+            if !self.keys.contains_key(&(guest, remote)) {
+                return Some(self.open(guest, remote, Route::NOWHERE, now));
+            }
+        }
+        None
+    }
+
+    /// The guest of a dialled flow has been found, or not, which ends the flow. What waited comes back to be sent.
+    pub(crate) fn resolved(&mut self, id: UdpFlowId, route: Option<Route>) -> Vec<Vec<u8>> {
+        let Some(flow) = self.flows.get_mut(id) else { return Vec::new() };
+        let Some(route) = route else {
+            self.close(id);
+            self.closed.push_back(id);
+            return Vec::new();
+        };
+        flow.route = route;
+        let held = core::mem::take(&mut flow.held);
+        self.held -= held.iter().map(Vec::len).sum::<usize>();
+        held
+    }
+
     /// Forgets the flow.
     pub(crate) fn close(&mut self, id: UdpFlowId) {
         self.unlink(id);
         if let Some(flow) = self.flows.remove(id) {
             self.keys.remove(&(flow.guest, flow.remote));
+            self.held -= flow.held.iter().map(Vec::len).sum::<usize>();
         }
     }
 
     /// Ends the flows of a port that is gone.
-    pub(crate) fn detach(&mut self, port: crate::PortId) {
+    pub(crate) fn detach(&mut self, port: PortId) {
         let gone: Vec<UdpFlowId> =
             self.flows.iter().filter(|(_, flow)| flow.route.port == port).map(|(id, _)| id).collect();
         for id in gone {
@@ -171,7 +214,20 @@ impl Table {
     ) -> Result<(), DropReason> {
         let (guest, remote, route) = self.ends(id).ok_or(DropReason::Udp)?;
         self.touch(id, now);
+        if route == Route::NOWHERE {
+            return self.hold(id, payload);
+        }
         self.send_between(route, remote, guest, payload, mtu, sink)
+    }
+
+    fn hold(&mut self, id: UdpFlowId, payload: &[u8]) -> Result<(), DropReason> {
+        let flow = self.flows.get_mut(id).ok_or(DropReason::Udp)?;
+        if flow.held.len() >= MAX_HELD || self.held + payload.len() > MAX_HELD_BYTES {
+            return Err(DropReason::PortFull);
+        }
+        self.held += payload.len();
+        flow.held.push(payload.to_vec());
+        Ok(())
     }
 
     /// Sends one datagram that belongs to no flow.
@@ -303,7 +359,20 @@ fn emit(buffer: &mut [u8], from: SocketAddr, to: SocketAddr, payload: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Mac, PortId};
+    use crate::Mac;
+
+    /// For datagrams that must not become frames.
+    struct NoSink;
+
+    impl FrameSink for NoSink {
+        fn has_room(&self, _: PortId, _: usize) -> bool {
+            false
+        }
+
+        fn frame(&mut self, _: PortId, _: usize) -> Option<&mut [u8]> {
+            None
+        }
+    }
 
     const ROUTE: Route = Route { port: PortId(0), from: Mac([2; 6]), to: Mac([4; 6]) };
 
@@ -313,6 +382,30 @@ mod tests {
 
     fn remote(port: u16) -> SocketAddr {
         SocketAddr::from(([10, 0, 0, 9], port))
+    }
+
+    #[test]
+    fn a_dialled_flow_holds_what_it_may() {
+        let mut table = Table::new(1);
+        let send =
+            |table: &mut Table, id, len| table.send(id, &vec![1; len], 1500, Instant::ZERO, &mut NoSink);
+        let dial = |table: &mut Table| table.dial(guest(9), [10, 0, 0, 1].into(), Instant::ZERO).unwrap();
+        let (first, second) = (dial(&mut table), dial(&mut table));
+        assert_ne!(table.ends(first).unwrap().1, table.ends(second).unwrap().1);
+        for _ in 0..MAX_HELD {
+            assert_eq!(send(&mut table, first, 7), Ok(()));
+        }
+        assert_eq!(send(&mut table, first, 7), Err(DropReason::PortFull));
+        assert_eq!(table.resolved(first, Some(ROUTE)), vec![vec![1; 7]; MAX_HELD]);
+        assert_eq!(table.ends(first).unwrap().2, ROUTE);
+        // All flows together have a bound too, and give back what they held.
+        let many: Vec<_> = (0..MAX_HELD_BYTES / 60_000 + 1).map(|_| dial(&mut table)).collect();
+        assert_eq!(many.iter().filter(|id| send(&mut table, **id, 60_000).is_ok()).count(), many.len() - 1);
+        for id in many {
+            assert_eq!(table.resolved(id, None), Vec::<Vec<u8>>::new());
+            assert_eq!(table.poll_closed(), Some(id));
+        }
+        assert_eq!((table.held, table.len()), (0, 2));
     }
 
     #[test]

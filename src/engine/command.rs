@@ -11,6 +11,7 @@ use mio::Waker;
 use netstack::{DnsClient, dns};
 use tokio::sync::{mpsc, oneshot};
 
+use super::forwards::ForwardCommand;
 use super::readout::Readout;
 use crate::dial::Dial;
 
@@ -30,6 +31,8 @@ pub(super) enum Command {
     Stop,
     /// Shows what the engine knows, or adds a zone.
     Read(Readout),
+    /// Adds or removes a forward.
+    Forward(ForwardCommand),
 }
 
 /// What the engine asks of the control plane.

@@ -6,9 +6,10 @@
 //! Nothing here locks, and nothing allocates or makes a system call for a single packet of a TCP flow.
 //!
 //! Owns: [`Stack`] and every descriptor that carries a guest's bytes. May not: wait for anything but `poll`.
-//! Read next: `tcp.rs`, `udp.rs`, `links.rs`; `netstack/src/lib.rs`.
+//! Read next: `tcp.rs`, `udp.rs`, `forwards.rs`, `links.rs`; `netstack/src/lib.rs`.
 
 mod command;
+mod forwards;
 mod links;
 mod readout;
 mod tcp;
@@ -17,13 +18,12 @@ mod wait;
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
 use anyhow::Context as _;
 use mio::event::Event as Readiness;
-use mio::net::{TcpListener, UnixListener};
+use mio::net::UnixListener;
 use mio::{Events, Interest, Poll, Token, Waker};
 use netstack::{Event, FlowId, Instant, NetworkConfig, Stack, Target, UdpFlowId};
 use slab::Slab;
@@ -31,6 +31,7 @@ use slotmap::SecondaryMap;
 use tokio::sync::mpsc;
 
 pub use command::{Handle, Request};
+pub use forwards::{ForwardId, Listener};
 pub use readout::Counters;
 
 use crate::host::udp::{HostUdp, Outbox};
@@ -40,6 +41,7 @@ use crate::logging::Limited;
 use crate::sys::memory::discard;
 use crate::sys::udp::Inbox;
 use command::{CHANNEL, Command};
+use forwards::Forwards;
 use links::{Batches, Link};
 use tcp::Connection;
 use wait::Waits;
@@ -57,7 +59,7 @@ enum Source {
     Waker,
     QemuListener,
     Link,
-    Forward(usize),
+    Forward(ForwardId),
     Tcp(FlowId),
     Udp(UdpFlowId),
 }
@@ -68,14 +70,6 @@ struct QemuListener {
     _file: RemoveOnDrop,
     listener: UnixListener,
     token: Token,
-}
-
-/// A host port that leads to a guest.
-#[derive(Debug)]
-struct Forward {
-    listener: TcpListener,
-    remote: SocketAddrV4,
-    readable: bool,
 }
 
 /// Frames one way, without the framing's own bytes.
@@ -119,9 +113,7 @@ pub struct Engine {
     carried: usize,
     received: Traffic,
     mtu: u16,
-    forwards: Vec<Forward>,
-    /// When to try to accept again, after there were no descriptors.
-    accept_again: Option<Instant>,
+    forwards: Forwards,
     tcp: SecondaryMap<FlowId, Connection>,
     udp: SecondaryMap<UdpFlowId, HostUdp>,
     udp_ready: VecDeque<UdpFlowId>,
@@ -161,8 +153,7 @@ impl Engine {
             carried: 0,
             received: Traffic::default(),
             mtu,
-            forwards: Vec::new(),
-            accept_again: None,
+            forwards: Forwards::default(),
             tcp: SecondaryMap::new(),
             udp: SecondaryMap::new(),
             udp_ready: VecDeque::new(),
@@ -194,19 +185,6 @@ impl Engine {
         Ok(())
     }
 
-    /// Leads every connection that `listener` gets to `remote` in the virtual network.
-    ///
-    /// # Errors
-    /// The socket cannot be watched.
-    pub fn forward(&mut self, listener: std::net::TcpListener, remote: SocketAddrV4) -> io::Result<()> {
-        listener.set_nonblocking(true)?;
-        let mut listener = TcpListener::from_std(listener);
-        let token = Token(self.sources.insert(Source::Forward(self.forwards.len())));
-        self.poll.registry().register(&mut listener, token, Interest::READABLE)?;
-        self.forwards.push(Forward { listener, remote, readable: false });
-        Ok(())
-    }
-
     /// Runs until the end.
     ///
     /// # Errors
@@ -235,11 +213,11 @@ impl Engine {
         let busy = self.stack.ready_len() > 0
             || !self.udp_ready.is_empty()
             || self.links.iter().any(|link| link.readable)
-            || (self.accept_again.is_none() && self.forwards.iter().any(|forward| forward.readable));
+            || self.forwards.is_busy();
         if busy {
             return Some(Duration::ZERO);
         }
-        let next = [self.stack.poll_timeout(), self.accept_again].into_iter().flatten().min()?;
+        let next = [self.stack.poll_timeout(), self.forwards.again].into_iter().flatten().min()?;
         Some(if next > self.now { (next - self.now).into() } else { Duration::ZERO })
     }
 
@@ -263,11 +241,7 @@ impl Engine {
                     }
                 }
             }
-            Some(Source::Forward(index)) => {
-                if let Some(forward) = self.forwards.get_mut(*index) {
-                    forward.readable = true;
-                }
-            }
+            Some(Source::Forward(id)) => self.forwards.handle_readable(*id),
             Some(Source::QemuListener) => self.accept_qemu().context("cannot accept the virtual machine")?,
             Some(Source::Waker) => self.handle_commands(),
             None => {}
@@ -278,7 +252,7 @@ impl Engine {
     fn turn(&mut self) -> anyhow::Result<()> {
         self.stack.handle_timeout(self.now, &mut self.batches);
         self.read_links()?;
-        self.accept_forwards();
+        self.serve_forwards();
         self.handle_stack_events();
         // Flows that become ready meanwhile have their turn after the links had theirs.
         for _ in 0..self.stack.ready_len() {
@@ -359,6 +333,7 @@ impl Engine {
                     if batch.has_much_room() {
                         self.stack.handle_room(link.port);
                         self.udp_ready.extend(self.udp_waiting.drain(..));
+                        self.forwards.handle_room();
                     }
                 }
                 Ok(Progress::Closed) => self.end = Some(End::LinkClosed),
@@ -421,6 +396,7 @@ impl Engine {
                 }
                 Command::Stop => self.end = Some(End::Stopped),
                 Command::Read(readout) => self.read_out(readout),
+                Command::Forward(command) => self.handle_forward_command(command),
             }
         }
     }

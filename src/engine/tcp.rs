@@ -9,17 +9,14 @@ use std::time::Instant as Clock;
 
 use mio::Token;
 use mio::event::Event as Readiness;
-use mio::net::{TcpStream, UnixStream};
+use mio::net::UnixStream;
 use netstack::tcp::Phase;
 use netstack::{FlowId, Refusal};
 use tokio::sync::oneshot;
 
-use super::{ACCEPT_PAUSE, Engine, Request, Source, is_later};
+use super::{Engine, Request, Source};
 use crate::host::stream::HostStream;
 use crate::host::tcp::{Outcome, Relay};
-
-/// Connections taken from one listener in a turn.
-const ACCEPT_TURN: usize = 64;
 
 /// The other end of a flow.
 #[derive(Debug)]
@@ -97,41 +94,17 @@ impl Engine {
         }
     }
 
-    /// Takes what the forwards' listeners have.
-    pub(super) fn accept_forwards(&mut self) {
-        if self.accept_again.is_some_and(|at| at > self.now) {
-            return;
-        }
-        self.accept_again = None;
-        for index in 0..self.forwards.len() {
-            for _ in 0..ACCEPT_TURN {
-                let Some(forward) = self.forwards.get_mut(index).filter(|forward| forward.readable) else {
-                    break;
-                };
-                match forward.listener.accept() {
-                    Ok((stream, client)) => {
-                        let remote = forward.remote;
-                        tracing::debug!(%client, %remote, "forwarding");
-                        self.forward_stream(stream, remote);
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => forward.readable = false,
-                    Err(error) if is_later(&error) => {}
-                    Err(error) => {
-                        if let Some(suppressed) = self.no_descriptors.admit(Clock::now()) {
-                            tracing::warn!(%error, suppressed, "cannot accept connections, trying again");
-                        }
-                        self.accept_again = Some(self.now + ACCEPT_PAUSE.into());
-                        return;
-                    }
-                }
-            }
-        }
-    }
-
-    fn forward_stream(&mut self, stream: TcpStream, remote: SocketAddrV4) {
+    /// A client of a forward dials a guest.
+    pub(super) fn forward_stream(&mut self, stream: HostStream, remote: SocketAddrV4) {
         match self.stack.tcp_connect(remote, self.now, &mut self.batches) {
-            Ok(flow) => self.adopt(flow, HostStream::accepted(stream), Opening::Guest(None)),
-            Err(error) => tracing::debug!(%remote, %error, "cannot forward"),
+            Ok(flow) => {
+                tracing::debug!(%remote, "forwarding");
+                self.adopt(flow, stream, Opening::Guest(None));
+            }
+            Err(error) => {
+                tracing::debug!(%remote, %error, "cannot forward");
+                stream.reset_on_close();
+            }
         }
     }
 

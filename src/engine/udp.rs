@@ -135,8 +135,10 @@ impl Engine {
     }
 
     pub(super) fn close_udp(&mut self, flow: UdpFlowId) {
-        if let Some(host) = self.udp.remove(flow) {
-            self.forget(host.token);
+        let Some(host) = self.udp.remove(flow) else { return };
+        match host.client {
+            None => self.forget(host.token),
+            Some(client) => self.forget_client(host.token, client),
         }
     }
 }

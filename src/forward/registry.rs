@@ -1,18 +1,32 @@
 //! Everything that the host exposes of the guests: which port or socket leads where, who asked for it, and the way to add and
 //! remove one while the daemon runs.
 //!
-//! Owns: the table of exposed ports and sockets, and who may change it. May not: carry bytes (the engine does), speak HTTP (`api`).
-//! Read next: `local.rs`, what a `local` means; `engine/forwards.rs`, the listeners.
+//! Owns: the table of exposed ports and sockets. May not: carry bytes (the engine does), speak HTTP (`api`).
+//! Read next: `policy.rs`, what a guest may do; `local.rs` and `remote.rs`, what the words mean; `engine/forwards.rs`, the listeners.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
-use crate::engine::Handle;
+use super::local::{Local, Place};
+use super::policy::GuestPolicy;
+use super::remote::{self, SshRemote, UnixRemote};
+use super::unix::UnixForward;
+use crate::engine::{Engine, ForwardId, Handle, Listener};
+use crate::listen::unix_listener;
+use crate::ssh::{Secret, Target};
+use crate::text::reason;
+
+/// An exposed unix socket may be used by its owner only.
+const MODE: u32 = 0o600;
 
 /// What is listened on at the host. The names in JSON are the original's.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
@@ -74,15 +88,8 @@ pub enum ExposeError {
     #[error("{0}")]
     Denied(String),
     /// The same `local` leads elsewhere.
-    #[error("proxy already running for {protocol} on {local}: it leads to {remote}")]
-    Running {
-        /// As was asked for.
-        protocol: Protocol,
-        /// As was asked for.
-        local: String,
-        /// Where it leads now.
-        remote: String,
-    },
+    #[error("proxy already running for {0}")]
+    Running(String),
     /// `local` cannot be listened on.
     #[error("{0}")]
     Listen(String),
@@ -106,22 +113,72 @@ pub struct Registry(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    #[expect(dead_code, reason = "the way to the engine's listeners")]
     engine: Handle,
-    /// By `local` as bytes, then protocol: the order in which they are shown.
-    entries: Mutex<BTreeMap<(String, &'static str), Entry>>,
+    policy: GuestPolicy,
+    table: Mutex<Table>,
+    /// Held by whoever changes something, as the engine's answer has to be waited for. Names are looked up before.
+    changing: tokio::sync::Mutex<()>,
 }
+
+#[derive(Debug, Default)]
+struct Table {
+    /// By `local` as bytes, then protocol: the order in which they are shown.
+    entries: BTreeMap<Key, Entry>,
+    /// Nothing is exposed any more.
+    closed: bool,
+}
+
+type Key = (String, &'static str);
 
 #[derive(Debug)]
 struct Entry {
     exposed: Exposed,
     asker: Asker,
+    /// Of TCP and UDP.
+    place: Option<Place>,
+    running: Running,
+}
+
+/// What carries it.
+#[derive(Debug)]
+enum Running {
+    Engine(ForwardId),
+    Ssh { stop: watch::Sender<bool>, task: JoinHandle<anyhow::Result<()>> },
 }
 
 impl Registry {
     /// An empty table whose listeners will be `engine`'s.
     pub fn new(engine: Handle) -> Self {
-        Self(Arc::new(Inner { engine, entries: Mutex::default() }))
+        Self::with_policy(engine, GuestPolicy::default())
+    }
+
+    /// The same, where guests may do as `policy` says.
+    pub fn with_policy(engine: Handle, policy: GuestPolicy) -> Self {
+        let (table, changing) = (Mutex::default(), tokio::sync::Mutex::default());
+        Self(Arc::new(Inner { engine, policy, table, changing }))
+    }
+
+    /// Exposes a TCP or UDP port while the engine does not run yet, for the operator. May wait for a name.
+    ///
+    /// # Errors
+    /// See [`ExposeError`].
+    pub fn configure(
+        &self,
+        engine: &mut Engine,
+        protocol: Protocol,
+        local: &str,
+        remote: &str,
+    ) -> Result<(), ExposeError> {
+        let place = Local::parse(local, protocol.as_str()).and_then(Local::resolve_at_once);
+        let place = place.map_err(|why| bad_local(protocol, why))?;
+        if self.0.is_running(protocol, local, remote, Asker::Operator)? {
+            return Ok(());
+        }
+        let to = remote::address(remote).map_err(ExposeError::Remote)?;
+        let listener = self.0.bind(protocol, local, place, Asker::Operator)?;
+        let id = engine.forward(listener, to).map_err(|error| cannot_watch(protocol, local, &error))?;
+        self.0.insert(protocol, local, remote, Asker::Operator, Some(place), Running::Engine(id));
+        Ok(())
     }
 
     /// Listens at `local` for `remote`, which has an address: `:8080` has been completed by the API. Succeeds if that is so already.
@@ -137,37 +194,20 @@ impl Registry {
         remote: &str,
         asker: Asker,
     ) -> Result<(), ExposeError> {
-        if protocol == Protocol::Npipe {
-            return Err(ExposeError::NoPipes);
-        }
-        let mut entries = self.entries();
-        let key = (local.to_owned(), protocol.as_str());
-        if let Some(entry) = entries.get(&key) {
-            if entry.exposed.remote == remote {
-                return Ok(());
-            }
-            let (local, remote) = (local.to_owned(), entry.exposed.remote.clone());
-            return Err(ExposeError::Running { protocol, local, remote });
-        }
-        let exposed = Exposed { local: local.to_owned(), remote: remote.to_owned(), protocol };
-        entries.insert(key, Entry { exposed, asker });
-        Ok(())
+        let (inner, local, remote) = (Arc::clone(&self.0), local.to_owned(), remote.to_owned());
+        let task = tokio::spawn(async move { inner.expose(protocol, &local, &remote, asker).await });
+        task.await.unwrap_or(Err(ExposeError::Stopping))
     }
 
-    /// Closes what listens at `local`, spelled as it was exposed. Connections over TCP and unix sockets go on, as the original's do.
+    /// Closes what listens at `local`, spelled as it was exposed. Connections through the engine go on, as the original's do; flows of
+    /// datagrams and connections through SSH end, as its do too.
     ///
     /// # Errors
     /// There is none, or it is not the asker's.
     pub async fn unexpose(&self, protocol: Protocol, local: &str, asker: Asker) -> Result<(), ExposeError> {
-        let key = (local.to_owned(), protocol.as_str());
-        let mut entries = self.entries();
-        match entries.get(&key) {
-            Some(entry) if asker == Asker::Operator || entry.asker == asker => {
-                entries.remove(&key);
-                Ok(())
-            }
-            _ => Err(ExposeError::NotFound),
-        }
+        let (inner, key) = (Arc::clone(&self.0), (local.to_owned(), protocol.as_str()));
+        let task = tokio::spawn(async move { inner.unexpose(key, asker).await });
+        task.await.unwrap_or(Err(ExposeError::Stopping))
     }
 
     /// Everything that is exposed, in the order of `local`.
@@ -177,19 +217,236 @@ impl Registry {
 
     /// What `asker` may see: a guest only what it exposed itself.
     pub fn seen_by(&self, asker: Asker) -> Vec<Exposed> {
-        self.entries()
-            .values()
-            .filter(|entry| asker == Asker::Operator || entry.asker == asker)
-            .map(|entry| entry.exposed.clone())
-            .collect()
+        let table = self.0.table();
+        let seen = table.entries.values().filter(|entry| may_change(asker, entry));
+        seen.map(|entry| entry.exposed.clone()).collect()
     }
 
     /// The daemon ends: closes every listener, removes every file, and exposes nothing from now on.
     pub async fn close(&self) {
-        self.entries().clear();
+        let _changing = self.0.changing.lock().await;
+        let entries = {
+            let mut table = self.0.table();
+            table.closed = true;
+            std::mem::take(&mut table.entries)
+        };
+        for (_, entry) in entries {
+            self.0.end(entry.running).await;
+        }
+    }
+}
+
+impl Inner {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn entries(&self) -> MutexGuard<'_, BTreeMap<(String, &'static str), Entry>> {
-        self.0.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    async fn expose(
+        &self,
+        protocol: Protocol,
+        local: &str,
+        remote: &str,
+        asker: Asker,
+    ) -> Result<(), ExposeError> {
+        if let Asker::Guest(guest) = asker {
+            self.policy.check(guest, protocol, local, remote).map_err(ExposeError::Denied)?;
+        }
+        let place = match protocol {
+            Protocol::Tcp | Protocol::Udp => {
+                let local = Local::parse(local, protocol.as_str()).map_err(|why| bad_local(protocol, why))?;
+                Some(local.resolve().await.map_err(|why| bad_local(protocol, why))?)
+            }
+            Protocol::Unix | Protocol::Npipe => None,
+        };
+        let _changing = self.changing.lock().await;
+        if self.is_running(protocol, local, remote, asker)? {
+            return Ok(());
+        }
+        let running = match place {
+            Some(place) => {
+                let to = remote::address(remote).map_err(ExposeError::Remote)?;
+                let listener = self.bind(protocol, local, place, asker)?;
+                self.add(protocol, local, listener, to).await?
+            }
+            None => {
+                let remote = UnixRemote::parse(remote).map_err(ExposeError::Remote)?;
+                match remote {
+                    _ if protocol == Protocol::Npipe => return Err(ExposeError::NoPipes),
+                    UnixRemote::Tcp(to) => {
+                        let (listener, file) = unix_listener(Path::new(local), MODE)
+                            .map_err(|error| ExposeError::Listen(format!("{error:#}")))?;
+                        self.add(protocol, local, Listener::Unix(listener, file), to).await?
+                    }
+                    UnixRemote::Ssh(remote) => self.tunnel(local, remote)?,
+                }
+            }
+        };
+        self.insert(protocol, local, remote, asker, place, running);
+        Ok(())
     }
+
+    /// Whether that is exposed already.
+    fn is_running(
+        &self,
+        protocol: Protocol,
+        local: &str,
+        remote: &str,
+        asker: Asker,
+    ) -> Result<bool, ExposeError> {
+        let table = self.table();
+        if table.closed {
+            return Err(ExposeError::Stopping);
+        }
+        if let Some(entry) = table.entries.get(&(local.to_owned(), protocol.as_str())) {
+            if entry.exposed.remote == remote {
+                return Ok(true);
+            }
+            let leads = match asker {
+                Asker::Operator => format!(": it leads to {}", entry.exposed.remote),
+                Asker::Guest(_) => String::new(),
+            };
+            return Err(ExposeError::Running(format!("{protocol} on {local}{leads}")));
+        }
+        if let Asker::Guest(_) = asker {
+            let count = table.entries.values().filter(|entry| entry.asker == asker).count();
+            self.policy.check_count(count).map_err(ExposeError::Denied)?;
+        }
+        Ok(false)
+    }
+
+    /// A socket of the host.
+    fn bind(
+        &self,
+        protocol: Protocol,
+        local: &str,
+        place: Place,
+        asker: Asker,
+    ) -> Result<Listener, ExposeError> {
+        let bound = match protocol {
+            Protocol::Udp => place.receive().map(Listener::Udp),
+            _ => place.listen().map(Listener::Tcp),
+        };
+        let listener = bound.map_err(|(why, error)| {
+            let owner = match (error.kind(), asker) {
+                (io::ErrorKind::AddrInUse, Asker::Operator) => self.owner(protocol, place),
+                // Who else listens on the host is not the guest's business.
+                _ => String::new(),
+            };
+            ExposeError::Listen(format!("listen {protocol} {place}: {why}{owner}"))
+        })?;
+        if place.port() == 0 {
+            let address = match &listener {
+                Listener::Tcp(listener) => listener.local_addr().ok(),
+                Listener::Udp(socket) => socket.local_addr().ok(),
+                Listener::Unix(..) => None,
+            };
+            tracing::info!(%protocol, local, ?address, "any port: this one");
+        }
+        Ok(listener)
+    }
+
+    /// Whose the port is, for the end of a message.
+    fn owner(&self, protocol: Protocol, place: Place) -> String {
+        let table = self.table();
+        let ours = table.entries.values().find(|entry| {
+            entry.exposed.protocol == protocol && entry.place.is_some_and(|other| other.overlaps(place))
+        });
+        match ours {
+            Some(Entry { exposed: Exposed { local, remote, .. }, .. }) => {
+                format!(" (by this daemon: {local} leads to {remote})")
+            }
+            None => crate::sys::owner::of_port(protocol == Protocol::Udp, place.port())
+                .map_or_else(|| " (by another process)".into(), |owner| format!(" (by {owner})")),
+        }
+    }
+
+    async fn add(
+        &self,
+        protocol: Protocol,
+        local: &str,
+        listener: Listener,
+        to: std::net::SocketAddrV4,
+    ) -> Result<Running, ExposeError> {
+        match self.engine.add_forward(listener, to).await {
+            Ok(id) => Ok(Running::Engine(id)),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => Err(ExposeError::Stopping),
+            Err(error) => Err(cannot_watch(protocol, local, &error)),
+        }
+    }
+
+    /// A unix socket whose clients go through SSH. The key is read when the first one comes, as in the original.
+    fn tunnel(&self, local: &str, remote: SshRemote) -> Result<Running, ExposeError> {
+        let SshRemote { sshd, user, dest, key, passphrase, password, secure } = remote;
+        let target = Target {
+            passphrase: passphrase.map(Secret),
+            password: password.map(Secret),
+            known_hosts: std::env::home_dir().filter(|_| secure).map(|home| home.join(".ssh/known_hosts")),
+            ..Target::new(sshd, user, key)
+        };
+        let forward = UnixForward::listen(PathBuf::from(local), dest, target)
+            .map_err(|error| ExposeError::Listen(format!("{error:#}")))?;
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(forward.run(Arc::new(self.engine.clone()), stopped));
+        Ok(Running::Ssh { stop, task })
+    }
+
+    fn insert(
+        &self,
+        protocol: Protocol,
+        local: &str,
+        remote: &str,
+        asker: Asker,
+        place: Option<Place>,
+        running: Running,
+    ) {
+        match asker {
+            // `remote` may hold a passphrase.
+            Asker::Operator => tracing::info!(%protocol, local, "exposed"),
+            // A guest could fill the log.
+            Asker::Guest(guest) => tracing::debug!(%protocol, local, remote, %guest, "exposed"),
+        }
+        let exposed = Exposed { local: local.to_owned(), remote: remote.to_owned(), protocol };
+        let entry = Entry { exposed, asker, place, running };
+        self.table().entries.insert((local.to_owned(), protocol.as_str()), entry);
+    }
+
+    async fn unexpose(&self, key: Key, asker: Asker) -> Result<(), ExposeError> {
+        let _changing = self.changing.lock().await;
+        let entry = {
+            let mut table = self.table();
+            // To a guest what is not its own does not exist.
+            if !table.entries.get(&key).is_some_and(|entry| may_change(asker, entry)) {
+                return Err(ExposeError::NotFound);
+            }
+            table.entries.remove(&key)
+        };
+        let Some(entry) = entry else { return Err(ExposeError::NotFound) };
+        self.end(entry.running).await;
+        tracing::debug!(local = key.0, protocol = key.1, "no longer exposed");
+        Ok(())
+    }
+
+    /// Returns when the listener is closed and its file is gone.
+    async fn end(&self, running: Running) {
+        match running {
+            Running::Engine(id) => self.engine.remove_forward(id).await,
+            Running::Ssh { stop, task } => {
+                let _ = stop.send(true);
+                let _ = task.await;
+            }
+        }
+    }
+}
+
+fn may_change(asker: Asker, entry: &Entry) -> bool {
+    asker == Asker::Operator || entry.asker == asker
+}
+
+/// In the original the name of the call stands before only one of the two.
+fn bad_local(protocol: Protocol, why: String) -> ExposeError {
+    ExposeError::Listen(if protocol == Protocol::Tcp { format!("listen tcp: {why}") } else { why })
+}
+
+fn cannot_watch(protocol: Protocol, local: &str, error: &io::Error) -> ExposeError {
+    ExposeError::Listen(format!("listen {protocol} {local}: {}", reason(error)))
 }

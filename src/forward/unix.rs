@@ -57,18 +57,19 @@ impl UnixForward {
     /// # Errors
     /// The identity is not a usable private key, or the socket cannot be bound.
     pub fn bind(forward: &SshForward, guest: SocketAddrV4) -> anyhow::Result<Self> {
-        ssh::load_key(&forward.identity)?;
-        let (listener, file) = listen::unix_listener(&forward.socket, MODE)?;
-        listener
-            .set_nonblocking(true)
-            .with_context(|| format!("cannot listen on {}", forward.socket.display()))?;
-        Ok(Self {
-            file,
-            listener,
-            socket: forward.socket.clone(),
-            dest: forward.dest.clone(),
-            target: Target { addr: guest, user: forward.user.clone(), identity: forward.identity.clone() },
-        })
+        ssh::load_key(&forward.identity, None)?;
+        let SshForward { socket, dest, user, identity } = forward.clone();
+        Self::listen(socket, dest, Target::new(guest, user, identity))
+    }
+
+    /// The same, but for the key, which is first looked at when a client comes.
+    ///
+    /// # Errors
+    /// The socket cannot be bound.
+    pub fn listen(socket: PathBuf, dest: String, target: Target) -> anyhow::Result<Self> {
+        let (listener, file) = listen::unix_listener(&socket, MODE)?;
+        listener.set_nonblocking(true).with_context(|| format!("cannot listen on {}", socket.display()))?;
+        Ok(Self { file, listener, socket, dest, target })
     }
 
     /// Serves clients until `shutdown` turns true or its sender is gone; then drops them and removes the socket.

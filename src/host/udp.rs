@@ -1,8 +1,10 @@
-//! One UDP flow's socket on the host, connected, so that only the flow's remote end can answer; and the datagrams that
-//! wait to be sent together. Owns: the socket. Read next: `engine/udp.rs`; `sys/udp.rs`, how many go at once.
+//! One UDP flow's socket on the host, and the datagrams that wait to be sent together. The socket of a flow that a guest started is
+//! connected, so that only the flow's remote end can answer; that of an exposed port is shared by the flows of all its clients.
+//! Owns: the socket. Read next: `engine/udp.rs`; `sys/udp.rs`, how many go at once.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 use mio::Token;
 use mio::net::UdpSocket;
@@ -12,8 +14,11 @@ use crate::sys::udp::{MAX_MESSAGE, MAX_SEGMENTS, receive_uncut, send_segments};
 
 #[derive(Debug)]
 pub(crate) struct HostUdp {
-    pub(crate) socket: UdpSocket,
+    pub(crate) socket: Arc<UdpSocket>,
+    /// The socket's: of this flow alone, or of the port that it was exposed by.
     pub(crate) token: Token,
+    /// The client that the flow belongs to, where it shares its socket with others'.
+    pub(crate) client: Option<SocketAddr>,
     /// In the list of sockets that have something to be read.
     pub(crate) queued: bool,
     /// The kernel cuts one message into many datagrams on this path.
@@ -22,7 +27,12 @@ pub(crate) struct HostUdp {
 
 impl HostUdp {
     pub(crate) fn new(socket: UdpSocket, token: Token) -> Self {
-        Self { socket, token, queued: false, cuts: true }
+        Self { socket: Arc::new(socket), token, client: None, queued: false, cuts: true }
+    }
+
+    /// The flow of one client of an exposed port.
+    pub(crate) fn of_client(socket: Arc<UdpSocket>, token: Token, client: SocketAddr) -> Self {
+        Self { socket, token, client: Some(client), queued: false, cuts: true }
     }
 
     /// A new socket, connected to `to`.
@@ -44,7 +54,7 @@ impl HostUdp {
     pub(crate) fn send(&mut self, outbox: &Outbox) -> io::Result<()> {
         let bytes = outbox.bytes.as_slice();
         if self.cuts && outbox.count > 1 {
-            match send_segments(&self.socket, bytes, outbox.segment) {
+            match send_segments(&self.socket, bytes, outbox.segment, self.client) {
                 Err(error) if is_refused(&error) => return Err(error),
                 Ok(()) => return Ok(()),
                 // This path does not take them together, as one whose datagrams go in fragments.
@@ -59,7 +69,11 @@ impl HostUdp {
     }
 
     fn send_one(&self, datagram: &[u8]) -> io::Result<()> {
-        match self.socket.send(datagram) {
+        let sent = match self.client {
+            None => self.socket.send(datagram),
+            Some(client) => self.socket.send_to(datagram, client),
+        };
+        match sent {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock || is_too_long(&error) => Ok(()),
             result => result.map(|_| ()),
         }

@@ -4,22 +4,23 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddrV4};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use russh::client::{self, AuthResult, Handle, Msg};
-use russh::keys::{HashAlg, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
+use russh::keys::{HashAlg, PrivateKeyWithHashAlg, PublicKeyOrCertificate, check_known_hosts_path};
 
-use russh::{ChannelId, Preferred, cipher, kex};
+use russh::{ChannelId, MethodKind, Preferred, cipher, kex};
 use thiserror::Error;
 use tokio::io::BufReader;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::chunk::Chunks;
-use super::{Target, key};
+use super::{Secret, Target, key};
 use crate::dial::Dial;
 
 /// One attempt to reach port 22. The original allows 5 s; a SYN lost while the guest boots must not outlast its cause,
@@ -93,8 +94,8 @@ impl fmt::Debug for Connection {
 impl Connection {
     /// Dials, exchanges keys, and logs in.
     pub(super) async fn connect<D: Dial>(dialer: &D, target: &Target) -> Result<Self, ConnectError> {
-        let key =
-            Arc::new(key::load(&target.identity).map_err(|error| ConnectError::Key(format!("{error:#}")))?);
+        let key = key::load(&target.identity, target.passphrase.as_ref());
+        let key = Arc::new(key.map_err(|error| ConnectError::Key(format!("{error:#}")))?);
         let stream = timeout(DIAL_LIMIT, dialer.dial(target.addr, DIAL_LIMIT))
             .await
             .map_err(|_| ConnectError::unreachable(io::Error::from(io::ErrorKind::TimedOut)))?
@@ -104,7 +105,8 @@ impl Connection {
         // Should the limit pass, `transport` is dropped, which ends russh's task as well.
         let life = Arc::new(Life::new());
         let handle = timeout(HANDSHAKE_LIMIT, async {
-            let events = Events { life: Arc::clone(&life) };
+            let known_hosts = target.known_hosts.clone().map(|file| (file, target.addr));
+            let events = Events { life: Arc::clone(&life), known_hosts };
             let mut handle = client::connect_stream(
                 Arc::new(config()),
                 BufReader::with_capacity(READ_AHEAD, stream),
@@ -114,7 +116,16 @@ impl Connection {
             .map_err(ConnectError::unreachable)?;
             let hash = if key.algorithm().is_rsa() { rsa_hash(&handle).await? } else { None };
             let key = PrivateKeyWithHashAlg::new(key, hash);
-            match handle.authenticate_publickey(&target.user, key).await.map_err(ConnectError::unreachable)? {
+            let mut result =
+                handle.authenticate_publickey(&target.user, key).await.map_err(ConnectError::unreachable)?;
+            if let (AuthResult::Failure { remaining_methods, .. }, Some(Secret(password))) =
+                (&result, &target.password)
+                && remaining_methods.contains(&MethodKind::Password)
+            {
+                let asked = handle.authenticate_password(&target.user, password);
+                result = asked.await.map_err(ConnectError::unreachable)?;
+            }
+            match result {
                 AuthResult::Success => Ok(handle),
                 // russh reports a lost connection as a refusal that names no method.
                 AuthResult::Failure { remaining_methods, .. } if remaining_methods.is_empty() => {
@@ -274,14 +285,27 @@ impl Life {
 /// What russh tells about the connection.
 struct Events {
     life: Arc<Life>,
+    known_hosts: Option<(PathBuf, SocketAddrV4)>,
 }
 
 impl client::Handler for Events {
     type Error = russh::Error;
 
-    // COMPAT(gvproxy): the host key is not checked; the connection goes only over the virtual network.
-    async fn check_server_key(&mut self, _: &PublicKeyOrCertificate) -> Result<bool, Self::Error> {
-        Ok(true)
+    // COMPAT(gvproxy): unless it is asked for the host key is not checked; the connection goes only over the virtual network.
+    async fn check_server_key(&mut self, key: &PublicKeyOrCertificate) -> Result<bool, Self::Error> {
+        let Some((file, addr)) = &self.known_hosts else { return Ok(true) };
+        let PublicKeyOrCertificate::PublicKey { key, .. } = key else { return Ok(false) };
+        match check_known_hosts_path(&addr.ip().to_string(), addr.port(), key, file) {
+            Ok(true) => Ok(true),
+            Ok(false) => {
+                info!(%addr, file = %file.display(), "ssh: the guest's key is not known, and taken as it is");
+                Ok(true)
+            }
+            Err(error) => {
+                warn!(%addr, %error, file = %file.display(), "ssh: the guest's key is not the known one");
+                Ok(false)
+            }
+        }
     }
 
     async fn channel_open_confirmation(

@@ -7,17 +7,19 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use russh::keys::{Error, PrivateKey};
 
+use super::Secret;
+
 /// Reads a private key: Ed25519, ECDSA (P-256, P-384, P-521) or RSA, as OpenSSH, PKCS#1, PKCS#8 or SEC1 text.
 ///
 /// # Errors
-/// The file cannot be read, is not a private key, or wants a passphrase.
-pub fn load(path: &Path) -> anyhow::Result<PrivateKey> {
+/// The file cannot be read, is not a private key, or wants a passphrase, or another one.
+pub fn load(path: &Path, passphrase: Option<&Secret>) -> anyhow::Result<PrivateKey> {
     let text = fs::read_to_string(path)
         .with_context(|| format!("cannot read the ssh identity {}", path.display()))?;
-    if wants_passphrase(&text) {
+    if passphrase.is_none() && wants_passphrase(&text) {
         bail!(needs_passphrase(path));
     }
-    match russh::keys::decode_secret_key(&text, None) {
+    match russh::keys::decode_secret_key(&text, passphrase.map(|passphrase| passphrase.0.as_str())) {
         Ok(key) if key.is_encrypted() => bail!(needs_passphrase(path)),
         Ok(key) => Ok(key),
         Err(Error::KeyIsEncrypted) => bail!(needs_passphrase(path)),

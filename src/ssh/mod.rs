@@ -17,6 +17,7 @@ mod connection;
 mod key;
 mod tunnel;
 
+use std::fmt;
 use std::net::SocketAddrV4;
 use std::path::PathBuf;
 
@@ -34,4 +35,28 @@ pub struct Target {
     pub user: String,
     /// The private key's file, read at each connect so that a changed key is picked up.
     pub identity: PathBuf,
+    /// What the key is protected with.
+    pub passphrase: Option<Secret>,
+    /// What is tried where the guest does not take the key.
+    pub password: Option<Secret>,
+    /// The file with the host's keys of guests, where they are to be checked; see sshd(8). A guest that is not in it is trusted.
+    pub known_hosts: Option<PathBuf>,
+}
+
+impl Target {
+    /// One that is logged in to with an unprotected key, whatever the guest's own key is.
+    pub fn new(addr: SocketAddrV4, user: impl Into<String>, identity: impl Into<PathBuf>) -> Self {
+        let (user, identity) = (user.into(), identity.into());
+        Self { addr, user, identity, passphrase: None, password: None, known_hosts: None }
+    }
+}
+
+/// A text that no log shows.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
 }

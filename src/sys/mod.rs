@@ -1,6 +1,7 @@
 //! What differs between operating systems. Owns: all `unsafe`, all `cfg(target_os)`. May not: know of frames or flows.
 
 pub mod memory;
+pub mod owner;
 pub mod udp;
 
 use mio::Interest;

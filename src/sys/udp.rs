@@ -7,6 +7,7 @@
 #![cfg_attr(target_os = "linux", expect(unsafe_code, reason = "recvmmsg, control messages"))]
 
 use std::io;
+use std::net::SocketAddr;
 
 use mio::net::UdpSocket;
 
@@ -27,11 +28,12 @@ pub struct Inbox {
     received: Vec<Received>,
 }
 
-/// One message: its length, and that of the datagrams that it holds.
+/// One message: its length, that of the datagrams that it holds, and who sent it, if that was asked for.
 #[derive(Clone, Copy, Debug)]
 struct Received {
     len: usize,
     segment: usize,
+    from: Option<SocketAddr>,
 }
 
 impl Inbox {
@@ -43,10 +45,15 @@ impl Inbox {
 
     /// The datagrams of the last call, in order.
     pub fn datagrams(&self) -> impl Iterator<Item = &[u8]> {
-        self.buffer.chunks(SLOT).zip(&self.received).flat_map(|(slot, message)| {
+        self.messages().flat_map(|(_, datagrams)| datagrams)
+    }
+
+    /// The messages of the last call, in order: who sent it, where [`Self::receive_from`] was the call, and its datagrams.
+    pub fn messages(&self) -> impl Iterator<Item = (Option<SocketAddr>, impl Iterator<Item = &[u8]>)> {
+        self.buffer.chunks(SLOT).zip(&self.received).map(|(slot, message)| {
             let bytes = slot.get(..message.len).unwrap_or_default();
             let empty = bytes.is_empty().then_some(bytes);
-            empty.into_iter().chain(bytes.chunks(message.segment.max(1)))
+            (message.from, empty.into_iter().chain(bytes.chunks(message.segment.max(1))))
         })
     }
 }
@@ -54,9 +61,12 @@ impl Inbox {
 #[cfg(target_os = "linux")]
 mod linux {
     use std::mem::{size_of, zeroed};
+    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV6};
     use std::os::fd::AsRawFd;
 
-    use super::{Inbox, MESSAGES, Received, SLOT, UdpSocket, io};
+    use socket2::SockAddr;
+
+    use super::{Inbox, MESSAGES, Received, SLOT, SocketAddr, UdpSocket, io};
 
     /// Room for one control message that holds an `int`, aligned as its header.
     #[derive(Clone, Copy)]
@@ -78,13 +88,23 @@ mod linux {
         }
     }
 
-    pub(super) fn send(socket: &UdpSocket, bytes: &[u8], segment: u16) -> io::Result<()> {
+    pub(super) fn send(
+        socket: &UdpSocket,
+        bytes: &[u8],
+        segment: u16,
+        to: Option<SocketAddr>,
+    ) -> io::Result<()> {
+        let to = to.map(SockAddr::from);
         let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
         let mut control = Control([0; 32]);
         // SAFETY: all of these are plain data, for which zeroes are valid; pointers are to locals that outlive the call, and the
         // control message is within `control`, whose alignment is that of its header. The kernel only reads `bytes`.
         let sent = unsafe {
             let mut message: libc::msghdr = zeroed();
+            if let Some(to) = &to {
+                message.msg_name = to.as_ptr().cast_mut().cast();
+                message.msg_namelen = to.len();
+            }
             message.msg_iov = &raw mut part;
             message.msg_iovlen = 1;
             message.msg_control = (&raw mut control).cast();
@@ -99,13 +119,20 @@ mod linux {
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    pub(super) fn receive(inbox: &mut Inbox, socket: &UdpSocket, most: usize) -> io::Result<()> {
+    pub(super) fn receive(inbox: &mut Inbox, socket: &UdpSocket, most: usize, names: bool) -> io::Result<()> {
         let mut controls = [Control([0; 32]); MESSAGES];
+        let mut senders: [libc::sockaddr_storage; MESSAGES];
         let mut parts: [libc::iovec; MESSAGES];
         let mut messages: [libc::mmsghdr; MESSAGES];
         // SAFETY: as in `send`; each message has a slot and a control buffer of its own, and the kernel says how much of them it wrote.
         unsafe {
-            (parts, messages) = (zeroed(), zeroed());
+            (parts, messages, senders) = (zeroed(), zeroed(), zeroed());
+            if names {
+                for (message, sender) in messages.iter_mut().zip(&mut senders) {
+                    message.msg_hdr.msg_name = (&raw mut *sender).cast();
+                    message.msg_hdr.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+                }
+            }
             let slots = inbox.buffer.chunks_mut(SLOT);
             for (((message, part), control), slot) in
                 messages.iter_mut().zip(&mut parts).zip(&mut controls).zip(slots)
@@ -125,7 +152,7 @@ mod linux {
                 std::ptr::null_mut(),
             );
             let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
-            for message in messages.iter().take(count) {
+            for (message, sender) in messages.iter().zip(&senders).take(count) {
                 let len = message.msg_len as usize;
                 let header = libc::CMSG_FIRSTHDR(&raw const message.msg_hdr);
                 let mut segment = len;
@@ -136,10 +163,31 @@ mod linux {
                     let announced = libc::CMSG_DATA(header).cast::<libc::c_int>().read_unaligned();
                     segment = usize::try_from(announced).unwrap_or(len);
                 }
-                inbox.received.push(Received { len, segment });
+                let from = if names { address(sender) } else { None };
+                inbox.received.push(Received { len, segment, from });
             }
         }
         Ok(())
+    }
+
+    fn address(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
+        let name = &raw const *name;
+        // SAFETY: the storage is as large as, and aligned for, the address of each family; any bytes are a valid one.
+        unsafe {
+            match libc::c_int::from((*name).ss_family) {
+                libc::AF_INET => {
+                    let name = &*name.cast::<libc::sockaddr_in>();
+                    let ip = Ipv4Addr::from(u32::from_be(name.sin_addr.s_addr));
+                    Some((ip, u16::from_be(name.sin_port)).into())
+                }
+                libc::AF_INET6 => {
+                    let name = &*name.cast::<libc::sockaddr_in6>();
+                    let (ip, port) = (Ipv6Addr::from(name.sin6_addr.s6_addr), u16::from_be(name.sin6_port));
+                    Some(SocketAddrV6::new(ip, port, name.sin6_flowinfo, name.sin6_scope_id).into())
+                }
+                _ => None,
+            }
+        }
     }
 }
 
@@ -151,12 +199,29 @@ impl Inbox {
     pub fn receive(&mut self, socket: &UdpSocket, most: usize) -> io::Result<()> {
         self.received.clear();
         #[cfg(target_os = "linux")]
-        return linux::receive(self, socket, most);
+        return linux::receive(self, socket, most, false);
         #[cfg(not(target_os = "linux"))]
         {
             let _ = most;
             let len = socket.recv(self.buffer.get_mut(..SLOT).unwrap_or_default())?;
-            self.received.push(Received { len, segment: len });
+            self.received.push(Received { len, segment: len, from: None });
+            Ok(())
+        }
+    }
+
+    /// The same for a socket that anyone may send to: [`Self::messages`] says who did.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn receive_from(&mut self, socket: &UdpSocket, most: usize) -> io::Result<()> {
+        self.received.clear();
+        #[cfg(target_os = "linux")]
+        return linux::receive(self, socket, most, true);
+        #[cfg(not(target_os = "linux"))]
+        {
+            let _ = most;
+            let (len, from) = socket.recv_from(self.buffer.get_mut(..SLOT).unwrap_or_default())?;
+            self.received.push(Received { len, segment: len, from: Some(from) });
             Ok(())
         }
     }
@@ -170,16 +235,21 @@ pub fn receive_uncut(socket: &UdpSocket) {
     let _ = socket;
 }
 
-/// Sends `bytes` as datagrams of `segment` bytes, the last of which may be shorter.
+/// Sends `bytes` as datagrams of `segment` bytes, the last of which may be shorter, where the socket is connected or `to`.
 ///
 /// # Errors
 /// The socket's; `Unsupported` where there is no such call.
-pub fn send_segments(socket: &UdpSocket, bytes: &[u8], segment: u16) -> io::Result<()> {
+pub fn send_segments(
+    socket: &UdpSocket,
+    bytes: &[u8],
+    segment: u16,
+    to: Option<SocketAddr>,
+) -> io::Result<()> {
     #[cfg(target_os = "linux")]
-    return linux::send(socket, bytes, segment);
+    return linux::send(socket, bytes, segment, to);
     #[cfg(not(target_os = "linux"))]
     {
-        let _ = (socket, bytes, segment);
+        let _ = (socket, bytes, segment, to);
         Err(io::ErrorKind::Unsupported.into())
     }
 }
@@ -221,9 +291,40 @@ mod tests {
     fn one_message_is_many_datagrams() {
         let ((a, b), mut inbox) = (pair(), Inbox::new());
         let bytes: Vec<u8> = (0..=9).flat_map(|n| [n; 1000]).chain([10; 7]).collect();
-        send_segments(&a, &bytes, 1000).unwrap();
+        send_segments(&a, &bytes, 1000, None).unwrap();
         let lens: Vec<usize> = receive_all(&mut inbox, &b).iter().map(Vec::len).collect();
         assert_eq!(lens, [[1000; 10].as_slice(), &[7]].concat());
+    }
+
+    #[test]
+    fn the_sender_is_known_and_answered() {
+        let mut inbox = Inbox::new();
+        for (any, clients) in
+            [("127.0.0.1:0", vec!["127.0.0.1:0"]), ("[::]:0", vec!["127.0.0.1:0", "[::1]:0"])]
+        {
+            let server = UdpSocket::bind(any.parse().unwrap()).unwrap();
+            receive_uncut(&server);
+            let port = server.local_addr().unwrap().port();
+            for client in clients {
+                let client = std::net::UdpSocket::bind(client).unwrap();
+                let own = client.local_addr().unwrap();
+                client.send_to(b"hello", (own.ip(), port)).unwrap();
+                inbox.receive_from(&server, MESSAGES).unwrap();
+                let (from, datagrams) = inbox.messages().next().unwrap();
+                let from = from.unwrap();
+                assert_eq!((from.ip().to_canonical(), from.port()), (own.ip(), own.port()), "{any}");
+                assert_eq!(datagrams.collect::<Vec<_>>(), [b"hello"]);
+                let mut buffer = [0; 4000];
+                #[cfg(target_os = "linux")]
+                {
+                    send_segments(&server, &[7; 1500], 1000, Some(from)).unwrap();
+                    assert_eq!(client.recv(&mut buffer).unwrap(), 1000);
+                    assert_eq!(client.recv(&mut buffer).unwrap(), 500);
+                }
+                server.send_to(b"bye", from).unwrap();
+                assert_eq!(client.recv(&mut buffer).unwrap(), 3);
+            }
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@
 pub(crate) mod agent;
 pub(crate) mod daemon;
 pub(crate) mod dns;
+pub(crate) mod engine;
 pub(crate) mod frames;
 pub(crate) mod guest;
 pub(crate) mod http;

@@ -10,7 +10,7 @@ use super::window::WindowLimit;
 use crate::checksum;
 use crate::ether::{self, EtherType};
 use crate::ipv4::Route;
-use crate::{FrameSink, Mac, PortId};
+use crate::{FrameSink, PortId};
 
 /// A device for the length of one call into smoltcp.
 pub(super) struct OneCall<'a, S> {
@@ -200,6 +200,3 @@ impl FrameSink for NoSink {
         None
     }
 }
-
-/// The route of a flow whose guest has not been found yet; nothing is sent along it.
-pub(super) const NOWHERE: Route = Route { port: PortId(u32::MAX), from: Mac([0; 6]), to: Mac([0; 6]) };

@@ -31,7 +31,7 @@ use crate::ether::{self, EtherType};
 use crate::ipv4::{self, Route};
 use crate::timer::Timers;
 use crate::{DropReason, FrameSink, Mac, PortId};
-use device::{Blueprint, NOWHERE, OneCall};
+use device::{Blueprint, OneCall};
 use flow::{PooledSocket, Stage};
 use recovery::Verdict;
 use replay::ReplayBudget;
@@ -157,7 +157,7 @@ impl Table {
         for id in gone {
             if let Some(flow) = self.flows.get_mut(id) {
                 flow.stage = Stage::Dead;
-                flow.route = NOWHERE;
+                flow.route = Route::NOWHERE;
                 self.mark_ready(id);
             }
         }
@@ -405,7 +405,7 @@ impl Table {
             let remote = SocketAddr::new(local, self.next_port);
             self.next_port = self.next_port.checked_add(1).unwrap_or(EPHEMERAL_FIRST);
             if !self.keys.contains_key(&Key { guest, remote }) {
-                return Ok(self.insert(Flow::new(guest, remote, NOWHERE, Stage::Resolving)));
+                return Ok(self.insert(Flow::new(guest, remote, Route::NOWHERE, Stage::Resolving)));
             }
         }
         Err(DropReason::Flows)

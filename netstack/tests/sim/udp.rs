@@ -2,13 +2,14 @@
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
-use netstack::{DropReason, UdpFlowId, udp};
+use netstack::{ConnectError, DropReason, UdpFlowId, udp};
 use smoltcp::time::Duration;
 use smoltcp::wire::{
-    EthernetProtocol, Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet, UdpPacket,
+    ArpOperation, EthernetProtocol, Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, IpProtocol,
+    Ipv4Packet, UdpPacket,
 };
 
-use crate::frames::{ethernet, fragment, ipv4, packet, udp as datagram};
+use crate::frames::{arp, ethernet, fragment, ipv4, packet, udp as datagram};
 use crate::guest::pattern;
 use crate::link::{Quality, Rng};
 use crate::network::{GATEWAY, GATEWAY_MAC, HOST, OUTSIDE, Sim, guest_ip, guest_mac, outside};
@@ -264,4 +265,48 @@ fn a_port_that_is_gone_ends_its_flows() {
     sim.stack.udp_send(flow, b"late", sim.now, &mut sim.batches);
     sim.stack.udp_refused(flow, &mut sim.batches);
     sim.stack.udp_close(flow);
+}
+
+#[test]
+fn a_flow_that_starts_here_waits_for_its_guest() {
+    let mut sim = new_sim(90);
+    let guest = from(53);
+    let flow = sim.stack.udp_connect(guest, sim.now, &mut sim.batches).unwrap();
+    let other = sim.stack.udp_connect(guest, sim.now, &mut sim.batches).unwrap();
+    sim.stack.udp_send(flow, b"one", sim.now, &mut sim.batches);
+    sim.stack.udp_send(flow, b"", sim.now, &mut sim.batches);
+    sim.stack.udp_send(other, b"another client", sim.now, &mut sim.batches);
+    assert_eq!((received(&mut sim), sim.stack.udp_port(flow)), (Vec::new(), None));
+    let announcement = arp(ArpOperation::Reply, (guest_ip(2), guest_mac(2)), (GATEWAY, GATEWAY_MAC));
+    sim.inject(0, &ethernet(guest_mac(2), GATEWAY_MAC, EthernetProtocol::Arp, &announcement));
+    let got = received(&mut sim);
+    let [(first, to, one), (again, _, empty), (second, _, two)] = &got[..] else { panic!("{got:?}") };
+    assert_eq!((&one[..], &empty[..], &two[..]), (&b"one"[..], &b""[..], &b"another client"[..]));
+    assert_eq!((*first.ip(), to, first, sim.stack.udp_port(flow).is_some()), (GATEWAY, &guest, again, true));
+    assert_ne!(first, second, "each client has a port of its own");
+
+    // Answers find their client's flow, and nothing else is opened.
+    send(&mut sim, guest, *second, b"for the other");
+    send(&mut sim, guest, *first, b"for the first");
+    let asked = std::mem::take(&mut sim.asked.datagrams);
+    assert_eq!(asked, [(other, None, b"for the other".to_vec()), (flow, None, b"for the first".to_vec())]);
+    // The guest is known now: what comes later does not wait.
+    let third = sim.stack.udp_connect(guest, sim.now, &mut sim.batches).unwrap();
+    sim.stack.udp_send(third, b"at once", sim.now, &mut sim.batches);
+    assert_eq!(received(&mut sim).len(), 1);
+    sim.run_until("all are idle", Duration::from_secs(100), |sim| sim.stack.flows() == (0, 0));
+    assert_eq!(sim.asked.closed.len(), 3);
+}
+
+#[test]
+fn a_flow_to_nobody_ends() {
+    let mut sim = new_sim(91);
+    let flow = sim.stack.udp_connect(from(53), sim.now, &mut sim.batches).unwrap();
+    sim.stack.udp_send(flow, b"lost", sim.now, &mut sim.batches);
+    sim.run_until("nobody answers", Duration::from_secs(5), |sim| sim.stack.flows() == (0, 0));
+    assert_eq!((&sim.asked.closed[..], sim.stack.poll_timeout()), (&[flow][..], None));
+    for nobody in [outside(53), SocketAddrV4::new(GATEWAY, 53)] {
+        let error = sim.stack.udp_connect(nobody, sim.now, &mut sim.batches).unwrap_err();
+        assert_eq!(error, ConnectError::NoRoute);
+    }
 }

@@ -1,0 +1,311 @@
+//! Ports and sockets of the host that lead to guests, added and removed while the loop runs.
+//!
+//! A stream's client becomes a TCP flow, which outlives the listener. A port for datagrams has one socket and a flow for each of its
+//! clients, whose number and idle time are the stack's to bound; they end with the port.
+//!
+//! Owns: the listeners, and which client has which flow. May not: decide who may have one (`forward/registry.rs`).
+//! Read next: `tcp.rs`, `udp.rs`.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::{SocketAddr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::Instant as Clock;
+
+use mio::net::{TcpListener, UdpSocket, UnixListener};
+use mio::{Interest, Token};
+use netstack::{Instant, UdpFlowId};
+use slotmap::SlotMap;
+use tokio::sync::oneshot;
+
+use super::command::Command;
+use super::{ACCEPT_PAUSE, EARLY_WRITE, Engine, Handle, Source, is_later};
+use crate::host::stream::HostStream;
+use crate::host::udp::HostUdp;
+use crate::listen::RemoveOnDrop;
+use crate::sys::udp::{MESSAGES, receive_uncut};
+
+/// Connections taken from one listener in a turn.
+const ACCEPT_TURN: usize = 64;
+/// Datagrams taken from one port in a turn, unless they fill a write before.
+const RECEIVE_TURN: usize = 512;
+
+slotmap::new_key_type! {
+    /// Names a forward; never used again for another one.
+    pub struct ForwardId;
+}
+
+/// A bound socket whose clients are to reach a guest.
+#[derive(Debug)]
+pub enum Listener {
+    /// A TCP port.
+    Tcp(std::net::TcpListener),
+    /// A unix stream socket, and its file.
+    Unix(std::os::unix::net::UnixListener, RemoveOnDrop),
+    /// A UDP port.
+    Udp(std::net::UdpSocket),
+}
+
+#[derive(Debug)]
+enum Socket {
+    Tcp(TcpListener),
+    /// The file goes first, while the socket is open.
+    Unix {
+        _file: RemoveOnDrop,
+        listener: UnixListener,
+    },
+    Udp(Arc<UdpSocket>),
+}
+
+#[derive(Debug)]
+struct Forward {
+    socket: Socket,
+    token: Token,
+    remote: SocketAddrV4,
+    /// In one of the lists of those that may have something.
+    queued: bool,
+    clients: HashMap<SocketAddr, UdpFlowId>,
+    /// The flow of the datagram that came last: its port is where the next ones go.
+    latest: Option<UdpFlowId>,
+}
+
+/// All forwards.
+#[derive(Debug, Default)]
+pub(super) struct Forwards {
+    table: SlotMap<ForwardId, Forward>,
+    /// Those that may have a client, or datagrams.
+    accepting: VecDeque<ForwardId>,
+    receiving: VecDeque<ForwardId>,
+    /// Those with datagrams that wait for room at their guest's port.
+    waiting: Vec<ForwardId>,
+    /// When to try to accept again, after there were no descriptors.
+    pub(super) again: Option<Instant>,
+}
+
+impl Forwards {
+    /// Whether there is something to do at once.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.receiving.is_empty() || (self.again.is_none() && !self.accepting.is_empty())
+    }
+
+    /// The forward's socket has something.
+    pub(super) fn handle_readable(&mut self, id: ForwardId) {
+        let Some(forward) = self.table.get_mut(id).filter(|forward| !forward.queued) else { return };
+        forward.queued = true;
+        match forward.socket {
+            Socket::Tcp(_) | Socket::Unix { .. } => self.accepting.push_back(id),
+            Socket::Udp(_) => self.receiving.push_back(id),
+        }
+    }
+
+    /// A port has room.
+    pub(super) fn handle_room(&mut self) {
+        self.receiving.extend(self.waiting.drain(..));
+    }
+
+    fn rest(&mut self, id: ForwardId) {
+        if let Some(forward) = self.table.get_mut(id) {
+            forward.queued = false;
+        }
+    }
+}
+
+impl Engine {
+    /// Leads the clients of `listener` to `remote` in the virtual network.
+    ///
+    /// # Errors
+    /// The socket cannot be watched.
+    pub fn forward(&mut self, listener: Listener, remote: SocketAddrV4) -> io::Result<ForwardId> {
+        let token = self.sources.vacant_key();
+        let (token, registry) = (Token(token), self.poll.registry());
+        let socket = match listener {
+            Listener::Tcp(listener) => {
+                listener.set_nonblocking(true)?;
+                let mut listener = TcpListener::from_std(listener);
+                registry.register(&mut listener, token, Interest::READABLE)?;
+                Socket::Tcp(listener)
+            }
+            Listener::Unix(listener, file) => {
+                listener.set_nonblocking(true)?;
+                let mut listener = UnixListener::from_std(listener);
+                registry.register(&mut listener, token, Interest::READABLE)?;
+                Socket::Unix { _file: file, listener }
+            }
+            Listener::Udp(socket) => {
+                socket.set_nonblocking(true)?;
+                let mut socket = UdpSocket::from_std(socket);
+                receive_uncut(&socket);
+                registry.register(&mut socket, token, Interest::READABLE)?;
+                Socket::Udp(Arc::new(socket))
+            }
+        };
+        let (clients, latest) = (HashMap::new(), None);
+        let id =
+            self.forwards.table.insert(Forward { socket, token, remote, queued: false, clients, latest });
+        self.sources.insert(Source::Forward(id));
+        Ok(id)
+    }
+
+    /// Closes the forward's socket. Connections go on; flows of datagrams end.
+    fn remove_forward(&mut self, id: ForwardId) {
+        let Some(forward) = self.forwards.table.remove(id) else { return };
+        self.forget(forward.token);
+        for flow in forward.clients.into_values() {
+            self.udp.remove(flow);
+            self.stack.udp_close(flow);
+        }
+    }
+
+    /// Takes what the forwards' sockets have.
+    pub(super) fn serve_forwards(&mut self) {
+        for _ in 0..self.forwards.receiving.len() {
+            let Some(id) = self.forwards.receiving.pop_front() else { break };
+            self.receive_forward(id);
+        }
+        if self.forwards.again.is_some_and(|at| at > self.now) {
+            return;
+        }
+        self.forwards.again = None;
+        for _ in 0..self.forwards.accepting.len() {
+            let Some(id) = self.forwards.accepting.pop_front() else { break };
+            if let Err(error) = self.accept_forward(id) {
+                if let Some(suppressed) = self.no_descriptors.admit(Clock::now()) {
+                    tracing::warn!(%error, suppressed, "cannot accept connections, trying again");
+                }
+                self.forwards.accepting.push_front(id);
+                self.forwards.again = Some(self.now + ACCEPT_PAUSE.into());
+                return;
+            }
+        }
+    }
+
+    fn accept_forward(&mut self, id: ForwardId) -> io::Result<()> {
+        for _ in 0..ACCEPT_TURN {
+            let Some(forward) = self.forwards.table.get(id) else { return Ok(()) };
+            let accepted = match &forward.socket {
+                Socket::Tcp(listener) => listener.accept().map(|(stream, _)| HostStream::accepted(stream)),
+                Socket::Unix { listener, .. } => {
+                    listener.accept().map(|(stream, _)| HostStream::Unix(stream))
+                }
+                Socket::Udp(_) => return Ok(()),
+            };
+            match accepted {
+                Ok(stream) => self.forward_stream(stream, forward.remote),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.forwards.rest(id);
+                    return Ok(());
+                }
+                Err(error) if is_later(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.forwards.accepting.push_back(id);
+        Ok(())
+    }
+
+    fn receive_forward(&mut self, id: ForwardId) {
+        let Some(forward) = self.forwards.table.get_mut(id) else { return };
+        let Socket::Udp(socket) = &forward.socket else { return };
+        let mut taken = 0;
+        while taken < RECEIVE_TURN {
+            let port = forward.latest.and_then(|flow| self.stack.udp_port(flow));
+            if taken > 0 && port.is_some_and(|port| self.batches.len(port) >= EARLY_WRITE) {
+                break;
+            }
+            let room = port.map_or(MESSAGES, |port| self.batches.messages(port));
+            if room == 0 {
+                // The kernel keeps the rest, and drops what it cannot, until the port has room.
+                self.forwards.waiting.push(id);
+                return;
+            }
+            match self.inbox.receive_from(socket, room) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    forward.queued = false;
+                    return;
+                }
+                // A pending error stands before what is queued, and is taken by being told.
+                Err(_) => taken += 1,
+            }
+            for (client, datagrams) in self.inbox.messages() {
+                taken += 1;
+                let Some(client) = client else { continue };
+                let known = forward.clients.get(&client).copied();
+                let opened = || self.stack.udp_connect(forward.remote, self.now, &mut self.batches);
+                let flow = match known.map_or_else(opened, Ok) {
+                    Ok(flow) => flow,
+                    Err(error) => {
+                        tracing::trace!(remote = %forward.remote, %error, "datagrams not forwarded");
+                        continue;
+                    }
+                };
+                if known.is_none() {
+                    tracing::debug!(%client, remote = %forward.remote, "forwarding datagrams");
+                    let host = HostUdp::of_client(Arc::clone(socket), forward.token, client);
+                    self.udp.insert(flow, host);
+                    forward.clients.insert(client, flow);
+                }
+                forward.latest = Some(flow);
+                for datagram in datagrams {
+                    self.stack.udp_send(flow, datagram, self.now, &mut self.batches);
+                }
+            }
+        }
+        self.forwards.receiving.push_back(id);
+    }
+
+    /// The flow of one client has ended.
+    pub(super) fn forget_client(&mut self, token: Token, client: SocketAddr) {
+        if let Some(Source::Forward(id)) = self.sources.get(token.0)
+            && let Some(forward) = self.forwards.table.get_mut(*id)
+        {
+            forward.clients.remove(&client);
+        }
+    }
+}
+
+/// What the control plane asks of the forwards.
+#[derive(Debug)]
+pub(super) enum ForwardCommand {
+    Add { listener: Listener, remote: SocketAddrV4, reply: oneshot::Sender<io::Result<ForwardId>> },
+    Remove { id: ForwardId, reply: oneshot::Sender<()> },
+}
+
+impl Engine {
+    pub(super) fn handle_forward_command(&mut self, command: ForwardCommand) {
+        match command {
+            ForwardCommand::Add { listener, remote, reply } => {
+                let added = self.forward(listener, remote);
+                let id = added.as_ref().ok().copied();
+                // Nobody is left to remove it.
+                if let (Err(_), Some(id)) = (reply.send(added), id) {
+                    self.remove_forward(id);
+                }
+            }
+            ForwardCommand::Remove { id, reply } => {
+                self.remove_forward(id);
+                let _ = reply.send(());
+            }
+        }
+    }
+}
+
+impl Handle {
+    /// Leads the clients of `listener` to `remote` in the virtual network.
+    ///
+    /// # Errors
+    /// The socket cannot be watched, or the engine has ended (`ConnectionAborted`).
+    pub async fn add_forward(&self, listener: Listener, remote: SocketAddrV4) -> io::Result<ForwardId> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Forward(ForwardCommand::Add { listener, remote, reply })).await;
+        answer.await.unwrap_or_else(|_| Err(io::ErrorKind::ConnectionAborted.into()))
+    }
+
+    /// Closes a forward; when it returns the socket is closed and its file is gone. Connections go on, flows of datagrams end.
+    pub async fn remove_forward(&self, id: ForwardId) {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Forward(ForwardCommand::Remove { id, reply })).await;
+        // An engine that has ended has closed everything.
+        let _ = answer.await;
+    }
+}

@@ -1,0 +1,73 @@
+//! Which process has a port of the host, for the message that somebody else's attempt gets. Owns: nothing.
+//! May not: be asked often; it looks at every process.
+
+/// The name and id of a process that has the port, as far as the system tells us.
+pub fn of_port(udp: bool, port: u16) -> Option<String> {
+    #[cfg(target_os = "linux")]
+    return linux::of_port(udp, port);
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (udp, port);
+        None
+    }
+}
+
+/// See proc_pid_net(5) and proc_pid_fd(5).
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::fs;
+    use std::path::Path;
+
+    /// `TCP_LISTEN`.
+    const LISTEN: &str = "0A";
+
+    pub(super) fn of_port(udp: bool, port: u16) -> Option<String> {
+        let tables = if udp { ["udp", "udp6"] } else { ["tcp", "tcp6"] };
+        let sockets: Vec<String> = tables
+            .iter()
+            .filter_map(|table| fs::read_to_string(format!("/proc/net/{table}")).ok())
+            .flat_map(|table| table.lines().filter_map(|line| socket(line, udp, port)).collect::<Vec<_>>())
+            .collect();
+        let processes = fs::read_dir("/proc").ok()?.flatten();
+        processes.map(|process| process.path()).find(|process| has_any(process, &sockets)).map(|process| {
+            let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
+            format!("{}, pid {}", name.trim(), process.file_name().unwrap_or_default().display())
+        })
+    }
+
+    /// What the descriptors of the table's socket link to, if it has the port.
+    fn socket(line: &str, udp: bool, port: u16) -> Option<String> {
+        let mut fields = line.split_whitespace();
+        let (_, local) = fields.nth(1)?.rsplit_once(':')?;
+        let state = fields.nth(1)?;
+        let inode = fields.nth(5)?;
+        let has = u16::from_str_radix(local, 16) == Ok(port) && (udp || state == LISTEN);
+        has.then(|| format!("socket:[{inode}]"))
+    }
+
+    fn has_any(process: &Path, sockets: &[String]) -> bool {
+        let Ok(descriptors) = fs::read_dir(process.join("fd")) else { return false };
+        descriptors
+            .flatten()
+            .filter_map(|descriptor| fs::read_link(descriptor.path()).ok())
+            .any(|link| sockets.iter().any(|socket| link.as_os_str() == socket.as_str()))
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_ports() {
+        let listener = std::net::TcpListener::bind("[::1]:0").unwrap();
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let own = format!(", pid {}", std::process::id());
+        let tcp = of_port(false, listener.local_addr().unwrap().port()).unwrap();
+        let udp = of_port(true, socket.local_addr().unwrap().port()).unwrap();
+        assert!(tcp.ends_with(&own) && udp.ends_with(&own), "{tcp}; {udp}");
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        assert_eq!(of_port(false, port), None);
+    }
+}

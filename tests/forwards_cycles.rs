@@ -1,0 +1,115 @@
+//! Ports that come and go under load: nothing of them stays. A file of its own, as it counts what its process holds.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test fails by panic"
+)]
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use gvproxy::forward::registry::Protocol;
+use support::engine::Bench;
+use support::process::Process;
+use support::{eventually, free_port};
+
+const CYCLES: usize = 1000;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+#[test]
+fn nothing_stays_of_a_thousand_ports() {
+    let bench = Bench::start();
+    let listener = bench.guest.listen("0.0.0.0:80".parse().unwrap());
+    let service = bench.guest.udp("0.0.0.0:80".parse().unwrap());
+    service.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (steady, port, path) = (free_port(), free_port(), bench.dir().join("s"));
+    let (steady_local, local, socket) = (format!(":{steady}"), format!(":{port}"), path.to_str().unwrap());
+    bench.expose(Protocol::Tcp, &steady_local, "192.168.127.2:80");
+
+    // One connection goes on all the time; its bytes have to arrive in order.
+    let mut client = TcpStream::connect(("127.0.0.1", steady)).unwrap();
+    let (mut guest, _) = listener.accept().unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (over, echoed) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let sent = scope.spawn(|| {
+            let mut buffer = [0; 16 << 10];
+            while let Ok(read @ 1..) = guest.read(&mut buffer) {
+                guest.write_all(&buffer[..read]).unwrap();
+            }
+        });
+        let load = scope.spawn(|| {
+            let (mut next, mut buffer) = (0_u8, [0; 8 << 10]);
+            while !over.load(Ordering::Relaxed) {
+                next = next.wrapping_add(1);
+                client.write_all(&[next; 8 << 10]).unwrap();
+                client.read_exact(&mut buffer).unwrap();
+                assert!(buffer.iter().all(|byte| *byte == next));
+                echoed.fetch_add(1, Ordering::Relaxed);
+            }
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+        });
+        // The guest closes whatever else comes.
+        let closing = scope.spawn(|| {
+            while let Ok((stream, _)) = listener.accept() {
+                drop(stream);
+                if over.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+        });
+        let held = || (Process(std::process::id()).fds(), threads());
+        let before = held();
+        let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for cycle in 0..CYCLES {
+            bench.expose(Protocol::Tcp, &local, "192.168.127.2:80");
+            bench.expose(Protocol::Udp, &local, "192.168.127.2:80");
+            bench.expose(Protocol::Unix, socket, "tcp://192.168.127.2:80");
+            // Some are used, and some are taken away from under a client.
+            if cycle % 10 == 0 {
+                stranger.send_to(b"x", ("127.0.0.1", port)).unwrap();
+                service.recv(&mut [0; 9]).unwrap();
+                let mut one = TcpStream::connect(("127.0.0.1", port)).unwrap();
+                one.set_read_timeout(Some(PATIENCE)).unwrap();
+                assert_eq!(one.read(&mut [0]).unwrap(), 0, "the guest closes");
+            }
+            if cycle % 7 == 0 {
+                stranger.send_to(b"", ("127.0.0.1", port)).unwrap();
+                drop(std::os::unix::net::UnixStream::connect(&path).unwrap());
+                drop(TcpStream::connect(("127.0.0.1", port)).unwrap());
+            }
+            bench.unexpose(Protocol::Unix, socket);
+            bench.unexpose(Protocol::Udp, &local);
+            bench.unexpose(Protocol::Tcp, &local);
+        }
+        drop(stranger);
+        assert_eq!(bench.registry.all().len(), 1);
+        let mut last = (0, 0);
+        let patience = Duration::from_secs(20);
+        eventually("descriptors and threads as before", patience, || {
+            let now = held();
+            if now != last {
+                eprintln!("descriptors, threads: {now:?}, before {before:?}");
+                last = now;
+            }
+            (now == before).then_some(())
+        });
+        assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+        assert!(UdpSocket::bind(("0.0.0.0", port)).is_ok(), "the port is free");
+        over.store(true, Ordering::Relaxed);
+        load.join().unwrap();
+        drop(TcpStream::connect(("127.0.0.1", steady)).unwrap());
+        closing.join().unwrap();
+        sent.join().unwrap();
+    });
+    assert!(echoed.load(Ordering::Relaxed) > 10, "the load went on: {echoed:?}");
+}
