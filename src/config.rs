@@ -3,6 +3,7 @@
 
 mod addresses;
 mod endpoint;
+mod links;
 mod search;
 mod url;
 
@@ -25,10 +26,14 @@ use addresses::Addresses;
 pub use endpoint::Endpoint;
 use url::Url;
 
+pub use links::{Address, LinkConfig};
+
 /// The hardware address whose guest always gets [`Config::device_ip`]; machine managers give it to their VM.
 pub const DEVICE_MAC: Mac = Mac([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee]);
 /// The hardware address of the gateway.
 pub const GATEWAY_MAC: Mac = Mac([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xdd]);
+/// The UUID with which machine managers' HyperKit asks for [`DEVICE_MAC`].
+const VPNKIT_UUID: &str = "c3d68012-0208-11ea-9fd7-f2189899ab08";
 /// Where the host's search domains stand.
 pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -53,8 +58,12 @@ pub struct Config {
     pub network: NetworkConfig,
     /// The address that the guest's DHCP lease for [`DEVICE_MAC`] gives it, and that forwards go to.
     pub device_ip: Ipv4Addr,
-    /// The socket on which QEMU's `-netdev stream` or `-netdev socket` arrives.
-    pub qemu: Option<PathBuf>,
+    /// Where hypervisors connect, in the order in which that is made.
+    pub links: Vec<LinkConfig>,
+    /// Whether the run goes on when a virtual machine leaves, and any number of them is served.
+    pub keep_running: bool,
+    /// What a VPNKit client with this UUID is told to use.
+    pub vpnkit_macs: Vec<(String, Mac)>,
     /// Where the HTTP API is served, `/connect` with it.
     pub listen: Vec<Endpoint>,
     /// Where it is served without.
@@ -101,7 +110,7 @@ impl Config {
             &text(&raw.host_ip),
         )?;
         let mtu_asked = mtu(raw.mtu)?;
-        let qemu = qemu_socket(&raw.listen_qemu)?;
+        let links = LinkConfig::resolve(raw)?;
         let tcp_forwards = ssh_port(raw.ssh_port, device)?;
         let ssh_forwards = ssh_forwards(raw)?;
         let listen =
@@ -109,9 +118,9 @@ impl Config {
         let services = Some(&raw.services).filter(|url| !url.is_empty());
         let services = services.map(|url| Endpoint::parse("services", url)).transpose()?;
         let apis = listen.iter().chain(&services).filter_map(Endpoint::path);
-        let forwards = ssh_forwards.iter().map(|forward| &forward.socket);
-        ensure_distinct(qemu.iter().chain(forwards).chain(apis))?;
-        let offered = if qemu.is_some() { QEMU_MTU } else { DEFAULT_MTU };
+        let forwards = ssh_forwards.iter().map(|forward| forward.socket.as_path());
+        ensure_distinct(links.iter().filter_map(LinkConfig::path).chain(forwards).chain(apis))?;
+        let offered = if matches!(links.as_slice(), [LinkConfig::Qemu(_)]) { QEMU_MTU } else { DEFAULT_MTU };
         let network = NetworkConfig {
             mtu: mtu_asked.unwrap_or(offered),
             assumed_mtu: mtu_asked.unwrap_or(DEFAULT_MTU),
@@ -126,7 +135,18 @@ impl Config {
             ec2_metadata_access: raw.ec2_metadata_access,
         };
         let pid_file = Some(&raw.pid_file).filter(|path| !path.is_empty()).map(PathBuf::from);
-        Ok(Self { pid_file, network, device_ip: device, qemu, listen, services, tcp_forwards, ssh_forwards })
+        Ok(Self {
+            pid_file,
+            network,
+            device_ip: device,
+            links,
+            keep_running: raw.keep_running,
+            vpnkit_macs: vec![(VPNKIT_UUID.to_owned(), DEVICE_MAC)],
+            listen,
+            services,
+            tcp_forwards,
+            ssh_forwards,
+        })
     }
 }
 
@@ -139,17 +159,6 @@ fn mtu(typed: i64) -> Result<Option<u16>> {
     let mtu = u16::try_from(typed).ok().filter(|&mtu| mtu >= MIN_MTU);
     let mtu = mtu.with_context(|| format!("mtu is out of range: {typed}, want {MIN_MTU} to {}", u16::MAX))?;
     Ok(Some(mtu))
-}
-
-fn qemu_socket(typed: &OsStr) -> Result<Option<PathBuf>> {
-    if typed.is_empty() {
-        return Ok(None);
-    }
-    let url = Url::parse(typed).context("invalid value for qemu listen address")?;
-    ensure!(url.scheme == "unix", "qemu listen error: unexpected scheme in {}", quote(typed.as_bytes()));
-    let path = url.into_socket_path().context("invalid value for qemu listen address")?;
-    listen::ensure_vacant(&path)?;
-    Ok(Some(path))
 }
 
 fn ssh_port(typed: i64, device: Ipv4Addr) -> Result<Vec<TcpForward>> {
@@ -221,7 +230,7 @@ fn ensure_readable(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-fn ensure_distinct<'a>(sockets: impl Iterator<Item = &'a PathBuf>) -> Result<()> {
+fn ensure_distinct<'a>(sockets: impl Iterator<Item = &'a Path>) -> Result<()> {
     let mut seen = std::collections::HashSet::new();
     for path in sockets {
         if !seen.insert(path) {

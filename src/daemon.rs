@@ -16,18 +16,17 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::api::{Api, Listener, Role};
-use crate::config::{Config, RESOLV_CONF};
-use crate::engine::{End, Engine, Handle, Request};
+use crate::api::{Api, Listener as ApiListener, Role};
+use crate::config::{Config, LinkConfig, RESOLV_CONF};
+use crate::engine::{Engine, Handle, Request};
 use crate::forward::registry::{Protocol, Registry};
 use crate::forward::unix::UnixForward;
 use crate::host::dns::{Upstream, serve_stream};
-use crate::listen::unix_listener;
+use crate::link::Framing;
+use crate::link::listener::{Listener, Terms};
 
 /// The guest's sshd, which unix sockets are forwarded through.
 const SSH_PORT: u16 = 22;
-/// The mode of the socket that a hypervisor connects to.
-const LINK_MODE: u32 = 0o600;
 const HOSTS: &str = "/etc/hosts";
 /// DNS connections of guests at a time; more are closed at once.
 const MAX_DNS_STREAMS: usize = 256;
@@ -108,12 +107,20 @@ struct Daemon {
     requests: mpsc::Receiver<Request>,
     registry: Registry,
     forwards: Vec<UnixForward>,
-    apis: Vec<Listener>,
+    apis: Vec<ApiListener>,
+    connect_framing: Framing,
+    links: Vec<Listener>,
+    terms: Arc<Terms>,
 }
 
 impl Daemon {
     fn bind(config: Config) -> Result<Self> {
         let seed = crate::sys::random_seed().context("cannot get randomness")?;
+        let terms = Arc::new(Terms {
+            keep_running: config.keep_running,
+            mtu: config.network.mtu,
+            vpnkit_macs: config.vpnkit_macs,
+        });
         let (mut engine, handle, requests) =
             Engine::new(config.network, seed).context("cannot start the network")?;
         let registry = Registry::new(handle.clone());
@@ -131,22 +138,19 @@ impl Daemon {
             .collect::<Result<_>>()?;
         let mut apis = Vec::new();
         for endpoint in &config.listen {
-            apis.push(Listener::bind(endpoint, Role::Control)?);
+            apis.push(ApiListener::bind(endpoint, Role::Control)?);
         }
         if let Some(endpoint) = &config.services {
-            apis.push(Listener::bind(endpoint, Role::Services)?);
+            apis.push(ApiListener::bind(endpoint, Role::Services)?);
         }
-        // The last, so that whoever waits for it finds the rest there.
-        if let Some(path) = &config.qemu {
-            let (listener, file) = unix_listener(path, LINK_MODE).context("qemu listen error")?;
-            engine.listen_qemu(listener, file).context("qemu listen error")?;
-            tracing::info!(path = %path.display(), "waiting for the virtual machine");
-        }
-        Ok(Self { engine, handle, requests, registry, forwards, apis })
+        let connect_framing = LinkConfig::connect_framing(&config.links);
+        // The last, so that whoever waits for one finds the rest there.
+        let links = config.links.iter().map(Listener::bind).collect::<Result<_>>()?;
+        Ok(Self { engine, handle, requests, registry, forwards, apis, connect_framing, links, terms })
     }
 
     async fn serve(self, mut signals: Signals) -> Result<Exit> {
-        let Self { engine, handle, requests, registry, forwards, apis } = self;
+        let Self { engine, handle, requests, registry, forwards, apis, connect_framing, links, terms } = self;
         let (ended, mut end) = oneshot::channel();
         let thread = thread::Builder::new()
             .name("engine".to_owned())
@@ -160,15 +164,20 @@ impl Daemon {
         for forward in forwards {
             forwarding.spawn(forward.run(Arc::new(handle.clone()), stopped.clone()));
         }
-        let api = Arc::new(Api::new(handle.clone(), registry.clone()));
+        let api = Arc::new(Api::new(handle.clone(), registry.clone(), connect_framing));
         let mut serving = JoinSet::new();
         for listener in apis {
             serving.spawn(listener.run(Arc::clone(&api), stopped.clone()));
+        }
+        let mut linked = JoinSet::new();
+        for link in links {
+            linked.spawn(link.serve(handle.clone(), Arc::clone(&terms)));
         }
         let resolving = tokio::spawn(resolve(handle.clone(), api, requests));
 
         let exit = tokio::select! {
             result = &mut end => engine_end(result),
+            exit = links_end(&mut linked, terms.keep_running) => exit,
             () = signals.any() => Ok(Exit::Signal),
             Some(failure) = forwarding.join_next() => forward_failure(failure),
         };
@@ -177,6 +186,7 @@ impl Daemon {
         let _ = stop.send(true);
         registry.close().await;
         handle.stop().await;
+        linked.shutdown().await;
         while let Some(result) = forwarding.join_next().await {
             if let Err(error) = forward_failure(result) {
                 tracing::warn!(error = %format_args!("{error:#}"), "forward ended badly");
@@ -191,11 +201,20 @@ impl Daemon {
     }
 }
 
-fn engine_end(result: Result<Result<End>, oneshot::error::RecvError>) -> Result<Exit> {
-    match result.map_err(|_| anyhow!("the network failed"))?? {
-        End::Stopped => Ok(Exit::Signal),
-        End::LinkClosed => Ok(Exit::GuestLeft),
+fn engine_end(result: Result<std::io::Result<()>, oneshot::error::RecvError>) -> Result<Exit> {
+    result.map_err(|_| anyhow!("the network failed"))?.context("cannot wait for events")?;
+    Ok(Exit::Signal)
+}
+
+/// Waits until the run is over because of a link: when one ends; or, where the run goes on then, when the last way in is gone.
+async fn links_end(links: &mut JoinSet<Result<()>>, keep_running: bool) -> Result<Exit> {
+    while let Some(ended) = links.join_next().await {
+        let ended = ended.context("a link failed")?;
+        if !keep_running || links.is_empty() {
+            return ended.map(|()| Exit::GuestLeft);
+        }
     }
+    std::future::pending().await
 }
 
 /// A forward runs as long as the daemon; one that ended by itself has failed.

@@ -1,8 +1,9 @@
-//! Unix sockets that the daemon listens on: made private, a dead predecessor's replaced, removed at the end.
+//! Sockets that the daemon listens on. Unix sockets are made private, a dead predecessor's is replaced, all are removed at the end.
 //! Owns: the files of its sockets, through [`RemoveOnDrop`]. May not: remove what is not a socket, or not its own.
 
 use std::fs::{self, Metadata, Permissions};
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -43,14 +44,30 @@ impl Drop for RemoveOnDrop {
 /// # Errors
 /// `path` is too long, or something else than a dead socket is there, or the system refuses.
 pub fn unix_listener(path: &Path, mode: u32) -> Result<(UnixListener, RemoveOnDrop)> {
+    let (socket, file) = unix_socket(path, mode, Type::STREAM)?;
+    Ok((socket.into(), file))
+}
+
+/// The same for a socket of any `kind`; one for datagrams is bound, as it cannot listen.
+///
+/// # Errors
+/// As [`unix_listener`].
+pub fn unix_socket(path: &Path, mode: u32, kind: Type) -> Result<(Socket, RemoveOnDrop)> {
+    let network = if kind == Type::DGRAM {
+        "unixgram"
+    } else if kind == Type::SEQPACKET {
+        "unixpacket"
+    } else {
+        "unix"
+    };
     let stale = stale_socket(path)?;
     let failed = |call: &'static str| {
-        move |error: io::Error| anyhow!("listen unix {}: {call}: {}", path.display(), reason(&error))
+        move |error: io::Error| anyhow!("listen {network} {}: {call}: {}", path.display(), reason(&error))
     };
     if let Some(stale) = stale {
         remove(path, stale).map_err(failed("unlink"))?;
     }
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(failed("socket"))?;
+    let socket = Socket::new(Domain::UNIX, kind, None).map_err(failed("socket"))?;
     // Linux gives the file the mode of the socket's own inode. Where a system does not, the check below sets it;
     // a socket that is bound and does not listen yet refuses everyone.
     let _ = rustix::fs::fchmod(&socket, rustix::fs::Mode::from_raw_mode(mode));
@@ -60,8 +77,42 @@ pub fn unix_listener(path: &Path, mode: u32) -> Result<(UnixListener, RemoveOnDr
     if made.permissions().mode() & 0o777 != mode {
         fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed("chmod"))?;
     }
-    socket.listen(BACKLOG).map_err(failed("listen"))?;
-    Ok((socket.into(), guard))
+    if kind != Type::DGRAM {
+        socket.listen(BACKLOG).map_err(failed("listen"))?;
+    }
+    Ok((socket, guard))
+}
+
+/// Listens on a TCP port. Without a host, or with one that stands for every address, both IPv4 and IPv6 arrive.
+///
+/// # Errors
+/// The name has no address, or the system refuses.
+pub fn tcp_listener(host: &str, port: u16) -> Result<Socket> {
+    let failed = |call: &'static str| {
+        move |error: io::Error| anyhow!("listen tcp {host}:{port}: {call}: {}", reason(&error))
+    };
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let any = host.is_empty() || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
+    let listen = |address: SocketAddr| {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(!any)?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(socket)
+    };
+    if any {
+        // A host without IPv6 has no such address.
+        return listen((Ipv6Addr::UNSPECIFIED, port).into())
+            .or_else(|_: io::Error| listen((Ipv4Addr::UNSPECIFIED, port).into()))
+            .map_err(failed("bind"));
+    }
+    let mut addresses: Vec<_> = (host, port).to_socket_addrs().map_err(failed("lookup"))?.collect();
+    addresses.sort_by_key(SocketAddr::is_ipv6);
+    let address = addresses.first().ok_or_else(|| anyhow!("listen tcp {host}:{port}: no such host"))?;
+    listen(*address).map_err(failed("bind"))
 }
 
 /// Whether [`unix_listener`] would find nothing at `path`, or a dead socket. Changes nothing.

@@ -211,9 +211,11 @@ mod parity {
             let ran = bench.run(line);
             assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), ""), "{line}");
             let flags: Vec<_> = ran.stderr.lines().filter_map(|line| line.strip_prefix("  -")).collect();
+            // COMPAT(gvproxy): a flag that the original does not have.
+            let flags: Vec<_> = flags.into_iter().filter(|flag| *flag != "keep-running").collect();
             assert_eq!(flags.join(", "), expected, "{line}");
             let texts: Vec<_> = ran.stderr.lines().filter(|line| line.starts_with("    \t")).collect();
-            assert_eq!(texts.len(), flags.len(), "{line}: {ran:#?}");
+            assert!((0..=1).contains(&(texts.len() - flags.len())), "{line}: {ran:#?}");
             let defaults: Vec<_> =
                 texts.iter().filter_map(|text| text.split_once(" (default ")).map(|(_, d)| d).collect();
             assert!(defaults.ends_with(&["2222)", "\"192.168.127.0/24\")"]), "{defaults:?}");
@@ -383,17 +385,13 @@ mod ours {
     #[test]
     fn functions_that_come_later_are_refused_by_name() {
         let bench = Bench::new(OURS);
-        for flag in
-            ["config", "listen-vpnkit", "listen-bess", "listen-vfkit", "listen-stdio", "pcap", "notification"]
-        {
+        for flag in ["config", "pcap", "notification"] {
             bench.fails(
                 &format!("-log-file @/log -pid-file @/pid -{flag} x -ssh-port 80"),
                 2,
                 &format!("gvproxy: -{flag} is not supported yet by this version"),
             );
         }
-        let tcp = "gvproxy: -listen-qemu with tcp:// is not supported yet by this version";
-        bench.fails("-listen-qemu tcp://127.0.0.1:1", 2, tcp);
     }
 
     #[test]

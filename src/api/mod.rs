@@ -6,6 +6,7 @@
 //! Owns: who may ask for what. May not: keep state of the network. Read next: `listener.rs`, `connection.rs`.
 
 mod cam;
+mod connect;
 mod connection;
 mod decode;
 mod dns;
@@ -34,6 +35,7 @@ use tokio::sync::Semaphore;
 
 use crate::engine::Handle;
 use crate::forward::registry::{Asker, Registry};
+use crate::link::Framing;
 use crate::logging::Limited;
 
 use listener::Stream;
@@ -53,6 +55,7 @@ const MAX_TAKEN_OVER: usize = 4096;
 pub struct Api {
     handle: Handle,
     registry: Registry,
+    connect_framing: Framing,
     taken_over: Arc<Semaphore>,
     gateway: Arc<Semaphore>,
     /// Of the guests that are connected.
@@ -93,14 +96,16 @@ enum Answer {
 /// An endpoint that goes on with the connection's raw bytes.
 enum TakeOver {
     Tunnel(Tunnel),
+    Connect(connect::Attachment),
 }
 
 impl Api {
-    /// Answers by `handle` and `registry`.
-    pub fn new(handle: Handle, registry: Registry) -> Self {
+    /// Answers by `handle` and `registry`; clients of `/connect` speak `connect_framing`.
+    pub fn new(handle: Handle, registry: Registry, connect_framing: Framing) -> Self {
         Self {
             handle,
             registry,
+            connect_framing,
             taken_over: Arc::new(Semaphore::new(MAX_TAKEN_OVER)),
             gateway: Arc::new(Semaphore::new(MAX_GATEWAY_CONNECTIONS)),
             guests: Mutex::default(),
@@ -169,6 +174,10 @@ impl Api {
                 ensure_no_body(&request)?;
                 return Tunnel::new(self, request.uri().query()).map(TakeOver::Tunnel).map(Answer::TakeOver);
             }
+            "/connect" => {
+                ensure_no_body(&request)?;
+                return connect::Attachment::new(self).map(TakeOver::Connect).map(Answer::TakeOver);
+            }
             _ => Err(Refusal::not_found()),
         };
         reply.map(Answer::Reply)
@@ -180,6 +189,7 @@ impl TakeOver {
     async fn run(self, api: &Api, stream: Stream, early: Bytes) {
         match self {
             Self::Tunnel(tunnel) => tunnel.run(api, stream, early).await,
+            Self::Connect(attachment) => attachment.run(api, stream, early).await,
         }
     }
 }

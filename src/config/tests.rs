@@ -6,6 +6,7 @@ use tempfile::TempDir;
 use crate::cli::{self, Parsed};
 
 use super::*;
+use crate::link::Framing;
 
 /// A directory with a key, and the configuration that a command line in it means.
 struct Bench {
@@ -40,7 +41,8 @@ impl Bench {
 fn defaults() {
     let config = Bench::new().resolve("").unwrap();
     let [gateway, device, host] = [1, 2, 254].map(|last| Ipv4Addr::new(192, 168, 127, last));
-    assert_eq!((config.pid_file, config.qemu, config.ssh_forwards), (None, None, vec![]));
+    assert_eq!((config.pid_file, config.links, config.ssh_forwards), (None, vec![], vec![]));
+    assert!(!config.keep_running);
     assert_eq!(config.device_ip, device);
     let ssh = TcpForward { local: "127.0.0.1:2222".parse().unwrap(), remote: SocketAddrV4::new(device, 22) };
     assert_eq!(config.tcp_forwards, [ssh]);
@@ -74,7 +76,8 @@ fn everything_typed() {
         )
         .unwrap();
     let path = |name: &str| bench.dir.path().join(name);
-    assert_eq!((config.pid_file, config.qemu), (Some(path("pid")), Some(path("qemu.sock"))));
+    assert_eq!(config.pid_file, Some(path("pid")));
+    assert_eq!(config.links, [LinkConfig::Qemu(Address::Unix(path("qemu.sock")))]);
     assert_eq!((config.network.mtu, config.network.gateway), (4000, Ipv4Addr::new(10, 0, 9, 1)));
     assert_eq!((config.device_ip, config.tcp_forwards), (Ipv4Addr::new(10, 0, 0, 2), vec![]));
     assert!(config.network.ec2_metadata_access);
@@ -192,4 +195,63 @@ fn no_resolv_conf_is_no_mistake() {
     let bench = Bench::new();
     fs::remove_file(bench.dir.path().join("resolv.conf")).unwrap();
     assert!(bench.resolve("").unwrap().network.search_domains.is_empty());
+}
+
+#[test]
+fn links_in_the_order_in_which_they_are_made() {
+    let bench = Bench::new();
+    let path = |name: &str| bench.dir.path().join(name);
+    let config = bench
+        .resolve(
+            "-listen-stdio accept -listen-vfkit unixgram:@/vfkit -listen-qemu tcp://[::1]:1234 -keep-running",
+        )
+        .unwrap();
+    let qemu = LinkConfig::Qemu(Address::Tcp("[::1]".into(), 1234));
+    assert_eq!(config.links, [qemu, LinkConfig::Vfkit(path("vfkit")), LinkConfig::Stdio]);
+    assert!(config.keep_running);
+    assert_eq!(config.network.mtu, 1500, "not every guest is behind QEMU");
+    let config = bench.resolve("-listen-bess unixpacket://@/bess -listen-vfkit=").unwrap();
+    assert_eq!(config.links, [LinkConfig::Bess(path("bess"))]);
+    let config = bench.resolve("-listen-vpnkit unix:///@/vpnkit").unwrap();
+    assert!(matches!(&config.links[..], [LinkConfig::Vpnkit(Address::Unix(_))]));
+    for (line, framing) in [
+        ("", Framing::Hyperkit),
+        ("-listen-qemu tcp://:1", Framing::Qemu),
+        ("-listen-vfkit unixgram:@/v", Framing::Hyperkit),
+    ] {
+        let links = bench.resolve(line).unwrap().links;
+        assert_eq!(LinkConfig::connect_framing(&links), framing, "{line}");
+    }
+}
+
+#[test]
+fn links_that_cannot_be_made() {
+    let bench = Bench::new();
+    fs::write(bench.dir.path().join("file"), "").unwrap();
+    for (line, error) in [
+        ("-listen-vfkit unix://@/v", "vfkit listen address must be unixgram:// address"),
+        ("-listen-bess unixgram://@/b", "bess listen address must be unixpacket:// address"),
+        ("-listen-vfkit unixgram://@/file", r#""@/file" already exists"#),
+        ("-listen-bess unixpacket://@/file", r#""@/file" already exists"#),
+        ("-listen-vpnkit unix://@/file", r#""@/file" already exists"#),
+        ("-listen-vpnkit @/v", r#"vpnkit listen error: unexpected scheme in "@/v""#),
+        ("-listen-qemu vsock://:1", r#"qemu listen error: unexpected scheme in "vsock://:1""#),
+        ("-listen-qemu tcp://a", r#"invalid value for qemu listen address: no port in "a""#),
+        ("-listen-bess :x", r#"invalid value for bess listen address: parse ":x": missing protocol scheme"#),
+        (
+            "-listen-qemu unix:@/q -listen-vpnkit unix:@/v",
+            "cannot use qemu and vpnkit protocol at the same time",
+        ),
+        (
+            "-listen-bess unixpacket:@/b -listen-vpnkit unix:@/v",
+            "cannot use bess and vpnkit protocol at the same time",
+        ),
+        (
+            "-listen-bess unixpacket:@/b -listen-qemu unix:@/q",
+            "cannot use qemu and bess protocol at the same time",
+        ),
+        ("-listen-qemu unix:@/q -listen-vfkit unixgram:@/q", r#"unix socket path "@/q" is given twice"#),
+    ] {
+        assert_eq!(bench.error(line), error, "{line}");
+    }
 }

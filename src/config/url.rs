@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::text::quote;
 
@@ -50,6 +50,15 @@ impl Url {
         }
         ensure!(!path.as_bytes().contains(&0), "a path has no zero byte");
         Ok(path.into())
+    }
+
+    /// The host, which may be empty, and the port of a URL such as `tcp://127.0.0.1:8080`.
+    pub(super) fn into_host_and_port(self) -> Result<(String, u16)> {
+        let authority = String::from_utf8(self.authority).unwrap_or_default();
+        let split = authority.rsplit_once(':').filter(|(host, _)| !host.contains(':') || host.ends_with(']'));
+        let (host, port) = split.with_context(|| format!("no port in {}", quote(authority.as_bytes())))?;
+        let port = port.parse().map_err(|_| anyhow!("invalid port {} after host", quote(port.as_bytes())))?;
+        Ok((host.to_owned(), port))
     }
 }
 
@@ -116,6 +125,22 @@ mod tests {
             assert!(error.contains("must be absolute, as in unix:///run/x.sock"), "{url}: {error}");
         }
         assert!(socket("unix:///a%00b").unwrap_err().contains("zero byte"));
+    }
+
+    #[test]
+    fn hosts_and_ports() {
+        let split = |url: &str| Url::parse(url.as_ref()).and_then(Url::into_host_and_port);
+        for (url, host, port) in [
+            ("tcp://127.0.0.1:8080", "127.0.0.1", 8080),
+            ("tcp://:1", "", 1),
+            ("tcp://[::1]:65535/x", "[::1]", 65_535),
+            ("tcp://localhost:0", "localhost", 0),
+        ] {
+            assert_eq!(split(url).unwrap(), (host.to_owned(), port), "{url}");
+        }
+        for url in ["tcp://a", "tcp:///a", "tcp://a:", "tcp://a:65536", "tcp://::1", "tcp:a:1"] {
+            assert!(split(url).is_err(), "{url}");
+        }
     }
 
     #[test]

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mio::Waker;
-use netstack::{DnsClient, dns};
+use netstack::{DnsClient, PortId, dns};
 use tokio::sync::{mpsc, oneshot};
 
+use super::attach::NewLink;
 use super::forwards::ForwardCommand;
 use super::readout::Readout;
 use crate::dial::Dial;
@@ -33,6 +34,10 @@ pub(super) enum Command {
     Read(Readout),
     /// Adds or removes a forward.
     Forward(ForwardCommand),
+    /// A virtual machine is there; the reply is its port.
+    Attach { link: NewLink, reply: oneshot::Sender<io::Result<PortId>> },
+    /// A virtual machine is gone, though its link does not say so.
+    Detach(PortId),
 }
 
 /// What the engine asks of the control plane.

@@ -1,17 +1,26 @@
-//! The attached hypervisors. Owns: their sockets, readers and batches. May not: know what a frame means.
-//! Read next: `link/qemu.rs`, the framing.
+//! The attached hypervisors. Owns: their descriptors, readers and batches, and what ends them. May not: know what a frame means.
+//! Read next: `link/mod.rs`, the framings; `attach.rs`, how a link gets here.
 
 use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
-use mio::net::UnixStream;
+use anyhow::Context as _;
+use mio::event::Event as Readiness;
+use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
-use netstack::{FrameSink, PortId};
+use netstack::{FrameSink, Instant, PortId, UdpFlowId};
+use rustix::io::Errno;
 use socket2::SockRef;
+use tokio::sync::oneshot;
 
-use super::Traffic;
-use crate::link::{Batch, Progress, Reader};
+use super::attach::NewLink;
+use super::{EARLY_WRITE, Engine, Source, Traffic, udp};
+use crate::link::{Batch, FrameTooLong, Framing, Progress, Reader};
 use crate::sys::udp::{MAX_MESSAGE, MESSAGES};
 
+/// Links at a time. Each may hold a megabyte.
+const MAX_LINKS: usize = 256;
 /// The longest message as frames: its bytes, and the headers of as many datagrams as Linux puts into one.
 const MESSAGE_FRAMES: usize = MAX_MESSAGE + 128 * 64;
 
@@ -20,65 +29,337 @@ const MESSAGE_FRAMES: usize = MAX_MESSAGE + 128 * 64;
 const QUEUE: usize = 16;
 /// Bytes that it holds at least: Linux's default, where other systems' is a few frames.
 const LEAST_QUEUE: usize = 200 << 10;
+/// When to try again where the system had no buffers and will not say when it has.
+const STARVED: Duration = Duration::from_millis(1);
+/// Bytes of an Ethernet header.
+const ETHERNET: usize = 14;
 
 /// One attached hypervisor.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) port: PortId,
-    pub(super) token: Token,
-    pub(super) stream: UnixStream,
-    pub(super) reader: Reader,
+    token: Token,
+    framing: Framing,
+    input: OwnedFd,
+    /// Where frames go, if that is not `input`.
+    output: Option<OwnedFd>,
+    reader: Reader,
     pub(super) readable: bool,
-    /// The socket takes no more. Only then is it watched for room: a unix socket reports that with every read of the other end, each
+    /// The descriptor takes no more. Only then is it watched for room: a unix socket reports that with every read of the other end, each
     /// of which would be a turn for nothing.
     blocked: bool,
+    /// When to write again, though nobody says that there is room.
+    pub(super) retry: Option<Instant>,
     /// The hypervisor has closed its end; what it sent before is still to be read.
-    pub(super) ended: bool,
+    ended: bool,
+    /// UDP flows that wait for room.
+    pub(super) udp_waiting: Vec<UdpFlowId>,
+    /// How the link ended: it is to be detached.
+    over: Option<anyhow::Result<()>>,
+    told: Option<oneshot::Sender<anyhow::Result<()>>>,
 }
 
 impl Link {
-    /// Starts to watch `stream`, which carries packets of up to `mtu` bytes.
-    pub(super) fn new(
-        port: PortId,
-        token: Token,
-        mut stream: UnixStream,
-        mtu: u16,
-        registry: &Registry,
-    ) -> io::Result<Self> {
-        let (socket, wanted) = (SockRef::from(&stream), LEAST_QUEUE.max(QUEUE * usize::from(mtu)));
-        if socket.send_buffer_size()? < wanted {
-            // The system gives what it allows; with less the link is slower, not wrong.
-            socket.set_send_buffer_size(wanted)?;
+    /// Starts to watch the descriptors, which carry packets of up to `mtu` bytes.
+    fn new(port: PortId, token: Token, new: NewLink, mtu: u16, registry: &Registry) -> io::Result<Self> {
+        let NewLink { input, output, framing, early, over } = new;
+        for end in std::iter::once(&input).chain(&output) {
+            rustix::io::ioctl_fionbio(end, true)?;
         }
-        registry.register(&mut stream, token, Interest::READABLE)?;
-        Ok(Self { port, token, stream, reader: Reader::new(), readable: false, blocked: false, ended: false })
+        tune(output.as_ref().unwrap_or(&input), mtu);
+        let watched = match registry.register(&mut SourceFd(&input.as_raw_fd()), token, Interest::READABLE) {
+            Ok(()) => true,
+            // A file, or /dev/null: always readable, until its end.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => false,
+            Err(error) => return Err(error),
+        };
+        Ok(Self {
+            port,
+            token,
+            framing,
+            input,
+            output,
+            reader: Reader::new(framing, &early),
+            readable: !watched || !early.is_empty(),
+            blocked: false,
+            retry: None,
+            ended: !watched,
+            udp_waiting: Vec::new(),
+            over: None,
+            told: Some(over),
+        })
     }
 
-    /// The socket takes bytes again.
-    pub(super) fn handle_room(&mut self, registry: &Registry) -> io::Result<()> {
+    fn output(&self) -> BorrowedFd<'_> {
+        self.output.as_ref().unwrap_or(&self.input).as_fd()
+    }
+
+    fn handle_event(&mut self, event: &Readiness, registry: &Registry) {
+        self.ended |= event.is_read_closed();
+        self.readable |= event.is_readable() || event.is_error() || self.ended;
+        if event.is_writable() || event.is_error() {
+            self.handle_room(registry);
+        }
+    }
+
+    /// The descriptor takes bytes again.
+    fn handle_room(&mut self, registry: &Registry) {
+        self.retry = None;
         if self.blocked {
             self.blocked = false;
-            registry.reregister(&mut self.stream, self.token, Interest::READABLE)?;
+            let watched = self.watch_room(false, registry);
+            self.check(watched);
         }
-        Ok(())
     }
 
-    /// Writes the batch as far as the socket takes it.
-    pub(super) fn write(&mut self, batch: &mut Batch, registry: &Registry) -> io::Result<Progress> {
-        if self.blocked {
-            return Ok(Progress::Blocked);
+    fn watch_room(&self, watch: bool, registry: &Registry) -> io::Result<()> {
+        match &self.output {
+            Some(output) if watch => {
+                registry.register(&mut SourceFd(&output.as_raw_fd()), self.token, Interest::WRITABLE)
+            }
+            Some(output) => registry.deregister(&mut SourceFd(&output.as_raw_fd())),
+            None => {
+                let interest =
+                    if watch { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+                registry.reregister(&mut SourceFd(&self.input.as_raw_fd()), self.token, interest)
+            }
         }
-        let progress = batch.write_to(&mut self.stream)?;
-        if progress == Progress::Blocked {
-            self.blocked = true;
-            // Room that came meanwhile is reported too.
-            registry.reregister(&mut self.stream, self.token, Interest::READABLE | Interest::WRITABLE)?;
+    }
+
+    /// Writes the batch as far as the descriptor takes it. Whether somebody may find room in it now.
+    fn write(&mut self, batch: &mut Batch, now: Instant, registry: &Registry) -> bool {
+        if self.blocked || self.retry.is_some_and(|at| at > now) {
+            return false;
         }
-        Ok(progress)
+        self.retry = None;
+        match batch.write_to(self.output()) {
+            Ok(Progress::More) => {}
+            Ok(Progress::Blocked) => {
+                self.blocked = true;
+                // Room that came meanwhile is reported too.
+                let watched = self.watch_room(true, registry);
+                self.check(watched);
+            }
+            Ok(Progress::Starved) => self.retry = Some(now + STARVED.into()),
+            Ok(Progress::Closed) => self.over = Some(Ok(())),
+            Err(error) if is_gone(&error) => {
+                batch.clear();
+                if self.output.is_none() && self.framing != Framing::Vfkit {
+                    // Reading tells the same, and what the guest sent before it left.
+                    (self.readable, self.ended) = (true, true);
+                } else {
+                    self.over = Some(Ok(()));
+                }
+                return false;
+            }
+            Err(error) => {
+                batch.clear();
+                self.over = Some(Err(error).context("cannot write to the virtual machine"));
+            }
+        }
+        batch.has_much_room()
+    }
+
+    /// A link that cannot be watched is of no use.
+    fn check(&mut self, watched: io::Result<()>) {
+        if let Err(error) = watched {
+            self.over = Some(Err(error).context("cannot watch the virtual machine's link"));
+        }
     }
 }
 
-/// The batches of all links, as the stack sees them.
+/// What a link is better with; without it, it is slower, not wrong.
+fn tune(output: &OwnedFd, mtu: u16) {
+    let (socket, wanted) = (SockRef::from(output), LEAST_QUEUE.max(QUEUE * usize::from(mtu)));
+    match socket.local_addr() {
+        Ok(address) if address.is_unix() => {
+            if socket.send_buffer_size().is_ok_and(|size| size < wanted) {
+                let _ = socket.set_send_buffer_size(wanted);
+            }
+        }
+        Ok(address) if address.as_socket().is_some() => {
+            let _ = socket.set_tcp_nodelay(true);
+            let _ = socket.set_keepalive(true);
+        }
+        Ok(_) => {}
+        Err(_) => crate::sys::grow_pipe(output.as_fd(), wanted),
+    }
+}
+
+/// Whether the other end is simply gone.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(
+            Errno::PIPE
+                | Errno::CONNRESET
+                | Errno::CONNREFUSED
+                | Errno::NOTCONN
+                | Errno::DESTADDRREQ
+                | Errno::NOENT
+        )
+    )
+}
+
+impl Engine {
+    /// Attaches a link to a new port.
+    pub(super) fn attach(&mut self, new: NewLink) -> io::Result<PortId> {
+        if self.links.len() >= MAX_LINKS {
+            return Err(io::Error::other(format!("{MAX_LINKS} virtual machines are connected already")));
+        }
+        let framing = new.framing;
+        let longest = ETHERNET + usize::from(self.mtu);
+        if longest > framing.max_frame() {
+            let limit = framing.max_frame() - ETHERNET;
+            return Err(io::Error::other(format!("this link carries packets of up to {limit} bytes")));
+        }
+        let port = self.stack.attach_port(self.now);
+        let token = Token(self.sources.insert(Source::Link(port)));
+        match Link::new(port, token, new, self.mtu, self.poll.registry()) {
+            Ok(link) => {
+                self.batches.attach(port, framing);
+                self.links.push(link);
+                Ok(port)
+            }
+            Err(error) => {
+                self.forget(token);
+                self.stack.detach_port(port);
+                Err(error)
+            }
+        }
+    }
+
+    /// The control plane knows that the hypervisor is gone.
+    pub(super) fn detach(&mut self, port: PortId) {
+        if let Some(link) = self.link_mut(port) {
+            link.over.get_or_insert(Ok(()));
+        }
+    }
+
+    fn link_mut(&mut self, port: PortId) -> Option<&mut Link> {
+        let index = self.links.binary_search_by_key(&port, |link| link.port).ok()?;
+        self.links.get_mut(index)
+    }
+
+    pub(super) fn handle_link_event(&mut self, port: PortId, event: &Readiness) {
+        let Ok(index) = self.links.binary_search_by_key(&port, |link| link.port) else { return };
+        if let Some(link) = self.links.get_mut(index) {
+            link.handle_event(event, self.poll.registry());
+        }
+    }
+
+    /// Lets a UDP flow wait for room at its port.
+    pub(super) fn await_room(&mut self, port: PortId, flow: UdpFlowId) {
+        if let Some(link) = self.link_mut(port) {
+            link.udp_waiting.push(flow);
+        }
+    }
+
+    /// Reads each link that has something once.
+    pub(super) fn read_links(&mut self) {
+        for index in 0..self.links.len() {
+            let Some(link) = self.links.get_mut(index).filter(|link| link.readable && link.over.is_none())
+            else {
+                continue;
+            };
+            let progress = match link.reader.fill(link.input.as_fd()) {
+                Ok(progress) => progress,
+                Err(error) => {
+                    link.over = Some(Err(error).context("cannot read from the virtual machine"));
+                    continue;
+                }
+            };
+            // The end may stand behind a short read, and has been announced already.
+            link.readable = progress == Progress::More || link.ended;
+            self.carried += link.reader.len();
+            let followed = self.handle_frames(index);
+            if let Some(link) = self.links.get_mut(index) {
+                match followed {
+                    Err(error) => {
+                        link.over = Some(Err(error).context("cannot follow the virtual machine's stream"));
+                    }
+                    Ok(()) if progress != Progress::Closed => {}
+                    Ok(()) if link.reader.is_mid_frame() => {
+                        let left = anyhow::anyhow!("the virtual machine left in the middle of a frame");
+                        link.over = Some(Err(left));
+                    }
+                    Ok(()) => link.over = Some(Ok(())),
+                }
+            }
+            if self.links.len() > 1 {
+                // Frames to other guests.
+                self.write_links(EARLY_WRITE);
+            }
+        }
+    }
+
+    /// Gives the stack every whole frame that was read.
+    fn handle_frames(&mut self, index: usize) -> Result<(), FrameTooLong> {
+        while let Some(link) = self.links.get_mut(index) {
+            let port = link.port;
+            let Some(frame) = link.reader.next_frame()? else { break };
+            self.received.count(frame.len());
+            let Some(datagram) = self.stack.handle_frame(port, frame, self.now, &mut self.batches) else {
+                continue;
+            };
+            let (flow, payload, opens) = (datagram.flow, datagram.payload, datagram.open.is_some());
+            let sent = if self.outbox.takes(flow, payload.len()) {
+                None
+            } else {
+                udp::send(&mut self.outbox, &mut self.udp)
+            };
+            self.outbox.push(flow, payload);
+            let registry = self.poll.registry();
+            udp::open(&datagram, &mut self.udp, &mut self.sources, registry, &mut self.no_descriptors);
+            self.handle_udp_sent(sent);
+            if opens {
+                // What made room for the new flow is closed before the next one opens.
+                self.handle_stack_events();
+            }
+        }
+        self.flush_udp();
+        Ok(())
+    }
+
+    /// Writes the batches that hold at least `least` bytes.
+    pub(super) fn write_links(&mut self, least: usize) {
+        for (link, (port, batch)) in self.links.iter_mut().zip(&mut self.batches.ports) {
+            if batch.len() < least || link.over.is_some() {
+                continue;
+            }
+            let before = batch.len();
+            if link.write(batch, self.now, self.poll.registry()) {
+                self.stack.handle_room(*port);
+                self.udp_ready.extend(link.udp_waiting.drain(..));
+                self.forwards.handle_room();
+            }
+            self.carried += before.saturating_sub(batch.len());
+        }
+    }
+
+    /// Detaches the links that are over, and tells whoever attached them. Whether there were any.
+    pub(super) fn detach_links(&mut self) -> bool {
+        let links = self.links.len();
+        while let Some(index) = self.links.iter().position(|link| link.over.is_some()) {
+            let mut link = self.links.remove(index);
+            self.batches.ports.remove(index);
+            // Another descriptor of the same socket may stay open, and would go on to be reported.
+            let registry = self.poll.registry();
+            let _ = registry.deregister(&mut SourceFd(&link.input.as_raw_fd()));
+            if link.output.is_some() && link.blocked {
+                let _ = link.watch_room(false, registry);
+            }
+            self.forget(link.token);
+            self.stack.detach_port(link.port);
+            if let (Some(told), Some(over)) = (link.told.take(), link.over.take()) {
+                let _ = told.send(over);
+            }
+        }
+        self.links.len() < links
+    }
+}
+
+/// The batches of all links, as the stack sees them: in the order of the links, which is that of their ports.
 #[derive(Debug, Default)]
 pub(super) struct Batches {
     ports: Vec<(PortId, Batch)>,
@@ -86,16 +367,20 @@ pub(super) struct Batches {
 }
 
 impl Batches {
-    pub(super) fn attach(&mut self, port: PortId) {
-        self.ports.push((port, Batch::new()));
+    fn attach(&mut self, port: PortId, framing: Framing) {
+        self.ports.push((port, Batch::new(framing)));
     }
 
-    pub(super) fn get_mut(&mut self, port: PortId) -> Option<&mut Batch> {
-        self.ports.iter_mut().find(|(p, _)| *p == port).map(|(_, batch)| batch)
+    #[inline]
+    fn index(&self, port: PortId) -> Option<usize> {
+        match self.ports.as_slice() {
+            [(only, _)] => (*only == port).then_some(0),
+            all => all.binary_search_by_key(&port, |(port, _)| *port).ok(),
+        }
     }
 
     fn get(&self, port: PortId) -> Option<&Batch> {
-        self.ports.iter().find(|(p, _)| *p == port).map(|(_, batch)| batch)
+        self.ports.get(self.index(port)?).map(|(_, batch)| batch)
     }
 
     /// What was put into them since the start.
@@ -120,8 +405,8 @@ impl FrameSink for Batches {
     }
 
     fn frame(&mut self, port: PortId, len: usize) -> Option<&mut [u8]> {
-        let (_, batch) = self.ports.iter_mut().find(|(p, _)| *p == port)?;
-        let frame = batch.frame(len)?;
+        let index = self.index(port)?;
+        let frame = self.ports.get_mut(index)?.1.frame(len)?;
         self.sent.count(len);
         Some(frame)
     }

@@ -8,6 +8,7 @@
 //! Owns: [`Stack`] and every descriptor that carries a guest's bytes. May not: wait for anything but `poll`.
 //! Read next: `tcp.rs`, `udp.rs`, `forwards.rs`, `links.rs`; `netstack/src/lib.rs`.
 
+mod attach;
 mod command;
 mod forwards;
 mod links;
@@ -21,22 +22,19 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
-use anyhow::Context as _;
 use mio::event::Event as Readiness;
-use mio::net::UnixListener;
-use mio::{Events, Interest, Poll, Token, Waker};
-use netstack::{Event, FlowId, Instant, NetworkConfig, Stack, Target, UdpFlowId};
+use mio::{Events, Poll, Token, Waker};
+use netstack::{Event, FlowId, Instant, NetworkConfig, PortId, Stack, Target, UdpFlowId};
 use slab::Slab;
 use slotmap::SecondaryMap;
 use tokio::sync::mpsc;
 
+pub use attach::Attachment;
 pub use command::{Handle, Request};
 pub use forwards::{ForwardId, Listener};
 pub use readout::Counters;
 
 use crate::host::udp::{HostUdp, Outbox};
-use crate::link::{FrameTooLong, Progress};
-use crate::listen::RemoveOnDrop;
 use crate::logging::Limited;
 use crate::sys::memory::discard;
 use crate::sys::udp::Inbox;
@@ -57,19 +55,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Clone, Copy, Debug)]
 enum Source {
     Waker,
-    QemuListener,
-    Link,
+    Link(PortId),
     Forward(ForwardId),
     Tcp(FlowId),
     Udp(UdpFlowId),
-}
-
-/// Where the hypervisor connects. The file goes first, while the socket is open.
-#[derive(Debug)]
-struct QemuListener {
-    _file: RemoveOnDrop,
-    listener: UnixListener,
-    token: Token,
 }
 
 /// Frames one way, without the framing's own bytes.
@@ -88,15 +77,6 @@ impl Traffic {
     }
 }
 
-/// Why the loop ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// Somebody asked for it.
-    Stopped,
-    /// The virtual machine closed its link.
-    LinkClosed,
-}
-
 /// The engine; see the module's head.
 #[derive(Debug)]
 pub struct Engine {
@@ -107,7 +87,6 @@ pub struct Engine {
     stack: Stack,
     batches: Batches,
     sources: Slab<Source>,
-    qemu: Option<QemuListener>,
     links: Vec<Link>,
     /// Bytes that the turn read and wrote, of links and descriptors.
     carried: usize,
@@ -117,14 +96,12 @@ pub struct Engine {
     tcp: SecondaryMap<FlowId, Connection>,
     udp: SecondaryMap<UdpFlowId, HostUdp>,
     udp_ready: VecDeque<UdpFlowId>,
-    /// Those that wait for room at their port.
-    udp_waiting: Vec<UdpFlowId>,
     /// The datagrams read last, and those to be sent together.
     inbox: Inbox,
     outbox: Outbox,
     commands: mpsc::Receiver<Command>,
     requests: mpsc::Sender<Request>,
-    end: Option<End>,
+    stopped: bool,
     no_descriptors: Limited,
 }
 
@@ -148,7 +125,6 @@ impl Engine {
             stack: Stack::new(network, seed, Instant::ZERO),
             batches: Batches::default(),
             sources,
-            qemu: None,
             links: Vec::new(),
             carried: 0,
             received: Traffic::default(),
@@ -157,55 +133,33 @@ impl Engine {
             tcp: SecondaryMap::new(),
             udp: SecondaryMap::new(),
             udp_ready: VecDeque::new(),
-            udp_waiting: Vec::new(),
             inbox: Inbox::new(),
             outbox: Outbox::new(),
             commands: command_receiver,
             requests,
-            end: None,
+            stopped: false,
             no_descriptors: Limited::new(1, Duration::from_secs(60)),
         };
         Ok((engine, Handle { commands, waker }, request_receiver))
     }
 
-    /// Takes one hypervisor from `listener`, and ends when that one leaves.
+    /// Runs until somebody asks for the end.
     ///
     /// # Errors
-    /// The socket cannot be watched.
-    pub fn listen_qemu(
-        &mut self,
-        listener: std::os::unix::net::UnixListener,
-        file: RemoveOnDrop,
-    ) -> io::Result<()> {
-        listener.set_nonblocking(true)?;
-        let mut listener = UnixListener::from_std(listener);
-        let token = Token(self.sources.insert(Source::QemuListener));
-        self.poll.registry().register(&mut listener, token, Interest::READABLE)?;
-        self.qemu = Some(QemuListener { _file: file, listener, token });
-        Ok(())
-    }
-
-    /// Runs until the end.
-    ///
-    /// # Errors
-    /// The event queue failed, or the hypervisor's stream can no longer be followed.
-    pub fn run(mut self) -> anyhow::Result<End> {
+    /// The event queue failed.
+    pub fn run(mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS);
-        loop {
+        while !self.stopped {
             let (timeout, carried) = (self.timeout(), std::mem::take(&mut self.carried));
-            self.waits
-                .wait(&mut self.poll, &mut events, timeout, carried)
-                .context("cannot wait for events")?;
+            self.waits.wait(&mut self.poll, &mut events, timeout, carried)?;
             let elapsed = i64::try_from(self.started.elapsed().as_micros()).unwrap_or(i64::MAX);
             self.now = Instant::from_micros(elapsed);
             for event in &events {
-                self.handle_event(event)?;
+                self.handle_event(event);
             }
-            self.turn()?;
-            if let Some(end) = self.end {
-                return Ok(end);
-            }
+            self.turn();
         }
+        Ok(())
     }
 
     /// How long to sleep: not at all while there is something to do.
@@ -217,11 +171,12 @@ impl Engine {
         if busy {
             return Some(Duration::ZERO);
         }
-        let next = [self.stack.poll_timeout(), self.forwards.again].into_iter().flatten().min()?;
+        let retry = self.links.iter().filter_map(|link| link.retry).min();
+        let next = [self.stack.poll_timeout(), self.forwards.again, retry].into_iter().flatten().min()?;
         Some(if next > self.now { (next - self.now).into() } else { Duration::ZERO })
     }
 
-    fn handle_event(&mut self, event: &Readiness) -> anyhow::Result<()> {
+    fn handle_event(&mut self, event: &Readiness) {
         let Token(token) = event.token();
         match self.sources.get(token) {
             Some(Source::Tcp(flow)) => {
@@ -232,140 +187,40 @@ impl Engine {
                 let flow = *flow;
                 self.queue_udp(flow);
             }
-            Some(Source::Link) => {
-                if let Some(link) = self.links.iter_mut().find(|link| link.token.0 == token) {
-                    link.ended |= event.is_read_closed();
-                    link.readable |= event.is_readable() || event.is_error() || link.ended;
-                    if event.is_writable() {
-                        link.handle_room(self.poll.registry())?;
-                    }
-                }
+            Some(Source::Link(port)) => {
+                let port = *port;
+                self.handle_link_event(port, event);
             }
             Some(Source::Forward(id)) => self.forwards.handle_readable(*id),
-            Some(Source::QemuListener) => self.accept_qemu().context("cannot accept the virtual machine")?,
             Some(Source::Waker) => self.handle_commands(),
             None => {}
         }
-        Ok(())
     }
 
-    fn turn(&mut self) -> anyhow::Result<()> {
+    fn turn(&mut self) {
         self.stack.handle_timeout(self.now, &mut self.batches);
-        self.read_links()?;
+        self.read_links();
         self.serve_forwards();
         self.handle_stack_events();
         // Flows that become ready meanwhile have their turn after the links had theirs.
         for _ in 0..self.stack.ready_len() {
             let Some(flow) = self.stack.poll_ready() else { break };
             self.serve_flow(flow);
-            self.write_links(EARLY_WRITE)?;
+            self.write_links(EARLY_WRITE);
         }
         for _ in 0..self.udp_ready.len() {
             let Some(flow) = self.udp_ready.pop_front() else { break };
             self.serve_udp(flow);
-            self.write_links(EARLY_WRITE)?;
+            self.write_links(EARLY_WRITE);
         }
         self.handle_stack_events();
         while let Some(memory) = self.stack.poll_idle_memory(self.now) {
             discard(memory);
         }
-        self.write_links(1)
-    }
-
-    fn read_links(&mut self) -> anyhow::Result<()> {
-        for index in 0..self.links.len() {
-            let Some(link) = self.links.get_mut(index).filter(|link| link.readable) else { continue };
-            let progress =
-                link.reader.fill(&mut link.stream).context("cannot read from the virtual machine")?;
-            // The end may stand behind a short read, and has been announced already.
-            link.readable = progress == Progress::More || link.ended;
-            self.carried += link.reader.len();
-            let mid_frame =
-                self.handle_frames(index).context("cannot follow the virtual machine's stream")?;
-            if progress == Progress::Closed {
-                anyhow::ensure!(!mid_frame, "the virtual machine left in the middle of a frame");
-                self.end = Some(End::LinkClosed);
-            }
+        self.write_links(1);
+        if self.detach_links() {
+            self.handle_stack_events();
         }
-        Ok(())
-    }
-
-    /// Gives the stack every whole frame that was read. Whether the rest of one is missing.
-    fn handle_frames(&mut self, index: usize) -> Result<bool, FrameTooLong> {
-        while let Some(link) = self.links.get_mut(index) {
-            let port = link.port;
-            let Some(frame) = link.reader.next_frame()? else {
-                let mid_frame = link.reader.is_mid_frame();
-                self.flush_udp();
-                return Ok(mid_frame);
-            };
-            self.received.count(frame.len());
-            let Some(datagram) = self.stack.handle_frame(port, frame, self.now, &mut self.batches) else {
-                continue;
-            };
-            let (flow, payload, opens) = (datagram.flow, datagram.payload, datagram.open.is_some());
-            let sent = if self.outbox.takes(flow, payload.len()) {
-                None
-            } else {
-                udp::send(&mut self.outbox, &mut self.udp)
-            };
-            self.outbox.push(flow, payload);
-            let registry = self.poll.registry();
-            udp::open(&datagram, &mut self.udp, &mut self.sources, registry, &mut self.no_descriptors);
-            self.handle_udp_sent(sent);
-            if opens {
-                // What made room for the new flow is closed before the next one opens.
-                self.handle_stack_events();
-            }
-        }
-        Ok(false)
-    }
-
-    /// Writes the batches that hold at least `least` bytes.
-    fn write_links(&mut self, least: usize) -> anyhow::Result<()> {
-        for link in &mut self.links {
-            let Some(batch) = self.batches.get_mut(link.port).filter(|batch| batch.len() >= least) else {
-                continue;
-            };
-            self.carried += batch.len();
-            match link.write(batch, self.poll.registry()) {
-                Ok(Progress::More | Progress::Blocked) => {
-                    if batch.has_much_room() {
-                        self.stack.handle_room(link.port);
-                        self.udp_ready.extend(self.udp_waiting.drain(..));
-                        self.forwards.handle_room();
-                    }
-                }
-                Ok(Progress::Closed) => self.end = Some(End::LinkClosed),
-                // Reading tells the same, and what the guest sent before it left.
-                Err(error) if is_gone(&error) => {
-                    batch.clear();
-                    (link.readable, link.ended) = (true, true);
-                }
-                Err(error) => return Err(error).context("cannot write to the virtual machine"),
-            }
-        }
-        Ok(())
-    }
-
-    fn accept_qemu(&mut self) -> io::Result<()> {
-        let Some(qemu) = self.qemu.as_mut().filter(|_| self.links.is_empty()) else { return Ok(()) };
-        let stream = match qemu.listener.accept() {
-            Ok((stream, _)) => stream,
-            Err(error) if is_later(&error) => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        // One hypervisor in a run. Whoever else connects is refused, and yet the socket stays open: see `RemoveOnDrop`.
-        self.poll.registry().deregister(&mut qemu.listener)?;
-        self.sources.try_remove(qemu.token.0);
-        while qemu.listener.accept().is_ok() {}
-        rustix::net::shutdown(&qemu.listener, rustix::net::Shutdown::Both)?;
-        let token = Token(self.sources.insert(Source::Link));
-        let port = self.stack.attach_port(self.now);
-        self.batches.attach(port);
-        self.links.push(Link::new(port, token, stream, self.mtu, self.poll.registry())?);
-        tracing::info!(%port, "virtual machine connected");
-        Ok(())
     }
 
     fn handle_stack_events(&mut self) {
@@ -394,9 +249,13 @@ impl Engine {
                 Command::DnsAnswer { client, message } => {
                     self.stack.dns_answer(client, &message, &mut self.batches);
                 }
-                Command::Stop => self.end = Some(End::Stopped),
+                Command::Stop => self.stopped = true,
                 Command::Read(readout) => self.read_out(readout),
                 Command::Forward(command) => self.handle_forward_command(command),
+                Command::Attach { link, reply } => {
+                    let _ = reply.send(self.attach(link));
+                }
+                Command::Detach(port) => self.detach(port),
             }
         }
     }
@@ -405,11 +264,6 @@ impl Engine {
     fn forget(&mut self, token: Token) {
         self.sources.try_remove(token.0);
     }
-}
-
-/// Whether the other end is simply gone.
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 /// Whether there is nothing wrong but the moment.

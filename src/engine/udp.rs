@@ -94,10 +94,10 @@ impl Engine {
         let mut taken = 0;
         while taken < TURN && (taken == 0 || port.is_none_or(|port| self.batches.len(port) < EARLY_WRITE)) {
             let room = port.map_or(MESSAGES, |port| self.batches.messages(port));
-            if room == 0 {
+            if let (0, Some(port)) = (room, port) {
                 // The kernel keeps the rest, and drops what it cannot, until the port has room.
                 host.queued = true;
-                self.udp_waiting.push(flow);
+                self.await_room(port, flow);
                 return;
             }
             match self.inbox.receive(&host.socket, room) {

@@ -1,10 +1,12 @@
 //! What differs between operating systems. Owns: all `unsafe`, all `cfg(target_os)`. May not: know of frames or flows.
 
+pub mod datagram;
 pub mod memory;
 pub mod owner;
 pub mod udp;
 
 use mio::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Prepares the process: as many descriptors as the system allows, since each flow is one, and memory as it is used here.
 ///
@@ -37,6 +39,27 @@ pub fn with_urgent(interest: Interest) -> Interest {
     return interest | Interest::PRIORITY;
     #[cfg(not(target_os = "linux"))]
     interest
+}
+
+/// A descriptor whose readiness the control plane waits for.
+///
+/// # Errors
+/// The system cannot watch it.
+#[expect(unsafe_code, reason = "tokio asks whoever registers a descriptor to vouch for it")]
+pub fn watch(
+    fd: std::os::fd::OwnedFd,
+    interest: tokio::io::Interest,
+) -> std::io::Result<AsyncFd<std::os::fd::OwnedFd>> {
+    // SAFETY: the descriptor is owned by what is returned, which never replaces it.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+}
+
+/// Lets a pipe hold `bytes`, where the system can; a refusal leaves it as it is.
+pub fn grow_pipe(pipe: std::os::fd::BorrowedFd<'_>, bytes: usize) {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::pipe::fcntl_setpipe_size(pipe, bytes);
+    #[cfg(not(target_os = "linux"))]
+    let _ = (pipe, bytes);
 }
 
 /// Unpredictable bits, for sequence numbers and hash tables.

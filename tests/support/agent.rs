@@ -97,6 +97,14 @@ fn open(request: &str) -> io::Result<Vec<OwnedFd>> {
         ("udp", _) => socket(Type::DGRAM, None),
         ("ping", _) => socket(Type::DGRAM, Some(Protocol::ICMPV4)),
         ("tap", name) => tap(name),
+        // The datagram socket of another process: its own name, and whom it greets.
+        ("vfkit", names) => {
+            let (own, daemon) = names.split_once(' ').unwrap_or_default();
+            let cable = super::cable::datagrams(own.as_ref(), daemon.as_ref(), true);
+            cable
+                .map(|cable| cable.output.try_clone().map(Into::into))
+                .unwrap_or_else(|| Err(io::Error::other("nobody is there")))
+        }
         // The network namespace itself.
         ("netns", _) => Ok(File::open("/proc/self/ns/net")?.into()),
         _ => Err(io::Error::other("not a thing that an agent opens")),

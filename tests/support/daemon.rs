@@ -3,6 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -37,6 +38,7 @@ pub(crate) struct Builder {
     env: Vec<(OsString, OsString)>,
     prefix: Vec<OsString>,
     qemu: bool,
+    pipes: bool,
 }
 
 impl Builder {
@@ -67,6 +69,12 @@ impl Builder {
     /// Leaves `-listen-qemu` to [`Self::args`].
     pub(crate) fn without_qemu(mut self) -> Self {
         self.qemu = false;
+        self
+    }
+
+    /// Its standard input and output are for [`Daemon::take_pipes`].
+    pub(crate) fn with_pipes(mut self) -> Self {
+        self.pipes = true;
         self
     }
 
@@ -114,7 +122,8 @@ impl Builder {
             None => arg,
         };
         command.args(self.args.into_iter().map(placed)).envs(self.env).current_dir(&dir);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let pipe = || if self.pipes { Stdio::piped() } else { Stdio::null() };
+        command.stdin(pipe()).stdout(pipe()).stderr(log);
         let child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", self.binary.display()));
         Daemon { child, dir, root }
     }
@@ -131,7 +140,14 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// A daemon with a QEMU socket, without the ssh port unless an argument asks for it.
     pub(crate) fn builder() -> Builder {
-        Builder { binary: binary(), args: Vec::new(), env: Vec::new(), prefix: Vec::new(), qemu: true }
+        Builder {
+            binary: binary(),
+            args: Vec::new(),
+            env: Vec::new(),
+            prefix: Vec::new(),
+            qemu: true,
+            pipes: false,
+        }
     }
 
     /// Its working directory: empty but for what the daemon makes there.
@@ -141,6 +157,13 @@ impl Daemon {
 
     pub(crate) fn qemu_socket(&self) -> PathBuf {
         self.dir.join("qemu.sock")
+    }
+
+    /// The other ends of its standard output and input, once.
+    #[track_caller]
+    pub(crate) fn take_pipes(&mut self) -> (OwnedFd, OwnedFd) {
+        let (output, input) = (self.child.stdout.take(), self.child.stdin.take());
+        (output.expect("its output").into(), input.expect("its input").into())
     }
 
     pub(crate) fn pid(&self) -> u32 {

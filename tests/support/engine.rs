@@ -8,9 +8,9 @@ use std::thread::JoinHandle;
 
 use gvproxy::cli::{self, Parsed};
 use gvproxy::config::Config;
-use gvproxy::engine::{End, Engine, Handle};
+use gvproxy::engine::{Engine, Handle};
 use gvproxy::forward::registry::{Asker, ExposeError, Protocol, Registry};
-use gvproxy::listen::unix_listener;
+use gvproxy::link::Framing;
 use tokio::runtime::Runtime;
 
 use super::guest::{self, Guest};
@@ -23,7 +23,7 @@ pub(crate) struct Bench {
     pub(crate) registry: Registry,
     pub(crate) runtime: Runtime,
     handle: Handle,
-    thread: Option<JoinHandle<anyhow::Result<End>>>,
+    thread: Option<JoinHandle<std::io::Result<()>>>,
     pub(crate) guest: Guest,
     dir: tempfile::TempDir,
 }
@@ -32,16 +32,15 @@ impl Bench {
     #[track_caller]
     pub(crate) fn start() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let socket = dir.path().join("qemu.sock");
         let argv = ["gvproxy", "-ssh-port", "-1"].map(Into::into);
         let Parsed::Run(raw) = cli::parse(&argv) else { panic!("the flags are right") };
         let config = Config::resolve(&raw, Path::new("/dev/null")).expect("a configuration");
-        let (mut engine, handle, _) = Engine::new(config.network, 7).expect("an engine");
-        let (listener, file) = unix_listener(&socket, 0o600).expect("a socket");
-        engine.listen_qemu(listener, file).expect("a link");
+        let (engine, handle, _) = Engine::new(config.network, 7).expect("an engine");
         let thread = std::thread::spawn(move || engine.run());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let guest = Guest::start(UnixStream::connect(&socket).expect("the link"), guest::MAC, 1500);
+        let (link, far) = UnixStream::pair().expect("a link");
+        runtime.block_on(handle.attach(far, Framing::Qemu)).expect("a link");
+        let guest = Guest::start(link, guest::MAC, 1500);
         assert_eq!(guest.dhcp().ip(), GUEST);
         let registry = Registry::new(handle.clone());
         Self { registry, runtime, handle, thread: Some(thread), guest, dir }

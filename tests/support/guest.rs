@@ -1,16 +1,15 @@
-//! A guest with a real TCP/IP stack: Linux in a namespace, its network card a tap whose frames go to a stream socket
-//! in QEMU's framing. Owns: the namespace, the tap and the relay. Read next: `relay.rs`, `net.rs`.
+//! A guest with a real TCP/IP stack: Linux in a namespace, its network card a tap whose frames go to a link. Owns: the namespace, the tap and the relay. Read next: `relay.rs`, `net.rs`.
 
 use std::collections::HashMap;
 use std::fs::{File, Permissions};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use socket2::Socket;
 
+use super::cable::Cable;
 use super::ns::Namespace;
 use super::relay::Relay;
 use super::tool;
@@ -36,6 +35,7 @@ esac
 #[derive(Debug)]
 pub(crate) struct Guest {
     ns: Namespace,
+    tap: File,
     relay: Relay,
     dir: tempfile::TempDir,
 }
@@ -58,20 +58,21 @@ impl Lease {
 impl Guest {
     /// A guest whose network card is plugged into `link` and has no address yet.
     #[track_caller]
-    pub(crate) fn start(link: UnixStream, mac: &str, mtu: u16) -> Self {
+    pub(crate) fn start(link: impl Into<Cable>, mac: &str, mtu: u16) -> Self {
         Self::plug(Namespace::new(), link, mac, mtu)
     }
 
     /// Gives the network `ns` a card that is plugged into `link`.
     #[track_caller]
-    pub(crate) fn plug(ns: Namespace, link: UnixStream, mac: &str, mtu: u16) -> Self {
+    pub(crate) fn plug(ns: Namespace, link: impl Into<Cable>, mac: &str, mtu: u16) -> Self {
         let tap = ns.open(&format!("tap {NIC}")).unwrap_or_else(|error| {
             panic!("{error}: a test guest needs /dev/net/tun, readable and writable (modprobe tun)")
         });
         let mtu = mtu.to_string();
         ns.run(["ip", "link", "set", NIC, "address", mac, "mtu", &mtu, "txqueuelen", "1000", "up"]);
-        let relay = Relay::start(File::from(tap), link);
-        Self { ns, relay, dir: tempfile::tempdir().expect("a temporary directory") }
+        let tap = File::from(tap);
+        let relay = Relay::start(tap.try_clone().expect("a descriptor"), link);
+        Self { ns, tap, relay, dir: tempfile::tempdir().expect("a temporary directory") }
     }
 
     /// Configures the interface by hand.
@@ -140,6 +141,11 @@ impl Guest {
     /// Stops taking frames from the daemon, or goes on with it: see [`Relay::hold`].
     pub(crate) fn hold(&self, hold: bool) {
         self.relay.hold(hold);
+    }
+
+    /// Puts the card, configured as it is, on another link.
+    pub(crate) fn replug(&mut self, link: impl Into<Cable>) {
+        self.relay = Relay::start(self.tap.try_clone().expect("a descriptor"), link);
     }
 
     /// Pulls the plug.

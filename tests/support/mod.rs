@@ -10,6 +10,7 @@
 )]
 
 pub(crate) mod agent;
+pub(crate) mod cable;
 pub(crate) mod daemon;
 pub(crate) mod dns;
 pub(crate) mod engine;

@@ -1,15 +1,17 @@
-//! Frames between a tap and a stream socket in QEMU's framing: u32 big-endian length, frame. Owns: two threads.
-//! May not: look into a frame, or drop one. Read next: `guest.rs`.
+//! Frames between a tap and a link of any framing. Owns: two threads. May not: look into a frame, or drop one.
+//! Read next: `guest.rs`, `cable.rs`.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::pipe::pipe;
+
+use super::cable::{Cable, Framing};
 
 /// The longest frame of a tap, with a little room.
 const MAX_FRAME: usize = 65536 + 64;
@@ -19,7 +21,9 @@ const BATCH: usize = 256 * 1024 + 4 + MAX_FRAME;
 /// A running relay; it ends when either side does or when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Relay {
-    socket: UnixStream,
+    cable: Arc<Cable>,
+    /// Closed to end the thread that waits for the tap.
+    running: Option<OwnedFd>,
     gate: Arc<Gate>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -35,22 +39,26 @@ struct Gate {
 
 impl Relay {
     /// `tap` must be non-blocking.
-    pub(crate) fn start(tap: File, socket: UnixStream) -> Self {
-        let gate = Arc::new(Gate::default());
-        let (up, down) =
-            ((tap.try_clone().unwrap(), socket.try_clone().unwrap()), (tap, socket.try_clone().unwrap()));
-        let closing = Arc::clone(&gate);
+    pub(crate) fn start(tap: File, cable: impl Into<Cable>) -> Self {
+        let (gate, mut cable) = (Arc::new(Gate::default()), cable.into());
+        let (over, running) = pipe().unwrap();
+        // The descriptors for writing are the first thread's alone, so that its end closes a pipe.
+        let output = std::mem::replace(&mut cable.output, File::open("/dev/null").unwrap());
+        let (framing, cable) = (cable.framing, Arc::new(cable));
+        let (from, to, closing, hung_up) =
+            (tap.try_clone().unwrap(), tap, Arc::clone(&gate), Arc::clone(&cable));
+        let (reads, both) = (Arc::clone(&cable), Arc::clone(&cable));
         let threads = vec![
             std::thread::spawn(move || {
-                let _ = from_tap(&up.0, &up.1);
-                let _ = up.1.shutdown(Shutdown::Both);
+                let _ = from_tap(&from, &output, framing, &over);
+                hung_up.shutdown();
             }),
             std::thread::spawn(move || {
-                let _ = to_tap(&down.0, &down.1, &closing);
-                let _ = down.1.shutdown(Shutdown::Both);
+                let _ = to_tap(&to, &reads.input, framing, &closing);
+                both.shutdown();
             }),
         ];
-        Self { socket, gate, threads }
+        Self { cable, running: Some(running), gate, threads }
     }
 
     /// Stops taking frames from the socket, or goes on with it.
@@ -66,7 +74,8 @@ impl Relay {
 
     /// Hangs up, as a VM that is switched off.
     pub(crate) fn stop(&mut self) {
-        let _ = self.socket.shutdown(Shutdown::Both);
+        self.cable.shutdown();
+        self.running = None;
         self.gate.over.store(true, Ordering::Release);
         self.hold(false);
         for thread in self.threads.drain(..) {
@@ -81,28 +90,36 @@ impl Drop for Relay {
     }
 }
 
-fn from_tap(mut tap: &File, mut socket: &UnixStream) -> io::Result<()> {
+fn from_tap(mut tap: &File, mut link: &File, framing: Framing, over: &OwnedFd) -> io::Result<()> {
+    let prefix = framing.prefix();
     let mut batch = vec![0; BATCH];
     loop {
         let mut filled = 0;
-        while batch.len() - filled >= 4 + MAX_FRAME {
-            match tap.read(&mut batch[filled + 4..filled + 4 + MAX_FRAME]) {
-                Ok(length) => {
+        while batch.len() - filled >= prefix + MAX_FRAME {
+            let read = tap.read(&mut batch[filled + prefix..filled + prefix + MAX_FRAME]);
+            match (read, framing) {
+                (Ok(length), Framing::Big32) => {
                     batch[filled..filled + 4].copy_from_slice(&u32::try_from(length).unwrap().to_be_bytes());
                     filled += 4 + length;
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error),
+                (Ok(length), Framing::Little16) => {
+                    batch[filled..filled + 2].copy_from_slice(&u16::try_from(length).unwrap().to_le_bytes());
+                    filled += 2 + length;
+                }
+                (Ok(length), Framing::Message) => link.write_all(&batch[..length])?,
+                (Err(error), _) if error.kind() == io::ErrorKind::WouldBlock => break,
+                (Err(error), _) => return Err(error),
             }
         }
         if filled > 0 {
-            socket.write_all(&batch[..filled])?;
+            link.write_all(&batch[..filled])?;
             continue;
         }
-        // No interest in the socket but its end, which poll always reports.
-        let mut fds = [PollFd::new(&tap, PollFlags::IN), PollFd::new(&socket, PollFlags::empty())];
+        // No interest in the others but their ends, which poll always reports.
+        let empty = PollFlags::empty();
+        let mut fds = [PollFd::new(&tap, PollFlags::IN), PollFd::new(&link, empty), PollFd::new(over, empty)];
         match poll(&mut fds, None) {
-            Ok(_) if fds[1].revents().is_empty() => {}
+            Ok(_) if fds[1].revents().is_empty() && fds[2].revents().is_empty() => {}
             Ok(_) => return Ok(()),
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -110,19 +127,19 @@ fn from_tap(mut tap: &File, mut socket: &UnixStream) -> io::Result<()> {
     }
 }
 
-fn to_tap(mut tap: &File, mut socket: &UnixStream, gate: &Gate) -> io::Result<()> {
+fn to_tap(mut tap: &File, mut link: &File, framing: Framing, gate: &Gate) -> io::Result<()> {
     let mut buffer = vec![0; 2 * BATCH];
     let mut filled = 0;
     loop {
-        let read = socket.read(&mut buffer[filled..])?;
+        let read = link.read(&mut buffer[filled..])?;
         drop(gate.opened.wait_while(gate.closed.lock().unwrap(), |closed| *closed).unwrap());
         if read == 0 || gate.over.load(Ordering::Acquire) {
             return Ok(());
         }
         filled += read;
         let mut rest = &buffer[..filled];
-        while let Some((length, behind)) = rest.split_first_chunk::<4>() {
-            let Some((frame, behind)) = behind.split_at_checked(u32::from_be_bytes(*length) as usize) else {
+        while let Some((length, behind)) = next_length(framing, rest) {
+            let Some((frame, behind)) = behind.split_at_checked(length) else {
                 break;
             };
             gate.longest.fetch_max(frame.len(), Ordering::AcqRel);
@@ -134,5 +151,18 @@ fn to_tap(mut tap: &File, mut socket: &UnixStream, gate: &Gate) -> io::Result<()
         buffer.copy_within(filled - left..filled, 0);
         filled = left;
         assert!(filled < BATCH, "the other side announced a frame that no link carries");
+    }
+}
+
+/// The length of the next frame, and what follows it.
+fn next_length(framing: Framing, bytes: &[u8]) -> Option<(usize, &[u8])> {
+    match framing {
+        Framing::Big32 => {
+            bytes.split_first_chunk().map(|(length, rest)| (u32::from_be_bytes(*length) as usize, rest))
+        }
+        Framing::Little16 => {
+            bytes.split_first_chunk().map(|(length, rest)| (u16::from_le_bytes(*length).into(), rest))
+        }
+        Framing::Message => (!bytes.is_empty()).then_some((bytes.len(), bytes)),
     }
 }

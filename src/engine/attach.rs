@@ -1,0 +1,189 @@
+//! How a link gets to the engine, and how its end gets back. Owns: nothing. May not: read or write a frame.
+//! Read next: `links.rs`; `link/listener.rs`, which attaches.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use netstack::PortId;
+use tokio::sync::oneshot;
+
+use super::Handle;
+use super::command::Command;
+use crate::link::Framing;
+
+/// What becomes a link.
+#[derive(Debug)]
+pub(super) struct NewLink {
+    pub(super) input: OwnedFd,
+    pub(super) output: Option<OwnedFd>,
+    pub(super) framing: Framing,
+    /// Bytes of the stream that have been read already.
+    pub(super) early: Vec<u8>,
+    pub(super) over: oneshot::Sender<anyhow::Result<()>>,
+}
+
+/// A link that is attached. Forgetting this leaves the link as it is.
+#[derive(Debug)]
+pub struct Attachment {
+    port: PortId,
+    over: oneshot::Receiver<anyhow::Result<()>>,
+    handle: Handle,
+}
+
+impl Attachment {
+    /// The port of the switch that the link got.
+    pub fn port(&self) -> PortId {
+        self.port
+    }
+
+    /// Waits until the link has ended, and says how, once.
+    ///
+    /// # Errors
+    /// It did not end in order: the descriptor failed, or what came was not frames.
+    pub async fn ended(&mut self) -> anyhow::Result<()> {
+        if self.over.is_terminated() {
+            return Ok(());
+        }
+        (&mut self.over).await.unwrap_or(Ok(()))
+    }
+
+    /// Ends the link, if it has not ended.
+    pub async fn detach(mut self) {
+        self.handle.send(Command::Detach(self.port)).await;
+        let _ = self.ended().await;
+    }
+}
+
+impl Handle {
+    /// Attaches a virtual machine: `stream`, a connected socket, carries its frames from now on. It need not be non-blocking.
+    ///
+    /// # Errors
+    /// The engine has ended, has too many links, or cannot watch the socket; or the network's packets are too long for the framing.
+    pub async fn attach(&self, stream: impl Into<OwnedFd>, framing: Framing) -> io::Result<Attachment> {
+        self.attach_after(stream, framing, Vec::new()).await
+    }
+
+    /// The same for a stream of which `early` has been read already, up to a few hundred KiB.
+    ///
+    /// # Errors
+    /// As [`attach`](Self::attach).
+    pub async fn attach_after(
+        &self,
+        stream: impl Into<OwnedFd>,
+        framing: Framing,
+        early: Vec<u8>,
+    ) -> io::Result<Attachment> {
+        self.attach_link(stream.into(), None, framing, early).await
+    }
+
+    /// Attaches what is read from one descriptor and written to another.
+    pub(crate) async fn attach_pair(
+        &self,
+        input: OwnedFd,
+        output: OwnedFd,
+        framing: Framing,
+    ) -> io::Result<Attachment> {
+        self.attach_link(input, Some(output), framing, Vec::new()).await
+    }
+
+    async fn attach_link(
+        &self,
+        input: OwnedFd,
+        output: Option<OwnedFd>,
+        framing: Framing,
+        early: Vec<u8>,
+    ) -> io::Result<Attachment> {
+        let (told, over) = oneshot::channel();
+        let (reply, answer) = oneshot::channel();
+        let link = NewLink { input, output, framing, early, over: told };
+        self.send(Command::Attach { link, reply }).await;
+        let is_down = |_| io::Error::new(io::ErrorKind::ConnectionAborted, "the network is down");
+        let port = answer.await.map_err(is_down)??;
+        Ok(Attachment { port, over, handle: self.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    use netstack::{Mac, NetworkConfig};
+
+    use super::super::Engine;
+    use super::*;
+
+    const GATEWAY: [u8; 4] = [192, 168, 127, 1];
+
+    fn network(mtu: u16) -> NetworkConfig {
+        NetworkConfig {
+            mtu,
+            assumed_mtu: 1500,
+            subnet: (Ipv4Addr::new(192, 168, 127, 0), 24),
+            gateway: GATEWAY.into(),
+            gateway_mac: Mac([2; 6]),
+            gateway_virtual_ips: Vec::new(),
+            nat: Vec::<(IpAddr, IpAddr)>::new(),
+            static_leases: Vec::new(),
+            zones: Vec::new(),
+            search_domains: Vec::new(),
+            ec2_metadata_access: false,
+        }
+    }
+
+    /// A request for the gateway's hardware address, after its length in HyperKit's framing.
+    fn question() -> Vec<u8> {
+        let arp = [0, 1, 8, 0, 6, 4, 0, 1];
+        let guest = [4, 0, 0, 0, 0, 1];
+        [
+            &[42, 0, 255, 255, 255, 255, 255, 255][..],
+            &guest,
+            &[8, 6],
+            &arp,
+            &guest,
+            &[192, 168, 127, 2],
+            &[0; 6],
+            &GATEWAY,
+        ]
+        .concat()
+    }
+
+    #[tokio::test]
+    async fn what_was_read_before_is_read_first() {
+        let (engine, handle, _requests) = Engine::new(network(1500), 1).unwrap();
+        let running = std::thread::spawn(|| engine.run());
+        for early in [0, 1, 20, 44] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let question = question();
+            let (first, rest) = question.split_at(early);
+            let attached = handle.attach_after(ours, Framing::Hyperkit, first.to_vec()).await;
+            let mut attachment = attached.unwrap();
+            theirs.write_all(rest).unwrap();
+            let mut answer = [0; 44];
+            theirs.read_exact(&mut answer).unwrap_or_else(|error| panic!("{error} after {early} bytes"));
+            assert_eq!((&answer[..2], &answer[20..24]), (&[42, 0][..], &[6, 4, 0, 2][..]));
+            drop(theirs);
+            attachment.ended().await.unwrap();
+            attachment.detach().await;
+        }
+        handle.stop().await;
+        running.join().unwrap().unwrap();
+        assert!(handle.attach(UnixStream::pair().unwrap().0, Framing::Qemu).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn packets_that_the_framing_cannot_carry_are_refused() {
+        let (engine, handle, _requests) = Engine::new(network(65_535), 1).unwrap();
+        let running = std::thread::spawn(|| engine.run());
+        let attach = |framing| handle.attach(UnixStream::pair().unwrap().0, framing);
+        let error = attach(Framing::Hyperkit).await.unwrap_err().to_string();
+        assert_eq!(error, "this link carries packets of up to 65521 bytes");
+        let attachment = attach(Framing::Qemu).await.unwrap();
+        attachment.detach().await;
+        handle.stop().await;
+        running.join().unwrap().unwrap();
+    }
+}

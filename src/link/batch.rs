@@ -1,0 +1,211 @@
+//! Frames for a link: collected in place, written together. Owns: the frames not yet written. Read next: `engine/links.rs`.
+
+use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
+
+use rustix::io::Errno;
+
+use super::{Descriptor, Framing, Progress};
+use crate::sys::datagram;
+
+/// Frames collected for one write, in bytes.
+const WRITE_BUFFER: usize = 512 << 10;
+/// Bytes of a length: QEMU's; between datagrams it stays here and says where the next one starts.
+const LONG: usize = 4;
+/// Bytes of HyperKit's.
+const SHORT: usize = 2;
+
+/// Frames into bytes.
+#[derive(Debug)]
+pub struct Batch {
+    framing: Framing,
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Batch {
+    /// An empty batch.
+    pub fn new(framing: Framing) -> Self {
+        Self { framing, buffer: vec![0; WRITE_BUFFER], start: 0, end: 0 }
+    }
+
+    /// Whether a frame of `len` bytes fits.
+    pub fn has_room(&self, len: usize) -> bool {
+        self.buffer.len() - self.end >= LONG + len
+    }
+
+    /// Whether it is worth waking those who wait for room.
+    pub fn has_much_room(&self) -> bool {
+        self.has_room(self.buffer.len() / 4)
+    }
+
+    /// Adds a frame of `len` bytes and lends them to be written.
+    #[inline]
+    pub fn frame(&mut self, len: usize) -> Option<&mut [u8]> {
+        let space = self.buffer.get_mut(self.end..)?;
+        let (space, frame) = if self.framing == Framing::Hyperkit {
+            let (prefix, rest) = space.split_first_chunk_mut::<SHORT>()?;
+            let frame = rest.get_mut(..len)?;
+            *prefix = u16::try_from(len).ok()?.to_le_bytes();
+            (SHORT, frame)
+        } else {
+            let (prefix, rest) = space.split_first_chunk_mut::<LONG>()?;
+            let frame = rest.get_mut(..len)?;
+            *prefix = u32::try_from(len).ok()?.to_be_bytes();
+            (LONG, frame)
+        };
+        self.end += space + len;
+        Some(frame)
+    }
+
+    /// Bytes collected and not yet written.
+    pub fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Whether everything is written.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Forgets what has not been written: nobody will read it.
+    pub fn clear(&mut self) {
+        (self.start, self.end) = (0, 0);
+    }
+
+    /// Writes until everything is written or the descriptor takes no more.
+    ///
+    /// # Errors
+    /// The descriptor's, but for those that mean "later".
+    pub fn write_to(&mut self, to: BorrowedFd<'_>) -> io::Result<Progress> {
+        match self.framing {
+            Framing::Qemu | Framing::Hyperkit => self.write_stream(&mut Descriptor(to)),
+            Framing::Vfkit | Framing::Bess => self.send_datagrams(to),
+        }
+    }
+
+    pub(super) fn write_stream(&mut self, stream: &mut impl Write) -> io::Result<Progress> {
+        while self.start < self.end {
+            match stream.write(self.buffer.get(self.start..self.end).unwrap_or_default()) {
+                Ok(0) => return Ok(Progress::Closed),
+                Ok(n) => self.start += n,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.make_room();
+                    return Ok(Progress::Blocked);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.clear();
+        Ok(Progress::More)
+    }
+
+    fn send_datagrams(&mut self, socket: BorrowedFd<'_>) -> io::Result<Progress> {
+        while self.start < self.end {
+            let unsent = || Datagrams(self.buffer.get(self.start..self.end).unwrap_or_default());
+            let sent = match datagram::send(socket, unsent()) {
+                Ok(sent) => sent,
+                Err(error) => match Errno::from_io_error(&error) {
+                    Some(Errno::AGAIN) => {
+                        self.make_room();
+                        return Ok(Progress::Blocked);
+                    }
+                    Some(Errno::NOBUFS | Errno::NOMEM) => {
+                        self.make_room();
+                        return Ok(Progress::Starved);
+                    }
+                    Some(Errno::INTR) => continue,
+                    // The socket takes none that is so long: lost, as on any link.
+                    Some(Errno::MSGSIZE) => 1,
+                    _ => return Err(error),
+                },
+            };
+            let bytes: usize = unsent().take(sent).map(|datagram| LONG + datagram.len()).sum();
+            if bytes == 0 {
+                return Ok(Progress::Blocked);
+            }
+            self.start += bytes;
+        }
+        self.clear();
+        Ok(Progress::More)
+    }
+
+    /// Room at the end again, but for a few bytes moved often.
+    fn make_room(&mut self) {
+        if self.start >= self.buffer.len() / 2 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+    }
+}
+
+/// The frames of a batch.
+struct Datagrams<'a>(&'a [u8]);
+
+impl<'a> Iterator for Datagrams<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let (length, rest) = self.0.split_first_chunk::<LONG>()?;
+        let (frame, rest) = rest.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
+        self.0 = rest;
+        Some(frame)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    #[test]
+    fn a_full_batch_refuses() {
+        for framing in [Framing::Qemu, Framing::Hyperkit, Framing::Vfkit] {
+            let mut batch = Batch::new(framing);
+            while batch.has_room(60_000) {
+                assert!(batch.frame(60_000).is_some());
+            }
+            let len = batch.len();
+            assert!(batch.frame(60_000).is_none());
+            assert_eq!(batch.len(), len);
+            assert!(batch.frame(60).is_some());
+        }
+    }
+
+    #[test]
+    fn a_frame_that_a_length_cannot_tell_is_refused() {
+        let mut batch = Batch::new(Framing::Hyperkit);
+        assert!(batch.frame(65_536).is_none());
+        assert!(batch.is_empty());
+    }
+
+    #[test]
+    fn datagrams_leave_in_order_however_often_the_socket_is_full() {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let mut batch = Batch::new(Framing::Vfkit);
+        let (mut made, mut taken) = (0_u32, 0_u32);
+        let mut buffer = [0; 2000];
+        while taken < 2000 {
+            while made < 2000
+                && let Some(frame) = batch.frame(1000 + made as usize % 7)
+            {
+                frame[..4].copy_from_slice(&made.to_be_bytes());
+                made += 1;
+            }
+            let progress = batch.write_to(ours.as_fd()).unwrap();
+            assert!(matches!(progress, Progress::More | Progress::Blocked), "{progress:?}");
+            while let Ok(len) = theirs.recv(&mut buffer) {
+                assert_eq!((&buffer[..4], len), (&taken.to_be_bytes()[..], 1000 + taken as usize % 7));
+                taken += 1;
+            }
+        }
+        assert!(batch.is_empty());
+    }
+}

@@ -1,0 +1,206 @@
+//! Where links come from: the sockets that hypervisors connect to, and what the end of one means for the run.
+//!
+//! QEMU, BESS, vfkit and standard input and output stand for the virtual machine that the daemon was started for: without `-keep-running`
+//! there is one, and the run ends with it. VPNKit's clients come and go, as those of `/connect` do.
+//!
+//! Owns: the listening sockets and their files. May not: read a frame. Read next: `vfkit.rs`, `vpnkit.rs`; `engine/attach.rs`.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use netstack::{Mac, PortId};
+use socket2::{Socket, Type};
+use tokio::io::Interest;
+use tokio::task::JoinSet;
+
+use super::{Framing, vfkit, vpnkit};
+use crate::config::{Address, LinkConfig};
+use crate::engine::{Attachment, Handle};
+use crate::listen::{RemoveOnDrop, tcp_listener, unix_socket};
+use crate::logging::Limited;
+use crate::sys::watch;
+
+/// The mode of the sockets that hypervisors connect to.
+const MODE: u32 = 0o600;
+/// Connections of one listener at a time; more wait in its backlog.
+const MAX_GUESTS: usize = 256;
+/// The pause after the process ran out of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What links are told and asked.
+#[derive(Debug)]
+pub struct Terms {
+    /// Whether the run goes on when a virtual machine leaves, and any number of them is served.
+    pub keep_running: bool,
+    /// The network's MTU, in bytes.
+    pub mtu: u16,
+    /// What a VPNKit client with this UUID is told to use.
+    pub vpnkit_macs: Vec<(String, Mac)>,
+}
+
+/// A way in for hypervisors, bound; who connects waits.
+#[derive(Debug)]
+pub struct Listener {
+    /// Before the socket, as it must be dropped first.
+    _file: Option<RemoveOnDrop>,
+    way: Way,
+}
+
+#[derive(Debug)]
+enum Way {
+    Accept(Guests, Socket),
+    Vfkit(Socket),
+    Stdio(OwnedFd, OwnedFd),
+}
+
+/// Who connects to a listening socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Guests {
+    Qemu,
+    Bess,
+    Vpnkit,
+}
+
+impl Listener {
+    /// Makes the socket.
+    ///
+    /// # Errors
+    /// It cannot be made; or standard input or output is closed.
+    pub fn bind(link: &LinkConfig) -> Result<Self> {
+        match link {
+            LinkConfig::Qemu(at) => Self::stream(Guests::Qemu, at).context("qemu listen error"),
+            LinkConfig::Vpnkit(at) => Self::stream(Guests::Vpnkit, at).context("vpnkit listen error"),
+            LinkConfig::Bess(path) => {
+                let (socket, file) = unix_socket(path, MODE, Type::SEQPACKET).context("bess listen error")?;
+                tracing::info!(path = %path.display(), "waiting for the virtual machine");
+                Ok(Self { _file: Some(file), way: Way::Accept(Guests::Bess, socket) })
+            }
+            LinkConfig::Vfkit(path) => {
+                let (socket, file) = unix_socket(path, MODE, Type::DGRAM).context("vfkit listen error")?;
+                vfkit::prepare(&socket);
+                tracing::info!(path = %path.display(), "waiting for the virtual machine");
+                Ok(Self { _file: Some(file), way: Way::Vfkit(socket) })
+            }
+            LinkConfig::Stdio => {
+                let own = |fd: BorrowedFd<'_>| fd.try_clone_to_owned();
+                let input = own(io::stdin().as_fd()).context("cannot use standard input")?;
+                let output = own(io::stdout().as_fd()).context("cannot use standard output")?;
+                // Nobody else is to read or write there; and the other side is to see the link's end.
+                let null = File::options().read(true).write(true).open("/dev/null")?;
+                rustix::stdio::dup2_stdin(&null)?;
+                rustix::stdio::dup2_stdout(&null)?;
+                Ok(Self { _file: None, way: Way::Stdio(input, output) })
+            }
+        }
+    }
+
+    fn stream(guests: Guests, at: &Address) -> Result<Self> {
+        let (socket, file) = match at {
+            Address::Unix(path) => {
+                let (socket, file) = unix_socket(path, MODE, Type::STREAM)?;
+                tracing::info!(path = %path.display(), "waiting for the virtual machine");
+                (socket, Some(file))
+            }
+            Address::Tcp(host, port) => {
+                let socket = tcp_listener(host, *port)?;
+                let address = socket.local_addr()?.as_socket().map(|address| address.to_string());
+                tracing::info!(address, "waiting for the virtual machine");
+                (socket, None)
+            }
+        };
+        Ok(Self { _file: file, way: Way::Accept(guests, socket) })
+    }
+
+    /// Attaches who connects. Returns when the run is over because of it.
+    ///
+    /// # Errors
+    /// The run is over because of a failure.
+    pub async fn serve(self, engine: Handle, terms: Arc<Terms>) -> Result<()> {
+        match self.way {
+            Way::Accept(guests, ref socket) => accept(guests, socket, &engine, &terms).await,
+            Way::Vfkit(ref socket) => vfkit::serve(socket, &engine, terms.keep_running).await,
+            Way::Stdio(input, output) => {
+                let attached = engine.attach_pair(input, output, Framing::Hyperkit).await;
+                let mut attachment = attached.context("cannot attach standard input and output")?;
+                tracing::info!(port = %attachment.port(), "virtual machine connected");
+                attachment.ended().await
+            }
+        }
+    }
+}
+
+/// Waits for the end of one link among others.
+pub(super) async fn follow(mut attachment: Attachment) {
+    let ended = attachment.ended().await;
+    report(attachment.port(), &ended);
+}
+
+/// Says how a link among others ended.
+pub(super) fn report(port: PortId, ended: &Result<()>) {
+    // Who connects and sends nonsense, again and again, is not to fill the log.
+    static FAILED: Limited = Limited::new(10, Duration::from_secs(60));
+    match ended {
+        Ok(()) => tracing::info!(%port, "virtual machine left"),
+        Err(error) => {
+            if let Some(suppressed) = FAILED.admit(Instant::now()) {
+                tracing::warn!(%port, error = %format_args!("{error:#}"), suppressed, "link failed");
+            }
+        }
+    }
+}
+
+async fn accept(guests: Guests, listener: &Socket, engine: &Handle, terms: &Arc<Terms>) -> Result<()> {
+    listener.set_nonblocking(true)?;
+    let is_single = !terms.keep_running && guests != Guests::Vpnkit;
+    let readiness = watch(listener.try_clone()?.into(), Interest::READABLE)?;
+    let mut following = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = readiness.async_io(Interest::READABLE, |_| listener.accept()),
+                if following.len() < MAX_GUESTS => accepted,
+            Some(_) = following.join_next() => continue,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a virtual machine, trying again");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let framing = match guests {
+            Guests::Qemu => Framing::Qemu,
+            Guests::Bess => Framing::Bess,
+            Guests::Vpnkit => {
+                following.spawn(vpnkit::serve(stream, engine.clone(), Arc::clone(terms)));
+                continue;
+            }
+        };
+        if is_single {
+            refuse_others(listener);
+        }
+        match engine.attach(stream, framing).await {
+            Ok(mut attachment) => {
+                tracing::info!(port = %attachment.port(), "virtual machine connected");
+                if is_single {
+                    return attachment.ended().await;
+                }
+                following.spawn(follow(attachment));
+            }
+            Err(error) if is_single => return Err(error).context("cannot attach the virtual machine"),
+            Err(error) => tracing::warn!(%error, "cannot attach a virtual machine"),
+        }
+    }
+}
+
+/// One hypervisor in a run. Whoever else connects is refused, and yet the socket stays open: see [`RemoveOnDrop`].
+fn refuse_others(listener: &Socket) {
+    while listener.accept().is_ok() {}
+    if let Err(error) = listener.shutdown(std::net::Shutdown::Both) {
+        tracing::debug!(%error, "cannot close the listener");
+    }
+}

@@ -1,0 +1,104 @@
+//! vfkit's datagram socket, to which libkrun's launchers speak as well: the first datagram says who the virtual machine is, and from then on
+//! the socket is connected to that one.
+//!
+//! Connected, because then the kernel queues as much as the buffers hold (else ten datagrams, unix(7)), tells when there is room again, and
+//! looks no path up for each frame. It also refuses everybody else.
+//!
+//! Owns: whom the socket is connected to. May not: read a frame. Read next: `sys/datagram.rs`, `datagram.rs`.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::net::{RecvFlags, SocketAddrAny, connect, connect_unspec, recv};
+use socket2::Socket;
+use tokio::io::Interest;
+
+use super::Framing;
+use super::listener::report;
+use crate::engine::Handle;
+use crate::logging::Limited;
+use crate::sys::datagram::{Sender, pass_senders, peek};
+use crate::sys::watch;
+
+/// The datagram with which vfkit greets; other launchers begin with a frame.
+const MAGIC: [u8; 4] = *b"VFKT";
+/// Bytes that the socket holds each way, as the original's: the system gives what it allows.
+const SEND_BUFFER: usize = 1 << 20;
+const RECEIVE_BUFFER: usize = 4 << 20;
+/// The least time between two log lines about those whom nobody can answer.
+const REFUSED_LOG: Duration = Duration::from_secs(30);
+
+/// Before anybody connects.
+pub(super) fn prepare(socket: &Socket) {
+    let _ = socket.set_send_buffer_size(SEND_BUFFER);
+    let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+    pass_senders(socket.as_fd(), true);
+}
+
+/// Attaches one virtual machine after the other. Returns when the run is over because of one.
+///
+/// # Errors
+/// The run is over because of a failure.
+pub(super) async fn serve(socket: &Socket, engine: &Handle, keep_running: bool) -> Result<()> {
+    socket.set_nonblocking(true)?;
+    loop {
+        let (guest, process) = first(socket).await.context("vfkit accept error")?;
+        pass_senders(socket.as_fd(), false);
+        let attached = engine.attach(socket.try_clone()?, Framing::Vfkit).await;
+        let mut attachment = attached.context("cannot attach the virtual machine")?;
+        let port = attachment.port();
+        tracing::info!(%port, "virtual machine connected");
+        let ended = tokio::select! {
+            ended = attachment.ended() => ended,
+            () = gone(socket, &guest, process) => Ok(()),
+        };
+        if !keep_running {
+            return ended;
+        }
+        report(port, &ended);
+        attachment.detach().await;
+        // What was on its way ends here as well.
+        connect_unspec(socket).context("cannot disconnect from the virtual machine")?;
+        pass_senders(socket.as_fd(), true);
+    }
+}
+
+/// Waits for a virtual machine and connects to it: its name, and its process where the system tells.
+async fn first(socket: &Socket) -> io::Result<(SocketAddrAny, Option<OwnedFd>)> {
+    let readiness = watch(socket.try_clone()?.into(), Interest::READABLE)?;
+    let refused = Limited::new(1, REFUSED_LOG);
+    loop {
+        let sender = readiness.async_io(Interest::READABLE, |_| peek(socket.as_fd())).await?;
+        let Sender { address, process, start } = sender;
+        let connected = match &address {
+            Some(address) => connect(socket, address).map_err(io::Error::from),
+            None => Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "its socket has no name")),
+        };
+        if start == MAGIC || connected.is_err() {
+            let _ = recv(socket, &mut [0; 4], RecvFlags::DONTWAIT);
+        }
+        match (address, connected) {
+            (Some(address), Ok(())) => return Ok((address, process)),
+            (_, Err(error)) => {
+                if let Some(suppressed) = refused.admit(Instant::now()) {
+                    tracing::warn!(%error, suppressed, "cannot answer who sends to the vfkit socket");
+                }
+            }
+            (None, Ok(())) => {}
+        }
+    }
+}
+
+/// Waits until the virtual machine's process has ended, and nobody else has its name: the socket itself tells only who sends.
+async fn gone(socket: &Socket, guest: &SocketAddrAny, process: Option<OwnedFd>) {
+    if let Some(process) = process
+        && let Ok(process) = watch(process, Interest::READABLE)
+        && process.readable().await.is_ok()
+        && connect(socket, guest).is_err()
+    {
+        return;
+    }
+    std::future::pending().await
+}

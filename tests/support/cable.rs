@@ -1,0 +1,194 @@
+//! The guest's end of a link, whatever its framing. Owns: the descriptors. Read next: `relay.rs`, which moves frames over it.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+
+use super::daemon::{Builder, Daemon};
+use super::eventually;
+
+/// How long a daemon's socket may take to be there.
+const START: Duration = Duration::from_secs(10);
+
+/// How frames are told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Framing {
+    /// A 32-bit big-endian length before each.
+    Big32,
+    /// A 16-bit little-endian length before each.
+    Little16,
+    /// A message each.
+    Message,
+}
+
+impl Framing {
+    /// Bytes of the length.
+    pub(crate) fn prefix(self) -> usize {
+        match self {
+            Self::Big32 => 4,
+            Self::Little16 => 2,
+            Self::Message => 0,
+        }
+    }
+}
+
+/// One end of a link.
+#[derive(Debug)]
+pub(crate) struct Cable {
+    pub(crate) input: File,
+    pub(crate) output: File,
+    pub(crate) framing: Framing,
+    /// A name that the end has, to be removed with it.
+    name: Option<PathBuf>,
+}
+
+impl Cable {
+    pub(crate) fn new(socket: impl Into<OwnedFd>, framing: Framing) -> Self {
+        let input = File::from(socket.into());
+        Self { output: input.try_clone().unwrap(), input, framing, name: None }
+    }
+
+    /// Ends what waits for input, and hangs up where that can be told.
+    pub(crate) fn shutdown(&self) {
+        let _ = SockRef::from(&self.input).shutdown(Shutdown::Both);
+    }
+}
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            let _ = std::fs::remove_file(name);
+        }
+    }
+}
+
+impl From<UnixStream> for Cable {
+    fn from(stream: UnixStream) -> Self {
+        Self::new(stream, Framing::Big32)
+    }
+}
+
+/// The links that the daemon has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Qemu,
+    QemuTcp(u16),
+    Vpnkit,
+    Bess,
+    /// With the magic datagram or without.
+    Vfkit(bool),
+    Stdio,
+}
+
+impl Kind {
+    /// A daemon with such a link and no other.
+    pub(crate) fn builder(self) -> Builder {
+        let builder = Daemon::builder().without_qemu();
+        match self {
+            Self::Stdio => builder.args(["-listen-stdio", "accept"]).with_pipes(),
+            _ => builder.args(self.args()),
+        }
+    }
+
+    /// The flag, as one word.
+    pub(crate) fn args(self) -> Vec<String> {
+        vec![match self {
+            Self::Qemu => "-listen-qemu=unix://{dir}/qemu.sock".to_owned(),
+            Self::QemuTcp(port) => format!("-listen-qemu=tcp://127.0.0.1:{port}"),
+            Self::Vpnkit => "-listen-vpnkit=unix://{dir}/vpnkit.sock".to_owned(),
+            Self::Bess => "-listen-bess=unixpacket://{dir}/bess.sock".to_owned(),
+            Self::Vfkit(_) => "-listen-vfkit=unixgram://{dir}/vfkit.sock".to_owned(),
+            Self::Stdio => "-listen-stdio=accept".to_owned(),
+        }]
+    }
+
+    /// The file of its socket.
+    pub(crate) fn socket(self, daemon: &Daemon) -> PathBuf {
+        let file = match self {
+            Self::Qemu => "qemu.sock",
+            Self::Vpnkit => "vpnkit.sock",
+            Self::Bess => "bess.sock",
+            Self::Vfkit(_) => "vfkit.sock",
+            Self::QemuTcp(_) | Self::Stdio => panic!("{self:?} has no file"),
+        };
+        daemon.dir().join(file)
+    }
+
+    /// A guest's end.
+    #[track_caller]
+    pub(crate) fn plug(self, daemon: &mut Daemon) -> Cable {
+        let what = format!("a connection to {self:?}");
+        match self {
+            Self::Qemu => {
+                let path = self.socket(daemon);
+                eventually(&what, START, || UnixStream::connect(&path).ok()).into()
+            }
+            Self::QemuTcp(port) => {
+                let connect = || TcpStream::connect(("127.0.0.1", port)).ok();
+                let stream = eventually(&what, START, connect);
+                stream.set_nodelay(true).unwrap();
+                Cable::new(stream, Framing::Big32)
+            }
+            Self::Vpnkit => {
+                let path = self.socket(daemon);
+                let stream = eventually(&what, START, || UnixStream::connect(&path).ok());
+                let answer = greet(&stream, "c3d68012-0208-11ea-9fd7-f2189899ab08").expect("a handshake");
+                assert_eq!(answer[5..11], [0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee], "{answer:02x?}");
+                Cable::new(stream, Framing::Little16)
+            }
+            Self::Bess => {
+                let address = SockAddr::unix(self.socket(daemon)).unwrap();
+                let connect = || {
+                    let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
+                    socket.connect(&address).is_ok().then_some(socket)
+                };
+                Cable::new(eventually(&what, START, connect), Framing::Message)
+            }
+            Self::Vfkit(magic) => {
+                let (path, name) = (self.socket(daemon), daemon.dir().with_file_name("guest.sock"));
+                eventually(&what, START, || datagrams(&path, &name, magic))
+            }
+            Self::Stdio => {
+                let (input, output) = daemon.take_pipes();
+                Cable { input: input.into(), output: output.into(), framing: Framing::Little16, name: None }
+            }
+        }
+    }
+}
+
+/// A datagram socket called `name` that speaks to `path`, if somebody is there.
+pub(crate) fn datagrams(path: &Path, name: &Path, magic: bool) -> Option<Cable> {
+    let _ = std::fs::remove_file(name);
+    let socket = Socket::new(Domain::UNIX, Type::DGRAM, None).unwrap();
+    socket.bind(&SockAddr::unix(name).unwrap()).unwrap();
+    socket.connect(&SockAddr::unix(path).unwrap()).ok()?;
+    let _ = socket.set_send_buffer_size(1 << 20);
+    let _ = socket.set_recv_buffer_size(4 << 20);
+    if magic {
+        socket.send(b"VFKT").ok()?;
+    }
+    let mut cable = Cable::new(socket, Framing::Message);
+    cable.name = Some(name.to_owned());
+    Some(cable)
+}
+
+/// VPNKit's handshake as a client with that UUID: the daemon's last answer.
+pub(crate) fn greet(mut stream: &UnixStream, uuid: &str) -> std::io::Result<Vec<u8>> {
+    stream.set_read_timeout(Some(START))?;
+    let greeting: Vec<u8> = (0..49).collect();
+    stream.write_all(&greeting)?;
+    let mut echo = vec![0; greeting.len()];
+    stream.read_exact(&mut echo)?;
+    assert_eq!(echo, greeting, "the greeting comes back");
+    stream.write_all(&[&[1], uuid.as_bytes(), &[0; 4]].concat())?;
+    let mut answer = vec![0; 258];
+    stream.read_exact(&mut answer)?;
+    stream.set_read_timeout(None)?;
+    Ok(answer)
+}
