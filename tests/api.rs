@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use support::daemon::{Builder, Daemon};
+use support::frames;
 use support::http::{Answer, ask, exchange, read_to_end};
 use support::net::{GATEWAY, Host, Net};
 use support::{eventually, free_port};
@@ -24,6 +25,8 @@ const EXPOSE: &str = "/services/forwarder/expose";
 const UNEXPOSE: &str = "/services/forwarder/unexpose";
 const ZONES: &str = "/services/dns/all";
 const ADD_ZONE: &str = "/services/dns/add";
+const CONNECT: &[u8] =
+    b"POST /connect HTTP/1.1\r\nHost: \r\nUser-Agent: Go-http-client/1.1\r\nContent-Length: 0\r\n\r\n";
 
 /// A daemon with both kinds of endpoint.
 fn served() -> Builder {
@@ -199,7 +202,7 @@ mod parity {
             (EXPOSE, r#"{"local":["a"],"remote":5}"#, field("ExposeRequest", "array", "local", "string")),
             (EXPOSE, r#"{"remote":true}"#, field("ExposeRequest", "bool", "remote", "string")),
             (EXPOSE, r#"{"protocol":{}}"#, field("ExposeRequest", "object", "protocol", protocol)),
-            (UNEXPOSE, r#"{"LOCAL":1}"#, field("UnexposeRequest", "number", "local", "string")),
+            (UNEXPOSE, r#"{"LOCAL":1}"#, field("UnexposeRequest", "number", "LOCAL", "string")),
             (ADD_ZONE, r#"{"Name":1}"#, field("Zone", "number", "Name", "string")),
             (ADD_ZONE, r#"{"Records":"x"}"#, field("Zone", "string", "Records", "[]types.Record")),
             (ADD_ZONE, r#"{"DefaultIP":"1.1.1"}"#, "invalid IP address: 1.1.1".to_owned()),
@@ -431,6 +434,29 @@ mod parity {
         assert_eq!(leases[net.lease.ip().to_string()], "5a:94:ef:e4:0c:ee");
     }
 
+    #[test]
+    fn a_connection_becomes_a_machines_link() {
+        let daemon = served().start();
+        // The original loses what comes with the request, so that the question is asked anew.
+        eventually("an answer on a link", PATIENCE, || {
+            let mut stream = connect_as_machine(&daemon);
+            send_frame(&mut stream, Framing::Qemu, &ask_for_gateway());
+            answers(&mut stream, Framing::Qemu, Duration::from_millis(500)).then_some(())
+        });
+    }
+
+    #[test]
+    fn without_a_link_for_qemu_frames_have_two_bytes_of_length() {
+        let daemon = served().without_qemu().start();
+        eventually("an answer on a link", PATIENCE, || {
+            let mut stream = connect_as_machine(&daemon);
+            send_frame(&mut stream, Framing::Hyperkit, &ask_for_gateway());
+            answers(&mut stream, Framing::Hyperkit, Duration::from_millis(500)).then_some(())
+        });
+        // It leaves, and the daemon goes on.
+        eventually("an empty switch", PATIENCE, || (get(&daemon, "/cam").body == "{}\n").then_some(()));
+    }
+
     /// What podman does in a machine for `-p`.
     #[test]
     fn a_guest_exposes_itself() {
@@ -462,6 +488,46 @@ mod parity {
             assert_refused(&ask("POST", path, ""), 404, "404 page not found", path);
         }
     }
+}
+
+/// How long a frame is, on the wire.
+#[derive(Clone, Copy)]
+enum Framing {
+    Qemu,
+    Hyperkit,
+}
+
+/// gvforwarder's own words.
+#[track_caller]
+fn connect_as_machine(daemon: &Daemon) -> UnixStream {
+    let mut stream = connect(daemon, "api");
+    stream.write_all(CONNECT).unwrap();
+    stream
+}
+
+fn framed(framing: Framing, frame: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(frame.len()).unwrap();
+    match framing {
+        Framing::Qemu => [&u32::from(length).to_be_bytes()[..], frame].concat(),
+        Framing::Hyperkit => [&length.to_le_bytes()[..], frame].concat(),
+    }
+}
+
+fn send_frame(stream: &mut UnixStream, framing: Framing, frame: &[u8]) {
+    // It may have been closed, which the answer tells.
+    let _ = stream.write_all(&framed(framing, frame));
+}
+
+fn ask_for_gateway() -> Vec<u8> {
+    frames::arp(1, frames::MAC, frames::IP, [0; 6], GATEWAY)
+}
+
+/// Whether the gateway says where it is, as the first that comes.
+fn answers(stream: &mut UnixStream, framing: Framing, patience: Duration) -> bool {
+    stream.set_read_timeout(Some(patience)).unwrap();
+    let mut head = vec![0; framed(framing, &[]).len() + 12];
+    let expected = [&frames::MAC[..], &frames::GATEWAY_MAC].concat();
+    stream.read_exact(&mut head).is_ok() && head.ends_with(&expected)
 }
 
 #[track_caller]
@@ -512,6 +578,22 @@ mod ours {
                 "{answer}"
             );
         }
+    }
+
+    #[test]
+    fn frames_that_are_sent_behind_a_connect_request_arrive() {
+        let daemon = served().without_qemu().binary(OURS).start();
+        let mut stream = connect(&daemon, "api");
+        let frame = framed(Framing::Hyperkit, &ask_for_gateway());
+        // The second one is cut, and goes on later.
+        let (now, later) = frame.split_at(20);
+        stream.write_all(&[CONNECT, frame.as_slice(), now].concat()).unwrap();
+        assert!(answers(&mut stream, Framing::Hyperkit, PATIENCE));
+        assert_eq!(get(&daemon, "/cam").body, "{\"5a:94:ef:e4:0c:ee\":0}\n");
+        let mut rest = vec![0; frame.len() - 14];
+        stream.read_exact(&mut rest).unwrap();
+        stream.write_all(later).unwrap();
+        assert!(answers(&mut stream, Framing::Hyperkit, PATIENCE), "the second answer");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Exposed ports and sockets, from the registry through the engine to a Linux guest.
+//! Exposed ports and sockets, from the API through the daemon to a Linux guest.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -17,10 +17,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use gvproxy::forward::registry::{Asker, ExposeError, Exposed, Protocol};
-use support::engine::{Bench, GUEST};
+use support::exposed::{Asker, Bench, GUEST, Refused};
+use support::free_port;
 use support::net::GATEWAY;
-use support::{eventually, free_port};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -75,12 +74,12 @@ fn tcp_in_every_form() {
     let listener = bench.guest.listen("0.0.0.0:80".parse().unwrap());
     let port = free_port();
     for (local, by) in bind_forms(port, &loopback()) {
-        bench.expose(Protocol::Tcp, &local, "192.168.127.2:80");
+        bench.expose("tcp", &local, "192.168.127.2:80");
         for address in by {
             let client = connect((address, port));
             talk(&client, &accept(&listener));
         }
-        bench.unexpose(Protocol::Tcp, &local);
+        bench.unexpose("tcp", &local);
         let refused = TcpStream::connect(("127.0.0.1", port)).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{local}");
     }
@@ -92,14 +91,14 @@ fn a_connection_outlives_its_port() {
     let listener = bench.guest.listen("0.0.0.0:80".parse().unwrap());
     let port = free_port();
     let local = format!(":{port}");
-    bench.expose(Protocol::Tcp, &local, "192.168.127.2:80");
+    bench.expose("tcp", &local, "192.168.127.2:80");
     let first = connect(("127.0.0.1", port));
     let guest = accept(&listener);
     talk(&first, &guest);
-    bench.unexpose(Protocol::Tcp, &local);
+    bench.unexpose("tcp", &local);
     talk(&first, &guest);
     // The port is free though a connection of it is open.
-    bench.expose(Protocol::Tcp, &local, "192.168.127.2:80");
+    bench.expose("tcp", &local, "192.168.127.2:80");
     talk(&connect(("127.0.0.1", port)), &accept(&listener));
     talk(&first, &guest);
 }
@@ -110,7 +109,7 @@ fn what_the_guest_refuses_is_reset() {
     // Nobody listens; nobody has the address; the address is not in the network.
     for remote in ["192.168.127.2:81", "192.168.127.77:80", "192.0.2.1:80", "192.168.127.1:80"] {
         let port = free_port();
-        bench.expose(Protocol::Tcp, &format!("127.0.0.1:{port}"), remote);
+        bench.expose("tcp", &format!("127.0.0.1:{port}"), remote);
         let end = connect(("127.0.0.1", port)).read(&mut [0]);
         assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset, "{remote}");
     }
@@ -150,7 +149,7 @@ fn udp_in_every_form() {
     let service = service(&bench, 53);
     let port = free_port();
     for (local, by) in bind_forms(port, &loopback()) {
-        bench.expose(Protocol::Udp, &local, "192.168.127.2:53");
+        bench.expose("udp", &local, "192.168.127.2:53");
         for address in by {
             let one = client((address, port));
             let first = echo(&one, &service, b"hello");
@@ -159,7 +158,7 @@ fn udp_in_every_form() {
             }
             assert_ne!(echo(&client((address, port)), &service, b"another"), first);
         }
-        bench.unexpose(Protocol::Udp, &local);
+        bench.unexpose("udp", &local);
     }
 }
 
@@ -170,7 +169,7 @@ fn answers_find_their_client() {
     let service = service(&bench, 53);
     let port = free_port();
     let local = format!("127.0.0.1:{port}");
-    bench.expose(Protocol::Udp, &local, "192.168.127.2:53");
+    bench.expose("udp", &local, "192.168.127.2:53");
     let clients: Vec<UdpSocket> = (0..CLIENTS).map(|_| client(("127.0.0.1", port))).collect();
     for (number, client) in clients.iter().enumerate() {
         client.send(&number.to_be_bytes()).unwrap();
@@ -194,9 +193,9 @@ fn answers_find_their_client() {
         }
     }
     // A port that is gone takes its flows with it: what the guest still says reaches nobody.
-    bench.unexpose(Protocol::Udp, &local);
+    bench.unexpose("udp", &local);
     service.send_to(b"too late", asked[0].0).unwrap();
-    bench.expose(Protocol::Udp, &local, "192.168.127.2:53");
+    bench.expose("udp", &local, "192.168.127.2:53");
     let again = echo(&clients[0], &service, b"again");
     assert!(asked.iter().all(|(from, _)| *from != again), "a flow of its own");
 }
@@ -206,7 +205,7 @@ fn a_guest_that_is_not_there_yet_gets_the_first_datagrams() {
     let bench = Bench::start();
     bench.guest.run(["ip", "addr", "flush", "dev", "eth0"]);
     let port = free_port();
-    bench.expose(Protocol::Udp, &format!("127.0.0.1:{port}"), "192.168.127.9:53");
+    bench.expose("udp", &format!("127.0.0.1:{port}"), "192.168.127.9:53");
     let client = client(("127.0.0.1", port));
     let service = service(&bench, 53);
     client.send(b"early").unwrap();
@@ -218,43 +217,43 @@ fn a_guest_that_is_not_there_yet_gets_the_first_datagrams() {
 
 #[test]
 fn unix_to_tcp() {
-    let bench = Bench::start();
+    let mut bench = Bench::start();
     let listener = bench.guest.listen("0.0.0.0:80".parse().unwrap());
     let path = bench.dir().join("s");
     let local = path.to_str().unwrap();
-    bench.expose(Protocol::Unix, local, "tcp://192.168.127.2:80");
+    bench.expose("unix", local, "tcp://192.168.127.2:80");
     assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     let one = UnixStream::connect(&path).unwrap();
     one.set_read_timeout(Some(PATIENCE)).unwrap();
     let guest = accept(&listener);
     talk(&one, &guest);
-    bench.unexpose(Protocol::Unix, local);
+    bench.unexpose("unix", local);
     assert!(!path.exists());
     talk(&one, &guest);
     // A dead socket is replaced, a file is not.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-    bench.expose(Protocol::Unix, local, "tcp://192.168.127.2:80");
+    bench.expose("unix", local, "tcp://192.168.127.2:80");
     talk(UnixStream::connect(&path).unwrap(), accept(&listener));
     let file = bench.dir().join("file");
     std::fs::write(&file, "precious").unwrap();
-    let why = bench.refusal(Protocol::Unix, file.to_str().unwrap(), "tcp://192.168.127.2:80");
+    let why = bench.refusal("unix", file.to_str().unwrap(), "tcp://192.168.127.2:80");
     assert!(why.ends_with("already exists"), "{why}");
     assert_eq!(std::fs::read(&file).unwrap(), b"precious");
-    let why = bench.refusal(Protocol::Unix, local, "tcp://192.168.127.2:81");
+    let why = bench.refusal("unix", local, "tcp://192.168.127.2:81");
     assert_eq!(why, format!("proxy already running for unix on {local}: it leads to tcp://192.168.127.2:80"));
-    let why = bench.refusal(Protocol::Npipe, "npipe:////./pipe/x", "tcp://192.168.127.2:80");
+    let why = bench.refusal("npipe", "npipe:////./pipe/x", "tcp://192.168.127.2:80");
     assert_eq!(why, "named pipes are not supported by this platform");
     // The end of all.
-    bench.runtime.block_on(bench.registry.close());
+    assert!(bench.daemon.terminate().success());
     assert!(!path.exists());
-    assert_eq!(bench.refusal(Protocol::Unix, local, "tcp://192.168.127.2:80"), "the daemon is stopping");
 }
 
 #[test]
 fn unix_over_ssh() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let bench = Bench::start();
-    let sshd = bench.runtime.block_on(sshd::Sshd::new());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let sshd = runtime.block_on(sshd::Sshd::new());
     // The guest's port 22 is the sshd that listens on the loopback interface.
     let (listener, to) = (bench.guest.listen("0.0.0.0:22".parse().unwrap()), sshd.addr);
     std::thread::spawn(move || {
@@ -281,7 +280,7 @@ fn unix_over_ssh() {
         format!("ssh-tunnel://{}@{host}{}?key={query}", sshd.user, sshd.path("service.sock").display())
     };
     let ask = || {
-        bench.runtime.block_on(async {
+        runtime.block_on(async {
             let mut client = tokio::net::UnixStream::connect(&path).await.unwrap();
             let mut answer = Vec::new();
             client.write_all(b"Ehello").await.unwrap();
@@ -298,13 +297,13 @@ fn unix_over_ssh() {
         // The key is not looked at before a client comes.
         ("192.168.127.2", "/nonexistent".into(), b""),
     ] {
-        bench.expose(Protocol::Unix, local, &remote(host, &query));
+        bench.expose("unix", local, &remote(host, &query));
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(ask(), answer, "{query}");
-        bench.unexpose(Protocol::Unix, local);
+        bench.unexpose("unix", local);
         assert!(!path.exists(), "{query}");
     }
-    let why = bench.refusal(Protocol::Unix, local, &remote("guest", &id));
+    let why = bench.refusal("unix", local, &remote("guest", &id));
     assert_eq!(why, "invalid remote addr: \"guest\" is not an IPv4 address");
 }
 
@@ -313,68 +312,75 @@ fn a_conflict_says_whose_the_port_is() {
     let bench = Bench::start();
     let port = free_port();
     let local = format!("127.0.0.1:{port}");
-    bench.expose(Protocol::Tcp, &local, "192.168.127.2:80");
-    bench.expose(Protocol::Tcp, &local, "192.168.127.2:80");
-    bench.expose(Protocol::Udp, &local, "192.168.127.2:80");
-    let why = bench.refusal(Protocol::Tcp, &local, "192.168.127.2:81");
+    bench.expose("tcp", &local, "192.168.127.2:80");
+    bench.expose("tcp", &local, "192.168.127.2:80");
+    bench.expose("udp", &local, "192.168.127.2:80");
+    let why = bench.refusal("tcp", &local, "192.168.127.2:81");
     assert_eq!(why, format!("proxy already running for tcp on {local}: it leads to 192.168.127.2:80"));
-    let why = bench.refusal(Protocol::Tcp, &format!(":{port}"), "192.168.127.2:80");
+    let why = bench.refusal("tcp", &format!(":{port}"), "192.168.127.2:80");
     assert_eq!(
         why,
         format!(
             "listen tcp :{port}: bind: address already in use (by this daemon: {local} leads to 192.168.127.2:80)"
         )
     );
-    let exposed = |protocol| Exposed { local: local.clone(), remote: "192.168.127.2:80".into(), protocol };
-    assert_eq!(bench.registry.all(), [exposed(Protocol::Tcp), exposed(Protocol::Udp)]);
+    let exposed =
+        |protocol| format!(r#"{{"local":"{local}","remote":"192.168.127.2:80","protocol":"{protocol}"}}"#);
+    assert_eq!(bench.all(Asker::Operator), format!("[{},{}]", exposed("tcp"), exposed("udp")));
 
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = other.local_addr().unwrap();
-    let why = bench.refusal(Protocol::Tcp, &taken.to_string(), "192.168.127.2:80");
+    let why = bench.refusal("tcp", &taken.to_string(), "192.168.127.2:80");
     assert!(why.starts_with(&format!("listen tcp {taken}: bind: address already in use (by ")), "{why}");
     assert!(why.ends_with(&format!(", pid {})", std::process::id())), "{why}");
-    let missing = bench.unexpose_as(Asker::Operator, Protocol::Tcp, &taken.to_string()).unwrap_err();
-    assert_eq!(missing.to_string(), "proxy not found");
+    let missing = bench.unexpose_as(Asker::Operator, "tcp", &taken.to_string()).unwrap_err();
+    assert_eq!(missing, Refused { status: 500, text: "proxy not found".into() });
 }
 
 #[test]
 fn a_guest_has_its_own_ports_only() {
-    let bench = Bench::start();
-    let (guest, other) = (Asker::Guest(GUEST), Asker::Guest(Ipv4Addr::new(192, 168, 127, 3)));
-    let ports = [free_port(), free_port()].map(|port| format!(":{port}"));
-    let [own, operators] = &ports;
-    bench.expose(Protocol::Tcp, operators, "192.168.127.2:80");
-    for protocol in [Protocol::Tcp, Protocol::Udp] {
-        bench.expose_as(guest, protocol, own, "192.168.127.2:80").unwrap();
-        bench.expose_as(guest, protocol, own, "192.168.127.2:80").unwrap();
+    let ssh = free_port();
+    let bench = Bench::with(&["-ssh-port", &ssh.to_string()]);
+    let other = Ipv4Addr::new(192, 168, 127, 3);
+    bench.guest.run(["ip", "addr", "add", "192.168.127.3/24", "dev", "eth0"]);
+    let (guest, other) = (Asker::Guest(GUEST), Asker::Guest(other));
+    let (own, operators) = (format!(":{}", free_port()), format!("127.0.0.1:{ssh}"));
+    for protocol in ["tcp", "udp"] {
+        // Its own address goes without saying.
+        bench.expose_as(guest, protocol, &own, ":80").unwrap();
+        bench.expose_as(guest, protocol, &own, "192.168.127.2:80").unwrap();
     }
-    assert_eq!(bench.registry.seen_by(guest).len(), 2);
-    assert_eq!((bench.registry.seen_by(other).len(), bench.registry.all().len()), (0, 3));
+    let listed = |asker| bench.all(asker).matches("local").count();
+    assert_eq!((listed(guest), listed(other), listed(Asker::Operator)), (2, 0, 3));
+    let listener = bench.guest.listen("0.0.0.0:80".parse().unwrap());
+    talk(connect(("127.0.0.1", own[1..].parse().unwrap())), accept(&listener));
 
     // Neither another guest's nor the operator's, nor what they lead to.
-    for (asker, local) in [(other, own), (guest, operators)] {
-        let error = bench.unexpose_as(asker, Protocol::Tcp, local).unwrap_err();
-        assert!(matches!(error, ExposeError::NotFound), "{error}");
+    for (asker, local) in [(other, &own), (guest, &operators)] {
+        let refused = bench.unexpose_as(asker, "tcp", local).unwrap_err();
+        assert_eq!(refused, Refused { status: 500, text: "proxy not found".into() });
     }
-    let error = bench.expose_as(other, Protocol::Tcp, own, "192.168.127.3:80").unwrap_err();
-    assert_eq!(error.to_string(), format!("proxy already running for tcp on {own}"));
+    let refused = bench.expose_as(other, "tcp", &own, ":80").unwrap_err();
+    assert_eq!(refused, Refused { status: 500, text: format!("proxy already running for tcp on {own}") });
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap();
-    let error = bench.expose_as(guest, Protocol::Tcp, &taken.to_string(), "192.168.127.2:80").unwrap_err();
-    assert_eq!(error.to_string(), format!("listen tcp {taken}: bind: address already in use"));
+    let refused = bench.expose_as(guest, "tcp", &taken.to_string(), ":80").unwrap_err();
+    let text = format!("listen tcp {taken}: bind: address already in use");
+    assert_eq!(refused, Refused { status: 500, text });
 
     let file = bench.dir().join("file");
     std::fs::write(&file, "precious").unwrap();
     for remote in ["tcp://192.168.127.2:80", "ssh-tunnel://u@192.168.127.2/x?key=/etc/passwd"] {
-        let local = file.to_str().unwrap();
-        let error = bench.expose_as(guest, Protocol::Unix, local, remote).unwrap_err();
-        assert!(matches!(error, ExposeError::Denied(_)), "{error}");
+        let refused = bench.expose_as(guest, "unix", file.to_str().unwrap(), remote).unwrap_err();
+        assert_eq!(refused.status, 403, "{refused}");
     }
     assert!(file.exists());
-    let error = bench.expose_as(guest, Protocol::Tcp, ":0", "192.168.127.3:80").unwrap_err();
-    assert!(matches!(error, ExposeError::Denied(_)), "{error}");
-    for protocol in [Protocol::Tcp, Protocol::Udp] {
-        bench.unexpose_as(guest, protocol, own).unwrap();
+    for remote in ["192.168.127.3:80", "192.168.127.1:80"] {
+        let refused = bench.expose_as(guest, "tcp", ":0", remote).unwrap_err();
+        assert_eq!(refused.status, 403, "{refused}");
     }
-    eventually("only the operator's is left", PATIENCE, || (bench.registry.all().len() == 1).then_some(()));
+    for protocol in ["tcp", "udp"] {
+        bench.unexpose_as(guest, protocol, &own).unwrap();
+    }
+    assert_eq!(listed(Asker::Operator), 1);
 }

@@ -54,17 +54,17 @@ impl Object {
     pub(super) fn optional_text(&mut self, field: &str, of: &str) -> Result<Option<String>, Refusal> {
         match self.take(field) {
             None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(self.mismatch(&other, field, of)),
+            Some((_, Value::String(text))) => Ok(Some(text)),
+            Some((field, other)) => Err(self.mismatch(&other, &field, of)),
         }
     }
 
     /// A list of objects that are to become `types.{of}`.
     pub(super) fn objects(&mut self, field: &str, of: &str) -> Result<Vec<Self>, Refusal> {
-        let list = match self.take(field) {
+        let (field, list) = match self.take(field) {
             None => return Ok(Vec::new()),
-            Some(Value::Array(list)) => list,
-            Some(other) => return Err(self.mismatch(&other, field, format!("[]types.{of}"))),
+            Some((field, Value::Array(list))) => (field, list),
+            Some((field, other)) => return Err(self.mismatch(&other, &field, format!("[]types.{of}"))),
         };
         let objects = list.into_iter().enumerate().map(|(index, value)| {
             let name = format!("{}.{field}.{index}", self.name);
@@ -82,13 +82,13 @@ impl Object {
         ))
     }
 
-    /// The value of a field, by its own spelling before others.
-    fn take(&mut self, field: &str) -> Option<Value> {
-        let value = self.fields.remove(field).or_else(|| {
+    /// A field as it is spelled, and its value; the right spelling before others.
+    fn take(&mut self, field: &str) -> Option<(String, Value)> {
+        let entry = self.fields.remove_entry(field).or_else(|| {
             let other = self.fields.keys().find(|key| key.eq_ignore_ascii_case(field))?.clone();
-            self.fields.remove(&other)
+            self.fields.remove_entry(&other)
         });
-        value.filter(|value| !value.is_null())
+        entry.filter(|(_, value)| !value.is_null())
     }
 }
 

@@ -13,7 +13,7 @@ pub(crate) mod agent;
 pub(crate) mod cable;
 pub(crate) mod daemon;
 pub(crate) mod dns;
-pub(crate) mod engine;
+pub(crate) mod exposed;
 pub(crate) mod frames;
 pub(crate) mod guest;
 pub(crate) mod http;
