@@ -307,9 +307,13 @@ impl Stack {
         }
     }
 
-    /// The port that the flow's guest is behind.
+    /// The port that the flow's guest is behind, once that is known.
     pub fn udp_port(&self, flow: UdpFlowId) -> Option<PortId> {
-        self.udp.ends(flow).map(|(_, _, route)| route.port)
+        self.udp
+            .ends(flow)
+            .map(|(_, _, route)| route)
+            .filter(|route| *route != Route::NOWHERE)
+            .map(|route| route.port)
     }
 
     /// The host heard that nobody listens at the flow's remote end; so does the guest.

@@ -16,7 +16,6 @@ pub fn of_port(udp: bool, port: u16) -> Option<String> {
 #[cfg(target_os = "linux")]
 mod linux {
     use std::fs;
-    use std::path::Path;
 
     /// `TCP_LISTEN`.
     const LISTEN: &str = "0A";
@@ -29,10 +28,10 @@ mod linux {
             .flat_map(|table| table.lines().filter_map(|line| socket(line, udp, port)).collect::<Vec<_>>())
             .collect();
         let processes = fs::read_dir("/proc").ok()?.flatten();
-        processes.map(|process| process.path()).find(|process| has_any(process, &sockets)).map(|process| {
-            let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
-            format!("{}, pid {}", name.trim(), process.file_name().unwrap_or_default().display())
-        })
+        let mut ids = processes.filter_map(|process| process.file_name().to_str()?.parse::<u32>().ok());
+        let id = ids.find(|id| has_any(&format!("/proc/{id}/fd"), &sockets))?;
+        let name = fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default();
+        Some(format!("{}, pid {id}", name.trim()))
     }
 
     /// What the descriptors of the table's socket link to, if it has the port.
@@ -45,8 +44,8 @@ mod linux {
         has.then(|| format!("socket:[{inode}]"))
     }
 
-    fn has_any(process: &Path, sockets: &[String]) -> bool {
-        let Ok(descriptors) = fs::read_dir(process.join("fd")) else { return false };
+    fn has_any(descriptors: &str, sockets: &[String]) -> bool {
+        let Ok(descriptors) = fs::read_dir(descriptors) else { return false };
         descriptors
             .flatten()
             .filter_map(|descriptor| fs::read_link(descriptor.path()).ok())
