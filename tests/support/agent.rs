@@ -13,6 +13,8 @@ use rustix::net::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::cable::Cable;
+
 /// Set in the process that is to be the agent: the same executable, run again inside the namespace.
 pub(crate) const ROLE: &str = "GVPROXY_TEST_AGENT";
 /// Arguments that lead libtest to [`entry`] and to nothing else.
@@ -100,10 +102,7 @@ fn open(request: &str) -> io::Result<Vec<OwnedFd>> {
         // The datagram socket of another process: its own name, and whom it greets.
         ("vfkit", names) => {
             let (own, daemon) = names.split_once(' ').unwrap_or_default();
-            let cable = super::cable::datagrams(own.as_ref(), daemon.as_ref(), true);
-            cable
-                .map(|cable| cable.output.try_clone().map(Into::into))
-                .unwrap_or_else(|| Err(io::Error::other("nobody is there")))
+            super::cable::datagrams(daemon.as_ref(), own.as_ref(), true).map(Cable::into_socket)
         }
         // The network namespace itself.
         ("netns", _) => Ok(File::open("/proc/self/ns/net")?.into()),

@@ -1,11 +1,12 @@
 //! The guest's end of a link, whatever its framing. Owns: the descriptors. Read next: `relay.rs`, which moves frames over it.
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
@@ -52,6 +53,12 @@ impl Cable {
     pub(crate) fn new(socket: impl Into<OwnedFd>, framing: Framing) -> Self {
         let input = File::from(socket.into());
         Self { output: input.try_clone().unwrap(), input, framing, name: None }
+    }
+
+    /// The descriptor alone; its name stays.
+    pub(crate) fn into_socket(mut self) -> OwnedFd {
+        self.name = None;
+        self.output.try_clone().expect("a descriptor").into()
     }
 
     /// Ends what waits for input, and hangs up where that can be told.
@@ -129,12 +136,7 @@ impl Kind {
                 let path = self.socket(daemon);
                 eventually(&what, START, || UnixStream::connect(&path).ok()).into()
             }
-            Self::QemuTcp(port) => {
-                let connect = || TcpStream::connect(("127.0.0.1", port)).ok();
-                let stream = eventually(&what, START, connect);
-                stream.set_nodelay(true).unwrap();
-                Cable::new(stream, Framing::Big32)
-            }
+            Self::QemuTcp(_) => panic!("the port is one of the daemon's own network"),
             Self::Vpnkit => {
                 let path = self.socket(daemon);
                 let stream = eventually(&what, START, || UnixStream::connect(&path).ok());
@@ -151,8 +153,11 @@ impl Kind {
                 Cable::new(eventually(&what, START, connect), Framing::Message)
             }
             Self::Vfkit(magic) => {
-                let (path, name) = (self.socket(daemon), daemon.dir().with_file_name("guest.sock"));
-                eventually(&what, START, || datagrams(&path, &name, magic))
+                // Another name for each: the one before may still be about to go.
+                static PLUGGED: AtomicUsize = AtomicUsize::new(0);
+                let name = format!("guest{}.sock", PLUGGED.fetch_add(1, Ordering::Relaxed));
+                let (path, name) = (self.socket(daemon), daemon.dir().with_file_name(name));
+                eventually(&what, START, || datagrams(&path, &name, magic).ok())
             }
             Self::Stdio => {
                 let (input, output) = daemon.take_pipes();
@@ -163,23 +168,23 @@ impl Kind {
 }
 
 /// A datagram socket called `name` that speaks to `path`, if somebody is there.
-pub(crate) fn datagrams(path: &Path, name: &Path, magic: bool) -> Option<Cable> {
+pub(crate) fn datagrams(path: &Path, name: &Path, magic: bool) -> io::Result<Cable> {
     let _ = std::fs::remove_file(name);
-    let socket = Socket::new(Domain::UNIX, Type::DGRAM, None).unwrap();
-    socket.bind(&SockAddr::unix(name).unwrap()).unwrap();
-    socket.connect(&SockAddr::unix(path).unwrap()).ok()?;
+    let socket = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
+    socket.bind(&SockAddr::unix(name)?)?;
+    socket.connect(&SockAddr::unix(path)?)?;
     let _ = socket.set_send_buffer_size(1 << 20);
     let _ = socket.set_recv_buffer_size(4 << 20);
     if magic {
-        socket.send(b"VFKT").ok()?;
+        socket.send(b"VFKT")?;
     }
     let mut cable = Cable::new(socket, Framing::Message);
     cable.name = Some(name.to_owned());
-    Some(cable)
+    Ok(cable)
 }
 
 /// VPNKit's handshake as a client with that UUID: the daemon's last answer.
-pub(crate) fn greet(mut stream: &UnixStream, uuid: &str) -> std::io::Result<Vec<u8>> {
+pub(crate) fn greet(mut stream: &UnixStream, uuid: &str) -> io::Result<Vec<u8>> {
     stream.set_read_timeout(Some(START))?;
     let greeting: Vec<u8> = (0..49).collect();
     stream.write_all(&greeting)?;
