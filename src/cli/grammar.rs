@@ -4,12 +4,12 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use super::table::{FLAGS, Flag, Kind};
+use super::table::{Flag, Kind};
 
 /// What argv says, up to the point where reading stopped.
 #[derive(Debug)]
 pub(super) struct Lexed {
-    /// `--name=value`, always with the value attached; every name stands in [`FLAGS`].
+    /// `--name=value`, always with the value attached; every name stands in the table.
     pub(super) items: Vec<OsString>,
     /// Why reading stopped.
     pub(super) end: End,
@@ -26,14 +26,14 @@ pub(super) enum End {
     Error(String),
 }
 
-/// Reads the words behind the program's name.
-pub(super) fn lex(words: &[OsString]) -> Lexed {
+/// Reads the words behind the program's name, whose flags are `flags`.
+pub(super) fn lex(words: &[OsString], flags: &[Flag]) -> Lexed {
     let mut items = Vec::new();
-    let end = read(words, &mut items);
+    let end = read(words, flags, &mut items);
     Lexed { items, end }
 }
 
-fn read(words: &[OsString], items: &mut Vec<OsString>) -> End {
+fn read(words: &[OsString], flags: &[Flag], items: &mut Vec<OsString>) -> End {
     let mut words = words.iter();
     while let Some(word) = words.next() {
         let body = match word.as_bytes() {
@@ -51,7 +51,7 @@ fn read(words: &[OsString], items: &mut Vec<OsString>) -> End {
             }
             None => (body, None),
         };
-        let Some(flag) = FLAGS.iter().find(|flag| flag.name.as_bytes() == name) else {
+        let Some(flag) = flags.iter().find(|flag| flag.name.as_bytes() == name) else {
             if matches!(name, b"h" | b"help") {
                 return End::Help;
             }
@@ -81,11 +81,12 @@ fn item(flag: &Flag, value: &[u8]) -> OsString {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::table::FLAGS;
     use super::*;
 
     fn check(line: &str, items: &[&str], end: End) {
         let words: Vec<OsString> = line.split(' ').filter(|w| !w.is_empty()).map(Into::into).collect();
-        let lexed = lex(&words);
+        let lexed = lex(&words, FLAGS);
         assert_eq!((lexed.items, lexed.end), (items.iter().map(Into::into).collect(), end), "{line}");
     }
 
@@ -115,7 +116,7 @@ mod tests {
         check("--", &[], End::Flags(None));
         check("-debug -h -nosuch", &["--debug=true"], End::Help);
         check("--help=x", &[], End::Help);
-        assert_eq!(lex(&["".into()]).end, End::Flags(Some("".into())));
+        assert_eq!(lex(&["".into()], FLAGS).end, End::Flags(Some("".into())));
     }
 
     #[test]
@@ -139,7 +140,7 @@ mod tests {
         #[test]
         fn no_argv_panics_and_items_name_flags(words: Vec<Vec<u8>>) {
             let words: Vec<OsString> = words.into_iter().map(OsString::from_vec).collect();
-            for item in lex(&words).items {
+            for item in lex(&words, FLAGS).items {
                 let named = FLAGS.iter().any(|f| item.as_bytes().starts_with(format!("--{}=", f.name).as_bytes()));
                 prop_assert!(named, "{item:?}");
             }

@@ -1,5 +1,5 @@
 //! The command line: Go's `flag` grammar in front of clap. Owns: what was typed, as [`RawArgs`].
-//! May not: judge what the values mean, touch files or globals. Read next: `table.rs`, then `config.rs`.
+//! May not: judge what the values mean, touch files or globals. Read next: `table.rs`, then `config.rs`; `guest/settings.rs`.
 
 mod grammar;
 pub mod literal;
@@ -60,21 +60,41 @@ pub enum Parsed {
 
 /// Reads a whole argv, the program's name first.
 pub fn parse(argv: &[OsString]) -> Parsed {
+    match read(argv, "gvproxy", FLAGS) {
+        Read::Values(values) => Parsed::Run(Box::new(RawArgs::from_values(&values))),
+        Read::Help(text) => Parsed::Help(text),
+        Read::Usage(text) => Parsed::Usage(text),
+    }
+}
+
+/// What a command line with any table of flags says.
+#[derive(Debug)]
+pub(crate) enum Read {
+    /// The flags' values.
+    Values(Values),
+    /// As [`Parsed::Help`].
+    Help(String),
+    /// As [`Parsed::Usage`].
+    Usage(String),
+}
+
+/// Reads a whole argv, the program's name first, which is `name` if there is none.
+pub(crate) fn read(argv: &[OsString], name: &'static str, flags: &'static [Flag]) -> Read {
     let (program, words) = match argv {
         [program, words @ ..] => (program.as_os_str(), words),
-        [] => (OsStr::new("gvproxy"), argv),
+        [] => (OsStr::new(name), argv),
     };
-    let usage = || table::usage(&program.to_string_lossy());
-    let lexed = grammar::lex(words);
+    let usage = || table::usage(&program.to_string_lossy(), flags);
+    let lexed = grammar::lex(words, flags);
     // clap has the first word: Go reads from left to right, so a bad value comes before whatever ended the reading.
-    let matches = match command().try_get_matches_from(&lexed.items) {
+    let matches = match command(name, flags).try_get_matches_from(&lexed.items) {
         Ok(matches) => matches,
-        Err(error) => return Parsed::Usage(format!("{}\n{}", reason(&error), usage())),
+        Err(error) => return Read::Usage(format!("{}\n{}", reason(&error), usage())),
     };
     match lexed.end {
-        End::Flags(ignored) => Parsed::Run(Box::new(RawArgs::from_matches(&matches, ignored))),
-        End::Help => Parsed::Help(usage()),
-        End::Error(text) => Parsed::Usage(format!("{text}\n{}", usage())),
+        End::Flags(ignored) => Read::Values(Values { matches, flags, ignored }),
+        End::Help => Read::Help(usage()),
+        End::Error(text) => Read::Usage(format!("{text}\n{}", usage())),
     }
 }
 
@@ -83,12 +103,12 @@ fn reason(error: &clap::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
-fn command() -> Command {
-    Command::new("gvproxy")
+fn command(name: &'static str, flags: &[Flag]) -> Command {
+    Command::new(name)
         .no_binary_name(true)
         .disable_help_flag(true)
         .disable_version_flag(true)
-        .args(FLAGS.iter().map(arg))
+        .args(flags.iter().map(arg))
 }
 
 fn arg(flag: &Flag) -> Arg {
@@ -109,23 +129,53 @@ fn arg(flag: &Flag) -> Arg {
     }
 }
 
-impl RawArgs {
-    fn from_matches(matches: &ArgMatches, ignored: Option<OsString>) -> Self {
-        let default = |name: &str| FLAGS.iter().find(|flag| flag.name == name).map(|flag| flag.kind);
-        let boolean = |name: &str| matches.get_one::<bool>(name).copied().unwrap_or(false);
-        let int = |name: &str| match (matches.get_one::<i64>(name), default(name)) {
+/// The values of the flags, by name: what was given, else the default.
+#[derive(Debug)]
+pub(crate) struct Values {
+    matches: ArgMatches,
+    flags: &'static [Flag],
+    /// The word at which the flags ended.
+    pub(crate) ignored: Option<OsString>,
+}
+
+impl Values {
+    fn default(&self, name: &str) -> Option<Kind> {
+        self.flags.iter().find(|flag| flag.name == name).map(|flag| flag.kind)
+    }
+
+    pub(crate) fn boolean(&self, name: &str) -> bool {
+        self.matches.get_one::<bool>(name).copied().unwrap_or(false)
+    }
+
+    pub(crate) fn int(&self, name: &str) -> i64 {
+        match (self.matches.get_one::<i64>(name), self.default(name)) {
             (Some(&value), _) | (None, Some(Kind::Int(value))) => value,
             (None, _) => 0,
-        };
-        let text = |name: &str| match (matches.get_one::<OsString>(name), default(name)) {
+        }
+    }
+
+    pub(crate) fn text(&self, name: &str) -> OsString {
+        match (self.matches.get_one::<OsString>(name), self.default(name)) {
             (Some(value), _) => value.clone(),
             (None, Some(Kind::Text(value))) => value.into(),
             (None, _) => OsString::new(),
-        };
-        let list = |name: &str| matches.get_many::<OsString>(name).into_iter().flatten().cloned().collect();
+        }
+    }
+
+    pub(crate) fn list(&self, name: &str) -> Vec<OsString> {
+        self.matches.get_many::<OsString>(name).into_iter().flatten().cloned().collect()
+    }
+}
+
+impl RawArgs {
+    fn from_values(values: &Values) -> Self {
+        let boolean = |name: &str| values.boolean(name);
+        let int = |name: &str| values.int(name);
+        let text = |name: &str| values.text(name);
+        let list = |name: &str| values.list(name);
         let given = |flag: &&Flag| match flag.kind {
             Kind::Text(_) => !text(flag.name).is_empty(),
-            _ => matches.contains_id(flag.name),
+            _ => values.matches.contains_id(flag.name),
         };
         Self {
             debug: boolean("debug"),
@@ -152,7 +202,7 @@ impl RawArgs {
             subnet: text("subnet"),
             version: boolean("version"),
             unsupported: FLAGS.iter().filter(|f| !f.supported).filter(given).map(|f| f.name).collect(),
-            ignored,
+            ignored: values.ignored.clone(),
         }
     }
 
@@ -190,7 +240,7 @@ mod tests {
 
     #[test]
     fn the_table_makes_a_sound_clap_command() {
-        command().debug_assert();
+        command("gvproxy", FLAGS).debug_assert();
     }
 
     #[test]

@@ -27,7 +27,8 @@ pub struct Flag {
     pub supported: bool,
 }
 
-const fn flag(name: &'static str, kind: Kind, help: &'static str) -> Flag {
+/// A flag that works.
+pub(crate) const fn flag(name: &'static str, kind: Kind, help: &'static str) -> Flag {
     Flag { name, kind, help, supported: true }
 }
 
@@ -103,9 +104,9 @@ impl Flag {
 }
 
 /// The usage text: two lines a flag.
-pub fn usage(program: &str) -> String {
+pub fn usage(program: &str, flags: &[Flag]) -> String {
     let mut out = format!("Usage of {program}:\n");
-    for flag in FLAGS {
+    for flag in flags {
         let default = match flag.kind {
             Kind::Int(n) if n != 0 => format!(" (default {n})"),
             Kind::Text(text) if !text.is_empty() => format!(" (default \"{text}\")"),
@@ -118,9 +119,9 @@ pub fn usage(program: &str) -> String {
 }
 
 /// The table of the README.
-pub fn markdown() -> String {
+pub fn markdown(flags: &[Flag]) -> String {
     let mut out = String::from("| flag | default | meaning |\n|---|---|---|\n");
-    for flag in FLAGS {
+    for flag in flags {
         let default = match flag.kind {
             Kind::Bool => "off".into(),
             Kind::Int(n) => format!("`{n}`"),
@@ -146,7 +147,7 @@ mod tests {
 
     #[test]
     fn usage_has_two_lines_a_flag() {
-        let usage = usage("/bin/gvproxy");
+        let usage = usage("/bin/gvproxy", FLAGS);
         assert_eq!(usage.lines().count(), 1 + 2 * FLAGS.len());
         assert!(usage.starts_with("Usage of /bin/gvproxy:\n"), "{usage}");
         assert!(usage.contains("\n  -mtu int\n    \t"), "{usage}");
