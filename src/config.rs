@@ -5,7 +5,7 @@ mod addresses;
 mod endpoint;
 mod links;
 mod search;
-mod url;
+pub(crate) mod url;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};

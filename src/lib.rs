@@ -7,6 +7,8 @@ pub mod daemon;
 pub mod dial;
 pub mod engine;
 pub mod forward;
+#[cfg(target_os = "linux")]
+pub mod guest;
 pub mod host;
 pub mod link;
 pub mod listen;

@@ -28,7 +28,7 @@ const LINE_MAX: usize = 4096;
 /// A value stops growing here, in bytes before it is quoted.
 const VALUE_MAX: usize = 2048;
 /// Modules whose events are written at the level that was asked for; others are only heard when they warn.
-const OURS: [&str; 3] = ["gvproxy", "netstack", "qmp"];
+const OURS: [&str; 4] = ["gvforwarder", "gvproxy", "netstack", "qmp"];
 
 /// Where log lines go. Clones share the file.
 #[derive(Clone, Debug)]

@@ -19,6 +19,7 @@ table() {
                  openssl openssl
                  ip iproute2
                  udhcpc udhcpc
+                 python3 python3
                  unbound unbound'; table instructions ;;
     instructions) table build; echo 'valgrind valgrind' ;;
     lint) table build; echo 'shellcheck shellcheck' ;;

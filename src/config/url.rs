@@ -10,17 +10,17 @@ use crate::text::quote;
 
 /// Scheme, authority and path; query and fragment are cut off.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Url {
+pub(crate) struct Url {
     /// In lower case; empty if there is none.
-    pub(super) scheme: String,
-    authority: Vec<u8>,
+    pub(crate) scheme: String,
+    pub(crate) authority: Vec<u8>,
     /// Percent escapes decoded. Empty where the URL has none, as in `unix:rel`.
-    path: OsString,
+    pub(crate) path: OsString,
 }
 
 impl Url {
     /// Follows Go's `net/url` in what is a URL and what is not.
-    pub(super) fn parse(text: &OsStr) -> Result<Self> {
+    pub(crate) fn parse(text: &OsStr) -> Result<Self> {
         let bytes = text.as_bytes();
         let wrong = |why: String| anyhow!("parse {}: {why}", quote(bytes));
         if bytes.iter().any(u8::is_ascii_control) {
@@ -43,7 +43,7 @@ impl Url {
     }
 
     /// The path of a socket's file: absolute, so that a relative one is not taken for a host's name.
-    pub(super) fn into_socket_path(self) -> Result<PathBuf> {
+    pub(crate) fn into_socket_path(self) -> Result<PathBuf> {
         let Self { scheme, authority, path } = self;
         if !authority.is_empty() || path.is_empty() {
             bail!("the path of a {scheme} URL must be absolute, as in {scheme}:///run/x.sock");
@@ -77,7 +77,7 @@ fn split_scheme(bytes: &[u8]) -> Option<(String, &[u8])> {
 }
 
 /// Decodes `%xx`; the error is the text that is no escape.
-fn unescape(mut text: &[u8]) -> Result<OsString, &[u8]> {
+pub(crate) fn unescape(mut text: &[u8]) -> Result<OsString, &[u8]> {
     let mut out = Vec::with_capacity(text.len());
     while let [first, rest @ ..] = text {
         if *first != b'%' {

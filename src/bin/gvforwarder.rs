@@ -1,0 +1,89 @@
+//! gvforwarder: the guest's side of gvproxy, for guests without a network card of their own.
+//! The sequence of a run, and its exit codes: 0 after a signal or with nothing to do, 1 a failure, 2 a command line that is none.
+
+use std::process::ExitCode;
+
+#[cfg(not(target_os = "linux"))]
+fn main() -> ExitCode {
+    let _ =
+        std::io::Write::write_all(&mut std::io::stderr(), b"gvforwarder: the guest's side is for Linux\n");
+    ExitCode::FAILURE
+}
+
+#[cfg(target_os = "linux")]
+fn main() -> ExitCode {
+    linux::main()
+}
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::ffi::OsString;
+    use std::io::{self, Write};
+    use std::process::ExitCode;
+
+    use anyhow::{Context, Result};
+    use gvproxy::guest::settings::{Parsed, RawArgs, Settings, parse};
+    use gvproxy::guest::{Guest, existing};
+    use gvproxy::logging::Log;
+    use tokio::signal::unix::{SignalKind, signal};
+
+    const VERSION: &str = concat!("gvforwarder version v", env!("CARGO_PKG_VERSION"));
+    /// What Go's `flag` package exits with.
+    const BAD_USAGE: u8 = 2;
+
+    pub(super) fn main() -> ExitCode {
+        let argv: Vec<OsString> = std::env::args_os().collect();
+        let raw = match parse(&argv) {
+            Parsed::Run(raw) => raw,
+            Parsed::Help(text) => return print(io::stderr(), &text, ExitCode::SUCCESS),
+            Parsed::Usage(text) => return print(io::stderr(), &text, BAD_USAGE.into()),
+        };
+        if raw.version {
+            return print(io::stdout(), &format!("{VERSION}\n"), ExitCode::SUCCESS);
+        }
+        let log = Log::stderr();
+        match log.install(raw.debug).and_then(|()| run(&raw)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                log.last_words("fatal", &format!("{error:#}"));
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    fn run(raw: &RawArgs) -> Result<()> {
+        if let Some(word) = &raw.ignored {
+            tracing::warn!(word = %word.display(), "the flags end at this word: it and what follows is ignored");
+        }
+        if let Some(name) = existing(raw.stops())? {
+            tracing::info!("interface {name} prevented this program to run");
+            return Ok(());
+        }
+        let mut guest = Guest::new(Settings::resolve(raw)?);
+        tracing::info!("{VERSION}");
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().context("runtime")?;
+        let ended = runtime.block_on(async {
+            let mut end = signal(SignalKind::terminate())?;
+            let mut interrupt = signal(SignalKind::interrupt())?;
+            let mut hangup = signal(SignalKind::hangup())?;
+            tokio::select! {
+                never = guest.run() => match never {},
+                _ = end.recv() => anyhow::Ok("terminated"),
+                _ = interrupt.recv() => Ok("interrupt"),
+                _ = hangup.recv() => Ok("hangup"),
+            }
+        })?;
+        drop(guest);
+        // A host that is being asked for a link may take its time.
+        runtime.shutdown_background();
+        tracing::info!("gvforwarder exiting: {ended}");
+        Ok(())
+    }
+
+    /// A reader that went away is no failure of ours.
+    fn print(mut to: impl Write, text: &str, code: ExitCode) -> ExitCode {
+        let _ = to.write_all(text.as_bytes());
+        code
+    }
+}

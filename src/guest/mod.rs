@@ -1,0 +1,157 @@
+//! The guest's side: a tap whose frames go to gvproxy on the host, for guests whose hypervisor has no network card to give.
+//! Owns: the order of a session, and when the next one is tried. May not: end for anything that the host does.
+//! Read next: `relay.rs`, `dhcp/mod.rs`.
+//!
+//! A session is a link to the host. The interface is made in the first and stays for the next ones with its address, unless somebody else
+//! configures it: then it goes with the link, which is how that one learns of it.
+
+mod dhcp;
+mod endpoint;
+mod netlink;
+mod relay;
+mod resolvers;
+pub mod settings;
+mod tap;
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+
+use dhcp::{Client, Event};
+use netlink::Netlink;
+use relay::{End, MAX_FRAME, Relay};
+use settings::Settings;
+use tap::Tap;
+
+/// The first pause after a link that could not be had, or was lost; it doubles up to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LAST_PAUSE: Duration = Duration::from_secs(4);
+
+/// The first of `names` that is an interface here.
+///
+/// # Errors
+/// The system does not tell.
+pub fn existing<'a>(mut names: impl Iterator<Item = &'a str>) -> Result<Option<&'a str>> {
+    let netlink = Netlink::open().context("netlink")?;
+    let exists = |name: &&str| matches!(netlink.link(name), Ok(Some(_)));
+    Ok(names.find(|name| !name.is_empty() && exists(name)))
+}
+
+/// The guest's network.
+#[derive(Debug)]
+pub struct Guest {
+    settings: Settings,
+    tap: Option<Tap>,
+    client: Option<Client>,
+    pause: Duration,
+    /// The reason that was logged last, so that the same one is logged once.
+    told: String,
+}
+
+impl Guest {
+    /// Nothing is made yet.
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, tap: None, client: None, pause: FIRST_PAUSE, told: String::new() }
+    }
+
+    /// Keeps the guest connected. Dropping the guest takes its interface down.
+    pub async fn run(&mut self) -> std::convert::Infallible {
+        loop {
+            if let Err(error) = self.session().await {
+                let reason = format!("{error:#}");
+                if reason == self.told {
+                    tracing::debug!(reason, "no link");
+                } else {
+                    tracing::error!(reason, "no link: trying again");
+                    self.told = reason;
+                }
+            }
+            tokio::time::sleep(self.pause).await;
+            self.pause = (self.pause * 2).min(LAST_PAUSE);
+        }
+    }
+
+    /// One link, from its beginning to its end.
+    async fn session(&mut self) -> Result<()> {
+        let endpoint = self.settings.endpoint.clone();
+        let connection = tokio::task::spawn_blocking(move || endpoint.dial())
+            .await
+            .context("dial")?
+            .context("cannot connect to host")?;
+        let tap = match &mut self.tap {
+            Some(tap) => tap,
+            None => self.tap.insert(Tap::open(&self.settings)?),
+        };
+        let relay = Relay::start(tap.frames()?, connection, !self.settings.preexisting)?;
+        tracing::info!(interface = self.settings.interface, "linked to the host");
+        let result = match self.settings.preexisting {
+            true => {
+                relay.receive(&mut [0]).await;
+                Ok(())
+            }
+            false => self.lease(&relay).await,
+        };
+        if relay.has_heard() {
+            (self.pause, self.told) = (FIRST_PAUSE, String::new());
+        }
+        let end = relay.end();
+        if self.settings.preexisting || result.is_err() || matches!(end, End::Tap(_)) {
+            (self.tap, self.client) = (None, None);
+        }
+        result?;
+        match end {
+            End::Stopped => Ok(()),
+            End::Host(reason) => Err(reason),
+            End::Tap(error) => Err(anyhow!("the interface is gone: {}", crate::text::reason(&error))),
+        }
+    }
+
+    /// Keeps the interface configured until the link ends.
+    async fn lease(&mut self, relay: &Relay) -> Result<()> {
+        let tap = self.tap.as_mut().ok_or_else(|| anyhow!("no interface"))?;
+        let client = match &mut self.client {
+            Some(client) => {
+                client.restart(Instant::now());
+                client
+            }
+            None => self.client.insert(Client::new(tap.mac(), seed()?, Instant::now())),
+        };
+        let mut frame = vec![0; MAX_FRAME];
+        loop {
+            while let Some(event) = client.poll_event(Instant::now()) {
+                apply(event, tap, relay, &self.settings).await?;
+            }
+            let received = tokio::select! {
+                received = relay.receive(&mut frame) => received,
+                () = tokio::time::sleep_until(client.deadline().into()) => continue,
+            };
+            let Some(length) = received else { return Ok(()) };
+            if let Some(event) = client.handle_frame(frame.get(..length).unwrap_or_default(), Instant::now())
+            {
+                apply(event, tap, relay, &self.settings).await?;
+            }
+        }
+    }
+}
+
+async fn apply(event: Event, tap: &mut Tap, relay: &Relay, settings: &Settings) -> Result<()> {
+    match event {
+        Event::Send(frame) => relay.send(&frame).await,
+        Event::Configure(lease) => {
+            let router = lease.router.map(tracing::field::display);
+            tracing::info!(address = %lease.address, prefix = lease.prefix, router, mtu = lease.mtu, "leased");
+            tap.configure(lease, settings.mtu_limit)?;
+        }
+        Event::Deconfigure => {
+            tracing::warn!("the lease is lost");
+            tap.deconfigure();
+        }
+    }
+    Ok(())
+}
+
+/// Tells the exchanges of one run from those of another.
+fn seed() -> io::Result<u32> {
+    Ok(crate::sys::random_seed()? as u32)
+}

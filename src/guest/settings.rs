@@ -1,0 +1,233 @@
+//! gvforwarder's flags and what they mean. Owns: the table that its usage text and the README's table are made from.
+//! May not: look at the system. Read next: `../cli/mod.rs`, which reads argv by the table.
+
+use std::ffi::OsString;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::endpoint::Endpoint;
+use crate::cli::table::{Flag, Kind, flag};
+use crate::cli::{Read, Values, read};
+use crate::text::quote;
+
+/// Linux's `IFNAMSIZ` without the final zero (netdevice(7)).
+const NAME_MAX: usize = 15;
+
+/// Every flag, bytewise by name.
+pub const FLAGS: &[Flag] = &[
+    flag("debug", Kind::Bool, "Log at debug level"),
+    flag("iface", Kind::Text("tap0"), "Name of the tap interface"),
+    flag(
+        "mac",
+        Kind::Text("5a:94:ef:e4:0c:ee"),
+        "Hardware address of the interface; empty leaves the one it has",
+    ),
+    flag("mtu", Kind::Int(0), "Largest MTU taken from DHCP, at least 68; 0 takes what is offered"),
+    flag("preexisting", Kind::Bool, "Use a tap that somebody else configures: no hardware address, no DHCP"),
+    flag(
+        "stop-if-exist",
+        Kind::Text("eth0,ens3,enp0s1"),
+        "Do nothing where one of these interfaces exists, separated by commas",
+    ),
+    flag(
+        "url",
+        Kind::Text("vsock://2:1024/connect"),
+        "Where the frames go: vsock://CID:PORT/connect, unix:///SOCKET, tcp://HOST:PORT/connect, or stdio:PROGRAM?FLAG=VALUE",
+    ),
+    flag("version", Kind::Bool, "Print the version and exit"),
+];
+
+/// What a command line asks for.
+#[derive(Debug)]
+pub enum Parsed {
+    /// To run.
+    Run(RawArgs),
+    /// To print the usage on standard error and to succeed.
+    Help(String),
+    /// Nothing that can be done: what to print on standard error before exiting with 2.
+    Usage(String),
+}
+
+/// Exactly what was typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "named after the flags, which the table documents")]
+pub struct RawArgs {
+    pub debug: bool,
+    pub iface: OsString,
+    pub mac: OsString,
+    pub mtu: i64,
+    pub preexisting: bool,
+    pub stop_if_exist: OsString,
+    pub url: OsString,
+    pub version: bool,
+    /// The word at which the flags ended; it and what follows has no meaning.
+    pub ignored: Option<OsString>,
+}
+
+/// A hardware address.
+pub(super) type Mac = [u8; 6];
+
+/// What was typed, understood.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub(super) endpoint: Endpoint,
+    pub(super) interface: String,
+    /// `None` leaves the one that the interface has.
+    pub(super) mac: Option<Mac>,
+    /// In bytes.
+    pub(super) mtu_limit: Option<u16>,
+    pub(super) preexisting: bool,
+}
+
+/// Reads a whole argv, the program's name first.
+pub fn parse(argv: &[OsString]) -> Parsed {
+    match read(argv, "gvforwarder", FLAGS) {
+        Read::Values(values) => Parsed::Run(RawArgs::from_values(values)),
+        Read::Help(text) => Parsed::Help(text),
+        Read::Usage(text) => Parsed::Usage(text),
+    }
+}
+
+impl RawArgs {
+    fn from_values(values: Values) -> Self {
+        Self {
+            debug: values.boolean("debug"),
+            iface: values.text("iface"),
+            mac: values.text("mac"),
+            mtu: values.int("mtu"),
+            preexisting: values.boolean("preexisting"),
+            stop_if_exist: values.text("stop-if-exist"),
+            url: values.text("url"),
+            version: values.boolean("version"),
+            ignored: values.ignored,
+        }
+    }
+
+    /// Names of interfaces that leave nothing to do.
+    pub fn stops(&self) -> impl Iterator<Item = &str> {
+        self.stop_if_exist.to_str().unwrap_or_default().split(',')
+    }
+}
+
+impl Settings {
+    /// # Errors
+    /// A value that cannot be meant.
+    pub fn resolve(raw: &RawArgs) -> Result<Self> {
+        let endpoint = Endpoint::parse(&raw.url).with_context(|| format!("-url {}", shown(&raw.url)))?;
+        let interface = raw.iface.to_str().unwrap_or_default();
+        let good = |b: u8| b.is_ascii_graphic() && b != b'/' && b != b':' && b != b'%';
+        ensure!(
+            (1..=NAME_MAX).contains(&interface.len()) && interface.bytes().all(good),
+            "-iface {}: not the name of an interface",
+            shown(&raw.iface)
+        );
+        let mac = match raw.mac.to_str() {
+            Some("") => None,
+            Some(text) => Some(mac(text).with_context(|| format!("-mac {}", quote(text)))?),
+            None => bail!("-mac {}: not a hardware address", shown(&raw.mac)),
+        };
+        let mtu_limit = match u16::try_from(raw.mtu) {
+            Ok(0) => None,
+            Ok(mtu @ 68..) => Some(mtu),
+            _ => bail!("-mtu {}: between 68 and 65535, or 0", raw.mtu),
+        };
+        Ok(Self { endpoint, interface: interface.into(), mac, mtu_limit, preexisting: raw.preexisting })
+    }
+}
+
+fn shown(text: &OsString) -> String {
+    quote(text.as_encoded_bytes())
+}
+
+/// Six bytes in one of the forms that Go's `net.ParseMAC` takes: `aa:bb:..`, `aa-bb-..`, `aabb.ccdd.eeff`.
+fn mac(text: &str) -> Result<Mac> {
+    let groups: Vec<&str> = text.split([':', '-', '.']).collect();
+    let dots = text.matches('.').count();
+    let colons = text.matches(':').count();
+    let (one_separator, width) = match groups.len() {
+        6 => (dots == 0 && (colons == 5 || colons == 0), 2),
+        3 => (dots == 2, 4),
+        _ => (false, 0),
+    };
+    let digits = groups.concat();
+    let hexadecimal = digits.bytes().all(|b| b.is_ascii_hexdigit());
+    ensure!(
+        one_separator && hexadecimal && groups.iter().all(|group| group.len() == width),
+        "not a hardware address"
+    );
+    let bytes = u64::from_str_radix(&digits, 16)?.to_be_bytes();
+    let [_, _, mac @ ..] = bytes;
+    ensure!(mac[0] & 1 == 0, "a multicast address is no interface's");
+    ensure!(mac != [0; 6], "not an interface's");
+    Ok(mac)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(line: &str) -> RawArgs {
+        let argv: Vec<OsString> =
+            std::iter::once("gvforwarder").chain(line.split_whitespace()).map(Into::into).collect();
+        match parse(&argv) {
+            Parsed::Run(raw) => raw,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    fn error(line: &str) -> String {
+        format!("{:#}", Settings::resolve(&raw(line)).unwrap_err())
+    }
+
+    #[test]
+    fn defaults_are_the_originals() {
+        let raw = raw("");
+        assert_eq!((raw.iface.to_str(), raw.mac.to_str()), (Some("tap0"), Some("5a:94:ef:e4:0c:ee")));
+        assert_eq!(raw.url, "vsock://2:1024/connect");
+        assert_eq!(raw.stops().collect::<Vec<_>>(), ["eth0", "ens3", "enp0s1"]);
+        let settings = Settings::resolve(&raw).unwrap();
+        assert_eq!(settings.mac, Some([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee]));
+        assert_eq!((settings.mtu_limit, settings.preexisting), (None, false));
+    }
+
+    #[test]
+    fn flags_are_sorted() {
+        assert!(FLAGS.is_sorted_by(|a, b| a.name < b.name));
+    }
+
+    #[test]
+    fn hardware_addresses() {
+        for text in ["5a:94:EF:e4:0c:ee", "5a-94-ef-e4-0c-ee", "5a94.efe4.0cee"] {
+            assert_eq!(mac(text).unwrap(), [0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee], "{text}");
+        }
+        for text in [
+            "5a:94:ef:e4:0c",
+            "5a:94:ef:e4:0c:e",
+            "5a:94:ef:e4:0c-ee",
+            "5a94efe40cee",
+            "5a:94:ef:e4:0c:ee:00",
+            "5a:94:ef:e4:0c:+e",
+            "01:00:5e:00:00:01",
+            "00:00:00:00:00:00",
+            "zz:94:ef:e4:0c:ee",
+            "5a94.efe4:0cee",
+        ] {
+            assert!(mac(text).is_err(), "{text}");
+        }
+        assert_eq!(Settings::resolve(&raw("-mac=")).unwrap().mac, None);
+        assert_eq!(error("-mac zz"), r#"-mac "zz": not a hardware address"#);
+    }
+
+    #[test]
+    fn values_that_cannot_be_meant() {
+        assert_eq!(
+            error("-iface aaaaaaaaaaaaaaaa"),
+            r#"-iface "aaaaaaaaaaaaaaaa": not the name of an interface"#
+        );
+        assert!(Settings::resolve(&raw("-iface aaaaaaaaaaaaaaa")).is_ok());
+        for line in ["-iface=", "-iface a/b", "-mtu 67", "-mtu -1", "-mtu 65536"] {
+            error(line);
+        }
+        assert_eq!(Settings::resolve(&raw("-mtu 0x5dc")).unwrap().mtu_limit, Some(1500));
+    }
+}

@@ -1,0 +1,402 @@
+//! gvforwarder in a guest: its interface comes from the link, traffic flows, everything goes at the end. The host's end is a peer in this
+//! process that speaks the upgrade of /connect and puts the frames on a daemon's QEMU socket.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test fails by panic"
+)]
+mod support;
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use support::daemon::Daemon;
+use support::net::{HOST, Host, plug};
+use support::ns::Namespace;
+use support::traffic::{accept, impatient, transfer};
+use support::{eventually, tool};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const NAMESERVER: &str = "nameserver 192.0.2.53\n";
+
+fn binary() -> &'static str {
+    env!("CARGO_BIN_EXE_gvforwarder")
+}
+
+/// Runs it to its end on this machine, which it must not change: only for what ends before it does anything.
+fn run(args: &[&str]) -> Output {
+    Command::new(binary()).args(args).stdin(Stdio::null()).output().expect("gvforwarder")
+}
+
+/// The guest's machine: a network with nothing but `lo`, a resolv.conf of its own, and gvforwarder.
+struct Forwarder {
+    child: Child,
+    ns: Namespace,
+    dir: tempfile::TempDir,
+}
+
+impl Forwarder {
+    fn start(args: &[&str]) -> Self {
+        Self::start_after(args, |_| {})
+    }
+
+    fn start_after(args: &[&str], prepare: impl FnOnce(&Namespace)) -> Self {
+        let (ns, dir) = (Namespace::new(), tempfile::tempdir().unwrap());
+        let resolv_conf = dir.path().join("resolv.conf");
+        fs::write(&resolv_conf, NAMESERVER).unwrap();
+        ns.run(["mount", "--bind", &resolv_conf.display().to_string(), "/etc/resolv.conf"]);
+        prepare(&ns);
+        let stderr = fs::File::create(dir.path().join("stderr")).unwrap();
+        let child =
+            ns.command(binary()).args(args).stdin(Stdio::null()).stderr(stderr).spawn().expect("nsenter");
+        Self { child, ns, dir }
+    }
+
+    fn stderr(&self) -> String {
+        fs::read_to_string(self.dir.path().join("stderr")).unwrap()
+    }
+
+    fn resolv_conf(&self) -> String {
+        fs::read_to_string(self.dir.path().join("resolv.conf")).unwrap()
+    }
+
+    fn ip(&self, words: &[&str]) -> String {
+        let output = self.ns.command("ip").args(words).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    #[track_caller]
+    fn wait_for(&self, what: &str, words: &[&str], text: &str) {
+        let mut seen = String::new();
+        let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            eventually(what, PATIENCE, || {
+                seen = self.ip(words);
+                seen.contains(text).then_some(())
+            });
+        }));
+        assert!(found.is_ok(), "{what}: {words:?} says\n{seen}\n{}", self.stderr());
+    }
+
+    #[track_caller]
+    fn wait_for_lease(&self) {
+        self.wait_for("an address", &["-4", "addr", "show"], "inet 192.168.127.2/24");
+        self.wait_for("a route", &["route"], "default via 192.168.127.1 dev tap0");
+    }
+
+    #[track_caller]
+    fn end(&mut self, signal: Signal) -> ExitStatus {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        eventually("the end of gvforwarder", PATIENCE, || self.child.try_wait().unwrap())
+    }
+
+    #[track_caller]
+    fn assert_nothing_left(&self) {
+        let (links, routes) = (self.ip(&["link"]), self.ip(&["route"]));
+        assert!(!links.contains("tap0") && routes.is_empty(), "{links}{routes}");
+        assert_eq!(self.resolv_conf(), NAMESERVER);
+    }
+
+    /// A connection to the host's loopback that carries `length` bytes each way.
+    #[track_caller]
+    fn exchange(&self, host: &Host, length: u64) {
+        let listener = host.listen("127.0.0.1:0".parse().unwrap());
+        let to = (HOST, listener.local_addr().unwrap().port()).into();
+        let guest = eventually("a connection to the host", PATIENCE, || self.ns.connect(to).ok());
+        let (guest, host) = (impatient(guest), accept(&listener));
+        transfer(&guest, &host, length);
+        transfer(&host, &guest, length);
+    }
+}
+
+impl Drop for Forwarder {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- stderr of gvforwarder ---\n{}---", self.stderr());
+        }
+    }
+}
+
+/// The host's end: a socket as of `-listen`, and behind it a daemon.
+struct Peer {
+    bridge: Option<JoinHandle<()>>,
+    daemon: Daemon,
+    socket: PathBuf,
+}
+
+impl Peer {
+    /// Serves one link at `socket`.
+    fn start(socket: &Path, host: &Host, args: &[&str]) -> Self {
+        let daemon = Daemon::builder().args(args).through(host.prefix()).start();
+        let listener = UnixListener::bind(socket).unwrap();
+        let link = plug(&daemon);
+        let bridge = std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let mut from_guest = BufReader::with_capacity(1 << 20, stream.try_clone().unwrap());
+            assert_upgrade(&mut from_guest);
+            let mut to_daemon = link.try_clone().unwrap();
+            let (near, far) = (stream.try_clone().unwrap(), link.try_clone().unwrap());
+            let up = std::thread::spawn(move || {
+                let _ = carry::<2, 4>(&mut from_guest, &mut to_daemon);
+                let _ = (near.shutdown(Shutdown::Both), far.shutdown(Shutdown::Both));
+            });
+            let _ = carry::<4, 2>(&mut BufReader::with_capacity(1 << 20, &link), &mut &stream);
+            let _ = (stream.shutdown(Shutdown::Both), link.shutdown(Shutdown::Both));
+            up.join().unwrap();
+        });
+        Self { bridge: Some(bridge), daemon, socket: socket.to_owned() }
+    }
+
+    /// Kills the daemon, and with it the link.
+    fn kill(mut self) {
+        self.daemon.signal(Signal::KILL);
+        self.daemon.wait(PATIENCE).expect("the daemon ends");
+        fs::remove_file(&self.socket).unwrap();
+        self.bridge.take().unwrap().join().unwrap();
+    }
+}
+
+fn assert_upgrade(stream: &mut impl BufRead) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        assert!(stream.read_until(b'\n', &mut head).unwrap() > 0, "the link ends inside the request");
+    }
+    let head = String::from_utf8(head).unwrap();
+    assert!(head.starts_with("POST /connect HTTP/1.1\r\nHost: \r\n"), "{head}");
+}
+
+/// Frames from a link with lengths of `FROM` bytes to one of `TO` bytes: two are little-endian, four big-endian.
+fn carry<const FROM: usize, const TO: usize>(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut prefix = [0; FROM];
+    loop {
+        from.read_exact(&mut prefix)?;
+        let fold = |length: usize, byte: &u8| length << 8 | usize::from(*byte);
+        let length = match FROM {
+            2 => prefix.iter().rev().fold(0, fold),
+            _ => prefix.iter().fold(0, fold),
+        };
+        let mut frame = vec![0; length];
+        from.read_exact(&mut frame)?;
+        let out = match TO {
+            2 => u16::try_from(length).unwrap().to_le_bytes().to_vec(),
+            _ => u32::try_from(length).unwrap().to_be_bytes().to_vec(),
+        };
+        to.write_all(&[out, frame].concat())?;
+    }
+}
+
+fn host() -> Host {
+    Host::new("search office.lan\nnameserver 127.0.0.1\n")
+}
+
+#[test]
+fn the_interface_has_everything_and_goes_at_the_end() {
+    let (dir, host) = (tempfile::tempdir().unwrap(), host());
+    let socket = dir.path().join("net.sock");
+    let _peer = Peer::start(&socket, &host, &["-mtu", "4000"]);
+    let mut forwarder = Forwarder::start(&["-url", &format!("unix://{}", socket.display())]);
+    forwarder.wait_for_lease();
+    let link = forwarder.ip(&["link", "show", "tap0"]);
+    assert!(link.contains("mtu 4000") && link.contains("link/ether 5a:94:ef:e4:0c:ee"), "{link}");
+    let resolv_conf = forwarder.resolv_conf();
+    assert!(resolv_conf.ends_with("search office.lan\nnameserver 192.168.127.1\n"), "{resolv_conf}");
+    forwarder.exchange(&host, 20 << 20);
+    assert_eq!(forwarder.end(Signal::TERM).code(), Some(0), "{}", forwarder.stderr());
+    forwarder.assert_nothing_left();
+}
+
+#[test]
+fn every_signal_to_end_is_one() {
+    for signal in [Signal::INT, Signal::HUP] {
+        let (dir, host) = (tempfile::tempdir().unwrap(), host());
+        let socket = dir.path().join("net.sock");
+        let _peer = Peer::start(&socket, &host, &["-mtu", "4000"]);
+        let url = format!("unix://{}", socket.display());
+        let mut forwarder = Forwarder::start(&["-url", &url, "-mtu", "1400"]);
+        forwarder.wait_for_lease();
+        let link = forwarder.ip(&["link", "show", "tap0"]);
+        assert!(link.contains("mtu 1400"), "-mtu is the limit: {link}");
+        assert_eq!(forwarder.end(signal).code(), Some(0), "{}", forwarder.stderr());
+        forwarder.assert_nothing_left();
+    }
+}
+
+#[test]
+fn traffic_resumes_when_the_host_is_back() {
+    let (dir, host) = (tempfile::tempdir().unwrap(), host());
+    let socket = dir.path().join("net.sock");
+    // The host may come after the guest.
+    let forwarder = Forwarder::start(&["-url", &format!("unix://{}", socket.display())]);
+    eventually("a try", PATIENCE, || forwarder.stderr().contains("cannot connect to host").then_some(()));
+    for _ in 0..2 {
+        let peer = Peer::start(&socket, &host, &[]);
+        forwarder.wait_for_lease();
+        forwarder.exchange(&host, 1 << 20);
+        peer.kill();
+        let links = forwarder.ip(&["-4", "addr", "show", "tap0"]);
+        assert!(links.contains("192.168.127.2/24"), "the interface stays: {links}");
+    }
+    let told = forwarder.stderr().matches("cannot connect to host").count();
+    assert!(told <= 3, "the same reason is told once:\n{}", forwarder.stderr());
+}
+
+#[test]
+fn leaves_the_way_out_that_was_there() {
+    let (dir, host) = (tempfile::tempdir().unwrap(), host());
+    let socket = dir.path().join("net.sock");
+    let _peer = Peer::start(&socket, &host, &[]);
+    let url = format!("unix://{}", socket.display());
+    let mut forwarder = Forwarder::start_after(&["-url", &url], |ns| {
+        ns.run(["ip", "link", "add", "wlan0", "type", "veth", "peer", "name", "wlan1"]);
+        ns.run(["ip", "link", "set", "wlan1", "up"]);
+        ns.run(["ip", "addr", "add", "192.0.2.2/24", "dev", "wlan0"]);
+        ns.run(["ip", "link", "set", "wlan0", "up"]);
+        ns.run(["ip", "route", "add", "default", "via", "192.0.2.1"]);
+    });
+    forwarder.wait_for_lease();
+    let way = forwarder.ip(&["route", "get", "198.51.100.1"]);
+    assert!(way.contains("via 192.168.127.1 dev tap0"), "{way}");
+    forwarder.end(Signal::TERM);
+    let way = forwarder.ip(&["route", "get", "198.51.100.1"]);
+    assert!(way.contains("via 192.0.2.1 dev wlan0"), "{way}");
+}
+
+#[test]
+fn a_persistent_tap_stays_without_the_address() {
+    let (dir, host) = (tempfile::tempdir().unwrap(), host());
+    let socket = dir.path().join("net.sock");
+    let _peer = Peer::start(&socket, &host, &[]);
+    let url = format!("unix://{}", socket.display());
+    let mut forwarder = Forwarder::start_after(&["-url", &url, "-mac", "5a-94-ef-e4-0c-ee"], |ns| {
+        ns.run(["ip", "tuntap", "add", "tap0", "mode", "tap"]);
+    });
+    forwarder.wait_for_lease();
+    forwarder.end(Signal::TERM);
+    let (link, routes) = (forwarder.ip(&["addr", "show", "tap0"]), forwarder.ip(&["route"]));
+    assert!(link.contains("state DOWN") && !link.contains("inet") && routes.is_empty(), "{link}{routes}");
+}
+
+#[test]
+fn a_preexisting_interface_is_left_to_its_owner() {
+    let (dir, host) = (tempfile::tempdir().unwrap(), host());
+    let socket = dir.path().join("net.sock");
+    let peer = Peer::start(&socket, &host, &[]);
+    let url = format!("unix://{}", socket.display());
+    let mut forwarder = Forwarder::start_after(&["-preexisting", "-iface", "vsock0", "-url", &url], |ns| {
+        ns.run(["ip", "tuntap", "add", "vsock0", "mode", "tap"]);
+        ns.run(["ip", "link", "set", "vsock0", "address", "5a:94:ef:e4:0c:ee", "up"]);
+        ns.run(["ip", "addr", "add", "192.168.127.2/24", "dev", "vsock0"]);
+    });
+    forwarder.exchange(&host, 1 << 20);
+    // Its owner learns from the carrier that the link is away.
+    peer.kill();
+    forwarder.wait_for("no carrier", &["link", "show", "vsock0"], "NO-CARRIER");
+    let _peer = Peer::start(&socket, &host, &[]);
+    forwarder.exchange(&host, 1 << 20);
+    forwarder.end(Signal::TERM);
+    let link = forwarder.ip(&["addr", "show", "vsock0"]);
+    assert!(link.contains("192.168.127.2/24") && link.contains(",UP"), "{link}");
+    assert_eq!(forwarder.resolv_conf(), NAMESERVER);
+    assert!(forwarder.ip(&["route"]).lines().all(|route| !route.contains("default")));
+}
+
+#[test]
+fn the_link_may_be_a_program() {
+    let (dir, host) = (tempfile::tempdir().unwrap(), host());
+    let socket = dir.path().join("net.sock");
+    let _peer = Peer::start(&socket, &host, &[]);
+    // A program that speaks frames on its standard input and output, as `gvproxy -listen-stdio`.
+    let program = dir.path().join("link");
+    let script = format!(
+        "#!/bin/sh\necho \"$@\" >{0}/args; echo $$ >{0}/pid\nexec {2} {0}/link.py {1}\n",
+        dir.path().display(),
+        socket.display(),
+        tool("python3", "python3").display()
+    );
+    fs::write(dir.path().join("link.py"), LINK).unwrap();
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let url = format!("stdio:{}?listen-stdio=accept&ssh-port=-1", program.display());
+    let mut forwarder = Forwarder::start(&["-url", &url, "-stop-if-exist", "ignore"]);
+    forwarder.wait_for_lease();
+    forwarder.exchange(&host, 1 << 20);
+    assert_eq!(fs::read_to_string(dir.path().join("args")).unwrap(), "-listen-stdio=accept -ssh-port=-1\n");
+    let pid = fs::read_to_string(dir.path().join("pid")).unwrap();
+    forwarder.end(Signal::TERM);
+    assert!(!Path::new("/proc").join(pid.trim()).exists(), "the program ends with the link");
+}
+
+/// Standard input and output to and from a socket, with the request in front.
+const LINK: &str = r#"
+import os, socket, sys, threading
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+s.sendall(b"POST /connect HTTP/1.1\r\nHost: \r\n\r\n")
+def up():
+    while data := os.read(0, 65536):
+        s.sendall(data)
+threading.Thread(target=up, daemon=True).start()
+while data := s.recv(65536):
+    os.write(1, data)
+"#;
+
+#[test]
+fn other_interfaces_leave_nothing_to_do() {
+    let output = run(&["-stop-if-exist", "nosuch,lo", "-url", "nonsense"]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.contains("interface lo prevented this program to run"), "{text}");
+}
+
+#[test]
+fn flags_that_cannot_be_meant_are_told_at_once() {
+    for (args, code, text) in [
+        (&["-nosuch"][..], 2, "flag provided but not defined: -nosuch\nUsage of "),
+        (&["-mtu", "x"], 2, r#"invalid value "x" for flag -mtu: parse error"#),
+        (&["-h"], 0, "(default \"vsock://2:1024/connect\")\n  -version\n"),
+        (&["-stop-if-exist=", "-url", "http://x"], 1, "unexpected scheme"),
+        (&["-stop-if-exist=", "-mac", "zz"], 1, "not a hardware address"),
+        (&["-stop-if-exist=", "-iface", "much-too-long-name"], 1, "not the name of an interface"),
+    ] {
+        let output = run(args);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+        assert!(stderr.contains(text), "{args:?}: {stderr}");
+    }
+    let output = run(&["--version"]);
+    assert!(output.stdout.starts_with(b"gvforwarder version v") && output.status.success(), "{output:?}");
+}
+
+#[test]
+fn the_readme_has_the_table_of_flags() {
+    let table = gvproxy::cli::table::markdown(gvproxy::guest::settings::FLAGS);
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    assert!(readme.contains(&table), "README.md wants this table:\n{table}");
+}
+
+#[test]
+fn a_refusal_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("net.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let forwarder = Forwarder::start(&["-url", &format!("unix://{}", socket.display())]);
+    let answer = std::thread::spawn(move || {
+        let (mut stream, _): (UnixStream, _) = listener.accept().unwrap();
+        assert_upgrade(&mut BufReader::new(stream.try_clone().unwrap()));
+        stream.write_all(b"HTTP/1.1 404 Not Found\r\n\r\n").unwrap();
+    });
+    eventually("the reason", PATIENCE, || {
+        forwarder.stderr().contains("the host refuses the link: HTTP/1.1 404 Not Found").then_some(())
+    });
+    answer.join().unwrap();
+}
