@@ -24,3 +24,16 @@ pub trait FrameSink {
     /// Adds a frame of exactly `len` bytes and lends its bytes (whatever they hold) to be written; `None` if there is no room.
     fn frame(&mut self, port: PortId, len: usize) -> Option<&mut [u8]>;
 }
+
+/// Where nothing can be sent.
+pub(crate) struct NoSink;
+
+impl FrameSink for NoSink {
+    fn has_room(&self, _: PortId, _: usize) -> bool {
+        false
+    }
+
+    fn frame(&mut self, _: PortId, _: usize) -> Option<&mut [u8]> {
+        None
+    }
+}

@@ -360,19 +360,7 @@ fn emit(buffer: &mut [u8], from: SocketAddr, to: SocketAddr, payload: &[u8]) {
 mod tests {
     use super::*;
     use crate::Mac;
-
-    /// For datagrams that must not become frames.
-    struct NoSink;
-
-    impl FrameSink for NoSink {
-        fn has_room(&self, _: PortId, _: usize) -> bool {
-            false
-        }
-
-        fn frame(&mut self, _: PortId, _: usize) -> Option<&mut [u8]> {
-            None
-        }
-    }
+    use crate::link::NoSink;
 
     const ROUTE: Route = Route { port: PortId(0), from: Mac([2; 6]), to: Mac([4; 6]) };
 

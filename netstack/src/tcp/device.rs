@@ -7,10 +7,11 @@ use smoltcp::wire::{IpProtocol, Ipv4Packet, TcpPacket};
 
 use super::recovery::Recovery;
 use super::window::WindowLimit;
+use crate::FrameSink;
 use crate::checksum;
 use crate::ether::{self, EtherType};
 use crate::ipv4::Route;
-use crate::{FrameSink, PortId};
+use crate::link::NoSink;
 
 /// A device for the length of one call into smoltcp.
 pub(super) struct OneCall<'a, S> {
@@ -186,17 +187,5 @@ pub(super) enum Never {}
 impl TxToken for Never {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, _: usize, _: F) -> R {
         match self {}
-    }
-}
-
-struct NoSink;
-
-impl FrameSink for NoSink {
-    fn has_room(&self, _: PortId, _: usize) -> bool {
-        false
-    }
-
-    fn frame(&mut self, _: PortId, _: usize) -> Option<&mut [u8]> {
-        None
     }
 }

@@ -9,6 +9,7 @@ use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{IpAddress, IpEndpoint, IpListenEndpoint, TcpPacket, TcpSeqNumber};
 
+use super::device::OneCall;
 use super::recovery::Recovery;
 use super::window::WindowLimit;
 use super::{FlowId, GIVE_UP, GIVE_UP_SYN};
@@ -265,6 +266,21 @@ impl Flow {
             Stage::Live(sockets, handle) => Some(sockets.get_mut(*handle)),
             Stage::Held(_) | Stage::Resolving | Stage::Dead => None,
         }
+    }
+
+    /// What one call into smoltcp takes of a live flow: the device, and the set with its socket.
+    pub(super) fn device<'a, S>(
+        &'a mut self,
+        packet: Option<&'a [u8]>,
+        sink: &'a mut S,
+        mtu: usize,
+        now: Instant,
+        scratch: &'a mut Vec<u8>,
+    ) -> Option<(OneCall<'a, S>, &'a mut SocketSet<'static>, SocketHandle)> {
+        let Stage::Live(sockets, handle) = &mut self.stage else { return None };
+        let (route, window, recovery) = (self.route, &mut self.window, &mut self.recovery);
+        let device = OneCall { packet, sink, route, mtu, window, recovery, now, scratch };
+        Some((device, sockets, *handle))
     }
 
     /// Makes the flow live as the listener that the held SYN is then given to.

@@ -86,6 +86,12 @@ pub(crate) enum Segment {
     },
 }
 
+/// What the flows of one port share.
+struct Budgets {
+    window: WindowBudget,
+    replay: ReplayBudget,
+}
+
 /// The flow table.
 pub(crate) struct Table {
     interface: Interface,
@@ -100,8 +106,7 @@ pub(crate) struct Table {
     /// Flows whose rings are idle, and the next ring of each.
     idle: VecDeque<(FlowId, usize)>,
     timers: Timers<FlowId>,
-    budgets: HashMap<PortId, WindowBudget, FixedState>,
-    replays: HashMap<PortId, ReplayBudget, FixedState>,
+    budgets: HashMap<PortId, Budgets, FixedState>,
     /// Sockets of flows that ended, for new ones.
     pool: Vec<PooledSocket>,
     next_port: u16,
@@ -135,7 +140,6 @@ impl Table {
             idle: VecDeque::new(),
             timers: Timers::new(),
             budgets: HashMap::with_hasher(FixedState::with_seed(seed)),
-            replays: HashMap::with_hasher(FixedState::with_seed(seed)),
             pool: Vec::new(),
             next_port: EPHEMERAL_FIRST + (seed % u64::from(EPHEMERAL_COUNT)) as u16,
             scratch: Vec::new(),
@@ -144,14 +148,12 @@ impl Table {
     }
 
     pub(crate) fn attach(&mut self, port: PortId, now: Instant) {
-        self.budgets.insert(port, WindowBudget::new(now));
-        self.replays.insert(port, ReplayBudget::new(now));
+        self.budgets.insert(port, Budgets { window: WindowBudget::new(now), replay: ReplayBudget::new(now) });
     }
 
     /// Ends the flows of a port that is gone. Their drivers see [`Phase::Aborted`].
     pub(crate) fn detach(&mut self, port: PortId) {
         self.budgets.remove(&port);
-        self.replays.remove(&port);
         let gone: Vec<FlowId> =
             self.flows.iter().filter(|(_, flow)| flow.route.port == port).map(|(id, _)| id).collect();
         for id in gone {
@@ -238,7 +240,7 @@ impl Table {
                     return Err(DropReason::Tcp);
                 }
                 if let Some(budget) = self.budgets.get_mut(&route.port).filter(|_| has_data) {
-                    budget.count(&mut flow.window, now);
+                    budget.window.count(&mut flow.window, now);
                 }
                 // As a keep-alive is, which asks for an answer.
                 is_old = (flow.window.acknowledged().filter(|ack| segment.seq_number() < *ack))
@@ -270,16 +272,8 @@ impl Table {
                         bytes = &self.rewritten;
                     }
                 }
-                let mut device = OneCall {
-                    packet: Some(bytes),
-                    sink,
-                    route,
-                    mtu: usize::from(self.mtu),
-                    window: &mut flow.window,
-                    recovery: &mut flow.recovery,
-                    now,
-                    scratch: &mut self.scratch,
-                };
+                let called = flow.device(Some(bytes), sink, usize::from(self.mtu), now, &mut self.scratch);
+                let Some((mut device, sockets, _)) = called else { return Ok(Segment::Done) };
                 let _: PollIngressSingleResult =
                     self.interface.poll_ingress_single(now, &mut device, sockets);
             }
@@ -337,17 +331,8 @@ impl Table {
         let Some(flow) = self.flows.get_mut(id) else { return };
         let Stage::Held(syn) = core::mem::replace(&mut flow.stage, Stage::Dead) else { return };
         flow.listen(self.pool.pop().unwrap_or_else(PooledSocket::new));
-        let Stage::Live(sockets, _) = &mut flow.stage else { return };
-        let mut device = OneCall {
-            packet: Some(&syn),
-            sink,
-            route: flow.route,
-            mtu: usize::from(self.mtu),
-            window: &mut flow.window,
-            recovery: &mut flow.recovery,
-            now,
-            scratch: &mut self.scratch,
-        };
+        let called = flow.device(Some(&syn), sink, usize::from(self.mtu), now, &mut self.scratch);
+        let Some((mut device, sockets, _)) = called else { return };
         let _: PollIngressSingleResult = self.interface.poll_ingress_single(now, &mut device, sockets);
         flow.after_segment(State::Listen, false);
         self.mark_ready(id);
@@ -478,7 +463,7 @@ impl Table {
             return;
         }
         if let Some(budget) = self.budgets.get_mut(&flow.route.port) {
-            budget.share(&mut flow.window, now);
+            budget.window.share(&mut flow.window, now);
         }
         let mtu = flow.window.packet();
         if !flow.recovery.is_idle() {
@@ -494,19 +479,10 @@ impl Table {
         }
         self.deepen(id);
         let Some(flow) = self.flows.get_mut(id) else { return };
-        let Stage::Live(sockets, handle) = &mut flow.stage else { return };
-        let mut device = OneCall {
-            packet: None,
-            sink,
-            route: flow.route,
-            mtu,
-            window: &mut flow.window,
-            recovery: &mut flow.recovery,
-            now,
-            scratch: &mut self.scratch,
-        };
+        let called = flow.device(None, sink, mtu, now, &mut self.scratch);
+        let Some((mut device, sockets, handle)) = called else { return };
         let mut segments = (TURN / mtu).max(TURN_SEGMENTS);
-        let open = sockets.get::<Socket<'_>>(*handle).is_open();
+        let open = sockets.get::<Socket<'_>>(handle).is_open();
         // Without room smoltcp would forget a fast retransmission that it cannot send, and wait for ever.
         while segments > 0
             && device.has_room()
@@ -515,7 +491,7 @@ impl Table {
             segments -= 1;
         }
         let due = self.interface.poll_at(now, sockets);
-        let timed_out = open && !sockets.get::<Socket<'_>>(*handle).is_open();
+        let timed_out = open && !sockets.get::<Socket<'_>>(handle).is_open();
         let mut room = sink.has_room(flow.route.port, ether::HEADER_LEN + mtu);
         if let Some(held) = flow.wants_window_update() {
             if room && let Some((seq, ack, window)) = flow.window.update(held) {

@@ -5,8 +5,7 @@ use smoltcp::iface::PollResult;
 use smoltcp::socket::tcp::Socket;
 use smoltcp::time::{Duration, Instant};
 
-use super::device::{Blueprint, OneCall};
-use super::flow::Stage;
+use super::device::Blueprint;
 use super::{FlowId, Table, send_update};
 use crate::FrameSink;
 
@@ -42,17 +41,8 @@ impl Table {
     /// Probes a closed window. smoltcp is told that its timer for that has run out.
     pub(super) fn probe(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) {
         let Some(flow) = self.flows.get_mut(id) else { return };
-        let Stage::Live(sockets, _) = &mut flow.stage else { return };
-        let mut device = OneCall {
-            packet: None,
-            sink,
-            route: flow.route,
-            mtu: usize::from(self.mtu),
-            window: &mut flow.window,
-            recovery: &mut flow.recovery,
-            now,
-            scratch: &mut self.scratch,
-        };
+        let called = flow.device(None, sink, usize::from(self.mtu), now, &mut self.scratch);
+        let Some((mut device, sockets, _)) = called else { return };
         // Whenever smoltcp would do it; from then on it waits from there.
         let at = self.interface.poll_at(now, sockets).unwrap_or(now);
         if device.has_room() {
@@ -64,26 +54,17 @@ impl Table {
     /// out, and so repeats everything; what the guest has, or may still get, goes no further than `scratch`.
     pub(super) fn replay(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) {
         let Some(flow) = self.flows.get_mut(id) else { return };
-        let Stage::Live(sockets, _) = &mut flow.stage else { return };
-        let Some(budget) = self.replays.get_mut(&flow.route.port) else { return };
-        let at = flow.recovery.replay_at(|segments| budget.reserve(segments, now));
+        let Some(budgets) = self.budgets.get_mut(&flow.route.port) else { return };
+        let at = flow.recovery.replay_at(|segments| budgets.replay.reserve(segments, now));
         if at > now {
             return self.timers.arm(id, at, &mut flow.armed);
         }
         let Some(end) = flow.recovery.begin_replay() else { return };
+        let called = flow.device(None, sink, usize::from(self.mtu), now, &mut self.scratch);
+        let Some((mut device, sockets, _)) = called else { return };
         // A device that takes nothing: smoltcp goes back to the first byte, and starts its timer at the true time below.
         let mut nothing = Blueprint { mtu: usize::from(self.mtu) };
         let _: PollResult = self.interface.poll_egress(now + PAST_TIMERS, &mut nothing, sockets);
-        let mut device = OneCall {
-            packet: None,
-            sink,
-            route: flow.route,
-            mtu: usize::from(self.mtu),
-            window: &mut flow.window,
-            recovery: &mut flow.recovery,
-            now,
-            scratch: &mut self.scratch,
-        };
         while device.recovery.is_replaying_before(end)
             && self.interface.poll_egress(now, &mut device, sockets) == PollResult::SocketStateChanged
         {
