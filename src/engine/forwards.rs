@@ -10,7 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::Arc;
-use std::time::Instant as Clock;
+use std::time::{Duration, Instant as Clock};
 
 use mio::net::{TcpListener, UdpSocket, UnixListener};
 use mio::{Interest, Token};
@@ -19,7 +19,8 @@ use slotmap::SlotMap;
 use tokio::sync::oneshot;
 
 use super::command::Command;
-use super::{ACCEPT_PAUSE, EARLY_WRITE, Engine, Handle, Source, is_later};
+use super::udp::TURN;
+use super::{EARLY_WRITE, Engine, Handle, Source};
 use crate::host::stream::HostStream;
 use crate::host::udp::HostUdp;
 use crate::listen::RemoveOnDrop;
@@ -27,8 +28,8 @@ use crate::sys::udp::{MESSAGES, receive_uncut};
 
 /// Connections taken from one listener in a turn.
 const ACCEPT_TURN: usize = 64;
-/// Datagrams taken from one port in a turn, unless they fill a write before.
-const RECEIVE_TURN: usize = 512;
+/// How long accepting pauses when there are no more descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 slotmap::new_key_type! {
     /// Names a forward; never used again for another one.
@@ -195,7 +196,12 @@ impl Engine {
                     self.forwards.rest(id);
                     return Ok(());
                 }
-                Err(error) if is_later(&error) => {}
+                // There is nothing wrong but the moment.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
+                    ) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -207,7 +213,7 @@ impl Engine {
         let Some(forward) = self.forwards.table.get_mut(id) else { return };
         let Socket::Udp(socket) = &forward.socket else { return };
         let mut taken = 0;
-        while taken < RECEIVE_TURN {
+        while taken < TURN {
             let port = forward.latest.and_then(|flow| self.stack.udp_port(flow));
             if taken > 0 && port.is_some_and(|port| self.batches.len(port) >= EARLY_WRITE) {
                 break;
@@ -241,7 +247,7 @@ impl Engine {
                 };
                 if known.is_none() {
                     tracing::debug!(%client, remote = %forward.remote, "forwarding datagrams");
-                    let host = HostUdp::of_client(Arc::clone(socket), forward.token, client);
+                    let host = HostUdp::new(Arc::clone(socket), forward.token, Some(client));
                     self.udp.insert(flow, host);
                     forward.clients.insert(client, flow);
                 }

@@ -231,26 +231,20 @@ impl Engine {
 
     /// The control plane knows that the hypervisor is gone.
     pub(super) fn detach(&mut self, port: PortId) {
-        if let Some(link) = self.link_mut(port) {
+        if let Some(link) = find(&mut self.links, port) {
             link.over.get_or_insert(Ok(()));
         }
     }
 
-    fn link_mut(&mut self, port: PortId) -> Option<&mut Link> {
-        let index = self.links.binary_search_by_key(&port, |link| link.port).ok()?;
-        self.links.get_mut(index)
-    }
-
     pub(super) fn handle_link_event(&mut self, port: PortId, event: &Readiness) {
-        let Ok(index) = self.links.binary_search_by_key(&port, |link| link.port) else { return };
-        if let Some(link) = self.links.get_mut(index) {
+        if let Some(link) = find(&mut self.links, port) {
             link.handle_event(event, self.poll.registry());
         }
     }
 
     /// Lets a UDP flow wait for room at its port.
     pub(super) fn await_room(&mut self, port: PortId, flow: UdpFlowId) {
-        if let Some(link) = self.link_mut(port) {
+        if let Some(link) = find(&mut self.links, port) {
             link.udp_waiting.push(flow);
         }
     }
@@ -357,6 +351,12 @@ impl Engine {
         }
         self.links.len() < links
     }
+}
+
+/// Links are in the order of their ports.
+fn find(links: &mut [Link], port: PortId) -> Option<&mut Link> {
+    let index = links.binary_search_by_key(&port, |link| link.port).ok()?;
+    links.get_mut(index)
 }
 
 /// The batches of all links, as the stack sees them: in the order of the links, which is that of their ports.

@@ -48,8 +48,6 @@ use wait::Waits;
 const EVENTS: usize = 1024;
 /// A batch of this many bytes is written before the turn's end, so that the guest can start on it.
 const EARLY_WRITE: usize = 64 << 10;
-/// How long accepting pauses when there are no more descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a token stands for.
 #[derive(Clone, Copy, Debug)]
@@ -264,12 +262,4 @@ impl Engine {
     fn forget(&mut self, token: Token) {
         self.sources.try_remove(token.0);
     }
-}
-
-/// Whether there is nothing wrong but the moment.
-fn is_later(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
-    )
 }

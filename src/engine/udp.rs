@@ -14,7 +14,7 @@ use crate::logging::Limited;
 use crate::sys::udp::MESSAGES;
 
 /// Datagrams taken from one socket in a turn, unless they fill a write before.
-const TURN: usize = 512;
+pub(super) const TURN: usize = 512;
 
 /// What became of a flow's datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub(super) fn open(
     });
     match opened {
         Ok(socket) => {
-            sockets.insert(datagram.flow, HostUdp::new(socket, token));
+            sockets.insert(datagram.flow, HostUdp::new(socket, token, None));
         }
         Err(error) => {
             sources.remove(token.0);

@@ -54,8 +54,7 @@ impl Waits {
                 std::thread::yield_now();
             }
         }
-        let waited = start.elapsed();
-        poll_once(poll, events, timeout.map(|timeout| timeout.saturating_sub(waited)))?;
+        poll_once(poll, events, timeout.map(|timeout| timeout.saturating_sub(start.elapsed())))?;
         self.last_was_short = start.elapsed() < AWAKE;
         Ok(())
     }

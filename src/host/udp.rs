@@ -26,13 +26,9 @@ pub(crate) struct HostUdp {
 }
 
 impl HostUdp {
-    pub(crate) fn new(socket: UdpSocket, token: Token) -> Self {
-        Self { socket: Arc::new(socket), token, client: None, queued: false, cuts: true }
-    }
-
-    /// The flow of one client of an exposed port.
-    pub(crate) fn of_client(socket: Arc<UdpSocket>, token: Token, client: SocketAddr) -> Self {
-        Self { socket, token, client: Some(client), queued: false, cuts: true }
+    /// A flow's own socket; with a `client`, that client's part of an exposed port's.
+    pub(crate) fn new(socket: impl Into<Arc<UdpSocket>>, token: Token, client: Option<SocketAddr>) -> Self {
+        Self { socket: socket.into(), token, client, queued: false, cuts: true }
     }
 
     /// A new socket, connected to `to`.
