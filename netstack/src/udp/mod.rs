@@ -1,5 +1,7 @@
-//! UDP (RFC 768). Owns: the flow table: one entry for each pair of guest and remote socket, bounded, least recently used out
-//! first. May not: open a socket on the host (the driver does, told by [`Datagram::open`]). Read next: `lib.rs`.
+//! UDP (RFC 768). Owns: the flow table: one entry for each pair of guest and remote socket, bounded. May not: open a socket on the
+//! host (the driver does, told by [`Datagram::open`]). Read next: `shares.rs`, who makes room in a full table; `lib.rs`.
+
+mod shares;
 
 use core::net::{IpAddr, SocketAddr};
 use std::collections::{HashMap, VecDeque};
@@ -14,6 +16,7 @@ use crate::ether::{self, EtherType};
 use crate::ipv4::{self, Header, Route};
 use crate::timer::Timers;
 use crate::{DropReason, FrameSink, PortId};
+use shares::{Owner, Place, Shares};
 
 slotmap::new_key_type! {
     /// Names a UDP flow; never used again for another one.
@@ -22,7 +25,7 @@ slotmap::new_key_type! {
 
 /// Bytes of a UDP header.
 pub(crate) const HEADER_LEN: usize = 8;
-/// Flows at most: each is a socket on the host.
+/// Flows at most that guests open, each a socket on the host; and as many that are opened to guests.
 pub const MAX_FLOWS: usize = 4096;
 /// A flow without a datagram for this long is over (RFC 4787 asks for two minutes or more by default, and accepts less for
 /// well-known ports; the original takes 90 s).
@@ -58,8 +61,7 @@ struct Flow {
     held: Vec<Vec<u8>>,
     used: Instant,
     armed: Option<Instant>,
-    newer: Option<UdpFlowId>,
-    older: Option<UdpFlowId>,
+    place: Place,
 }
 
 /// The flow table.
@@ -67,8 +69,7 @@ struct Flow {
 pub(crate) struct Table {
     flows: SlotMap<UdpFlowId, Flow>,
     keys: HashMap<(SocketAddr, SocketAddr), UdpFlowId, FixedState>,
-    newest: Option<UdpFlowId>,
-    oldest: Option<UdpFlowId>,
+    shares: Shares,
     timers: Timers<UdpFlowId>,
     closed: VecDeque<UdpFlowId>,
     /// Bytes held in all flows.
@@ -83,8 +84,7 @@ impl Table {
         Self {
             flows: SlotMap::with_key(),
             keys: HashMap::with_hasher(FixedState::with_seed(seed)),
-            newest: None,
-            oldest: None,
+            shares: Shares::new(seed),
             timers: Timers::new(),
             closed: VecDeque::new(),
             held: 0,
@@ -116,7 +116,7 @@ impl Table {
         Ok(Some(id))
     }
 
-    /// A new flow; the least recently used one makes room.
+    /// A new flow of a guest's, for which another makes room if there are too many.
     pub(crate) fn open(
         &mut self,
         guest: SocketAddr,
@@ -124,11 +124,20 @@ impl Table {
         route: Route,
         now: Instant,
     ) -> UdpFlowId {
-        if self.flows.len() >= MAX_FLOWS
-            && let Some(oldest) = self.oldest
-        {
-            self.close(oldest);
-            self.closed.push_back(oldest);
+        self.insert(guest, remote, route, Owner::Guest(route.port), now)
+    }
+
+    fn insert(
+        &mut self,
+        guest: SocketAddr,
+        remote: SocketAddr,
+        route: Route,
+        owner: Owner,
+        now: Instant,
+    ) -> UdpFlowId {
+        if let Some(surplus) = self.shares.surplus(owner) {
+            self.close(surplus);
+            self.closed.push_back(surplus);
         }
         let id = self.flows.insert(Flow {
             guest,
@@ -137,11 +146,10 @@ impl Table {
             held: Vec::new(),
             used: now,
             armed: None,
-            newer: None,
-            older: None,
+            place: Place::default(),
         });
         self.keys.insert((guest, remote), id);
-        self.link_newest(id);
+        self.shares.insert(&mut self.flows, id, owner);
         self.arm(id);
         let flows = &self.flows;
         self.timers.shed(flows.len(), |id, at| flows.get(id).is_some_and(|flow| flow.armed == Some(at)));
@@ -154,7 +162,7 @@ impl Table {
             let remote = SocketAddr::new(local, self.next_port);
             self.next_port = self.next_port.checked_add(1).unwrap_or(EPHEMERAL_FIRST);
             if !self.keys.contains_key(&(guest, remote)) {
-                return Some(self.open(guest, remote, Route::NOWHERE, now));
+                return Some(self.insert(guest, remote, Route::NOWHERE, Owner::Exposed(guest), now));
             }
         }
         None
@@ -176,7 +184,7 @@ impl Table {
 
     /// Forgets the flow.
     pub(crate) fn close(&mut self, id: UdpFlowId) {
-        self.unlink(id);
+        self.shares.remove(&mut self.flows, id);
         if let Some(flow) = self.flows.remove(id) {
             self.keys.remove(&(flow.guest, flow.remote));
             self.held -= flow.held.iter().map(Vec::len).sum::<usize>();
@@ -295,37 +303,9 @@ impl Table {
     }
 
     fn touch(&mut self, id: UdpFlowId, now: Instant) {
-        if let Some(flow) = self.flows.get_mut(id) {
-            flow.used = now;
-        }
-        if self.newest != Some(id) {
-            self.unlink(id);
-            self.link_newest(id);
-        }
-    }
-
-    fn link_newest(&mut self, id: UdpFlowId) {
-        let before = self.newest.replace(id);
-        if let Some(flow) = self.flows.get_mut(id) {
-            flow.older = before;
-            flow.newer = None;
-        }
-        match before.and_then(|before| self.flows.get_mut(before)) {
-            Some(before) => before.newer = Some(id),
-            None => self.oldest = Some(id),
-        }
-    }
-
-    fn unlink(&mut self, id: UdpFlowId) {
-        let Some((older, newer)) = self.flows.get(id).map(|flow| (flow.older, flow.newer)) else { return };
-        match older.and_then(|older| self.flows.get_mut(older)) {
-            Some(flow) => flow.newer = newer,
-            None => self.oldest = newer,
-        }
-        match newer.and_then(|newer| self.flows.get_mut(newer)) {
-            Some(flow) => flow.older = older,
-            None => self.newest = older,
-        }
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        flow.used = now;
+        self.shares.touch(&mut self.flows, id);
     }
 }
 
@@ -410,6 +390,31 @@ mod tests {
         table.close(ids[4]);
         table.open(guest(60_001), remote(9), ROUTE, now);
         assert_eq!(table.poll_closed(), None);
+    }
+
+    #[test]
+    fn a_flood_costs_who_makes_it() {
+        let mut table = Table::new(1);
+        let now = Instant::ZERO;
+        let other = Route { port: PortId(1), ..ROUTE };
+        let quiet = table.open(guest(1), remote(1), other, now);
+        let dialled = table.dial(guest(7), [10, 0, 0, 1].into(), now).unwrap();
+        for port in 0..2 * MAX_FLOWS as u16 {
+            table.open(guest(port + 1), remote(9), ROUTE, now);
+            table.dial(guest(8), [10, 0, 0, 1].into(), now).unwrap();
+        }
+        assert_eq!(table.len(), 2 * MAX_FLOWS);
+        let closed: Vec<_> = core::iter::from_fn(|| table.poll_closed()).collect();
+        assert!(!closed.contains(&quiet) && !closed.contains(&dialled), "{closed:?}");
+        // The other one gets its part of the full table, from who has more.
+        for port in 2..100 {
+            table.open(guest(port), remote(1), other, now);
+        }
+        assert_eq!(table.find(guest(1), remote(1), other, now), Ok(Some(quiet)));
+        assert_eq!(table.len(), 2 * MAX_FLOWS);
+        // An owner without flows is forgotten.
+        table.detach(PortId(1));
+        assert_eq!(table.len(), 2 * MAX_FLOWS - 99);
     }
 
     #[test]

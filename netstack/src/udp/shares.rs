@@ -1,0 +1,150 @@
+//! Who has how many flows, and in which order they were used: a flood costs whoever makes it.
+//!
+//! Owns: one list for each owner, threaded through the flows. May not: close a flow. Read next: `mod.rs`.
+
+use core::net::SocketAddr;
+use std::collections::HashMap;
+
+use foldhash::fast::FixedState;
+use slotmap::SlotMap;
+
+use super::{Flow, MAX_FLOWS, UdpFlowId};
+use crate::PortId;
+
+slotmap::new_key_type! {
+    struct ShareId;
+}
+
+type Flows = SlotMap<UdpFlowId, Flow>;
+
+/// Whose a flow is.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(super) enum Owner {
+    /// It was opened by the guest at this port.
+    Guest(PortId),
+    /// It was opened from outside, to this socket of a guest.
+    Exposed(SocketAddr),
+}
+
+impl Owner {
+    fn kind(self) -> usize {
+        match self {
+            Self::Guest(_) => 0,
+            Self::Exposed(_) => 1,
+        }
+    }
+}
+
+/// A flow's place in its owner's list.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Place {
+    share: ShareId,
+    newer: Option<UdpFlowId>,
+    older: Option<UdpFlowId>,
+}
+
+#[derive(Debug)]
+struct Share {
+    owner: Owner,
+    len: usize,
+    newest: Option<UdpFlowId>,
+    oldest: Option<UdpFlowId>,
+}
+
+/// The shares of all owners: of each kind [`MAX_FLOWS`] together.
+#[derive(Debug)]
+pub(super) struct Shares {
+    shares: SlotMap<ShareId, Share>,
+    by_owner: HashMap<Owner, ShareId, FixedState>,
+    /// Owners and flows of each kind.
+    count: [Count; 2],
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    owners: usize,
+    flows: usize,
+}
+
+impl Shares {
+    pub(super) fn new(seed: u64) -> Self {
+        let by_owner = HashMap::with_hasher(FixedState::with_seed(seed));
+        Self { shares: SlotMap::with_key(), by_owner, count: [Count::default(); 2] }
+    }
+
+    /// The flow that has to make room for one more of `owner`, if any: the least recently used one of who has most.
+    pub(super) fn surplus(&self, owner: Owner) -> Option<UdpFlowId> {
+        let Count { owners, flows } = self.count[owner.kind()];
+        if flows < MAX_FLOWS {
+            return None;
+        }
+        let own = self.by_owner.get(&owner).and_then(|id| self.shares.get(*id));
+        // The usual case needs no search: whoever floods has a fair share already.
+        let share = own.filter(|own| own.len * owners >= flows).or_else(|| {
+            let alike = self.shares.values().filter(|share| share.owner.kind() == owner.kind());
+            alike.max_by_key(|share| share.len)
+        });
+        share?.oldest
+    }
+
+    /// A new flow, used now.
+    pub(super) fn insert(&mut self, flows: &mut Flows, id: UdpFlowId, owner: Owner) {
+        let count = &mut self.count[owner.kind()];
+        count.flows += 1;
+        let share = *self.by_owner.entry(owner).or_insert_with(|| {
+            count.owners += 1;
+            self.shares.insert(Share { owner, len: 0, newest: None, oldest: None })
+        });
+        if let Some(share) = self.shares.get_mut(share) {
+            share.len += 1;
+        }
+        self.link_newest(flows, id, share);
+    }
+
+    /// The flow is used.
+    pub(super) fn touch(&mut self, flows: &mut Flows, id: UdpFlowId) {
+        let Some(Place { share, newer: Some(_), .. }) = flows.get(id).map(|flow| flow.place) else { return };
+        self.unlink(flows, id);
+        self.link_newest(flows, id, share);
+    }
+
+    /// The flow ends.
+    pub(super) fn remove(&mut self, flows: &mut Flows, id: UdpFlowId) {
+        let Some(Place { share: at, .. }) = flows.get(id).map(|flow| flow.place) else { return };
+        self.unlink(flows, id);
+        let Some(share) = self.shares.get_mut(at) else { return };
+        let count = &mut self.count[share.owner.kind()];
+        count.flows -= 1;
+        share.len -= 1;
+        if share.len == 0 {
+            count.owners -= 1;
+            self.by_owner.remove(&share.owner);
+            self.shares.remove(at);
+        }
+    }
+
+    fn link_newest(&mut self, flows: &mut Flows, id: UdpFlowId, at: ShareId) {
+        let Some(share) = self.shares.get_mut(at) else { return };
+        let older = share.newest.replace(id);
+        if let Some(flow) = flows.get_mut(id) {
+            flow.place = Place { share: at, newer: None, older };
+        }
+        match older.and_then(|older| flows.get_mut(older)) {
+            Some(older) => older.place.newer = Some(id),
+            None => share.oldest = Some(id),
+        }
+    }
+
+    fn unlink(&mut self, flows: &mut Flows, id: UdpFlowId) {
+        let Some(Place { share, newer, older }) = flows.get(id).map(|flow| flow.place) else { return };
+        let Some(share) = self.shares.get_mut(share) else { return };
+        match older.and_then(|older| flows.get_mut(older)) {
+            Some(flow) => flow.place.newer = newer,
+            None => share.oldest = newer,
+        }
+        match newer.and_then(|newer| flows.get_mut(newer)) {
+            Some(flow) => flow.place.older = older,
+            None => share.newest = older,
+        }
+    }
+}
