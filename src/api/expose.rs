@@ -8,7 +8,8 @@ use hyper::{Request, StatusCode};
 use super::Api;
 use super::decode::Object;
 use super::reply::{Refusal, Reply, done, posted};
-use crate::forward::registry::{Asker, ExposeError, Protocol};
+use crate::forward::local::split_host_port;
+use crate::forward::registry::{Asker, ExposeError, Exposed, Protocol};
 
 /// What may be exposed: the names in the request, without one it is TCP.
 const PROTOCOLS: [Protocol; 4] = [Protocol::Tcp, Protocol::Udp, Protocol::Unix, Protocol::Npipe];
@@ -22,8 +23,7 @@ pub(super) async fn answer(api: &Api, asker: Asker, request: Request<Incoming>) 
     let protocol = protocol_of(&protocol).ok_or_else(|| {
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("unknown protocol {protocol}"))
     })?;
-    api.registry.expose(protocol, &local, &remote, asker).await?;
-    tracing::debug!(%protocol, local, ?asker, "exposed");
+    api.registry.expose(Exposed { local, remote, protocol }, asker).await?;
     Ok(done())
 }
 
@@ -63,7 +63,7 @@ impl From<ExposeError> for Refusal {
 
 /// `host:port`, where a guest may leave itself out.
 fn complete(remote: String, asker: Asker) -> Result<String, String> {
-    if !split(&remote)?.is_empty() {
+    if !split_host_port(&remote)?.0.is_empty() {
         return Ok(remote);
     }
     match asker {
@@ -71,25 +71,6 @@ fn complete(remote: String, asker: Asker) -> Result<String, String> {
         // COMPAT(gvproxy): says the same to a client of a unix socket, and takes 127.0.0.1 of the guest for one that came by TCP.
         Asker::Operator => Err("address @: missing port in address".into()),
     }
-}
-
-/// The host, as Go's `net.SplitHostPort` finds it, and its words if there is none.
-fn split(address: &str) -> Result<&str, String> {
-    let wrong = |why: &str| match address {
-        "" => why.to_owned(),
-        address => format!("address {address}: {why}"),
-    };
-    let missing = || wrong("missing port in address");
-    let (host, _) = address.rsplit_once(':').ok_or_else(missing)?;
-    if let Some(rest) = address.strip_prefix('[') {
-        let (host, rest) = rest.split_once(']').ok_or_else(|| wrong("missing ']' in address"))?;
-        return match rest.strip_prefix(':') {
-            Some(port) if !port.contains(':') => Ok(host),
-            Some(_) => Err(wrong("too many colons in address")),
-            None => Err(missing()),
-        };
-    }
-    if host.contains(':') { Err(wrong("too many colons in address")) } else { Ok(host) }
 }
 
 #[cfg(test)]
@@ -113,7 +94,6 @@ mod tests {
         ] {
             assert_eq!(complete(remote, GUEST), Err(why.into()), "{remote}");
         }
-        assert_eq!(split("[::1]:80"), Ok("::1"));
     }
 
     #[test]

@@ -12,6 +12,5 @@ pub(super) async fn answer(api: &Api, asker: Asker, request: Request<Incoming>) 
     let Wish { local, protocol, .. } = Wish::decode("UnexposeRequest", posted(request).await?)?;
     let protocol = protocol_of(&protocol).ok_or(ExposeError::NotFound)?;
     api.registry.unexpose(protocol, &local, asker).await?;
-    tracing::debug!(%protocol, local, ?asker, "no longer exposed");
     Ok(done())
 }

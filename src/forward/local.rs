@@ -79,9 +79,6 @@ impl Local {
     pub(super) fn resolve_at_once(self) -> Result<Place, String> {
         match self.host {
             Host::Any => Ok(Place::Any(self.port)),
-            Host::Address(address) if address.is_unspecified() => {
-                Ok(Place::At(SocketAddr::new(address, self.port)))
-            }
             Host::Address(address) => Ok(Place::At(SocketAddr::new(address, self.port))),
             Host::Name(name) => {
                 let found = std::net::ToSocketAddrs::to_socket_addrs(&(name.as_str(), self.port));
@@ -185,8 +182,11 @@ fn text(call: &str, error: &io::Error) -> String {
 ///
 /// # Errors
 /// What is wrong with it, in the words of Go's function of that name.
-pub(super) fn split_host_port(text: &str) -> Result<(&str, &str), String> {
-    let wrong = |why: &str| Err(format!("address {text}: {why}"));
+pub(crate) fn split_host_port(text: &str) -> Result<(&str, &str), String> {
+    let wrong = |why: &str| match text {
+        "" => Err(why.to_owned()),
+        text => Err(format!("address {text}: {why}")),
+    };
     let Some((before, port)) = text.rsplit_once(':') else { return wrong("missing port in address") };
     let host = if let Some(bracketed) = text.strip_prefix('[') {
         let Some((host, after)) = bracketed.split_once(']') else {

@@ -8,7 +8,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::local::{Host, Local};
-use super::registry::Protocol;
+use super::registry::{Exposed, Protocol};
 use super::remote;
 
 /// Ports that one guest may have exposed at a time. Each is a descriptor; podman exposes every port of a range by itself.
@@ -29,13 +29,8 @@ impl GuestPolicy {
     ///
     /// # Errors
     /// What is wrong with it, to be told to the guest.
-    pub(super) fn check(
-        &self,
-        guest: Ipv4Addr,
-        protocol: Protocol,
-        local: &str,
-        remote: &str,
-    ) -> Result<(), String> {
+    pub(super) fn check(&self, guest: Ipv4Addr, wanted: &Exposed) -> Result<(), String> {
+        let Exposed { local, remote, protocol } = wanted;
         if !matches!(protocol, Protocol::Tcp | Protocol::Udp) {
             return Err(format!("a guest may expose tcp and udp ports, not {protocol}"));
         }
@@ -81,7 +76,7 @@ mod tests {
     const GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 2);
 
     fn check(policy: &GuestPolicy, protocol: Protocol, local: &str, remote: &str) -> Result<(), String> {
-        policy.check(GUEST, protocol, local, remote)
+        policy.check(GUEST, &Exposed { local: local.into(), remote: remote.into(), protocol })
     }
 
     #[test]

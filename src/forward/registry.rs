@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -61,15 +61,30 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// One exposed port or socket, as `/services/forwarder/all` shows it.
+/// A port or socket to expose, and one that is, as `/services/forwarder/all` shows it.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct Exposed {
     /// Where the host listens, in the words of who asked.
     pub local: String,
-    /// Where it leads.
+    /// Where it leads. It has an address: `:8080` has been completed by the API.
     pub remote: String,
     /// What is listened on.
     pub protocol: Protocol,
+}
+
+impl Exposed {
+    fn key(&self) -> Key {
+        (self.local.clone(), self.protocol.as_str())
+    }
+
+    /// In the original the name of the call stands before only one of the two.
+    fn bad_local(&self, why: String) -> ExposeError {
+        ExposeError::Listen(if self.protocol == Protocol::Tcp { format!("listen tcp: {why}") } else { why })
+    }
+
+    fn cannot_watch(&self, error: &io::Error) -> ExposeError {
+        ExposeError::Listen(format!("listen {} {}: {}", self.protocol, self.local, reason(error)))
+    }
 }
 
 /// Who wants to see or change what is exposed.
@@ -162,40 +177,28 @@ impl Registry {
     ///
     /// # Errors
     /// See [`ExposeError`].
-    pub fn configure(
-        &self,
-        engine: &mut Engine,
-        protocol: Protocol,
-        local: &str,
-        remote: &str,
-    ) -> Result<(), ExposeError> {
-        let place = Local::parse(local, protocol.as_str()).and_then(Local::resolve_at_once);
-        let place = place.map_err(|why| bad_local(protocol, why))?;
-        if self.0.is_running(protocol, local, remote, Asker::Operator)? {
+    pub fn configure(&self, engine: &mut Engine, wanted: Exposed) -> Result<(), ExposeError> {
+        let place = Local::parse(&wanted.local, wanted.protocol.as_str()).and_then(Local::resolve_at_once);
+        let place = place.map_err(|why| wanted.bad_local(why))?;
+        if self.0.is_running(&wanted, Asker::Operator)? {
             return Ok(());
         }
-        let to = remote::address(remote).map_err(ExposeError::Remote)?;
-        let listener = self.0.bind(protocol, local, place, Asker::Operator)?;
-        let id = engine.forward(listener, to).map_err(|error| cannot_watch(protocol, local, &error))?;
-        self.0.insert(protocol, local, remote, Asker::Operator, Some(place), Running::Engine(id));
+        let to = remote::address(&wanted.remote).map_err(ExposeError::Remote)?;
+        let listener = self.0.bind(&wanted, place, Asker::Operator)?;
+        let id = engine.forward(listener, to).map_err(|error| wanted.cannot_watch(&error))?;
+        self.0.insert(wanted, Asker::Operator, Some(place), Running::Engine(id));
         Ok(())
     }
 
-    /// Listens at `local` for `remote`, which has an address: `:8080` has been completed by the API. Succeeds if that is so already.
+    /// Listens for `wanted`, if nobody does yet.
     ///
     /// It happens, or not, also if the future is dropped.
     ///
     /// # Errors
     /// See [`ExposeError`].
-    pub async fn expose(
-        &self,
-        protocol: Protocol,
-        local: &str,
-        remote: &str,
-        asker: Asker,
-    ) -> Result<(), ExposeError> {
-        let (inner, local, remote) = (Arc::clone(&self.0), local.to_owned(), remote.to_owned());
-        let task = tokio::spawn(async move { inner.expose(protocol, &local, &remote, asker).await });
+    pub async fn expose(&self, wanted: Exposed, asker: Asker) -> Result<(), ExposeError> {
+        let inner = Arc::clone(&self.0);
+        let task = tokio::spawn(async move { inner.expose(wanted, asker).await });
         task.await.unwrap_or(Err(ExposeError::Stopping))
     }
 
@@ -241,71 +244,57 @@ impl Inner {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn expose(
-        &self,
-        protocol: Protocol,
-        local: &str,
-        remote: &str,
-        asker: Asker,
-    ) -> Result<(), ExposeError> {
+    async fn expose(&self, wanted: Exposed, asker: Asker) -> Result<(), ExposeError> {
         if let Asker::Guest(guest) = asker {
-            self.policy.check(guest, protocol, local, remote).map_err(ExposeError::Denied)?;
+            self.policy.check(guest, &wanted).map_err(ExposeError::Denied)?;
         }
-        let place = match protocol {
+        let place = match wanted.protocol {
             Protocol::Tcp | Protocol::Udp => {
-                let local = Local::parse(local, protocol.as_str()).map_err(|why| bad_local(protocol, why))?;
-                Some(local.resolve().await.map_err(|why| bad_local(protocol, why))?)
+                let local = Local::parse(&wanted.local, wanted.protocol.as_str());
+                let local = local.map_err(|why| wanted.bad_local(why))?;
+                Some(local.resolve().await.map_err(|why| wanted.bad_local(why))?)
             }
             Protocol::Unix | Protocol::Npipe => None,
         };
         let _changing = self.changing.lock().await;
-        if self.is_running(protocol, local, remote, asker)? {
+        if self.is_running(&wanted, asker)? {
             return Ok(());
         }
         let running = match place {
             Some(place) => {
-                let to = remote::address(remote).map_err(ExposeError::Remote)?;
-                let listener = self.bind(protocol, local, place, asker)?;
-                self.add(protocol, local, listener, to).await?
+                let to = remote::address(&wanted.remote).map_err(ExposeError::Remote)?;
+                let listener = self.bind(&wanted, place, asker)?;
+                self.add(&wanted, listener, to).await?
             }
-            None => {
-                let remote = UnixRemote::parse(remote).map_err(ExposeError::Remote)?;
-                match remote {
-                    _ if protocol == Protocol::Npipe => return Err(ExposeError::NoPipes),
-                    UnixRemote::Tcp(to) => {
-                        let (listener, file) = unix_listener(Path::new(local), MODE)
-                            .map_err(|error| ExposeError::Listen(format!("{error:#}")))?;
-                        self.add(protocol, local, Listener::Unix(listener, file), to).await?
-                    }
-                    UnixRemote::Ssh(remote) => self.tunnel(local, remote)?,
+            None => match UnixRemote::parse(&wanted.remote).map_err(ExposeError::Remote)? {
+                _ if wanted.protocol == Protocol::Npipe => return Err(ExposeError::NoPipes),
+                UnixRemote::Tcp(to) => {
+                    let (listener, file) = unix_listener(Path::new(&wanted.local), MODE)
+                        .map_err(|error| ExposeError::Listen(format!("{error:#}")))?;
+                    self.add(&wanted, Listener::Unix(listener, file), to).await?
                 }
-            }
+                UnixRemote::Ssh(remote) => self.tunnel(&wanted.local, remote)?,
+            },
         };
-        self.insert(protocol, local, remote, asker, place, running);
+        self.insert(wanted, asker, place, running);
         Ok(())
     }
 
     /// Whether that is exposed already.
-    fn is_running(
-        &self,
-        protocol: Protocol,
-        local: &str,
-        remote: &str,
-        asker: Asker,
-    ) -> Result<bool, ExposeError> {
+    fn is_running(&self, wanted: &Exposed, asker: Asker) -> Result<bool, ExposeError> {
         let table = self.table();
         if table.closed {
             return Err(ExposeError::Stopping);
         }
-        if let Some(entry) = table.entries.get(&(local.to_owned(), protocol.as_str())) {
-            if entry.exposed.remote == remote {
+        if let Some(entry) = table.entries.get(&wanted.key()) {
+            if entry.exposed.remote == wanted.remote {
                 return Ok(true);
             }
             let leads = match asker {
                 Asker::Operator => format!(": it leads to {}", entry.exposed.remote),
                 Asker::Guest(_) => String::new(),
             };
-            return Err(ExposeError::Running(format!("{protocol} on {local}{leads}")));
+            return Err(ExposeError::Running(format!("{} on {}{leads}", wanted.protocol, wanted.local)));
         }
         if let Asker::Guest(_) = asker {
             let count = table.entries.values().filter(|entry| entry.asker == asker).count();
@@ -315,13 +304,8 @@ impl Inner {
     }
 
     /// A socket of the host.
-    fn bind(
-        &self,
-        protocol: Protocol,
-        local: &str,
-        place: Place,
-        asker: Asker,
-    ) -> Result<Listener, ExposeError> {
+    fn bind(&self, wanted: &Exposed, place: Place, asker: Asker) -> Result<Listener, ExposeError> {
+        let protocol = wanted.protocol;
         let bound = match protocol {
             Protocol::Udp => place.receive().map(Listener::Udp),
             _ => place.listen().map(Listener::Tcp),
@@ -340,7 +324,7 @@ impl Inner {
                 Listener::Udp(socket) => socket.local_addr().ok(),
                 Listener::Unix(..) => None,
             };
-            tracing::info!(%protocol, local, ?address, "any port: this one");
+            tracing::info!(%protocol, local = wanted.local, ?address, "any port: this one");
         }
         Ok(listener)
     }
@@ -362,15 +346,14 @@ impl Inner {
 
     async fn add(
         &self,
-        protocol: Protocol,
-        local: &str,
+        wanted: &Exposed,
         listener: Listener,
-        to: std::net::SocketAddrV4,
+        to: SocketAddrV4,
     ) -> Result<Running, ExposeError> {
         match self.engine.add_forward(listener, to).await {
             Ok(id) => Ok(Running::Engine(id)),
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => Err(ExposeError::Stopping),
-            Err(error) => Err(cannot_watch(protocol, local, &error)),
+            Err(error) => Err(wanted.cannot_watch(&error)),
         }
     }
 
@@ -390,24 +373,16 @@ impl Inner {
         Ok(Running::Ssh { stop, task })
     }
 
-    fn insert(
-        &self,
-        protocol: Protocol,
-        local: &str,
-        remote: &str,
-        asker: Asker,
-        place: Option<Place>,
-        running: Running,
-    ) {
+    fn insert(&self, exposed: Exposed, asker: Asker, place: Option<Place>, running: Running) {
+        let Exposed { local, remote, protocol } = &exposed;
         match asker {
             // `remote` may hold a passphrase.
             Asker::Operator => tracing::info!(%protocol, local, "exposed"),
             // A guest could fill the log.
             Asker::Guest(guest) => tracing::debug!(%protocol, local, remote, %guest, "exposed"),
         }
-        let exposed = Exposed { local: local.to_owned(), remote: remote.to_owned(), protocol };
-        let entry = Entry { exposed, asker, place, running };
-        self.table().entries.insert((local.to_owned(), protocol.as_str()), entry);
+        let key = exposed.key();
+        self.table().entries.insert(key, Entry { exposed, asker, place, running });
     }
 
     async fn unexpose(&self, key: Key, asker: Asker) -> Result<(), ExposeError> {
@@ -440,13 +415,4 @@ impl Inner {
 
 fn may_change(asker: Asker, entry: &Entry) -> bool {
     asker == Asker::Operator || entry.asker == asker
-}
-
-/// In the original the name of the call stands before only one of the two.
-fn bad_local(protocol: Protocol, why: String) -> ExposeError {
-    ExposeError::Listen(if protocol == Protocol::Tcp { format!("listen tcp: {why}") } else { why })
-}
-
-fn cannot_watch(protocol: Protocol, local: &str, error: &io::Error) -> ExposeError {
-    ExposeError::Listen(format!("listen {protocol} {local}: {}", reason(error)))
 }
