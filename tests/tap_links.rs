@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 mod support;
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::time::{Duration, Instant};
@@ -285,15 +285,24 @@ fn a_guest_that_reconnects_keeps_lease_and_forwards() {
             let outside = impatient(host.connect(at).expect("the forwarded port"));
             transfer(&outside, &accept(&listener), 1 << 20);
             guest.switch_off();
-            if kind == Kind::Vfkit(true) {
-                // What is sent to the old end says that it is gone.
-                let _ = host.connect(at);
-            }
+            // What is sent to the old end says that it is gone.
+            let late = (kind == Kind::Vfkit(true)).then(|| host.connect(at).expect("the forwarded port"));
             let left = || (daemon.stderr().matches("machine left").count() > round).then_some(());
             eventually("the end of the link", Duration::from_secs(10), left);
             // Its address, its routes and its listener are as they were.
             guest.replug(kind.plug(&mut daemon));
             assert!(guest.ping(GATEWAY, 56), "{kind:?}, round {round}");
+            if let Some(late) = late {
+                // It ends with the old link or reaches the guest by the new one.
+                listener.set_nonblocking(true).unwrap();
+                late.set_nonblocking(true).unwrap();
+                let ended = || match (&late).read(&mut [0]) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+                    ended => Some(ended),
+                };
+                let settled = || ended().map(drop).or_else(|| listener.accept().ok().map(drop));
+                eventually("the late connection's end", Duration::from_secs(10), settled);
+            }
         }
         talks(&guest, &host, 1 << 20);
         assert_eq!(guest.dhcp().ip(), lease.ip());
