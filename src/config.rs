@@ -2,15 +2,18 @@
 //! May not: open for writing, bind, or change anything. Read next: `daemon.rs`, which builds what stands here.
 
 mod addresses;
+mod asked;
 mod endpoint;
+mod file;
 mod links;
 mod search;
+mod stack;
 pub(crate) mod url;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -19,13 +22,16 @@ use netstack::dns::{Record, Zone};
 use netstack::{Mac, NetworkConfig};
 
 use crate::cli::RawArgs;
+use crate::forward::registry::{Exposed, Protocol};
 use crate::listen;
 use crate::text::{quote, reason};
 
 use addresses::Addresses;
 pub use endpoint::Endpoint;
+use stack::Settings;
 use url::Url;
 
+pub use asked::Asked;
 pub use links::{Address, LinkConfig};
 
 /// The hardware address whose guest always gets [`Config::device_ip`]; machine managers give it to their VM.
@@ -68,19 +74,10 @@ pub struct Config {
     pub listen: Vec<Endpoint>,
     /// Where it is served without.
     pub services: Option<Endpoint>,
-    /// Host TCP ports into the guest, the ssh port among them.
-    pub tcp_forwards: Vec<TcpForward>,
+    /// Host ports into the guest, the ssh port among them.
+    pub port_forwards: Vec<Exposed>,
     /// Host unix sockets into the guest over SSH.
     pub ssh_forwards: Vec<SshForward>,
-}
-
-/// A host TCP port that leads to an address in the virtual network.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TcpForward {
-    /// Where the host listens.
-    pub local: SocketAddr,
-    /// Where the guest does.
-    pub remote: SocketAddrV4,
 }
 
 /// A host unix socket that leads to a unix socket in the guest, over SSH to the guest's port 22.
@@ -97,26 +94,48 @@ pub struct SshForward {
 }
 
 impl Config {
-    /// Fills in the defaults and checks what was typed; `resolv_conf` is where search domains come from.
+    /// Fills in the defaults and checks what was asked for; `resolv_conf` is where search domains come from.
     ///
     /// # Errors
     /// The first mistake, in the original's order and mostly in its words, as one line (`{:#}`).
-    pub fn resolve(raw: &RawArgs, resolv_conf: &Path) -> Result<Self> {
+    pub fn resolve(asked: &Asked, resolv_conf: &Path) -> Result<Self> {
+        let raw = &asked.args;
         let text = |value: &OsStr| value.to_string_lossy().into_owned();
         let Addresses { subnet, gateway, device, host } = Addresses::resolve(
             &text(&raw.subnet),
             &text(&raw.gateway_ip),
             &text(&raw.device_ip),
             &text(&raw.host_ip),
-        )?;
-        let mtu_asked = mtu(raw.mtu)?;
-        let links = LinkConfig::resolve(raw)?;
-        let tcp_forwards = ssh_port(raw.ssh_port, device)?;
-        let ssh_forwards = ssh_forwards(raw)?;
-        let listen =
-            raw.listen.iter().map(|url| Endpoint::parse("listen", url)).collect::<Result<Vec<_>>>()?;
+        )
+        .map_err(|(flag, error)| asked.place(flag, error))?;
+        let mtu_asked = mtu(raw.mtu).map_err(|error| asked.place("mtu", error))?;
+        let links = LinkConfig::resolve(asked)?;
+        let mut settings = match asked.stack() {
+            Some(stack) => Settings::new(asked, stack, subnet)?,
+            None => Settings {
+                static_leases: vec![(device, DEVICE_MAC)],
+                zones: zones(gateway, host),
+                search_domains: search_domains(resolv_conf),
+                port_forwards: ssh_port(raw.ssh_port, device)?,
+                vpnkit_macs: vec![(VPNKIT_UUID.to_owned(), DEVICE_MAC)],
+                ..Settings::default()
+            },
+        };
+        if settings.nat.is_empty() {
+            settings.nat.push((host.into(), IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        }
+        if settings.gateway_virtual_ips.is_empty() {
+            settings.gateway_virtual_ips.push(host);
+        }
+        let mut ssh_forwards = stack::ssh_forwards(asked)?;
+        ssh_forwards.extend(typed_ssh_forwards(raw)?);
+        let endpoint = |flag, index, url| {
+            Endpoint::parse(flag, url).map_err(|error| asked.place_item(flag, index, error))
+        };
+        let listen = raw.listen.iter().enumerate().map(|(index, url)| endpoint("listen", index, url));
+        let listen = listen.collect::<Result<Vec<_>>>()?;
         let services = Some(&raw.services).filter(|url| !url.is_empty());
-        let services = services.map(|url| Endpoint::parse("services", url)).transpose()?;
+        let services = services.map(|url| endpoint("services", 0, url)).transpose()?;
         let apis = listen.iter().chain(&services).filter_map(Endpoint::path);
         let forwards = ssh_forwards.iter().map(|forward| forward.socket.as_path());
         ensure_distinct(links.iter().filter_map(LinkConfig::path).chain(forwards).chain(apis))?;
@@ -126,12 +145,12 @@ impl Config {
             assumed_mtu: mtu_asked.unwrap_or(DEFAULT_MTU),
             subnet,
             gateway,
-            gateway_mac: GATEWAY_MAC,
-            gateway_virtual_ips: vec![host],
-            nat: vec![(host.into(), IpAddr::V4(Ipv4Addr::LOCALHOST))],
-            static_leases: vec![(device, DEVICE_MAC)],
-            zones: zones(gateway, host),
-            search_domains: search_domains(resolv_conf),
+            gateway_mac: settings.gateway_mac.unwrap_or(GATEWAY_MAC),
+            gateway_virtual_ips: settings.gateway_virtual_ips,
+            nat: settings.nat,
+            static_leases: settings.static_leases,
+            zones: settings.zones,
+            search_domains: settings.search_domains,
             ec2_metadata_access: raw.ec2_metadata_access,
         };
         let pid_file = Some(&raw.pid_file).filter(|path| !path.is_empty()).map(PathBuf::from);
@@ -141,10 +160,10 @@ impl Config {
             device_ip: device,
             links,
             keep_running: raw.keep_running,
-            vpnkit_macs: vec![(VPNKIT_UUID.to_owned(), DEVICE_MAC)],
+            vpnkit_macs: settings.vpnkit_macs,
             listen,
             services,
-            tcp_forwards,
+            port_forwards: settings.port_forwards,
             ssh_forwards,
         })
     }
@@ -161,18 +180,18 @@ fn mtu(typed: i64) -> Result<Option<u16>> {
     Ok(Some(mtu))
 }
 
-fn ssh_port(typed: i64, device: Ipv4Addr) -> Result<Vec<TcpForward>> {
+fn ssh_port(typed: i64, device: Ipv4Addr) -> Result<Vec<Exposed>> {
     if typed == -1 {
         return Ok(Vec::new());
     }
     let port = u16::try_from(typed).ok().filter(|&port| port >= 1024);
     let port = port.context("ssh-port value must be between 1024 and 65535")?;
-    let local = (Ipv4Addr::LOCALHOST, port).into();
-    Ok(vec![TcpForward { local, remote: SocketAddrV4::new(device, SSH_PORT) }])
+    let (local, remote) = (format!("127.0.0.1:{port}"), format!("{device}:{SSH_PORT}"));
+    Ok(vec![Exposed { local, remote, protocol: Protocol::Tcp }])
 }
 
 /// The four lists belong together by index.
-fn ssh_forwards(raw: &RawArgs) -> Result<Vec<SshForward>> {
+fn typed_ssh_forwards(raw: &RawArgs) -> Result<Vec<SshForward>> {
     let RawArgs { forward_sock, forward_dest, forward_user, forward_identity, .. } = raw;
     let lists = [forward_dest, forward_user, forward_identity];
     ensure!(
@@ -190,16 +209,15 @@ fn ssh_forwards(raw: &RawArgs) -> Result<Vec<SshForward>> {
                 format!("invalid value {} for flag -{flag}: not UTF-8", quote(value.as_bytes()))
             })
         };
-        ensure_readable(Path::new(identity))
-            .map_err(|why| anyhow!("identity file {} can't be loaded: {why}", quote(identity.as_bytes())))?;
-        forwards.push(SshForward {
-            socket: forward_socket(sock)?,
-            dest: utf8("forward-dest", dest)?,
-            user: utf8("forward-user", user)?,
-            identity: identity.into(),
-        });
+        forwards.push(ssh_forward(sock, utf8("forward-dest", dest)?, utf8("forward-user", user)?, identity)?);
     }
     Ok(forwards)
+}
+
+fn ssh_forward(socket: &OsStr, dest: String, user: String, identity: &OsStr) -> Result<SshForward> {
+    ensure_readable(Path::new(identity))
+        .map_err(|why| anyhow!("identity file {} can't be loaded: {why}", quote(identity.as_bytes())))?;
+    Ok(SshForward { socket: forward_socket(socket)?, dest, user, identity: identity.into() })
 }
 
 /// A path, or a URL if there is `://` in it.

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use crate::api::{Api, Listener as ApiListener, Role};
 use crate::config::{Config, LinkConfig, RESOLV_CONF};
 use crate::engine::{Engine, Handle, Request};
-use crate::forward::registry::{Exposed, Protocol, Registry};
+use crate::forward::registry::Registry;
 use crate::forward::unix::UnixForward;
 use crate::host::dns::{Upstream, serve_stream};
 use crate::link::Framing;
@@ -124,10 +124,8 @@ impl Daemon {
         let (mut engine, handle, requests) =
             Engine::new(config.network, seed).context("cannot start the network")?;
         let registry = Registry::new(handle.clone());
-        for forward in &config.tcp_forwards {
-            let (local, remote) = (forward.local.to_string(), forward.remote.to_string());
-            let wanted = Exposed { local, remote, protocol: Protocol::Tcp };
-            registry.configure(&mut engine, wanted).context("cannot add network services")?;
+        for forward in config.port_forwards {
+            registry.configure(&mut engine, forward).context("cannot add network services")?;
         }
         let guest = SocketAddrV4::new(config.device_ip, SSH_PORT);
         let forwards = config

@@ -57,13 +57,12 @@ impl Log {
         Ok(Self { file: Some(Arc::new(file)), ..self })
     }
 
-    /// Writes every event of the process from here on, and every panic; `debug` is the level below info.
+    /// Writes every event of the process from here on that is as severe as `ours`, and every panic.
     ///
     /// # Errors
     /// The process has a log already.
-    pub fn install(&self, debug: bool) -> Result<()> {
-        let ours = if debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
-        let others = if debug { LevelFilter::INFO } else { LevelFilter::WARN };
+    pub fn install(&self, ours: LevelFilter) -> Result<()> {
+        let others = ours.min(if ours >= LevelFilter::DEBUG { LevelFilter::INFO } else { LevelFilter::WARN });
         let layer = Logrus { log: self.clone(), ours, others };
         tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer))?;
         // What standard error says is lost where nobody kept it; support reads the log.

@@ -6,11 +6,13 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use gvproxy::cli::{self, Parsed, RawArgs};
-use gvproxy::config::{Config, RESOLV_CONF};
+use gvproxy::cli::{self, Parsed};
+use gvproxy::config::{Asked, Config, RESOLV_CONF};
 use gvproxy::daemon::ControlPlane;
 use gvproxy::logging::Log;
 use gvproxy::pidfile::PidFile;
+use gvproxy::text::quote;
+use tracing::level_filters::LevelFilter;
 
 #[global_allocator]
 static ALLOCATOR: gvproxy::sys::memory::Allocator = gvproxy::sys::memory::Allocator;
@@ -34,7 +36,12 @@ fn main() -> ExitCode {
     }
 
     let log = Log::stderr();
-    let log = match open(&log, &raw) {
+    let (ignored, asked) = (raw.ignored.clone(), Asked::new(*raw));
+    let asked = match asked {
+        Ok(asked) => asked,
+        Err(error) => return fail(&log, "fatal", &format!("{error:#}")),
+    };
+    let log = match open(&log, &asked) {
         Ok(log) => log,
         Err(error) => return fail(&log, "fatal", &format!("{error:#}")),
     };
@@ -45,13 +52,14 @@ fn main() -> ExitCode {
         ?argv,
         "started"
     );
-    if let Some(word) = &raw.ignored {
+    if let Some(word) = &ignored {
         tracing::warn!(word = %word.display(), "the flags end at this word: it and what follows is ignored");
     }
-    let config = match Config::resolve(&raw, Path::new(RESOLV_CONF)) {
+    let config = match Config::resolve(&asked, Path::new(RESOLV_CONF)) {
         Ok(config) => config,
         Err(error) => return fail(&log, "fatal", &format!("{error:#}")),
     };
+    asked.warn(config.device_ip);
     tracing::info!("{VERSION}");
 
     let control_plane = match ControlPlane::new() {
@@ -73,12 +81,17 @@ fn main() -> ExitCode {
 }
 
 /// The log as the flags want it, with everything written into it from here on.
-fn open(log: &Log, raw: &RawArgs) -> anyhow::Result<Log> {
-    let log = match raw.log_file.is_empty() {
+fn open(log: &Log, asked: &Asked) -> anyhow::Result<Log> {
+    let file = asked.log_file();
+    let log = match file.as_os_str().is_empty() {
         true => log.clone(),
-        false => log.clone().with_file(Path::new(&raw.log_file))?,
+        false => log.clone().with_file(file).map_err(|error| asked.place("log-file", error))?,
     };
-    log.install(raw.debug)?;
+    let level = asked.log_level();
+    log.install(*level.as_ref().unwrap_or(&LevelFilter::INFO))?;
+    if let Err(unknown) = level {
+        tracing::warn!("bad log level {}, falling back to \"info\"", quote(unknown));
+    }
     Ok(log)
 }
 

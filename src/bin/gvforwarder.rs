@@ -26,6 +26,7 @@ mod linux {
     use gvproxy::guest::{Guest, existing};
     use gvproxy::logging::Log;
     use tokio::signal::unix::{SignalKind, signal};
+    use tracing::level_filters::LevelFilter;
 
     const VERSION: &str = concat!("gvforwarder version v", env!("CARGO_PKG_VERSION"));
     /// What Go's `flag` package exits with.
@@ -42,7 +43,8 @@ mod linux {
             return print(io::stdout(), &format!("{VERSION}\n"), ExitCode::SUCCESS);
         }
         let log = Log::stderr();
-        match log.install(raw.debug).and_then(|()| run(&raw)) {
+        let level = if raw.debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
+        match log.install(level).and_then(|()| run(&raw)) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 log.last_words("fatal", &format!("{error:#}"));

@@ -18,6 +18,7 @@ use table::{FLAGS, Flag, Kind};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "named after the flags, which table.rs documents")]
 pub struct RawArgs {
+    pub config: OsString,
     pub debug: bool,
     pub device_ip: OsString,
     pub ec2_metadata_access: bool,
@@ -36,9 +37,13 @@ pub struct RawArgs {
     pub listen_vpnkit: OsString,
     pub log_file: OsString,
     pub mtu: i64,
+    pub notification: OsString,
+    pub pcap: OsString,
     pub pid_file: OsString,
     pub services: OsString,
     pub ssh_port: i64,
+    /// Whether `ssh_port` was typed.
+    pub ssh_port_given: bool,
     pub subnet: OsString,
     pub version: bool,
     /// Flags that were given although this version does not support them.
@@ -178,6 +183,7 @@ impl RawArgs {
             _ => values.matches.contains_id(flag.name),
         };
         Self {
+            config: text("config"),
             debug: boolean("debug"),
             device_ip: text("deviceIP"),
             ec2_metadata_access: boolean("ec2-metadata-access"),
@@ -196,9 +202,12 @@ impl RawArgs {
             listen_vpnkit: text("listen-vpnkit"),
             log_file: text("log-file"),
             mtu: int("mtu"),
+            notification: text("notification"),
+            pcap: text("pcap"),
             pid_file: text("pid-file"),
             services: text("services"),
             ssh_port: int("ssh-port"),
+            ssh_port_given: values.matches.contains_id("ssh-port"),
             subnet: text("subnet"),
             version: boolean("version"),
             unsupported: FLAGS.iter().filter(|f| !f.supported).filter(given).map(|f| f.name).collect(),

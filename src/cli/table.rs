@@ -39,7 +39,11 @@ const fn later(name: &'static str, kind: Kind, help: &'static str) -> Flag {
 
 /// Every flag, in the order of the usage text: bytewise by name.
 pub const FLAGS: &[Flag] = &[
-    later("config", Kind::Text(""), "YAML configuration file; flags override what it says"),
+    flag(
+        "config",
+        Kind::Text(""),
+        "YAML file of the network and everything else; its four addresses count before the flags, and the flags before the rest",
+    ),
     flag("debug", Kind::Bool, "Log at debug level"),
     flag("deviceIP", Kind::Text(""), "Address of the virtual machine, default is the second of the subnet"),
     flag(

@@ -15,18 +15,31 @@ pub(super) struct Addresses {
     pub(super) host: Ipv4Addr,
 }
 
+/// The flag whose value is wrong, and why.
+pub(super) type Wrong = (&'static str, anyhow::Error);
+
+fn in_flag(flag: &'static str) -> impl Fn(anyhow::Error) -> Wrong {
+    move |error| (flag, error)
+}
+
 impl Addresses {
     /// An empty text stands for the default: first, second and last usable address of the subnet.
-    pub(super) fn resolve(subnet: &str, gateway: &str, device: &str, host: &str) -> Result<Self> {
+    ///
+    /// # Errors
+    /// With the name of the flag whose value is wrong.
+    pub(super) fn resolve(subnet: &str, gateway: &str, device: &str, host: &str) -> Result<Self, Wrong> {
         let cidr = subnet;
-        let subnet = Subnet::parse(cidr).context("failed to parse subnet")?;
+        let subnet = Subnet::parse(cidr).context("failed to parse subnet").map_err(in_flag("subnet"))?;
         let or_default = |text: &str, who: &str, default: fn(&Subnet) -> Result<Ipv4Addr>| {
             if !text.is_empty() {
                 return Ok(text.to_owned());
             }
             let address = default(&subnet)
                 .with_context(|| format!("failed to identify usable {who} IP address in subnet"))?;
-            Ok::<_, anyhow::Error>(address.to_string())
+            Ok(address.to_string())
+        };
+        let or_default = |text: &str, who: &str, default: fn(&Subnet) -> Result<Ipv4Addr>| {
+            or_default(text, who, default).map_err(in_flag("subnet"))
         };
         let gateway = or_default(gateway, "gateway", Subnet::first)?;
         let device = or_default(device, "device", Subnet::second)?;
@@ -39,7 +52,7 @@ impl Addresses {
                 device,
                 host,
             })
-            .context("failed to validate configuration IPs")
+            .map_err(|(flag, error)| (flag, error.context("failed to validate configuration IPs")))
     }
 }
 
@@ -101,22 +114,32 @@ impl Subnet {
         Ok(Ipv4Addr::from_bits(self.broadcast().to_bits() & !1))
     }
 
-    fn check(self, cidr: &str, texts: [&str; 3]) -> Result<[Ipv4Addr; 3]> {
-        self.ensure_large_enough()?;
-        let mut addresses = [Ipv4Addr::UNSPECIFIED; 3];
-        for (slot, text) in addresses.iter_mut().zip(texts) {
-            let address: IpAddr = text.parse().map_err(|_| anyhow!("invalid IP address: {text}"))?;
-            *slot = match address {
-                IpAddr::V4(v4) if v4.to_bits() & self.mask() == self.network().to_bits() => v4,
-                _ => bail!("IP ({text}) not in subnet ({cidr})"),
-            };
-            // COMPAT(gvproxy): the original compares with the subnet as it was written, host bits included.
-            ensure!(*slot != self.network(), "IP must not be address of subnet: {text}");
-            ensure!(*slot != self.broadcast(), "IP must not be broadcast address: {text}");
+    fn check(self, cidr: &str, texts: [&str; 3]) -> Result<[Ipv4Addr; 3], Wrong> {
+        self.ensure_large_enough().map_err(in_flag("subnet"))?;
+        let [gateway, device, host] = texts;
+        let gateway = self.check_one(cidr, gateway).map_err(in_flag("gatewayIP"))?;
+        let device = self.check_one(cidr, device).map_err(in_flag("deviceIP"))?;
+        let host = self.check_one(cidr, host).map_err(in_flag("hostIP"))?;
+        let distinct = |flag| in_flag(flag)(anyhow!("IP addresses need to be distinct"));
+        if device == gateway {
+            return Err(distinct("deviceIP"));
         }
-        let [gateway, device, host] = addresses;
-        ensure!(gateway != device && device != host && host != gateway, "IP addresses need to be distinct");
-        Ok(addresses)
+        if host == gateway || host == device {
+            return Err(distinct("hostIP"));
+        }
+        Ok([gateway, device, host])
+    }
+
+    fn check_one(self, cidr: &str, text: &str) -> Result<Ipv4Addr> {
+        let address: IpAddr = text.parse().map_err(|_| anyhow!("invalid IP address: {text}"))?;
+        let address = match address {
+            IpAddr::V4(v4) if v4.to_bits() & self.mask() == self.network().to_bits() => v4,
+            _ => bail!("IP ({text}) not in subnet ({cidr})"),
+        };
+        // COMPAT(gvproxy): the original compares with the subnet as it was written, host bits included.
+        ensure!(address != self.network(), "IP must not be address of subnet: {text}");
+        ensure!(address != self.broadcast(), "IP must not be broadcast address: {text}");
+        Ok(address)
     }
 }
 
@@ -128,7 +151,7 @@ mod tests {
 
     fn resolve(line: [&str; 4]) -> Result<Addresses, String> {
         let [subnet, gateway, device, host] = line;
-        Addresses::resolve(subnet, gateway, device, host).map_err(|e| format!("{e:#}"))
+        Addresses::resolve(subnet, gateway, device, host).map_err(|(_, e)| format!("{e:#}"))
     }
 
     #[test]

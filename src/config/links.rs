@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::asked::Asked;
 use super::url::Url;
-use crate::cli::RawArgs;
 use crate::link::Framing;
 use crate::listen;
 use crate::text::quote;
@@ -48,24 +48,21 @@ impl LinkConfig {
         }
     }
 
-    /// The flags' links, in the order in which they are bound.
-    pub(super) fn resolve(raw: &RawArgs) -> Result<Vec<Self>> {
+    /// The links that were asked for, in the order in which they are bound.
+    pub(super) fn resolve(asked: &Asked) -> Result<Vec<Self>> {
+        let raw = &asked.args;
         let given = |typed: &OsStr| !typed.is_empty();
         let mut links = Vec::new();
-        if given(&raw.listen_vpnkit) {
-            links.push(Self::Vpnkit(stream_address("vpnkit", &raw.listen_vpnkit)?));
-        }
-        if given(&raw.listen_qemu) {
-            links.push(Self::Qemu(stream_address("qemu", &raw.listen_qemu)?));
-        }
-        if given(&raw.listen_bess) {
-            links.push(Self::Bess(path("bess", "unixpacket", &raw.listen_bess)?));
-        }
-        if given(&raw.listen_vfkit) {
-            links.push(Self::Vfkit(path("vfkit", "unixgram", &raw.listen_vfkit)?));
-        }
-        if given(&raw.listen_stdio) {
-            links.push(Self::Stdio);
+        for (flag, typed, parse) in [
+            ("listen-vpnkit", &raw.listen_vpnkit, vpnkit as fn(&OsStr) -> Result<Self>),
+            ("listen-qemu", &raw.listen_qemu, qemu),
+            ("listen-bess", &raw.listen_bess, bess),
+            ("listen-vfkit", &raw.listen_vfkit, vfkit),
+            ("listen-stdio", &raw.listen_stdio, |_| Ok(Self::Stdio)),
+        ] {
+            if given(typed) {
+                links.push(parse(typed).map_err(|error| asked.place(flag, error))?);
+            }
         }
         for (one, other, names) in [
             (&raw.listen_vpnkit, &raw.listen_qemu, "qemu and vpnkit"),
@@ -84,6 +81,22 @@ impl LinkConfig {
         let is_qemu = links.iter().any(|link| matches!(link, Self::Qemu(_)));
         if is_qemu { Framing::Qemu } else { Framing::Hyperkit }
     }
+}
+
+fn vpnkit(typed: &OsStr) -> Result<LinkConfig> {
+    stream_address("vpnkit", typed).map(LinkConfig::Vpnkit)
+}
+
+fn qemu(typed: &OsStr) -> Result<LinkConfig> {
+    stream_address("qemu", typed).map(LinkConfig::Qemu)
+}
+
+fn bess(typed: &OsStr) -> Result<LinkConfig> {
+    path("bess", "unixpacket", typed).map(LinkConfig::Bess)
+}
+
+fn vfkit(typed: &OsStr) -> Result<LinkConfig> {
+    path("vfkit", "unixgram", typed).map(LinkConfig::Vfkit)
 }
 
 fn stream_address(name: &str, typed: &OsStr) -> Result<Address> {

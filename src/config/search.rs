@@ -7,7 +7,7 @@ use std::path::Path;
 /// More of a `resolv.conf` is not read, in bytes.
 const FILE_MAX: u64 = 64 * 1024;
 /// More domains are left out; option 119 has to fit a DHCP message with everything else.
-const DOMAINS_MAX: usize = 32;
+pub(super) const DOMAINS_MAX: usize = 32;
 
 /// The search list in the file at `path`, as resolv.conf(5) describes it.
 pub(super) fn domains(path: &Path) -> io::Result<Vec<String>> {
@@ -27,9 +27,13 @@ fn parse(text: &str) -> Vec<String> {
         }
     });
     let Some((words, most)) = list else { return Vec::new() };
-    // One final dot is part of the notation, so `.` alone is an empty domain.
-    let names = words.split_whitespace().map(|word| word.strip_suffix('.').unwrap_or(word));
-    names.filter(|name| is_domain(name)).take(most).map(str::to_owned).collect()
+    words.split_whitespace().filter_map(domain).take(most).collect()
+}
+
+/// `text` as a domain, if it is one. One final dot is part of the notation, so `.` alone is an empty domain.
+pub(super) fn domain(text: &str) -> Option<String> {
+    let name = text.strip_suffix('.').unwrap_or(text);
+    (is_domain(name) && !name.contains(char::is_whitespace)).then(|| name.to_owned())
 }
 
 /// RFC 1035, 2.3.4: labels of 1 to 63 octets, 255 on the wire in all.

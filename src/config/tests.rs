@@ -27,7 +27,15 @@ impl Bench {
         let argv: Vec<OsString> =
             std::iter::once("gvproxy").chain(line.split_whitespace()).map(Into::into).collect();
         let Parsed::Run(raw) = cli::parse(&argv) else { panic!("{line}") };
-        Config::resolve(&raw, &self.dir.path().join("resolv.conf")).map_err(|error| format!("{error:#}"))
+        let asked = Asked::new(*raw).map_err(|error| format!("{error:#}"))?;
+        Config::resolve(&asked, &self.dir.path().join("resolv.conf")).map_err(|error| format!("{error:#}"))
+    }
+
+    /// The same with a file.
+    fn resolve_file(&self, yaml: &str, line: &str) -> Result<Config, String> {
+        let yaml = yaml.replace('@', self.dir.path().to_str().unwrap());
+        fs::write(self.dir.path().join("c.yaml"), yaml).unwrap();
+        self.resolve(&format!("-config @/c.yaml {line}"))
     }
 
     fn error(&self, line: &str) -> String {
@@ -44,8 +52,8 @@ fn defaults() {
     assert_eq!((config.pid_file, config.links, config.ssh_forwards), (None, vec![], vec![]));
     assert!(!config.keep_running);
     assert_eq!(config.device_ip, device);
-    let ssh = TcpForward { local: "127.0.0.1:2222".parse().unwrap(), remote: SocketAddrV4::new(device, 22) };
-    assert_eq!(config.tcp_forwards, [ssh]);
+    let (local, remote) = ("127.0.0.1:2222".into(), "192.168.127.2:22".into());
+    assert_eq!(config.port_forwards, [Exposed { protocol: Protocol::Tcp, local, remote }]);
 
     let network = config.network;
     assert_eq!((network.mtu, network.assumed_mtu), (1500, 1500));
@@ -79,7 +87,7 @@ fn everything_typed() {
     assert_eq!(config.pid_file, Some(path("pid")));
     assert_eq!(config.links, [LinkConfig::Qemu(Address::Unix(path("qemu.sock")))]);
     assert_eq!((config.network.mtu, config.network.gateway), (4000, Ipv4Addr::new(10, 0, 9, 1)));
-    assert_eq!((config.device_ip, config.tcp_forwards), (Ipv4Addr::new(10, 0, 0, 2), vec![]));
+    assert_eq!((config.device_ip, config.port_forwards), (Ipv4Addr::new(10, 0, 0, 2), vec![]));
     assert!(config.network.ec2_metadata_access);
     let forward = |socket, dest: &str, user: &str| SshForward {
         socket: path(socket),
@@ -254,4 +262,42 @@ fn links_that_cannot_be_made() {
     ] {
         assert_eq!(bench.error(line), error, "{line}");
     }
+}
+
+#[test]
+fn with_a_file_there_is_what_it_says_and_nothing_else() {
+    let config = Bench::new().resolve_file("", "").unwrap();
+    let host = Ipv4Addr::new(192, 168, 127, 254);
+    let network = config.network;
+    assert_eq!(config.port_forwards, []);
+    assert!(
+        network.zones.is_empty() && network.search_domains.is_empty() && network.static_leases.is_empty()
+    );
+    assert_eq!((network.gateway_mac, network.gateway_virtual_ips), (GATEWAY_MAC, vec![host]));
+    assert_eq!(network.nat, [(host.into(), Ipv4Addr::LOCALHOST.into())]);
+}
+
+/// The file that the original comes with says what is so without one.
+#[test]
+fn the_original_example_is_the_default() {
+    let bench = Bench::new();
+    let zone = |name: &str| {
+        format!(
+            "    - name: {name}\n      records:\n        - {{name: gateway, ip: 192.168.127.1}}\n        \
+             - {{name: host, ip: 192.168.127.254}}\n"
+        )
+    };
+    let yaml = format!(
+        "log-level: info\nstack:\n    mtu: 1500\n    subnet: 192.168.127.0/24\n    gatewayIP: 192.168.127.1\n    \
+         deviceIP: 192.168.127.2\n    hostIP: 192.168.127.254\n    gatewayMacAddress: 5A-94-EF-E4-0C-DD\n    dns:\n{}{}    \
+         dnsSearchDomains: [a.example, b.example.]\n    forwards:\n        127.0.0.1:2222: 192.168.127.2:22\n    nat:\n        \
+         192.168.127.254: 127.0.0.1\n    gatewayVirtualIPs:\n        - 192.168.127.254\n    dhcpStaticLeases:\n        \
+         192.168.127.2: 5a94.efe4.0cee\n    vpnKitUUIDMacAddresses:\n        \
+         c3d68012-0208-11ea-9fd7-f2189899ab08: 5a:94:ef:e4:0c:ee\n",
+        zone("containers.internal."),
+        zone("docker.internal.")
+    );
+    let with = bench.resolve_file(&yaml, "").unwrap();
+    let without = bench.resolve("-mtu 1500").unwrap();
+    assert_eq!(format!("{with:#?}"), format!("{without:#?}"));
 }

@@ -73,6 +73,16 @@ pub struct Exposed {
 }
 
 impl Exposed {
+    /// Whether the words for a TCP or UDP port mean something, before anything is bound.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn check(&self) -> Result<(), ExposeError> {
+        Local::parse(&self.local, self.protocol.as_str()).map_err(|why| self.bad_local(why))?;
+        remote::address(&self.remote).map_err(ExposeError::Remote)?;
+        Ok(())
+    }
+
     fn key(&self) -> Key {
         (self.local.clone(), self.protocol.as_str())
     }

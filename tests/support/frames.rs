@@ -5,6 +5,7 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -37,7 +38,18 @@ pub(crate) struct Wire {
 impl Wire {
     #[track_caller]
     pub(crate) fn plug(daemon: &Daemon) -> Self {
-        let stream = net::plug(daemon);
+        Self::over(net::plug(daemon))
+    }
+
+    /// A plug in another QEMU socket than the one that [`Daemon`] made.
+    #[track_caller]
+    pub(crate) fn plug_into(socket: &Path) -> Self {
+        Self::over(super::eventually("a connection to the QEMU socket", Duration::from_secs(5), || {
+            UnixStream::connect(socket).ok()
+        }))
+    }
+
+    fn over(stream: UnixStream) -> Self {
         let mut reader = stream.try_clone().unwrap();
         let (sender, frames) = channel();
         // A guest that always empties its card, so that the daemon never waits for the test.

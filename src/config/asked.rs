@@ -1,0 +1,189 @@
+//! What was asked for: the flags and the file of `-config` as one. Owns: which of the two counts, and where in the file a value
+//! stands. May not: judge values. Read next: `../config.rs`.
+//!
+//! As in the original a flag counts before the file, but for the four addresses, where the file counts before the flags.
+
+use std::ffi::OsString;
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use anyhow::{Error, Result, anyhow};
+use serde_saphyr::Spanned;
+use tracing::level_filters::LevelFilter;
+
+use super::file::{File, Stack, Text};
+use crate::cli::RawArgs;
+use crate::cli::table::FLAGS;
+use crate::text::quote;
+
+/// Flags and file as one.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// The flags; where one was not given, what the file says in its place.
+    pub(super) args: RawArgs,
+    file: Option<File>,
+    /// The flags whose value is the file's: name, line, key.
+    places: Vec<(&'static str, u64, &'static str)>,
+    /// What the file says in `log-level`.
+    log_level: Option<String>,
+}
+
+impl Asked {
+    /// Reads the file, if there is one.
+    ///
+    /// # Errors
+    /// The file cannot be read or is wrong, as one line.
+    pub fn new(args: RawArgs) -> Result<Self> {
+        let mut asked = Self { args, file: None, places: Vec::new(), log_level: None };
+        if !asked.args.config.is_empty() {
+            let file = File::read(Path::new(&asked.args.config))?;
+            asked.take(&file);
+            asked.file = Some(file);
+            asked.ensure_supported()?;
+        }
+        Ok(asked)
+    }
+
+    /// The file of the log, empty for standard error.
+    pub fn log_file(&self) -> &Path {
+        Path::new(&self.args.log_file)
+    }
+
+    /// The least severe level that is logged, or what stands in its place and is none.
+    ///
+    /// # Errors
+    /// A level that there is not: its name.
+    pub fn log_level(&self) -> Result<LevelFilter, String> {
+        if self.args.debug {
+            return Ok(LevelFilter::DEBUG);
+        }
+        let Some(name) = &self.log_level else { return Ok(LevelFilter::INFO) };
+        match name.to_ascii_lowercase().as_str() {
+            "panic" | "fatal" | "error" => Ok(LevelFilter::ERROR),
+            "warn" | "warning" => Ok(LevelFilter::WARN),
+            "" | "info" => Ok(LevelFilter::INFO),
+            "debug" => Ok(LevelFilter::DEBUG),
+            "trace" => Ok(LevelFilter::TRACE),
+            _ => Err(name.clone()),
+        }
+    }
+
+    /// What the file says, if there is one: then it is all that the network has.
+    pub(super) fn stack(&self) -> Option<&Stack> {
+        self.file.as_ref().map(|file| &file.stack)
+    }
+
+    pub(super) fn file(&self) -> Option<&File> {
+        self.file.as_ref()
+    }
+
+    /// Puts line and key before an error about the value of `flag`, if the file gave it.
+    pub fn place(&self, flag: &str, error: Error) -> Error {
+        self.place_item(flag, 0, error)
+    }
+
+    /// The same where `flag` is a list, about its `index`th value.
+    pub(super) fn place_item(&self, flag: &str, index: usize, error: Error) -> Error {
+        match self.places.iter().filter(|(name, ..)| *name == flag).nth(index) {
+            Some((_, line, key)) => self.wrong(*line, key, error),
+            None => error,
+        }
+    }
+
+    /// An error about the value of `key` at `line` of the file.
+    pub(super) fn wrong(&self, line: u64, key: &str, error: Error) -> Error {
+        error.context(format!("{} line {line}: {key}", self.args.config.display()))
+    }
+
+    /// Merges.
+    fn take(&mut self, file: &File) {
+        let args = &mut self.args;
+        let mut places = Vec::new();
+        let mut text =
+            |value: &mut OsString, theirs: &Text, flag: &'static str, key: &'static str, first: bool| {
+                let Some(Spanned { value: theirs, referenced, .. }) = theirs else { return };
+                if !theirs.is_empty() && (first || value.is_empty()) {
+                    *value = theirs.into();
+                    places.push((flag, referenced.line(), key));
+                }
+            };
+        let (stack, interfaces) = (&file.stack, &file.interfaces);
+        for (value, theirs, flag, key) in [
+            (&mut args.subnet, &stack.subnet, "subnet", "stack.subnet"),
+            (&mut args.gateway_ip, &stack.gateway_ip, "gatewayIP", "stack.gatewayIP"),
+            (&mut args.device_ip, &stack.device_ip, "deviceIP", "stack.deviceIP"),
+            (&mut args.host_ip, &stack.host_ip, "hostIP", "stack.hostIP"),
+        ] {
+            text(value, theirs, flag, key, true);
+        }
+        for (value, theirs, flag, key) in [
+            (&mut args.listen_bess, &interfaces.bess, "listen-bess", "interfaces.bess"),
+            (&mut args.listen_qemu, &interfaces.qemu, "listen-qemu", "interfaces.qemu"),
+            (&mut args.listen_stdio, &interfaces.stdio, "listen-stdio", "interfaces.stdio"),
+            (&mut args.listen_vfkit, &interfaces.vfkit, "listen-vfkit", "interfaces.vfkit"),
+            (&mut args.listen_vpnkit, &interfaces.vpnkit, "listen-vpnkit", "interfaces.vpnkit"),
+            (&mut args.log_file, &file.log_file, "log-file", "log-file"),
+            (&mut args.notification, &file.notification, "notification", "notification"),
+            // COMPAT(gvproxy): the original ignores -pcap beside a file.
+            (&mut args.pcap, &stack.capture_file, "pcap", "stack.capture-file"),
+            (&mut args.pid_file, &file.pid_file, "pid-file", "pid-file"),
+            (&mut args.services, &file.services, "services", "services"),
+        ] {
+            text(value, theirs, flag, key, false);
+        }
+        if args.listen.is_empty() {
+            for Spanned { value, referenced, .. } in &file.listen {
+                args.listen.push(value.into());
+                places.push(("listen", referenced.line(), "listen"));
+            }
+        }
+        if args.mtu == 0
+            && let Some(Spanned { value, referenced, .. }) = &stack.mtu
+        {
+            args.mtu = value.0;
+            places.push(("mtu", referenced.line(), "stack.mtu"));
+        }
+        // COMPAT(gvproxy): there the first of the two has no effect.
+        args.ec2_metadata_access |= file.ec2_metadata_access || stack.ec2_metadata_access;
+        self.log_level = file.log_level.as_ref().map(|level| level.value.clone());
+        self.places = places;
+    }
+
+    /// The file cannot ask for what the flags cannot.
+    fn ensure_supported(&self) -> Result<()> {
+        for (flag, line, key) in &self.places {
+            if FLAGS.iter().any(|known| known.name == *flag && !known.supported) {
+                return Err(self.wrong(*line, key, anyhow!("not supported yet by this version")));
+            }
+        }
+        Ok(())
+    }
+
+    /// What was asked for and has no effect.
+    pub fn warn(&self, device: Ipv4Addr) {
+        let Some(file) = &self.file else { return };
+        let path = self.args.config.display();
+        if self.args.ssh_port_given {
+            tracing::warn!(
+                "CLI argument \"-ssh-port\" is unavailable with config file. You need to add \"127.0.0.1:{}: \
+                 {}:22\" entry into .stack.forwards in {} instead",
+                self.args.ssh_port,
+                device,
+                quote(path.to_string()),
+            );
+        }
+        let stack = &file.stack;
+        for (line, key) in [
+            (stack.tcp_max_in_flight.as_ref().map(|at| at.referenced.line()), "stack.tcpMaxInFlight"),
+            (stack.tcp_connect_timeout.as_ref().map(|at| at.referenced.line()), "stack.tcpConnectTimeout"),
+        ] {
+            if let Some(line) = line {
+                tracing::warn!(%path, line, key, "nothing is to be limited here: the key has no effect");
+            }
+        }
+        if let Some(Spanned { value: true, referenced, .. }) = &stack.debug {
+            let (line, key) = (referenced.line(), "stack.debug");
+            tracing::warn!(%path, line, key, "frames are not logged: stack.capture-file has them");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! The virtual network as the file of `-config` describes it: what only stands there, and has no flag. Owns: nothing.
+//! May not: look at the flags. Read next: `file.rs`, the schema.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::str::FromStr;
+
+use anyhow::{Context, Error, Result, anyhow, ensure};
+use netstack::Mac;
+use netstack::dns::{Record, Zone};
+use regex::Regex;
+use serde_saphyr::Spanned;
+
+use super::asked::Asked;
+use super::file::{self, Map, Stack, Text};
+use super::{SshForward, search, ssh_forward};
+use crate::forward::registry::{Exposed, Protocol};
+use crate::text::quote;
+
+/// What stands in `stack`, checked.
+#[derive(Debug, Default)]
+pub(super) struct Settings {
+    pub(super) gateway_mac: Option<Mac>,
+    /// Empty for the default.
+    pub(super) nat: Vec<(IpAddr, IpAddr)>,
+    /// Empty for the default.
+    pub(super) gateway_virtual_ips: Vec<Ipv4Addr>,
+    pub(super) static_leases: Vec<(Ipv4Addr, Mac)>,
+    pub(super) zones: Vec<Zone>,
+    pub(super) search_domains: Vec<String>,
+    pub(super) port_forwards: Vec<Exposed>,
+    pub(super) vpnkit_macs: Vec<(String, Mac)>,
+}
+
+impl Settings {
+    /// # Errors
+    /// The first mistake, with its line and key.
+    pub(super) fn new(asked: &Asked, stack: &Stack, subnet: (Ipv4Addr, u8)) -> Result<Self> {
+        let at = |line: &Spanned<String>, key: &str, error| asked.wrong(line.referenced.line(), key, error);
+        let gateway_mac = match filled(&stack.gateway_mac_address) {
+            Some(text) => Some(mac(&text.value).map_err(|e| at(text, "stack.gatewayMacAddress", e))?),
+            None => None,
+        };
+        let mut gateway_virtual_ips = Vec::new();
+        for text in &stack.gateway_virtual_ips {
+            gateway_virtual_ips.push(ipv4(&text.value).map_err(|e| at(text, "stack.gatewayVirtualIPs", e))?);
+        }
+        let lease = |ip: &str, mac_text: &str| {
+            let ip = ipv4(ip)?;
+            ensure!(contains(subnet, ip), "{ip} is not in the subnet");
+            Ok((ip, mac(mac_text)?))
+        };
+        let mut search_domains = Vec::new();
+        for text in &stack.dns_search_domains {
+            let domain =
+                search::domain(&text.value).ok_or_else(|| anyhow!("no domain: {}", quote(&text.value)));
+            search_domains.push(domain.map_err(|e| at(text, "stack.dnsSearchDomains", e))?);
+        }
+        if let Some(text) = stack.dns_search_domains.get(search::DOMAINS_MAX) {
+            return Err(at(text, "stack.dnsSearchDomains", anyhow!("more than {}", search::DOMAINS_MAX)));
+        }
+        Ok(Self {
+            gateway_mac,
+            nat: entries(asked, &stack.nat, "stack.nat", |from, to| {
+                Ok((IpAddr::V4(ipv4(from)?), IpAddr::V4(ipv4(to)?)))
+            })?,
+            gateway_virtual_ips,
+            static_leases: entries(asked, &stack.dhcp_static_leases, "stack.dhcpStaticLeases", lease)?,
+            zones: zones(asked, &stack.dns)?,
+            search_domains,
+            port_forwards: entries(asked, &stack.forwards, "stack.forwards", port_forward)?,
+            vpnkit_macs: entries(
+                asked,
+                &stack.vpnkit_uuid_mac_addresses,
+                "stack.vpnKitUUIDMacAddresses",
+                |uuid, text| Ok((uuid.to_owned(), mac(text)?)),
+            )?,
+        })
+    }
+}
+
+/// The file's forwards of unix sockets.
+pub(super) fn ssh_forwards(asked: &Asked) -> Result<Vec<SshForward>> {
+    let mut forwards = Vec::new();
+    let Some(file) = asked.file() else { return Ok(forwards) };
+    for (index, entry) in file.forwards.iter().enumerate() {
+        let file::Forward { socket, dest, user, identity } = &entry.value;
+        let text = |text: &Text| text.as_ref().map(|text| text.value.clone()).unwrap_or_default();
+        let forward = ssh_forward(text(socket).as_ref(), text(dest), text(user), text(identity).as_ref());
+        forwards.push(
+            forward.map_err(|e| asked.wrong(entry.referenced.line(), &format!("forwards[{index}]"), e))?,
+        );
+    }
+    Ok(forwards)
+}
+
+/// A value that is there and not empty.
+fn filled(text: &Text) -> Option<&Spanned<String>> {
+    text.as_ref().filter(|text| !text.value.is_empty())
+}
+
+fn entries<T>(asked: &Asked, map: &Map, key: &str, read: impl Fn(&str, &str) -> Result<T>) -> Result<Vec<T>> {
+    map.iter()
+        .map(|(name, text)| {
+            let value = text.value.as_deref().unwrap_or_default();
+            read(name, value).map_err(|e| asked.wrong(text.referenced.line(), &format!("{key}.{name}"), e))
+        })
+        .collect()
+}
+
+fn contains((network, prefix): (Ipv4Addr, u8), ip: Ipv4Addr) -> bool {
+    let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
+    ip.to_bits() & mask == network.to_bits()
+}
+
+fn ipv4(text: &str) -> Result<Ipv4Addr> {
+    Ipv4Addr::from_str(text).map_err(|_| anyhow!("invalid IPv4 address: {}", quote(text)))
+}
+
+/// With colons, dashes, or dots between groups of four digits; either case.
+fn mac(text: &str) -> Result<Mac> {
+    let dotted = text.split('.').collect::<Vec<_>>();
+    let text = match dotted[..] {
+        [a, b, c] if [a, b, c].iter().all(|group| group.len() == 4 && group.is_ascii()) => {
+            let pairs = [a, b, c].map(|group| {
+                let (high, low) = group.split_at(2);
+                format!("{high}:{low}")
+            });
+            pairs.join(":")
+        }
+        _ => text.to_owned(),
+    };
+    text.parse().with_context(|| format!("address {}", quote(&text)))
+}
+
+fn zones(asked: &Asked, zones: &[file::Zone]) -> Result<Vec<Zone>> {
+    let mut out = Vec::new();
+    for (z, zone) in zones.iter().enumerate() {
+        let address = |text: &Text, key: &str| match filled(text) {
+            Some(text) => ipv4(&text.value)
+                .map(Some)
+                .map_err(|e| asked.wrong(text.referenced.line(), &format!("stack.dns[{z}].{key}"), e)),
+            None => Ok(None),
+        };
+        let mut records = Vec::new();
+        for (r, record) in zone.records.iter().enumerate() {
+            let key = format!("stack.dns[{z}].records[{r}].regexp");
+            let regexp = match filled(&record.regexp) {
+                Some(text) => Some(
+                    Regex::new(&text.value)
+                        .map_err(|error| asked.wrong(text.referenced.line(), &key, regexp_error(&error)))?,
+                ),
+                None => None,
+            };
+            records.push(Record {
+                name: record.name.as_ref().map(|name| name.value.clone()).unwrap_or_default(),
+                ip: address(&record.ip, &format!("records[{r}].ip"))?,
+                regexp,
+            });
+        }
+        out.push(Zone {
+            name: zone.name.as_ref().map(|name| name.value.clone()).unwrap_or_default(),
+            records,
+            default_ip: address(&zone.default_ip, "defaultIP")?,
+        });
+    }
+    Ok(out)
+}
+
+/// The last line of what may be a drawing of the mistake.
+fn regexp_error(error: &regex::Error) -> Error {
+    let text = error.to_string();
+    let line = text.lines().last().unwrap_or_default().trim_start_matches("error: ");
+    anyhow!("error parsing regexp: {line}")
+}
+
+/// UDP where the key says so, else TCP.
+fn port_forward(key: &str, remote: &str) -> Result<Exposed> {
+    let (protocol, local) = match key.strip_prefix("udp:") {
+        Some(local) => (Protocol::Udp, local),
+        None => (Protocol::Tcp, key),
+    };
+    let wanted = Exposed { local: local.to_owned(), remote: remote.to_owned(), protocol };
+    wanted.check()?;
+    Ok(wanted)
+}
