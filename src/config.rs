@@ -60,6 +60,8 @@ const ZONES: [&str; 2] = ["containers.internal.", "docker.internal."];
 pub struct Config {
     /// Removed at the end; holds the process id in decimal without a newline.
     pub pid_file: Option<PathBuf>,
+    /// The socket that is told what happens; see `notify.rs`.
+    pub notification: Option<PathBuf>,
     /// The virtual network.
     pub network: NetworkConfig,
     /// The address that the guest's DHCP lease for [`DEVICE_MAC`] gives it, and that forwards go to.
@@ -110,6 +112,7 @@ impl Config {
         .map_err(|(flag, error)| asked.place(flag, error))?;
         let mtu_asked = mtu(raw.mtu).map_err(|error| asked.place("mtu", error))?;
         let links = LinkConfig::resolve(asked)?;
+        let notification = notification_socket(asked).map_err(|error| asked.place("notification", error))?;
         let mut settings = match asked.stack() {
             Some(stack) => Settings::new(asked, stack, subnet)?,
             None => Settings {
@@ -156,6 +159,7 @@ impl Config {
         let pid_file = Some(&raw.pid_file).filter(|path| !path.is_empty()).map(PathBuf::from);
         Ok(Self {
             pid_file,
+            notification,
             network,
             device_ip: device,
             links,
@@ -178,6 +182,20 @@ fn mtu(typed: i64) -> Result<Option<u16>> {
     let mtu = u16::try_from(typed).ok().filter(|&mtu| mtu >= MIN_MTU);
     let mtu = mtu.with_context(|| format!("mtu is out of range: {typed}, want {MIN_MTU} to {}", u16::MAX))?;
     Ok(Some(mtu))
+}
+
+fn notification_socket(asked: &Asked) -> Result<Option<PathBuf>> {
+    let typed = &asked.args.notification;
+    if typed.is_empty() {
+        return Ok(None);
+    }
+    // In the file it is a path.
+    if asked.is_of_file("notification") && !typed.as_bytes().starts_with(b"unix:") {
+        return Ok(Some(typed.into()));
+    }
+    let url = Url::parse(typed).context("invalid value for notification listen address")?;
+    ensure!(url.scheme == "unix", "notification listen address must be unix:// address");
+    Ok(Some(url.into_socket_path().context("invalid value for notification listen address")?))
 }
 
 fn ssh_port(typed: i64, device: Ipv4Addr) -> Result<Vec<Exposed>> {

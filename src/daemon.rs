@@ -8,6 +8,7 @@ use std::net::SocketAddrV4;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use netstack::dns::{Transport, Verdict};
@@ -24,10 +25,13 @@ use crate::forward::unix::UnixForward;
 use crate::host::dns::{Upstream, serve_stream};
 use crate::link::Framing;
 use crate::link::listener::{Listener, Terms};
+use crate::notify::{Notice, Notifier};
 
 /// The guest's sshd, which unix sockets are forwarded through.
 const SSH_PORT: u16 = 22;
 const HOSTS: &str = "/etc/hosts";
+/// How long what is still to be told may hold up the end.
+const LAST_NOTICES: Duration = Duration::from_secs(1);
 /// DNS connections of guests at a time; more are closed at once.
 const MAX_DNS_STREAMS: usize = 256;
 
@@ -76,7 +80,20 @@ impl ControlPlane {
     /// It could not start, or could not go on.
     pub fn run(self, config: Config) -> Result<Exit> {
         crate::sys::prepare_process();
-        self.runtime.block_on(async { Daemon::bind(config)?.serve(self.signals).await })
+        self.runtime.block_on(async {
+            let (notifier, delivery) = config.notification.clone().map(Notifier::new).unzip();
+            let delivery = delivery.map(|delivery| tokio::spawn(delivery.run()));
+            let exit = match Daemon::bind(config, notifier) {
+                Ok(daemon) => daemon.serve(self.signals).await,
+                Err(error) => Err(error),
+            };
+            if let Some(delivery) = delivery
+                && tokio::time::timeout(LAST_NOTICES, delivery).await.is_err()
+            {
+                tracing::warn!("notifications were not read in time");
+            }
+            exit
+        })
     }
 }
 
@@ -111,18 +128,23 @@ struct Daemon {
     connect_framing: Framing,
     links: Vec<Listener>,
     terms: Arc<Terms>,
+    notifier: Option<Notifier>,
 }
 
 impl Daemon {
-    fn bind(config: Config) -> Result<Self> {
+    fn bind(config: Config, notifier: Option<Notifier>) -> Result<Self> {
         let seed = crate::sys::random_seed().context("cannot get randomness")?;
         let terms = Arc::new(Terms {
             keep_running: config.keep_running,
             mtu: config.network.mtu,
             vpnkit_macs: config.vpnkit_macs,
+            notifier: notifier.clone(),
         });
         let (mut engine, handle, requests) =
             Engine::new(config.network, seed).context("cannot start the network")?;
+        if let Some(notifier) = &notifier {
+            engine.notify(notifier.clone());
+        }
         let registry = Registry::new(handle.clone());
         for forward in config.port_forwards {
             registry.configure(&mut engine, forward).context("cannot add network services")?;
@@ -142,12 +164,35 @@ impl Daemon {
         }
         let connect_framing = LinkConfig::connect_framing(&config.links);
         // The last, so that whoever waits for one finds the rest there.
-        let links = config.links.iter().map(Listener::bind).collect::<Result<_>>()?;
-        Ok(Self { engine, handle, requests, registry, forwards, apis, connect_framing, links, terms })
+        let links = config.links.iter().map(Listener::bind).collect::<Result<_>>();
+        let links = links.inspect_err(|_| terms.tell_failure())?;
+        Ok(Self {
+            engine,
+            handle,
+            requests,
+            registry,
+            forwards,
+            apis,
+            connect_framing,
+            links,
+            terms,
+            notifier,
+        })
     }
 
     async fn serve(self, mut signals: Signals) -> Result<Exit> {
-        let Self { engine, handle, requests, registry, forwards, apis, connect_framing, links, terms } = self;
+        let Self {
+            engine,
+            handle,
+            requests,
+            registry,
+            forwards,
+            apis,
+            connect_framing,
+            links,
+            terms,
+            notifier,
+        } = self;
         let (ended, mut end) = oneshot::channel();
         let thread = thread::Builder::new()
             .name("engine".to_owned())
@@ -171,6 +216,9 @@ impl Daemon {
             linked.spawn(link.serve(handle.clone(), Arc::clone(&terms)));
         }
         let resolving = tokio::spawn(resolve(handle.clone(), api, requests));
+        if let Some(notifier) = notifier {
+            notifier.send(Notice::Ready);
+        }
 
         let exit = tokio::select! {
             result = &mut end => engine_end(result),

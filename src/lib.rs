@@ -13,6 +13,7 @@ pub mod host;
 pub mod link;
 pub mod listen;
 pub mod logging;
+pub mod notify;
 pub mod pidfile;
 pub mod ssh;
 pub mod sys;

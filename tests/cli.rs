@@ -385,7 +385,7 @@ mod ours {
     #[test]
     fn functions_that_come_later_are_refused_by_name() {
         let bench = Bench::new(OURS);
-        for flag in ["pcap", "notification"] {
+        for flag in ["pcap"] {
             bench.fails(
                 &format!("-log-file @/log -pid-file @/pid -{flag} x -ssh-port 80"),
                 2,

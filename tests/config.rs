@@ -116,6 +116,7 @@ mod parity {
             ),
             ("forwards:\n- socket: @/s\n", "", &["identity file \\\"\\\" can't be loaded: stat "]),
             ("log-file: @/none/log\n", "", &["unable to open log file @/none/log"]),
+            ("", "-notification tcp://x", &["notification listen address must be unix:// address"]),
             // The file's addresses count before the flags'.
             ("stack:\n  subnet: 10.0.0.0/30\n", "-subnet 10.0.0.0/24", &["subnet too small"]),
             ("stack:\n  gatewayIP: x\n", "-gatewayIP 192.168.127.9", &["invalid IP address: x"]),

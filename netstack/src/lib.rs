@@ -63,6 +63,10 @@ pub enum Event {
     },
     /// The flow is over: close its socket.
     UdpClosed(UdpFlowId),
+    /// The first frame with this source address came.
+    AddressLearned(Mac),
+    /// The port that had this address is gone.
+    AddressLost(Mac),
     /// A question for the host's resolvers: answer with [`Stack::dns_answer`].
     DnsQuestion {
         /// Who asked.
@@ -155,7 +159,7 @@ impl Stack {
 
     /// The port is gone: its flows end, its addresses are forgotten, leases stay.
     pub fn detach_port(&mut self, port: PortId) {
-        self.switch.detach(port);
+        self.events.extend(self.switch.detach(port).map(Event::AddressLost));
         self.neighbours.detach(port);
         self.tcp.detach(port);
         self.udp.detach(port);
@@ -387,7 +391,9 @@ impl Stack {
         if header.from.is_group() || header.from == self.config.gateway_mac {
             return Err(DropReason::BadSource);
         }
-        self.switch.learn(header.from, port);
+        if self.switch.learn(header.from, port) {
+            self.events.push_back(Event::AddressLearned(header.from));
+        }
         if payload.len() > usize::from(self.config.assumed_mtu) {
             self.switch.shown(header.from, mtu::shown(&header, payload));
         }

@@ -47,25 +47,34 @@ impl Switch {
         port
     }
 
-    pub(crate) fn detach(&mut self, port: PortId) {
+    /// What comes back are the addresses that were behind `port`, in order.
+    pub(crate) fn detach(&mut self, port: PortId) -> impl Iterator<Item = Mac> + use<> {
         self.ports.retain(|p| *p != port);
-        self.addresses.retain(|_, entry| entry.port != port);
+        let lost = self.addresses.extract_if(|_, entry| entry.port == port);
+        let mut lost: Vec<Mac> = lost.map(|(mac, _)| mac).collect();
+        lost.sort_unstable();
+        lost.into_iter()
     }
 
     pub(crate) fn ports(&self) -> &[PortId] {
         &self.ports
     }
 
-    /// Remembers that `source` is behind `port`. A full table learns nothing more: frames to the rest are flooded.
-    pub(crate) fn learn(&mut self, source: Mac, port: PortId) {
+    /// Remembers that `source` is behind `port`; whether it was not known anywhere before. A full table learns nothing more: frames to
+    /// the rest are flooded.
+    pub(crate) fn learn(&mut self, source: Mac, port: PortId) -> bool {
         let mtu = self.assumed_mtu;
         if let Some(known) = self.addresses.get_mut(&source) {
             if known.port != port {
                 *known = Entry { port, mtu };
             }
-        } else if self.addresses.len() < MAX_ADDRESSES {
+            return false;
+        }
+        let has_room = self.addresses.len() < MAX_ADDRESSES;
+        if has_room {
             self.addresses.insert(source, Entry { port, mtu });
         }
+        has_room
     }
 
     /// `source`, which is known, has shown to take IP packets of `len` bytes.
@@ -110,11 +119,11 @@ mod tests {
         let mut switch = Switch::new(1500, 1);
         let (one, two) = (switch.attach(), switch.attach());
         assert_eq!(switch.destination(A), Destination::Flood);
-        switch.learn(A, one);
+        assert!(switch.learn(A, one));
         assert_eq!(switch.destination(A), Destination::Port(one, 1500));
-        switch.learn(A, two);
+        assert!(!switch.learn(A, two), "it only moved");
         assert_eq!(switch.destination(A), Destination::Port(two, 1500));
-        switch.detach(two);
+        assert_eq!(switch.detach(two).collect::<Vec<_>>(), [A]);
         assert_eq!(switch.destination(A), Destination::Flood);
         assert_eq!(switch.ports(), [one]);
     }
@@ -137,7 +146,7 @@ mod tests {
         switch.forget_shown(A);
         assert_eq!(switch.mtu(A), 1500);
         switch.shown(A, 9000);
-        switch.detach(two);
+        assert_eq!(switch.detach(two).count(), 1);
         switch.learn(A, one);
         assert_eq!(switch.mtu(A), 1500, "the port went");
     }
@@ -148,7 +157,7 @@ mod tests {
         let port = switch.attach();
         for i in 0..=MAX_ADDRESSES as u32 {
             let [a, b, c, d] = i.to_be_bytes();
-            switch.learn(Mac([2, 0, a, b, c, d]), port);
+            assert_eq!(switch.learn(Mac([2, 0, a, b, c, d]), port), i < MAX_ADDRESSES as u32);
         }
         assert_eq!(switch.addresses().count(), MAX_ADDRESSES);
     }

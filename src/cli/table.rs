@@ -83,7 +83,7 @@ pub const FLAGS: &[Flag] = &[
         "Largest IP packet in bytes, 68 to 65535, offered by DHCP and used; without it, or 0, a guest behind QEMU is offered \
          65520 and sent what it takes",
     ),
-    later("notification", Kind::Text(""), "unix: URL of a socket that is told about network events"),
+    flag("notification", Kind::Text(""), "unix: URL of a socket that is told about network events"),
     later("pcap", Kind::Text(""), "Capture the network's traffic into this file"),
     flag("pid-file", Kind::Text(""), "Write the process id to this file, removed at the end"),
     flag("services", Kind::Text(""), "URL of an endpoint with the HTTP API without /connect"),

@@ -77,6 +77,11 @@ impl Asked {
         self.file.as_ref()
     }
 
+    /// Whether the file gave the value of `flag`.
+    pub(super) fn is_of_file(&self, flag: &str) -> bool {
+        self.places.iter().any(|(name, ..)| *name == flag)
+    }
+
     /// Puts line and key before an error about the value of `flag`, if the file gave it.
     pub fn place(&self, flag: &str, error: Error) -> Error {
         self.place_item(flag, 0, error)

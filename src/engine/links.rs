@@ -331,9 +331,8 @@ impl Engine {
         }
     }
 
-    /// Detaches the links that are over, and tells whoever attached them. Whether there were any.
-    pub(super) fn detach_links(&mut self) -> bool {
-        let links = self.links.len();
+    /// Detaches the links that are over, and then tells whoever attached them.
+    pub(super) fn detach_links(&mut self) {
         while let Some(index) = self.links.iter().position(|link| link.over.is_some()) {
             let mut link = self.links.remove(index);
             self.batches.ports.remove(index);
@@ -345,11 +344,11 @@ impl Engine {
             }
             self.forget(link.token);
             self.stack.detach_port(link.port);
+            self.handle_stack_events();
             if let (Some(told), Some(over)) = (link.told.take(), link.over.take()) {
                 let _ = told.send(over);
             }
         }
-        self.links.len() < links
     }
 }
 

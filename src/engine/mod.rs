@@ -36,6 +36,7 @@ pub use readout::Counters;
 
 use crate::host::udp::{HostUdp, Outbox};
 use crate::logging::Limited;
+use crate::notify::{Notice, Notifier};
 use crate::sys::memory::discard;
 use crate::sys::udp::Inbox;
 use command::{CHANNEL, Command};
@@ -99,6 +100,7 @@ pub struct Engine {
     outbox: Outbox,
     commands: mpsc::Receiver<Command>,
     requests: mpsc::Sender<Request>,
+    notifier: Option<Notifier>,
     stopped: bool,
     no_descriptors: Limited,
 }
@@ -135,10 +137,16 @@ impl Engine {
             outbox: Outbox::new(),
             commands: command_receiver,
             requests,
+            notifier: None,
             stopped: false,
             no_descriptors: Limited::new(1, Duration::from_secs(60)),
         };
         Ok((engine, Handle { commands, waker }, request_receiver))
+    }
+
+    /// Tells `notifier` of machines that come and go.
+    pub fn notify(&mut self, notifier: Notifier) {
+        self.notifier = Some(notifier);
     }
 
     /// Runs until somebody asks for the end.
@@ -146,6 +154,12 @@ impl Engine {
     /// # Errors
     /// The event queue failed.
     pub fn run(mut self) -> io::Result<()> {
+        let ended = self.run_to_the_end();
+        self.detach_all();
+        ended
+    }
+
+    fn run_to_the_end(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS);
         while !self.stopped {
             let (timeout, carried) = (self.timeout(), std::mem::take(&mut self.carried));
@@ -158,6 +172,14 @@ impl Engine {
             self.turn();
         }
         Ok(())
+    }
+
+    /// Whoever is still there goes with the network.
+    fn detach_all(&mut self) {
+        for link in std::mem::take(&mut self.links) {
+            self.stack.detach_port(link.port);
+        }
+        self.handle_stack_events();
     }
 
     /// How long to sleep: not at all while there is something to do.
@@ -216,9 +238,7 @@ impl Engine {
             discard(memory);
         }
         self.write_links(1);
-        if self.detach_links() {
-            self.handle_stack_events();
-        }
+        self.detach_links();
     }
 
     fn handle_stack_events(&mut self) {
@@ -231,7 +251,15 @@ impl Engine {
                     // A full channel loses the question, as a busy server would; the guest asks again.
                     let _ = self.requests.try_send(Request::DnsQuestion { client, message });
                 }
+                Event::AddressLearned(mac) => self.tell(Notice::ConnectionEstablished(mac)),
+                Event::AddressLost(mac) => self.tell(Notice::ConnectionClosed(mac)),
             }
+        }
+    }
+
+    fn tell(&self, notice: Notice) {
+        if let Some(notifier) = &self.notifier {
+            notifier.send(notice);
         }
     }
 

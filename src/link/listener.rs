@@ -22,6 +22,7 @@ use crate::config::{Address, LinkConfig};
 use crate::engine::{Attachment, Handle};
 use crate::listen::{RemoveOnDrop, tcp_listener, unix_socket};
 use crate::logging::Limited;
+use crate::notify::{Notice, Notifier};
 use crate::sys::watch;
 
 /// The mode of the sockets that hypervisors connect to.
@@ -40,6 +41,17 @@ pub struct Terms {
     pub mtu: u16,
     /// What a VPNKit client with this UUID is told to use.
     pub vpnkit_macs: Vec<(String, Mac)>,
+    /// Who is told that the way for hypervisors is blocked.
+    pub notifier: Option<Notifier>,
+}
+
+impl Terms {
+    /// A way for hypervisors cannot be had, or takes nobody.
+    pub fn tell_failure(&self) {
+        if let Some(notifier) = &self.notifier {
+            notifier.send(Notice::HypervisorError);
+        }
+    }
 }
 
 /// A way in for hypervisors, bound; who connects waits.
@@ -122,12 +134,15 @@ impl Listener {
     pub async fn serve(self, engine: Handle, terms: Arc<Terms>) -> Result<()> {
         match self.way {
             Way::Accept(guests, ref socket) => accept(guests, socket, &engine, &terms).await,
-            Way::Vfkit(ref socket) => vfkit::serve(socket, &engine, terms.keep_running).await,
+            Way::Vfkit(ref socket) => vfkit::serve(socket, &engine, &terms).await,
             Way::Stdio(input, output) => {
                 let attached = engine.attach_pair(input, output, Framing::Hyperkit).await;
                 let mut attachment = attached.context("cannot attach standard input and output")?;
                 tracing::info!(port = %attachment.port(), "virtual machine connected");
-                attachment.ended().await
+                let ended = attachment.ended().await;
+                // COMPAT(gvproxy): the end of standard input is a failure to it, as nobody connects there again.
+                terms.tell_failure();
+                ended
             }
         }
     }
@@ -158,6 +173,7 @@ async fn accept(guests: Guests, listener: &Socket, engine: &Handle, terms: &Arc<
     let is_single = !terms.keep_running && guests != Guests::Vpnkit;
     let readiness = watch(listener.try_clone()?.into(), Interest::READABLE)?;
     let mut following = JoinSet::new();
+    let mut failing = false;
     loop {
         let accepted = tokio::select! {
             accepted = readiness.async_io(Interest::READABLE, |_| listener.accept()),
@@ -165,8 +181,14 @@ async fn accept(guests: Guests, listener: &Socket, engine: &Handle, terms: &Arc<
             Some(_) = following.join_next() => continue,
         };
         let stream = match accepted {
-            Ok((stream, _)) => stream,
+            Ok((stream, _)) => {
+                failing = false;
+                stream
+            }
             Err(error) => {
+                if !std::mem::replace(&mut failing, true) {
+                    terms.tell_failure();
+                }
                 tracing::warn!(%error, "cannot accept a virtual machine, trying again");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;

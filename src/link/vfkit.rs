@@ -16,7 +16,7 @@ use socket2::Socket;
 use tokio::io::Interest;
 
 use super::Framing;
-use super::listener::report;
+use super::listener::{Terms, report};
 use crate::engine::Handle;
 use crate::logging::Limited;
 use crate::sys::datagram::{Sender, pass_senders, peek};
@@ -41,10 +41,11 @@ pub(super) fn prepare(socket: &Socket) {
 ///
 /// # Errors
 /// The run is over because of a failure.
-pub(super) async fn serve(socket: &Socket, engine: &Handle, keep_running: bool) -> Result<()> {
+pub(super) async fn serve(socket: &Socket, engine: &Handle, terms: &Terms) -> Result<()> {
     socket.set_nonblocking(true)?;
     loop {
-        let (guest, process) = first(socket).await.context("vfkit accept error")?;
+        let (guest, process) =
+            first(socket).await.inspect_err(|_| terms.tell_failure()).context("vfkit accept error")?;
         pass_senders(socket.as_fd(), false);
         let attached = engine.attach(socket.try_clone()?, Framing::Vfkit).await;
         let mut attachment = attached.context("cannot attach the virtual machine")?;
@@ -54,7 +55,7 @@ pub(super) async fn serve(socket: &Socket, engine: &Handle, keep_running: bool) 
             ended = attachment.ended() => ended,
             () = gone(socket, &guest, process) => Ok(()),
         };
-        if !keep_running {
+        if !terms.keep_running {
             return ended;
         }
         report(port, &ended);

@@ -1,14 +1,15 @@
 //! A guest that is nothing but frames: what a test sends, byte for byte, and what comes back.
-//! Owns: one connection to the QEMU socket and the builders of well-formed packets, for a test to spoil.
+//! Owns: one end of a link and the builders of well-formed packets, for a test to spoil.
 //! May not: keep state of any protocol. Read next: `../bad_frames.rs`.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown};
+use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use super::cable::{Cable, Framing};
 use super::daemon::Daemon;
 use super::net::{self, GATEWAY};
 
@@ -27,10 +28,10 @@ pub(crate) const UDP: u8 = 17;
 pub(crate) const SYN: u8 = 2;
 pub(crate) const ACK: u8 = 16;
 
-/// A plug in the daemon's QEMU socket.
+/// A plug in the daemon's QEMU socket, or in another link.
 #[derive(Debug)]
 pub(crate) struct Wire {
-    stream: UnixStream,
+    cable: Cable,
     frames: Receiver<Vec<u8>>,
     asked: u16,
 }
@@ -49,25 +50,25 @@ impl Wire {
         }))
     }
 
-    fn over(stream: UnixStream) -> Self {
-        let mut reader = stream.try_clone().unwrap();
+    /// Frames over whatever link.
+    pub(crate) fn over(cable: impl Into<Cable>) -> Self {
+        let cable = cable.into();
+        let (mut reader, framing) = (cable.input.try_clone().unwrap(), cable.framing);
         let (sender, frames) = channel();
         // A guest that always empties its card, so that the daemon never waits for the test.
         std::thread::spawn(move || {
-            let mut length = [0; 4];
-            while reader.read_exact(&mut length).is_ok() {
-                let mut frame = vec![0; u32::from_be_bytes(length) as usize];
-                if reader.read_exact(&mut frame).is_err() || sender.send(frame).is_err() {
+            while let Ok(frame) = read_frame(&mut reader, framing) {
+                if sender.send(frame).is_err() {
                     break;
                 }
             }
         });
-        Self { stream, frames, asked: 0 }
+        Self { cable, frames, asked: 0 }
     }
 
     /// Bytes as they are, without a length before them.
     pub(crate) fn raw(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        self.stream.write_all(bytes)
+        self.cable.output.write_all(bytes)
     }
 
     /// One frame.
@@ -79,12 +80,23 @@ impl Wire {
     /// Many frames in one write.
     #[track_caller]
     pub(crate) fn send_all<'a>(&mut self, frames: impl IntoIterator<Item = &'a [u8]>) {
+        self.try_send_all(frames).unwrap_or_else(|error| panic!("the daemon hung up: {error}"));
+    }
+
+    fn try_send_all<'a>(&mut self, frames: impl IntoIterator<Item = &'a [u8]>) -> std::io::Result<()> {
         let mut bytes = Vec::new();
         for frame in frames {
-            bytes.extend(u32::try_from(frame.len()).unwrap().to_be_bytes());
+            match self.cable.framing {
+                Framing::Big32 => bytes.extend(u32::try_from(frame.len()).unwrap().to_be_bytes()),
+                Framing::Little16 => bytes.extend(u16::try_from(frame.len()).unwrap().to_le_bytes()),
+                Framing::Message => {
+                    self.raw(frame)?;
+                    continue;
+                }
+            }
             bytes.extend(frame);
         }
-        self.raw(&bytes).unwrap_or_else(|error| panic!("the daemon hung up: {error}"));
+        self.raw(&bytes)
     }
 
     /// The next frame for which `wanted` is true; others are passed over.
@@ -114,19 +126,17 @@ impl Wire {
         let request = arp(1, mac, IP, [0; 6], GATEWAY);
         // The last request restores whom the gateway takes this guest for.
         let restore = arp(1, MAC, IP, [0; 6], GATEWAY);
-        let bytes = [request, restore, echo]
-            .map(|frame| [&u32::try_from(frame.len()).unwrap().to_be_bytes()[..], &frame].concat());
         let resolved = |frame: &[u8]| frame.starts_with(&mac) && frame[12..14] == ARP.to_be_bytes();
         let echoed =
             |frame: &[u8]| frame.len() >= 42 && frame[23] == ICMP && frame[38..42] == [9, 9, high, low];
-        self.raw(&bytes.concat()).is_ok()
+        self.try_send_all([&request[..], &restore, &echo]).is_ok()
             && self.receive(patience, resolved).is_some()
             && self.receive(patience, echoed).is_some()
     }
 
     /// Hangs up.
     pub(crate) fn unplug(&self) {
-        let _ = self.stream.shutdown(Shutdown::Both);
+        self.cable.shutdown();
     }
 }
 
@@ -134,6 +144,30 @@ impl Drop for Wire {
     fn drop(&mut self) {
         self.unplug();
     }
+}
+
+/// The next frame; an error at the link's end.
+fn read_frame(reader: &mut std::fs::File, framing: Framing) -> std::io::Result<Vec<u8>> {
+    let mut length = [0; 4];
+    let len = match framing {
+        Framing::Big32 => {
+            reader.read_exact(&mut length)?;
+            u32::from_be_bytes(length) as usize
+        }
+        Framing::Little16 => {
+            reader.read_exact(&mut length[..2])?;
+            usize::from(u16::from_le_bytes([length[0], length[1]]))
+        }
+        Framing::Message => {
+            let mut message = vec![0; 1 << 17];
+            let len = reader.read(&mut message)?;
+            message.truncate(len);
+            return if len == 0 { Err(std::io::ErrorKind::UnexpectedEof.into()) } else { Ok(message) };
+        }
+    };
+    let mut frame = vec![0; len];
+    reader.read_exact(&mut frame)?;
+    Ok(frame)
 }
 
 pub(crate) fn ether(to: [u8; 6], from: [u8; 6], kind: u16, payload: &[u8]) -> Vec<u8> {

@@ -162,6 +162,8 @@ pub(crate) struct Asked {
     pub(crate) closed: Vec<UdpFlowId>,
     pub(crate) questions: Vec<(DnsClient, Vec<u8>)>,
     pub(crate) opened: Vec<(FlowId, Target)>,
+    /// Hardware addresses that came (true) and went.
+    pub(crate) addresses: Vec<(Mac, bool)>,
 }
 
 /// Everything.
@@ -442,6 +444,8 @@ impl Sim {
                 }
                 Event::UdpClosed(flow) => self.asked.closed.push(flow),
                 Event::DnsQuestion { client, message } => self.asked.questions.push((client, message)),
+                Event::AddressLearned(mac) => self.asked.addresses.push((mac, true)),
+                Event::AddressLost(mac) => self.asked.addresses.push((mac, false)),
             }
         }
     }

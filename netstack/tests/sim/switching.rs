@@ -46,10 +46,16 @@ fn unicast_flood_broadcast_and_a_move() {
     let mut addresses: Vec<_> = sim.stack.addresses().collect();
     addresses.sort();
     assert_eq!(addresses, [(a, sim.ports[2].id), (b, sim.ports[1].id), (c, sim.ports[2].id)]);
+    assert_eq!(sim.asked.addresses, [(a, true), (b, true), (c, true)], "a move is no news");
     // The gateway's own address stays its own.
     sim.inject(1, &frame(GATEWAY_MAC, a));
     assert_eq!(received(&mut sim), [0, 0, 0]);
     assert_eq!(sim.stack.drops().of(DropReason::BadSource), 1);
+    sim.asked.addresses.clear();
+    let port = sim.ports[2].id;
+    sim.stack.detach_port(port);
+    sim.settle();
+    assert_eq!(sim.asked.addresses, [(a, false), (c, false)]);
 }
 
 #[test]
