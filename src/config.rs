@@ -10,7 +10,7 @@ mod search;
 mod stack;
 pub(crate) mod url;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -62,6 +62,8 @@ pub struct Config {
     pub pid_file: Option<PathBuf>,
     /// The socket that is told what happens; see `notify.rs`.
     pub notification: Option<PathBuf>,
+    /// Where its frames are captured.
+    pub capture: Option<PathBuf>,
     /// The virtual network.
     pub network: NetworkConfig,
     /// The address that the guest's DHCP lease for [`DEVICE_MAC`] gives it, and that forwards go to.
@@ -156,10 +158,12 @@ impl Config {
             search_domains: settings.search_domains,
             ec2_metadata_access: raw.ec2_metadata_access,
         };
-        let pid_file = Some(&raw.pid_file).filter(|path| !path.is_empty()).map(PathBuf::from);
+        let path = |text: &OsString| Some(text).filter(|path| !path.is_empty()).map(PathBuf::from);
+        let (pid_file, capture) = (path(&raw.pid_file), path(&raw.pcap));
         Ok(Self {
             pid_file,
             notification,
+            capture,
             network,
             device_ip: device,
             links,

@@ -26,6 +26,7 @@ use crate::host::dns::{Upstream, serve_stream};
 use crate::link::Framing;
 use crate::link::listener::{Listener, Terms};
 use crate::notify::{Notice, Notifier};
+use crate::pcap::Capture;
 
 /// The guest's sshd, which unix sockets are forwarded through.
 const SSH_PORT: u16 = 22;
@@ -134,6 +135,7 @@ struct Daemon {
 impl Daemon {
     fn bind(config: Config, notifier: Option<Notifier>) -> Result<Self> {
         let seed = crate::sys::random_seed().context("cannot get randomness")?;
+        let gateway = config.network.gateway_mac;
         let terms = Arc::new(Terms {
             keep_running: config.keep_running,
             mtu: config.network.mtu,
@@ -144,6 +146,9 @@ impl Daemon {
             Engine::new(config.network, seed).context("cannot start the network")?;
         if let Some(notifier) = &notifier {
             engine.notify(notifier.clone());
+        }
+        if let Some(path) = &config.capture {
+            engine.capture(Capture::create(path)?, gateway);
         }
         let registry = Registry::new(handle.clone());
         for forward in config.port_forwards {

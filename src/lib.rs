@@ -14,6 +14,7 @@ pub mod link;
 pub mod listen;
 pub mod logging;
 pub mod notify;
+pub mod pcap;
 pub mod pidfile;
 pub mod ssh;
 pub mod sys;

@@ -31,9 +31,6 @@ fn main() -> ExitCode {
     if raw.version {
         return print(io::stdout(), &format!("{VERSION}\n"), ExitCode::SUCCESS);
     }
-    if let Some(refusal) = raw.refusal() {
-        return print(io::stderr(), &format!("{refusal}\n"), BAD_USAGE.into());
-    }
 
     let log = Log::stderr();
     let (ignored, asked) = (raw.ignored.clone(), Asked::new(*raw));

@@ -383,18 +383,6 @@ mod ours {
     use super::*;
 
     #[test]
-    fn functions_that_come_later_are_refused_by_name() {
-        let bench = Bench::new(OURS);
-        for flag in ["pcap"] {
-            bench.fails(
-                &format!("-log-file @/log -pid-file @/pid -{flag} x -ssh-port 80"),
-                2,
-                &format!("gvproxy: -{flag} is not supported yet by this version"),
-            );
-        }
-    }
-
-    #[test]
     fn a_bad_configuration_is_one_line_and_exit_1() {
         let bench = Bench::new(OURS);
         let _live = UnixListener::bind(bench.path("live")).unwrap();

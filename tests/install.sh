@@ -20,7 +20,8 @@ table() {
                  ip iproute2
                  udhcpc udhcpc
                  python3 python3
-                 unbound unbound'; table instructions ;;
+                 unbound unbound
+                 tcpdump tcpdump'; table instructions ;;
     instructions) table build; echo 'valgrind valgrind' ;;
     lint) table build; echo 'shellcheck shellcheck' ;;
     bench) table build; echo 'ip iproute2

@@ -46,8 +46,6 @@ pub struct RawArgs {
     pub ssh_port_given: bool,
     pub subnet: OsString,
     pub version: bool,
-    /// Flags that were given although this version does not support them.
-    pub unsupported: Vec<&'static str>,
     /// The word at which the flags ended; it and what follows has no meaning.
     pub ignored: Option<OsString>,
 }
@@ -178,10 +176,6 @@ impl RawArgs {
         let int = |name: &str| values.int(name);
         let text = |name: &str| values.text(name);
         let list = |name: &str| values.list(name);
-        let given = |flag: &&Flag| match flag.kind {
-            Kind::Text(_) => !text(flag.name).is_empty(),
-            _ => values.matches.contains_id(flag.name),
-        };
         Self {
             config: text("config"),
             debug: boolean("debug"),
@@ -210,15 +204,8 @@ impl RawArgs {
             ssh_port_given: values.matches.contains_id("ssh-port"),
             subnet: text("subnet"),
             version: boolean("version"),
-            unsupported: FLAGS.iter().filter(|f| !f.supported).filter(given).map(|f| f.name).collect(),
             ignored: values.ignored.clone(),
         }
-    }
-
-    /// What was typed that this version cannot do, as one line.
-    pub fn refusal(&self) -> Option<String> {
-        let flag = self.unsupported.first()?;
-        Some(format!("gvproxy: -{flag} is not supported yet by this version"))
     }
 }
 
@@ -258,7 +245,7 @@ mod tests {
         assert_eq!((raw.mtu, raw.ssh_port, raw.debug, raw.version), (0, 2222, false, false));
         assert_eq!(raw.subnet, "192.168.127.0/24");
         assert_eq!((raw.pid_file, raw.forward_sock), ("".into(), vec![]));
-        assert_eq!((raw.unsupported, raw.ignored), (vec![], None));
+        assert_eq!(raw.ignored, None);
     }
 
     #[test]
@@ -288,17 +275,6 @@ mod tests {
             r#"invalid value "99999999999999999999" for flag -mtu: value out of range"#
         );
         assert!(matches!(parse(&argv("-h -mtu x")), Parsed::Help(_)));
-    }
-
-    #[test]
-    fn later_functions_are_refused_by_name() {
-        for flag in FLAGS.iter().filter(|flag| !flag.supported) {
-            let refusal = run(&format!("-{} x", flag.name)).refusal();
-            let text = format!("gvproxy: -{} is not supported yet by this version", flag.name);
-            assert_eq!(refusal, Some(text));
-        }
-        assert_eq!(run("-pcap= -config=").refusal(), None);
-        assert_eq!(run("-listen-qemu unix:///a").refusal(), None);
     }
 
     #[test]

@@ -23,18 +23,10 @@ pub struct Flag {
     pub kind: Kind,
     /// One line for the usage text.
     pub help: &'static str,
-    /// Whether this version does what the flag says; if not, giving it is an error.
-    pub supported: bool,
 }
 
-/// A flag that works.
 pub(crate) const fn flag(name: &'static str, kind: Kind, help: &'static str) -> Flag {
-    Flag { name, kind, help, supported: true }
-}
-
-/// A flag of the original whose function this version does not have.
-const fn later(name: &'static str, kind: Kind, help: &'static str) -> Flag {
-    Flag { name, kind, help, supported: false }
+    Flag { name, kind, help }
 }
 
 /// Every flag, in the order of the usage text: bytewise by name.
@@ -84,7 +76,11 @@ pub const FLAGS: &[Flag] = &[
          65520 and sent what it takes",
     ),
     flag("notification", Kind::Text(""), "unix: URL of a socket that is told about network events"),
-    later("pcap", Kind::Text(""), "Capture the network's traffic into this file"),
+    flag(
+        "pcap",
+        Kind::Text(""),
+        "Capture the network's frames into this file, for Wireshark, tshark or tcpdump",
+    ),
     flag("pid-file", Kind::Text(""), "Write the process id to this file, removed at the end"),
     flag("services", Kind::Text(""), "URL of an endpoint with the HTTP API without /connect"),
     flag(
@@ -116,8 +112,7 @@ pub fn usage(program: &str, flags: &[Flag]) -> String {
             Kind::Text(text) if !text.is_empty() => format!(" (default \"{text}\")"),
             _ => String::new(),
         };
-        let later = if flag.supported { "" } else { " (not supported yet)" };
-        out.push_str(&format!("  -{}{}\n    \t{}{later}{default}\n", flag.name, flag.type_name(), flag.help));
+        out.push_str(&format!("  -{}{}\n    \t{}{default}\n", flag.name, flag.type_name(), flag.help));
     }
     out
 }
@@ -133,9 +128,8 @@ pub fn markdown(flags: &[Flag]) -> String {
             Kind::Text(text) => format!("`{text}`"),
             Kind::List => "none; may be repeated".into(),
         };
-        let later = if flag.supported { "" } else { " (not supported yet: refused)" };
         let value = flag.type_name().replace("value", "string");
-        out.push_str(&format!("| `-{}{value}` | {default} | {}{later} |\n", flag.name, flag.help));
+        out.push_str(&format!("| `-{}{value}` | {default} | {} |\n", flag.name, flag.help));
     }
     out
 }

@@ -7,13 +7,12 @@ use std::ffi::OsString;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use anyhow::{Error, Result, anyhow};
+use anyhow::{Error, Result};
 use serde_saphyr::Spanned;
 use tracing::level_filters::LevelFilter;
 
 use super::file::{File, Stack, Text};
 use crate::cli::RawArgs;
-use crate::cli::table::FLAGS;
 use crate::text::quote;
 
 /// Flags and file as one.
@@ -39,7 +38,6 @@ impl Asked {
             let file = File::read(Path::new(&asked.args.config))?;
             asked.take(&file);
             asked.file = Some(file);
-            asked.ensure_supported()?;
         }
         Ok(asked)
     }
@@ -152,16 +150,6 @@ impl Asked {
         args.ec2_metadata_access |= file.ec2_metadata_access || stack.ec2_metadata_access;
         self.log_level = file.log_level.as_ref().map(|level| level.value.clone());
         self.places = places;
-    }
-
-    /// The file cannot ask for what the flags cannot.
-    fn ensure_supported(&self) -> Result<()> {
-        for (flag, line, key) in &self.places {
-            if FLAGS.iter().any(|known| known.name == *flag && !known.supported) {
-                return Err(self.wrong(*line, key, anyhow!("not supported yet by this version")));
-            }
-        }
-        Ok(())
     }
 
     /// What was asked for and has no effect.

@@ -301,3 +301,55 @@ fn the_original_example_is_the_default() {
     let without = bench.resolve("-mtu 1500").unwrap();
     assert_eq!(format!("{with:#?}"), format!("{without:#?}"));
 }
+
+#[test]
+fn flags_and_file_are_one() {
+    let bench = Bench::new();
+    let path = |name: &str| Some(bench.dir.path().join(name));
+    let yaml = "pid-file: @/pid\nnotification: @/n\nec2-metadata-access: true\ninterfaces: {qemu: \"unix://@/q\"}\n\
+                listen: [\"unix://@/l\", \"tcp://:8080\"]\nservices: unix://@/v\nforwards: [{socket: @/s, dest: /d, user: u, identity: @/key}]\n\
+                stack: {mtu: 4000, subnet: 10.0.0.0/16, capture-file: @/c, forwards: {\":2222\": \"10.0.0.2:22\", \"udp:[::]:5353\": \"10.0.0.2:53\"}}\n";
+    let config = bench.resolve_file(yaml, "-subnet 10.9.0.0/16").unwrap();
+    assert_eq!((config.pid_file, config.notification, config.capture), (path("pid"), path("n"), path("c")));
+    let qemu = |name: &str| vec![LinkConfig::Qemu(Address::Unix(path(name).unwrap()))];
+    assert_eq!((config.links, config.network.mtu, config.network.assumed_mtu), (qemu("q"), 4000, 4000));
+    assert_eq!((config.device_ip, config.ssh_forwards.len()), (Ipv4Addr::new(10, 0, 0, 2), 1));
+    let forward = |protocol, local: &str, remote: &str| Exposed {
+        protocol,
+        local: local.into(),
+        remote: remote.into(),
+    };
+    let ports =
+        [forward(Protocol::Tcp, ":2222", "10.0.0.2:22"), forward(Protocol::Udp, "[::]:5353", "10.0.0.2:53")];
+    assert_eq!(config.port_forwards, ports);
+    let endpoint = |name: &str| Endpoint::Unix(path(name).unwrap());
+    assert_eq!(config.listen, [endpoint("l"), Endpoint::Tcp { host: String::new(), port: 8080 }]);
+    assert_eq!(config.services, Some(endpoint("v")));
+    assert!(config.network.ec2_metadata_access);
+
+    let line = "-pid-file @/pid2 -notification unix://@/n2 -listen-qemu unix://@/q2 -mtu 3000 -pcap @/c2 -ssh-port 3 \
+                -listen unix://@/l2 -services unix://@/v2 \
+                -forward-sock @/s2 -forward-dest /e -forward-user v -forward-identity @/key";
+    let config = bench.resolve_file(yaml, line).unwrap();
+    assert_eq!(
+        (config.pid_file, config.notification, config.capture),
+        (path("pid2"), path("n2"), path("c2"))
+    );
+    assert_eq!((config.links, config.network.mtu), (qemu("q2"), 3000));
+    assert_eq!((config.listen, config.services), (vec![endpoint("l2")], Some(endpoint("v2"))));
+    let users: Vec<_> = config.ssh_forwards.iter().map(|forward| forward.user.as_str()).collect();
+    assert_eq!((users, config.port_forwards.len()), (vec!["u", "v"], 2));
+
+    for (yaml, notification) in [
+        ("notification: unix://@/n\n", path("n")),
+        ("notification: n\n", Some("n".into())),
+        ("notification: \"\"\n", None),
+        ("stack: {ec2MetadataAccess: yes}\n", None),
+    ] {
+        let config = bench.resolve_file(yaml, "").unwrap();
+        assert_eq!(
+            (config.notification, config.network.ec2_metadata_access),
+            (notification, yaml.contains("ec2"))
+        );
+    }
+}

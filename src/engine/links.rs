@@ -293,6 +293,9 @@ impl Engine {
             let port = link.port;
             let Some(frame) = link.reader.next_frame()? else { break };
             self.received.count(frame.len());
+            if let Some(tap) = &mut self.tap {
+                tap.received(frame);
+            }
             let Some(datagram) = self.stack.handle_frame(port, frame, self.now, &mut self.batches) else {
                 continue;
             };
@@ -320,6 +323,9 @@ impl Engine {
         for (link, (port, batch)) in self.links.iter_mut().zip(&mut self.batches.ports) {
             if batch.len() < least || link.over.is_some() {
                 continue;
+            }
+            if let Some(tap) = &mut self.tap {
+                tap.sent(batch);
             }
             let before = batch.len();
             if link.write(batch, self.now, self.poll.registry()) {

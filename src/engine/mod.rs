@@ -9,6 +9,7 @@
 //! Read next: `tcp.rs`, `udp.rs`, `forwards.rs`, `links.rs`; `netstack/src/lib.rs`.
 
 mod attach;
+mod capture;
 mod command;
 mod forwards;
 mod links;
@@ -39,6 +40,7 @@ use crate::logging::Limited;
 use crate::notify::{Notice, Notifier};
 use crate::sys::memory::discard;
 use crate::sys::udp::Inbox;
+use capture::Tap;
 use command::{CHANNEL, Command};
 use forwards::Forwards;
 use links::{Batches, Link};
@@ -101,6 +103,7 @@ pub struct Engine {
     commands: mpsc::Receiver<Command>,
     requests: mpsc::Sender<Request>,
     notifier: Option<Notifier>,
+    tap: Option<Tap>,
     stopped: bool,
     no_descriptors: Limited,
 }
@@ -138,6 +141,7 @@ impl Engine {
             commands: command_receiver,
             requests,
             notifier: None,
+            tap: None,
             stopped: false,
             no_descriptors: Limited::new(1, Duration::from_secs(60)),
         };
@@ -239,6 +243,9 @@ impl Engine {
         }
         self.write_links(1);
         self.detach_links();
+        if let Some(tap) = &mut self.tap {
+            tap.hand_over();
+        }
     }
 
     fn handle_stack_events(&mut self) {

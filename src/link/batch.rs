@@ -22,12 +22,14 @@ pub struct Batch {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
+    /// Up to here [`unseen`](Self::unseen) has shown the frames.
+    seen: usize,
 }
 
 impl Batch {
     /// An empty batch.
     pub fn new(framing: Framing) -> Self {
-        Self { framing, buffer: vec![0; WRITE_BUFFER], start: 0, end: 0 }
+        Self { framing, buffer: vec![0; WRITE_BUFFER], start: 0, end: 0, seen: 0 }
     }
 
     /// Whether a frame of `len` bytes fits.
@@ -59,6 +61,13 @@ impl Batch {
         Some(frame)
     }
 
+    /// The frames that were added since the last call, for who wants to see each of them once: before they are written.
+    pub fn unseen(&mut self) -> impl Iterator<Item = &[u8]> {
+        let rest = self.buffer.get(self.seen..self.end).unwrap_or_default();
+        self.seen = self.end;
+        Frames { framing: self.framing, rest }
+    }
+
     /// Bytes collected and not yet written.
     pub fn len(&self) -> usize {
         self.end - self.start
@@ -71,7 +80,7 @@ impl Batch {
 
     /// Forgets what has not been written: nobody will read it.
     pub fn clear(&mut self) {
-        (self.start, self.end) = (0, 0);
+        (self.start, self.end, self.seen) = (0, 0, 0);
     }
 
     /// Writes until everything is written or the descriptor takes no more.
@@ -104,7 +113,10 @@ impl Batch {
 
     fn send_datagrams(&mut self, socket: BorrowedFd<'_>) -> io::Result<Progress> {
         while self.start < self.end {
-            let unsent = || Datagrams(self.buffer.get(self.start..self.end).unwrap_or_default());
+            let unsent = || Frames {
+                framing: self.framing,
+                rest: self.buffer.get(self.start..self.end).unwrap_or_default(),
+            };
             let sent = match datagram::send(socket, unsent()) {
                 Ok(sent) => sent,
                 Err(error) => match Errno::from_io_error(&error) {
@@ -137,21 +149,32 @@ impl Batch {
         if self.start >= self.buffer.len() / 2 {
             self.buffer.copy_within(self.start..self.end, 0);
             self.end -= self.start;
+            // What is written has been seen, if anybody looks.
+            self.seen = self.seen.saturating_sub(self.start);
             self.start = 0;
         }
     }
 }
 
 /// The frames of a batch.
-struct Datagrams<'a>(&'a [u8]);
+struct Frames<'a> {
+    framing: Framing,
+    rest: &'a [u8],
+}
 
-impl<'a> Iterator for Datagrams<'a> {
+impl<'a> Iterator for Frames<'a> {
     type Item = &'a [u8];
 
     fn next(&mut self) -> Option<&'a [u8]> {
-        let (length, rest) = self.0.split_first_chunk::<LONG>()?;
-        let (frame, rest) = rest.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
-        self.0 = rest;
+        let (len, rest) = if self.framing == Framing::Hyperkit {
+            let (length, rest) = self.rest.split_first_chunk::<SHORT>()?;
+            (u16::from_le_bytes(*length).into(), rest)
+        } else {
+            let (length, rest) = self.rest.split_first_chunk::<LONG>()?;
+            (u32::from_be_bytes(*length), rest)
+        };
+        let (frame, rest) = rest.split_at_checked(usize::try_from(len).ok()?)?;
+        self.rest = rest;
         Some(frame)
     }
 }
@@ -207,5 +230,55 @@ mod tests {
             }
         }
         assert!(batch.is_empty());
+    }
+
+    #[test]
+    fn each_frame_is_seen_once_whatever_is_written_of_it() {
+        /// Takes so many bytes, and then no more for now.
+        struct Room(usize);
+        impl Write for Room {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                let n = self.0.min(bytes.len());
+                self.0 -= n;
+                if n == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(n) }
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        for framing in [Framing::Qemu, Framing::Hyperkit, Framing::Vfkit] {
+            let (mut batch, mut added, mut seen) = (Batch::new(framing), 0_u32, 0_u32);
+            for round in 0..200 {
+                while added < 40 * (round + 1)
+                    && let Some(frame) = batch.frame(500 + added as usize % 3)
+                {
+                    frame[..4].copy_from_slice(&added.to_be_bytes());
+                    added += 1;
+                }
+                for frame in batch.unseen() {
+                    assert_eq!(
+                        (&frame[..4], frame.len()),
+                        (&seen.to_be_bytes()[..], 500 + seen as usize % 3)
+                    );
+                    seen += 1;
+                }
+                assert_eq!((seen, batch.unseen().count()), (added, 0));
+                if framing == Framing::Vfkit {
+                    for _ in 0..if round % 7 == 6 { usize::MAX } else { 30 } {
+                        batch.write_to(ours.as_fd()).unwrap();
+                        if theirs.recv(&mut [0; 600]).is_err() {
+                            break;
+                        }
+                    }
+                } else {
+                    let room = if round % 7 == 6 { usize::MAX } else { 15_001 };
+                    batch.write_stream(&mut Room(room)).unwrap();
+                }
+            }
+            assert_eq!(added, 8000);
+        }
     }
 }

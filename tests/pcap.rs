@@ -1,0 +1,118 @@
+//! A capture through the binary, read by tcpdump while the daemon runs and after it.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test's helper fails like the test")]
+
+mod support;
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use support::cable::Kind;
+use support::daemon::Daemon;
+use support::frames::{GATEWAY_MAC, ICMP, IP, IPV4, MAC, Wire, arp, echo_request, ether, ipv4};
+use support::net::GATEWAY;
+use support::{eventually, tool};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The packets of a capture, a line each: link header, addresses, protocol.
+fn dump(file: &Path) -> Result<Vec<String>, String> {
+    let output = Command::new(tool("tcpdump", "tcpdump"))
+        .args(["-e", "-n", "-t", "-r"])
+        .arg(file)
+        .output()
+        .expect("tcpdump");
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    if !output.status.success() || error.contains("truncated") {
+        return Err(error);
+    }
+    assert!(error.contains("link-type EN10MB (Ethernet), snapshot length 131072"), "{error}");
+    Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
+}
+
+fn ping(number: u8) -> Vec<u8> {
+    ether(GATEWAY_MAC, MAC, IPV4, &ipv4(ICMP, IP, GATEWAY, &echo_request(0, number)))
+}
+
+const OURS: &str = env!("CARGO_BIN_EXE_gvproxy");
+
+#[test]
+fn every_frame_is_there_once_and_while_the_daemon_runs() {
+    // More than the link's socket holds at once, and some over each of the others.
+    every_frame_is_there_once(Kind::Qemu, 5000);
+    for kind in [Kind::Vpnkit, Kind::Bess, Kind::Vfkit(true), Kind::Stdio] {
+        every_frame_is_there_once(kind, 300);
+    }
+}
+
+fn every_frame_is_there_once(kind: Kind, pings: usize) {
+    let mut daemon = kind.builder().binary(OURS).args(["-pcap", "{dir}/c.pcap"]).spawn();
+    let mut wire = Wire::over(kind.plug(&mut daemon));
+    let file = daemon.dir().join("c.pcap");
+    assert_eq!(dump(&file), Ok(vec![]), "a head without packets");
+
+    wire.send(&arp(1, MAC, IP, [0; 6], GATEWAY));
+    let lines = eventually("question and answer in the file", PATIENCE, || {
+        dump(&file).ok().filter(|lines| lines.len() == 2)
+    });
+    assert!(lines[0].contains("5a:94:ef:e4:0c:ee > ff:ff:ff:ff:ff:ff, ethertype ARP"), "{lines:#?}");
+    assert!(lines[1].contains("192.168.127.1 is-at 5a:94:ef:e4:0c:dd"), "{lines:#?}");
+
+    for number in 0..pings {
+        wire.send(&ping(number as u8));
+        if number % 100 == 99 {
+            let last = number as u8;
+            let answered =
+                wire.receive(PATIENCE, |frame| frame.len() >= 42 && frame[23] == ICMP && frame[41] == last);
+            assert!(answered.is_some(), "{kind:?}: ping {number}");
+        }
+    }
+    assert!(daemon.terminate().success());
+    let lines = dump(&file).unwrap();
+    let of = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
+    let found = (of("ICMP echo request"), of("ICMP echo reply"), lines.len());
+    assert_eq!(found, (pings, pings, 2 * pings + 2), "{kind:?}");
+}
+
+#[test]
+fn a_frame_from_guest_to_guest_is_there_once() {
+    const OTHER: [u8; 6] = [2, 0, 0, 0, 0, 9];
+    let mut daemon = Daemon::builder().binary(OURS).args(["-keep-running", "-pcap", "{dir}/c.pcap"]).start();
+    let (mut one, mut other) = (Wire::plug(&daemon), Wire::plug(&daemon));
+    let ip = Ipv4Addr::new(192, 168, 127, 9);
+    // What is broadcast reaches the gateway and the other guest.
+    other.send(&arp(1, OTHER, ip, [0; 6], IP));
+    assert!(one.receive(PATIENCE, |frame| frame[6..12] == OTHER).is_some());
+    one.send(&ether(OTHER, MAC, IPV4, &ipv4(ICMP, IP, ip, &echo_request(0, 1))));
+    assert!(other.receive(PATIENCE, |frame| frame[6..12] == MAC).is_some());
+    assert!(daemon.terminate().success());
+    let lines = dump(&daemon.dir().join("c.pcap")).unwrap();
+    assert_eq!(lines.len(), 2, "{lines:#?}");
+}
+
+#[test]
+fn the_file_of_the_configuration_names_it_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, file) = (dir.path().join("config.yaml"), dir.path().join("c.pcap"));
+    std::fs::write(&config, format!("stack:\n  capture-file: {}\n", file.display())).unwrap();
+    for flag in [None, Some(dir.path().join("flag.pcap"))] {
+        let mut args = vec!["-config".into(), config.clone().into_os_string()];
+        args.extend(flag.iter().flat_map(|file| ["-pcap".into(), file.into()]));
+        let mut daemon = Daemon::builder().binary(OURS).args(args).start();
+        let mut wire = Wire::plug(&daemon);
+        wire.send(&ping(1));
+        assert!(wire.receive(PATIENCE, |frame| frame.len() >= 42 && frame[23] == ICMP).is_some());
+        assert!(daemon.terminate().success());
+        assert_eq!(dump(flag.as_ref().unwrap_or(&file)).unwrap().len(), 2);
+        assert_eq!(std::fs::remove_file(&file).is_ok(), flag.is_none(), "only one of the two is made");
+    }
+}
+
+#[test]
+fn a_capture_that_cannot_be_written_is_said_at_the_start() {
+    let mut daemon = Daemon::builder().binary(OURS).args(["-pcap", "/nonexistent/c.pcap"]).spawn();
+    assert_eq!(daemon.wait(PATIENCE).expect("an end").code(), Some(1));
+    let text = "cannot create capture file: open /nonexistent/c.pcap: no such file or directory";
+    assert!(daemon.stderr().contains(text), "{}", daemon.stderr());
+}
