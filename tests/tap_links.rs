@@ -286,7 +286,7 @@ fn a_guest_that_reconnects_keeps_lease_and_forwards() {
             transfer(&outside, &accept(&listener), 1 << 20);
             guest.switch_off();
             // What is sent to the old end says that it is gone.
-            let late = (kind == Kind::Vfkit(true)).then(|| host.connect(at).expect("the forwarded port"));
+            let late = if kind == Kind::Vfkit(true) { host.connect(at).ok() } else { None };
             let left = || (daemon.stderr().matches("machine left").count() > round).then_some(());
             eventually("the end of the link", Duration::from_secs(10), left);
             // Its address, its routes and its listener are as they were.
