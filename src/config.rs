@@ -24,6 +24,7 @@ use netstack::{Mac, NetworkConfig};
 use crate::cli::RawArgs;
 use crate::forward::registry::{Exposed, Protocol};
 use crate::listen;
+use crate::logging::frames::Extent;
 use crate::text::{quote, reason};
 
 use addresses::Addresses;
@@ -78,6 +79,8 @@ pub struct Config {
     pub listen: Vec<Endpoint>,
     /// Where it is served without.
     pub services: Option<Endpoint>,
+    /// Which frames are written into the log, if any.
+    pub frame_log: Option<Extent>,
     /// Host ports into the guest, the ssh port among them.
     pub port_forwards: Vec<Exposed>,
     /// Host unix sockets into the guest over SSH.
@@ -171,6 +174,7 @@ impl Config {
             vpnkit_macs: settings.vpnkit_macs,
             listen,
             services,
+            frame_log: asked.frame_log(),
             port_forwards: settings.port_forwards,
             ssh_forwards,
         })

@@ -19,12 +19,13 @@ use tokio::task::JoinSet;
 
 use crate::api::{Api, Listener as ApiListener, Role};
 use crate::config::{Config, LinkConfig, RESOLV_CONF};
-use crate::engine::{Engine, Handle, Request};
+use crate::engine::{Counters, Engine, Handle, Request, Traffic};
 use crate::forward::registry::Registry;
 use crate::forward::unix::UnixForward;
 use crate::host::dns::{Upstream, serve_stream};
 use crate::link::Framing;
 use crate::link::listener::{Listener, Terms};
+use crate::logging::frames::FrameLog;
 use crate::notify::{Notice, Notifier};
 use crate::pcap::Capture;
 
@@ -33,6 +34,8 @@ const SSH_PORT: u16 = 22;
 const HOSTS: &str = "/etc/hosts";
 /// How long what is still to be told may hold up the end.
 const LAST_NOTICES: Duration = Duration::from_secs(1);
+/// How often traffic is summed up in a log at debug level, as the original does.
+const COUNTED_EVERY: Duration = Duration::from_secs(5);
 /// DNS connections of guests at a time; more are closed at once.
 const MAX_DNS_STREAMS: usize = 256;
 
@@ -147,9 +150,8 @@ impl Daemon {
         if let Some(notifier) = &notifier {
             engine.notify(notifier.clone());
         }
-        if let Some(path) = &config.capture {
-            engine.capture(Capture::create(path)?, gateway);
-        }
+        let capture = config.capture.as_deref().map(Capture::create).transpose()?;
+        engine.tap(capture, config.frame_log.map(FrameLog::new), gateway);
         let registry = Registry::new(handle.clone());
         for forward in config.port_forwards {
             registry.configure(&mut engine, forward).context("cannot add network services")?;
@@ -221,6 +223,7 @@ impl Daemon {
             linked.spawn(link.serve(handle.clone(), Arc::clone(&terms)));
         }
         let resolving = tokio::spawn(resolve(handle.clone(), api, requests));
+        let counting = tracing::enabled!(tracing::Level::DEBUG).then(|| tokio::spawn(count(handle.clone())));
         if let Some(notifier) = notifier {
             notifier.send(Notice::Ready);
         }
@@ -244,6 +247,9 @@ impl Daemon {
         }
         while serving.join_next().await.is_some() {}
         resolving.abort();
+        if let Some(counting) = counting {
+            counting.abort();
+        }
         if thread.join().is_err() {
             return Err(anyhow!("the network failed"));
         }
@@ -271,6 +277,26 @@ async fn links_end(links: &mut JoinSet<Result<()>>, keep_running: bool) -> Resul
 fn forward_failure(result: Result<Result<()>, tokio::task::JoinError>) -> Result<Exit> {
     result.context("a forward failed")??;
     Ok(Exit::Signal)
+}
+
+/// Logs what passed, every few seconds in which something did.
+async fn count(handle: Handle) {
+    let mut every = tokio::time::interval(COUNTED_EVERY);
+    let mut before = (Traffic::default(), Traffic::default());
+    loop {
+        every.tick().await;
+        let Counters { received, sent, .. } = handle.counters().await;
+        if (received, sent) != before {
+            before = (received, sent);
+            tracing::debug!(
+                sent_frames = sent.frames,
+                sent_bytes = sent.bytes,
+                received_frames = received.frames,
+                received_bytes = received.bytes,
+                "traffic of virtual machines"
+            );
+        }
+    }
 }
 
 /// Serves what the engine asks: questions about names, and what guests ask the gateway itself.

@@ -3,6 +3,7 @@
 //!
 //! Spans are not written: what a line has to say stands in its own fields.
 
+pub mod frames;
 mod limited;
 
 use std::fmt::{self, Write as _};

@@ -1,4 +1,4 @@
-//! A capture through the binary, read by tcpdump while the daemon runs and after it.
+//! Frames for people to see, through the binary: a capture, read by tcpdump while the daemon runs and after it; and lines of the log.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test's helper fails like the test")]
 
 mod support;
@@ -6,7 +6,7 @@ mod support;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use support::cable::Kind;
 use support::daemon::Daemon;
@@ -115,4 +115,67 @@ fn a_capture_that_cannot_be_written_is_said_at_the_start() {
     assert_eq!(daemon.wait(PATIENCE).expect("an end").code(), Some(1));
     let text = "cannot create capture file: open /nonexistent/c.pcap: no such file or directory";
     assert!(daemon.stderr().contains(text), "{}", daemon.stderr());
+}
+
+/// Lines of the log about frames.
+fn logged(daemon: &Daemon) -> Vec<String> {
+    daemon.stderr().lines().filter(|line| line.contains(" msg=frame ")).map(str::to_owned).collect()
+}
+
+#[test]
+fn debug_logs_frames_but_no_flood_of_them() {
+    let mut daemon = Daemon::builder().binary(OURS).args(["-debug"]).start();
+    let mut wire = Wire::plug(&daemon);
+    wire.send(&arp(1, MAC, IP, [0; 6], GATEWAY));
+    let lines = eventually("question and answer", PATIENCE, || {
+        let lines = logged(&daemon);
+        (lines.len() == 2).then_some(lines)
+    });
+    let [asked, answered] = &lines[..] else { unreachable!() };
+    assert!(
+        asked.contains("level=info msg=frame from=guest len=42 frame=\"EthernetII src=5a-94-ef-e4-0c-ee "),
+        "{asked}"
+    );
+    assert!(asked.contains("dst=ff-ff-ff-ff-ff-ff type=ARP, ARP "), "{asked}");
+    assert!(answered.contains(" from=gateway len=42 "), "{answered}");
+    let start = Instant::now();
+    for _ in 0..2000 {
+        wire.send(&ping(1));
+    }
+    assert!(wire.is_alive());
+    // What passed is summed up.
+    eventually("the counters", PATIENCE, || daemon.stderr().contains("received_frames=20").then_some(()));
+    assert!(daemon.terminate().success());
+    let (lines, windows) = (logged(&daemon), 2 + start.elapsed().as_secs() as usize / 5);
+    assert!(lines.len() >= 100 && lines.len() <= 100 * windows, "{} lines in {windows} windows", lines.len());
+    assert!(
+        lines.iter().any(|line| line.contains("IPv4 src=192.168.127.2 dst=192.168.127.1 proto=ICMP")),
+        "{lines:#?}"
+    );
+}
+
+#[test]
+fn the_file_says_how_many_frames_are_logged() {
+    const PINGS: usize = 300;
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.yaml");
+    for (yaml, level, count) in [
+        ("log-level: info\n", "", 0..=0),
+        ("stack: {debug: true}\n", "info", 100..=300),
+        ("log-level: trace\n", "trace", 2 * PINGS..=2 * PINGS),
+    ] {
+        std::fs::write(&config, yaml).unwrap();
+        let args = ["-config", config.to_str().unwrap()];
+        let mut daemon = Daemon::builder().binary(OURS).args(args).start();
+        let mut wire = Wire::plug(&daemon);
+        for _ in 0..PINGS {
+            wire.send(&ping(1));
+            let answered = wire.receive(PATIENCE, |frame| frame.len() >= 42 && frame[23] == ICMP);
+            assert!(answered.is_some(), "{yaml}");
+        }
+        assert!(daemon.terminate().success());
+        let lines = logged(&daemon);
+        assert!(count.contains(&lines.len()), "{yaml}: {} lines", lines.len());
+        assert!(lines.iter().all(|line| line.contains(&format!(" level={level} "))), "{lines:#?}");
+    }
 }

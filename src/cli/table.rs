@@ -36,7 +36,7 @@ pub const FLAGS: &[Flag] = &[
         Kind::Text(""),
         "YAML file of the network and everything else; its four addresses count before the flags, and the flags before the rest",
     ),
-    flag("debug", Kind::Bool, "Log at debug level"),
+    flag("debug", Kind::Bool, "Log at debug level, and the first frames of every five seconds"),
     flag("deviceIP", Kind::Text(""), "Address of the virtual machine, default is the second of the subnet"),
     flag(
         "ec2-metadata-access",

@@ -13,6 +13,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::file::{File, Stack, Text};
 use crate::cli::RawArgs;
+use crate::logging::frames::Extent;
 use crate::text::quote;
 
 /// Flags and file as one.
@@ -63,6 +64,17 @@ impl Asked {
             "debug" => Ok(LevelFilter::DEBUG),
             "trace" => Ok(LevelFilter::TRACE),
             _ => Err(name.clone()),
+        }
+    }
+
+    /// Which frames the log is to have: as many as it can bear at debug level or where the file asks for it, all at trace level.
+    pub(super) fn frame_log(&self) -> Option<Extent> {
+        let level = self.log_level().unwrap_or(LevelFilter::INFO);
+        let asked_for = self.stack().and_then(|stack| stack.debug.as_ref()).is_some_and(|debug| debug.value);
+        match level {
+            LevelFilter::TRACE => Some(Extent::All),
+            LevelFilter::DEBUG => Some(Extent::Some),
+            _ => asked_for.then_some(Extent::Some),
         }
     }
 
@@ -173,10 +185,6 @@ impl Asked {
             if let Some(line) = line {
                 tracing::warn!(%path, line, key, "nothing is to be limited here: the key has no effect");
             }
-        }
-        if let Some(Spanned { value: true, referenced, .. }) = &stack.debug {
-            let (line, key) = (referenced.line(), "stack.debug");
-            tracing::warn!(%path, line, key, "frames are not logged: stack.capture-file has them");
         }
     }
 }

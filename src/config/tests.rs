@@ -353,3 +353,37 @@ fn flags_and_file_are_one() {
         );
     }
 }
+
+/// Also with a line of a flag.
+#[test]
+fn frames_in_the_log() {
+    let bench = Bench::new();
+    for (yaml, line, extent) in [
+        ("", "", None),
+        ("", "-debug", Some(Extent::Some)),
+        ("log-level: debug\n", "", Some(Extent::Some)),
+        ("log-level: trace\n", "", Some(Extent::All)),
+        ("log-level: chatty\n", "", None),
+        ("stack: {debug: true}\n", "", Some(Extent::Some)),
+        ("stack: {debug: true}\nlog-level: trace\n", "", Some(Extent::All)),
+        ("stack: {debug: false}\nlog-level: warn\n", "", None),
+    ] {
+        assert_eq!(bench.resolve_file(yaml, line).unwrap().frame_log, extent, "{yaml:?} {line}");
+    }
+    assert_eq!(bench.resolve("-debug").unwrap().frame_log, Some(Extent::Some));
+}
+
+/// Its paths are those of a machine that nobody has.
+#[test]
+fn the_readmes_file_is_one() {
+    let bench = Bench::new();
+    let (_, rest) = include_str!("../../README.md").split_once("```yaml\n").unwrap();
+    let (yaml, _) = rest.split_once("```").unwrap();
+    let yaml = yaml.replace("/run/vm/", "@/").replace("/home/me/.ssh/machine", "@/key");
+    let config = bench.resolve_file(&yaml, "").unwrap();
+    let ways =
+        (config.listen.len(), config.links.len(), config.port_forwards.len(), config.ssh_forwards.len());
+    assert_eq!(ways, (1, 1, 2, 1));
+    assert!(config.services.is_some() && config.capture.is_some() && config.notification.is_some());
+    assert_eq!((config.network.zones.len(), config.network.search_domains.len()), (1, 1));
+}
