@@ -22,6 +22,7 @@ use netstack::dns::{Record, Zone};
 use netstack::{Mac, NetworkConfig};
 
 use crate::cli::RawArgs;
+use crate::forward::policy::GuestPolicy;
 use crate::forward::registry::{Exposed, Protocol};
 use crate::listen;
 use crate::logging::frames::Extent;
@@ -81,6 +82,8 @@ pub struct Config {
     pub services: Option<Endpoint>,
     /// Which frames are written into the log, if any.
     pub frame_log: Option<Extent>,
+    /// What guests may expose at the host.
+    pub guest_policy: GuestPolicy,
     /// Host ports into the guest, the ssh port among them.
     pub port_forwards: Vec<Exposed>,
     /// Host unix sockets into the guest over SSH.
@@ -175,6 +178,7 @@ impl Config {
             listen,
             services,
             frame_log: asked.frame_log(),
+            guest_policy: stack::guest_policy(asked)?,
             port_forwards: settings.port_forwards,
             ssh_forwards,
         })

@@ -152,7 +152,7 @@ impl Daemon {
         }
         let capture = config.capture.as_deref().map(Capture::create).transpose()?;
         engine.tap(capture, config.frame_log.map(FrameLog::new), gateway);
-        let registry = Registry::new(handle.clone());
+        let registry = Registry::with_policy(handle.clone(), config.guest_policy);
         for forward in config.port_forwards {
             registry.configure(&mut engine, forward).context("cannot add network services")?;
         }

@@ -699,6 +699,37 @@ mod ours {
     }
 
     #[test]
+    fn what_the_operator_denies_guests() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("config.yaml");
+        std::fs::write(
+            &config,
+            "guest:\n  exposeAddresses: [127.0.0.1, \"::1\"]\n  exposePrivilegedPorts: false\n",
+        )
+        .unwrap();
+        let builder = served().binary(OURS).args(["-config", config.to_str().unwrap()]);
+        let net = Net::with(Host::new("nameserver 127.0.0.1\n"), builder, 1500);
+        let expose = |local: &str| {
+            let body = format!(r#"{{"local":"{local}","remote":":80","protocol":"tcp"}}"#);
+            ask(at_gateway(&net), "POST", EXPOSE, &body)
+        };
+        for local in ["127.0.0.1:8080", "localhost:8081"] {
+            assert_done(&expose(local), local);
+        }
+        for (local, why) in [
+            (":8082", "a guest may not expose ports at 0.0.0.0"),
+            ("0.0.0.0:8082", "a guest may not expose ports at 0.0.0.0"),
+            ("127.0.0.2:8082", "a guest may not expose ports at 127.0.0.2"),
+            ("127.0.0.1:1023", "a guest may expose ports from 1024 on, not 1023"),
+        ] {
+            assert_refused(&expose(local), 403, why, local);
+        }
+        // Who started the daemon may.
+        let body = format!(r#"{{"local":":8082","remote":"{}:80","protocol":"tcp"}}"#, net.lease.ip());
+        assert_done(&post(&net.daemon, EXPOSE, &body), &body);
+    }
+
+    #[test]
     fn one_guest_has_few_connections_to_the_gateway() {
         let net = Net::with(Host::new("nameserver 127.0.0.1\n"), served().binary(OURS), 1500);
         let streams: Vec<_> = (0..40).map(|_| at_gateway(&net)).collect();

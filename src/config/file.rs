@@ -40,6 +40,16 @@ pub(super) struct File {
     pub(super) forwards: Vec<Spanned<Forward>>,
     #[serde(deserialize_with = "nullable")]
     pub(super) stack: Stack,
+    #[serde(deserialize_with = "nullable")]
+    pub(super) guest: Guest,
+}
+
+/// What guests may do at the host. The original has no such thing, so that a key which is none is a mistake: left out, it would allow.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct Guest {
+    pub(super) expose_addresses: Option<Spanned<Vec<Spanned<String>>>>,
+    pub(super) expose_privileged_ports: Option<bool>,
 }
 
 /// Where virtual machines are taken from.
@@ -241,6 +251,8 @@ mod tests {
             ("stack:\n  mtu: 1\n  mtu: 2\n", "line 3: stack: duplicate mapping key `mtu`"),
             ("bogus: 1\nbogus: 2\n", "line 2: duplicate mapping key `bogus`"),
             ("stack:\n\tmtu: 1\n", "line 2: "),
+            ("guest:\n  exposePriviledgedPorts: false\n", "line 2: guest.exposePriviledgedPorts: "),
+            ("guest:\n  exposeAddresses: ::1\n", "line 2: guest.exposeAddresses: "),
             ("foo\n", "line 1: "),
         ] {
             let error = error(yaml);

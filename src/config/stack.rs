@@ -13,8 +13,12 @@ use serde_saphyr::Spanned;
 use super::asked::Asked;
 use super::file::{self, Map, Stack, Text};
 use super::{SshForward, search, ssh_forward};
+use crate::forward::policy::GuestPolicy;
 use crate::forward::registry::{Exposed, Protocol};
 use crate::text::quote;
+
+/// The first port that every user may listen on.
+const UNPRIVILEGED: u16 = 1024;
 
 /// What stands in `stack`, checked.
 #[derive(Debug, Default)]
@@ -91,6 +95,29 @@ pub(super) fn ssh_forwards(asked: &Asked) -> Result<Vec<SshForward>> {
         );
     }
     Ok(forwards)
+}
+
+/// What the file says of guests.
+pub(super) fn guest_policy(asked: &Asked) -> Result<GuestPolicy> {
+    let Some(file) = asked.file() else { return Ok(GuestPolicy::default()) };
+    let mut policy = GuestPolicy::default();
+    if file.guest.expose_privileged_ports == Some(false) {
+        policy.lowest_port = UNPRIVILEGED;
+    }
+    let key = "guest.exposeAddresses";
+    if let Some(Spanned { value: addresses, referenced, .. }) = &file.guest.expose_addresses {
+        if addresses.is_empty() {
+            let error = anyhow!("no address at all: leave the key out to allow every one");
+            return Err(asked.wrong(referenced.line(), key, error));
+        }
+        for text in addresses {
+            let address =
+                text.value.parse().map_err(|_| anyhow!("invalid IP address: {}", quote(&text.value)));
+            let address = address.map_err(|error| asked.wrong(text.referenced.line(), key, error))?;
+            policy.addresses.push(address);
+        }
+    }
+    Ok(policy)
 }
 
 /// A value that is there and not empty.

@@ -373,6 +373,31 @@ fn frames_in_the_log() {
     assert_eq!(bench.resolve("-debug").unwrap().frame_log, Some(Extent::Some));
 }
 
+#[test]
+fn what_guests_may() {
+    let bench = Bench::new();
+    let policy = |yaml: &str| bench.resolve_file(yaml, "").unwrap().guest_policy;
+    for yaml in ["", "guest:\n", "guest: {}\n", "guest: {exposeAddresses: ~, exposePrivilegedPorts: true}\n"]
+    {
+        assert_eq!(policy(yaml), GuestPolicy::default(), "{yaml:?}");
+    }
+    let denied = policy("guest:\n  exposeAddresses: [127.0.0.1, \"::1\"]\n  exposePrivilegedPorts: no\n");
+    let addresses = vec!["127.0.0.1".parse().unwrap(), "::1".parse().unwrap()];
+    assert_eq!(denied, GuestPolicy { lowest_port: 1024, addresses });
+    for (yaml, error) in [
+        (
+            "guest: {exposeAddresses: [localhost]}\n",
+            "line 1: guest.exposeAddresses: invalid IP address: \"localhost\"",
+        ),
+        ("guest:\n  exposeAddresses: []\n", "line 2: guest.exposeAddresses: no address at all"),
+        ("guest:\n  exposePrivilegedPorts: maybe\n", "line 2: guest.exposePrivilegedPorts: "),
+        ("guest:\n  exposeAdresses: [127.0.0.1]\n", "line 2: guest.exposeAdresses: "),
+    ] {
+        let said = bench.resolve_file(yaml, "").unwrap_err();
+        assert!(said.contains(error), "{yaml:?}: want {error:?}, got {said}");
+    }
+}
+
 /// Its paths are those of a machine that nobody has.
 #[test]
 fn the_readmes_file_is_one() {
@@ -385,5 +410,6 @@ fn the_readmes_file_is_one() {
         (config.listen.len(), config.links.len(), config.port_forwards.len(), config.ssh_forwards.len());
     assert_eq!(ways, (1, 1, 2, 1));
     assert!(config.services.is_some() && config.capture.is_some() && config.notification.is_some());
+    assert_eq!((config.guest_policy.lowest_port, config.guest_policy.addresses.len()), (1024, 2));
     assert_eq!((config.network.zones.len(), config.network.search_domains.len()), (1, 1));
 }
