@@ -730,6 +730,36 @@ mod ours {
     }
 
     #[test]
+    fn there_is_no_profiler_and_no_redirection() {
+        let daemon = served().binary(OURS).args(["-debug"]).start();
+        for path in [
+            "/debug/pprof/",
+            "/debug/pprof/cmdline",
+            "/debug/pprof/profile",
+            "/services",
+            "/services/forwarder",
+            "/services/dns",
+            "/services/dhcp",
+        ] {
+            assert_refused(&get(&daemon, path), 404, "404 page not found", path);
+        }
+    }
+
+    #[test]
+    fn what_is_no_request_is_answered_without_words() {
+        let daemon = ours();
+        let long = format!("GET /cam HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "a".repeat(200_000));
+        for (bytes, status) in [
+            ("garbage\r\n\r\n", 400),
+            ("GET /cam HTTP/1.1\r\nHost: \r\nbad header\r\n\r\n", 400),
+            (&long, 431),
+        ] {
+            let answer = Answer::of(&exchange(connect(&daemon, "api"), bytes.as_bytes()));
+            assert_eq!((answer.status, answer.body.as_str()), (status, ""), "{answer:?}");
+        }
+    }
+
+    #[test]
     fn one_guest_has_few_connections_to_the_gateway() {
         let net = Net::with(Host::new("nameserver 127.0.0.1\n"), served().binary(OURS), 1500);
         let streams: Vec<_> = (0..40).map(|_| at_gateway(&net)).collect();
