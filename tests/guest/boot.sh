@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # boot.sh SOCKET CONSOLE [QEMU-ARGUMENT...]: becomes the QEMU that runs the guest of build.sh, with its one network
 # card on the daemon's unix socket SOCKET and its serial console written to the file CONSOLE. Nothing that the guest
-# writes is kept. ACCEL=kvm|tcg replaces the choice made here, CPU, SMP and MEM (MiB) the machine's size.
+# writes is kept. Where SOCKET is `-`, disk, network and size are among the arguments, as `podman machine` gives them.
+# ACCEL=kvm|tcg replaces the choice made here, CPU, SMP and MEM (MiB) the machine's size.
 set -euo pipefail
 
 cache=$(cd "$(dirname "$0")" && pwd)/cache
@@ -40,12 +41,13 @@ tcg) machine+=(-accel "tcg,thread=multi,tb-size=512" -cpu "${CPU:-qemu64}") ;;
 *) echo "boot.sh: ACCEL is kvm or tcg, not '$ACCEL'" >&2; exit 1 ;;
 esac
 
-exec "${machine[@]}" -smp "${SMP:-2}" -m "${MEM:-1536}" \
-    -initrd "$cache/initrd.img" \
-    -append 'console=ttyS0 quiet mitigations=off audit=0 apparmor=0 no_timer_check systemd.show_status=0' \
-    -drive "file=$cache/root.img,format=raw,if=none,id=root,snapshot=on,cache=unsafe" -device virtio-blk-pci,drive=root \
-    -device virtio-rng-pci \
-    -serial "file:$console" \
-    -netdev "stream,id=vlan,server=off,addr.type=unix,addr.path=$socket" \
-    -device virtio-net-pci,netdev=vlan,mac=5a:94:ef:e4:0c:ee \
-    "$@"
+machine+=(-initrd "$cache/initrd.img" -serial "file:$console"
+    -append 'console=ttyS0 quiet mitigations=off audit=0 apparmor=0 no_timer_check systemd.show_status=0')
+if [ "$socket" != - ]; then
+    machine+=(-smp "${SMP:-2}" -m "${MEM:-1536}"
+        -drive "file=$cache/root.img,format=raw,if=none,id=root,snapshot=on,cache=unsafe" -device "virtio-blk-pci,drive=root"
+        -netdev "stream,id=vlan,server=off,addr.type=unix,addr.path=$socket"
+        -device "virtio-net-pci,netdev=vlan,mac=5a:94:ef:e4:0c:ee")
+fi
+# The last device: the guest counts them, and `podman machine` counts on that.
+exec "${machine[@]}" "$@" -device virtio-rng-pci

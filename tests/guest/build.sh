@@ -4,8 +4,8 @@
 #   root.img              ext4, label "guest"; boot.sh never writes to it
 #   id_ed25519            the key that the users core (uid 1000) and root accept
 #   busybox.tar           a container image, localhost/busybox:test, for `podman load`
-# podman's API sockets are /run/user/1000/podman/podman.sock and /run/podman/podman.sock. Makes nothing when
-# everything is up to date. MIRROR=URL replaces the mirror that this machine's apt uses. Read next: boot.sh.
+# podman's API sockets are /run/user/1000/podman/podman.sock and /run/podman/podman.sock; `podman machine` can boot it
+# as well. Makes nothing when everything is up to date. MIRROR=URL replaces the mirror that this machine's apt uses. Read next: boot.sh.
 set -euo pipefail
 umask 022
 
@@ -15,7 +15,7 @@ packages=(
     systemd systemd-sysv systemd-resolved udev dbus dbus-user-session libpam-systemd kmod sudo
     openssh-server
     podman crun catatonit netavark aardvark-dns nftables iptables uidmap slirp4netns fuse-overlayfs
-    iproute2 iputils-ping iperf3 curl bind9-dnsutils socat busybox-static
+    iproute2 iputils-ping iperf3 curl bind9-dnsutils socat busybox-static jq
 )
 
 step() { printf 'guest: %s (%d s)\n' "$*" "$SECONDS"; }
@@ -111,12 +111,12 @@ for home in root home/core; do
 done
 chown -R 1000:1000 "$root/home/core"
 
-step "the initrd: busybox and the modules that reach the disk"
+step "the initrd: busybox and the modules that reach the disk and the settings of \`podman machine\`"
 initrd=$work/initrd
 mkdir -p "$initrd"/{bin,dev,proc,sys,lib,root}
 cp "$root/boot/vmlinuz-$version" "$out/vmlinuz"
 cp "$root/bin/busybox" "$initrd/bin/"
-modules=$(in_guest modprobe --set-version "$version" --show-depends --all virtio_pci virtio_blk | awk '$1 == "insmod" && !seen[$2]++ { print $2 }')
+modules=$(in_guest modprobe --set-version "$version" --show-depends --all virtio_pci virtio_blk virtio_console qemu_fw_cfg | awk '$1 == "insmod" && !seen[$2]++ { print $2 }')
 for module in $modules; do
     cp "$root$module" "$initrd/lib/"
 done
@@ -129,6 +129,8 @@ mount -t sysfs sys /sys
 $(for module in $modules; do echo "insmod /lib/${module##*/}"; done)
 until [ -b /dev/vda ]; do usleep 20000; done
 mount -t ext4 -o noatime /dev/vda /root
+config=/sys/firmware/qemu_fw_cfg/by_name/opt/com.coreos/config/raw
+[ ! -e \$config ] || chroot /root /usr/local/sbin/ignition <\$config
 umount /sys /proc
 mount -o move /dev /root/dev
 exec switch_root /root /sbin/init
