@@ -15,6 +15,7 @@ table() {
                  podman podman
                  curl curl' ;;
     test) table demo; echo 'docker docker-cli|docker.io
+                 qemu-img qemu-utils
                  sshd openssh-server
                  openssl openssl
                  ip iproute2

@@ -1,6 +1,7 @@
 //! A real Linux machine behind the daemon under test. Owns: one QEMU process, and what the host's command-line
 //! programs need to reach the machine. May not: keep anything that the machine writes.
 //! Read next: `tests/guest/build.sh`, which makes the machine, and `boot.sh`, which starts it.
+#![allow(dead_code, reason = "each test file uses its own part")]
 #![allow(clippy::expect_used, clippy::print_stderr, reason = "a test fails by panic")]
 
 use std::ffi::OsStr;

@@ -1,0 +1,206 @@
+//! A host with a user of `podman machine`: both exist only in namespaces of the test. Owns: the host's network, which is a loopback and
+//! nothing else, the user's files, every process that the user starts, and their end. May not: leave anything on this machine.
+//! Read next: `ns.rs`; `tests/guest/boot.sh`, which boots what podman asks for; `tests/guest/files/usr/local/sbin/ignition`.
+#![allow(clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "a test fails by panic")]
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use crate::support::daemon::binary;
+use crate::support::ns::Namespace;
+use crate::support::{eventually, tool};
+
+/// One command, in seconds: a machine under emulation is slow, and the host may be busy.
+const COMMAND_SECONDS: &str = "300";
+/// The user's id: that of `core` in the machine, which podman wants to be the same.
+const UID: &str = "1000";
+
+/// The user and the host.
+#[derive(Debug)]
+pub(crate) struct User {
+    host: Namespace,
+    /// `unshare`, whose child is the first process of the user's; all others end with that one.
+    first: Child,
+    home: tempfile::TempDir,
+}
+
+impl User {
+    /// A user whose podman finds the daemon under test through `helper_binaries_dir`, and boots the machine of `make guest`.
+    #[track_caller]
+    pub(crate) fn new() -> Self {
+        for (program, package) in [
+            ("podman", "podman"),
+            ("qemu-system-x86_64", "qemu-system-x86"),
+            ("qemu-img", "qemu-utils"),
+            ("ssh", "openssh-client"),
+        ] {
+            tool(program, package);
+        }
+        // Sockets' paths are short.
+        let home = tempfile::Builder::new().prefix("gvm").tempdir_in("/tmp").expect("a temporary directory");
+        let host = Namespace::new();
+        let passwd = home.path().join("passwd");
+        let text = format!("root:x:0:0::/:/bin/sh\ncore:x:{UID}:{UID}::{}:/bin/sh\n", home.path().display());
+        fs::write(&passwd, text).expect("a file");
+        host.run(["mount", "--bind", &passwd.display().to_string(), "/etc/passwd"]);
+        let first = host
+            .command(tool("unshare", "util-linux"))
+            .args(["--user", &format!("--map-user={UID}"), &format!("--map-group={UID}")])
+            .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
+            // Waits for those whose parents have ended, as the first process has to.
+            .args(["bash", "-c", "sleep infinity & wait"])
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("unshare");
+        let user = Self { host, first, home };
+        user.prepare();
+        eventually("the user's first process", Duration::from_secs(10), || {
+            user.output("true", &[]).status.success().then_some(())
+        });
+        user
+    }
+
+    fn prepare(&self) {
+        let (cache, guest) = (repository("tests/guest/cache"), repository("tests/guest"));
+        assert!(cache.join("stamp").exists(), "this test needs a machine to boot: run `make guest`");
+        for directory in [".config", ".config/containers", "run", "helpers"] {
+            fs::create_dir(self.path(directory)).expect("a directory");
+        }
+        fs::set_permissions(self.path("run"), fs::Permissions::from_mode(0o700)).expect("a mode");
+        let helpers = self.path("helpers");
+        let configuration =
+            format!("[engine]\nhelper_binaries_dir = [\"{}\"]\n[machine]\nvolumes = []\n", helpers.display());
+        fs::write(self.path(".config/containers/containers.conf"), configuration).expect("a file");
+        self.script(
+            "helpers/gvproxy",
+            &format!(
+                "printf '%s\\n' \"$*\" >>{0}/gvproxy.args\nexec {1} \"$@\" 2>>{0}/gvproxy.log",
+                self.home.path().display(),
+                binary().display()
+            ),
+        );
+        // podman believes that it has KVM, and a disk with a boot loader.
+        self.script(
+            "helpers/qemu-system-x86_64",
+            &format!(
+                "args=()\nwhile [ $# -gt 0 ]; do\n  case $1 in\n  -accel | -cpu) shift ;;\n  *) args+=(\"$1\") ;;\n  esac\n  shift\ndone\n\
+                 exec {}/boot.sh - {1}/console \"${{args[@]}}\" 2>>{1}/qemu.log",
+                guest.display(),
+                self.home.path().display()
+            ),
+        );
+        let disk = cache.join("root.img");
+        let output = Command::new(tool("qemu-img", "qemu-utils"))
+            .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+            .args([&disk, &self.disk()])
+            .output()
+            .expect("qemu-img");
+        assert!(output.status.success(), "{output:?}");
+    }
+
+    fn script(&self, name: &str, text: &str) {
+        let path = self.path(name);
+        let mut file = fs::File::create(&path).expect("a file");
+        file.write_all(format!("#!/bin/bash\n{text}\n").as_bytes()).expect("a script");
+        file.set_permissions(fs::Permissions::from_mode(0o755)).expect("a mode");
+    }
+
+    /// A file of the user.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
+    }
+
+    /// What `podman machine init` is to copy: nothing but a reference to the disk of `make guest`.
+    pub(crate) fn disk(&self) -> PathBuf {
+        self.path("disk.qcow2")
+    }
+
+    /// The host's network.
+    pub(crate) fn host(&self) -> &Namespace {
+        &self.host
+    }
+
+    /// Runs a command of the user's to its end.
+    #[track_caller]
+    pub(crate) fn output(&self, program: &str, args: &[&str]) -> Output {
+        let first = self.first.id();
+        let home = self.home.path().display().to_string();
+        Command::new(tool("nsenter", "util-linux"))
+            .args(["-t", &first.to_string(), "--user", "--net", "--mount"])
+            .arg(format!("--pid=/proc/{first}/ns/pid_for_children"))
+            .args(["--preserve-credentials", "--", "env", "-i", "-C", &home])
+            .args([format!("HOME={home}"), "USER=core".to_owned(), format!("XDG_RUNTIME_DIR={home}/run")])
+            .args([
+                "PATH=/usr/bin:/bin:/usr/sbin:/sbin",
+                "timeout",
+                "--kill-after=5",
+                COMMAND_SECONDS,
+                program,
+            ])
+            .args(args)
+            .stdin(Stdio::null())
+            .output()
+            .expect("nsenter")
+    }
+
+    /// podman with these arguments, which must succeed; what it printed.
+    #[track_caller]
+    pub(crate) fn podman(&self, args: &[&str]) -> String {
+        let output = self.output("podman", args);
+        let (stdout, stderr) = text(&output);
+        assert!(output.status.success(), "podman {args:?}: {}\n{stdout}{stderr}", output.status);
+        stdout.trim_end().to_owned()
+    }
+
+    /// podman with these arguments, which must fail; what it said.
+    #[track_caller]
+    pub(crate) fn podman_fails(&self, args: &[&str]) -> String {
+        let output = self.output("podman", args);
+        let (stdout, stderr) = text(&output);
+        assert!(!output.status.success(), "podman {args:?} succeeds:\n{stdout}");
+        stderr
+    }
+
+    /// The names of the user's processes, without those that a look at them takes.
+    #[track_caller]
+    pub(crate) fn processes(&self) -> Vec<String> {
+        let (names, _) = text(&self.output("sh", &["-c", "cat /proc/[0-9]*/comm"]));
+        let look = ["bash", "sleep", "timeout", "sh", "cat"];
+        names.lines().filter(|name| !look.contains(name)).map(str::to_owned).collect()
+    }
+
+    /// The user's sockets and pid files.
+    #[track_caller]
+    pub(crate) fn sockets_and_pid_files(&self) -> Vec<String> {
+        let words = [".", "(", "-type", "s", "-o", "-name", "*.pid", ")"];
+        let (files, _) = text(&self.output("find", &words));
+        files.lines().map(str::to_owned).collect()
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        let _ = self.first.kill();
+        let _ = self.first.wait();
+        if std::thread::panicking() {
+            for name in ["console", "qemu.log", "gvproxy.args", "gvproxy.log"] {
+                let text = fs::read(self.path(name)).unwrap_or_default();
+                let tail = text.len().saturating_sub(4000);
+                eprintln!("--- {name} ---\n{}", String::from_utf8_lossy(&text[tail..]));
+            }
+        }
+    }
+}
+
+fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn text(output: &Output) -> (String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (text(&output.stdout), text(&output.stderr))
+}
