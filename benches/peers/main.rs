@@ -164,6 +164,7 @@ impl Times {
             What::ConnectRate => Some(tcp::connect_rate(setup, time)),
             What::Stream(direction, flows) => Some(tcp::stream(setup, direction, flows, time)),
             What::Port(direction) => tcp::port(setup, direction, time),
+            What::Tunnel(direction) => tcp::tunnel(setup, direction, time),
             What::Udp(direction, size) => Some(udp::udp(setup, direction, size, time)),
             What::Ssh(direction) => tcp::ssh(setup, direction, time),
             What::SshConnect => setup.forward.as_ref().map(|forward| forward.connect_time(time)),

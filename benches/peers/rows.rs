@@ -15,6 +15,8 @@ pub(crate) enum What {
     Stream(Direction, usize),
     /// Bulk transfer through a published port.
     Port(Direction),
+    /// Bulk transfer through `/tunnel` of the API.
+    Tunnel(Direction),
     /// Datagrams of so many bytes.
     Udp(Direction, usize),
     /// Bulk transfer through a unix socket that is forwarded over SSH.
@@ -36,6 +38,7 @@ const DATAGRAMS: &[Figure] =
     &[("", "packets/s"), ("lost", "%"), ("dropped by the guest's card", "%"), ("CPU of each", "us")];
 const FLOWS: &[Figure] = &[("opened", "1/s"), ("memory of each", "KiB")];
 const PORT: &[Figure] = &[("", "Gbit/s"), ("its CPU", "s/GB"), ("of a flow without it", "part")];
+const TUNNEL: &[Figure] = &[("", "Gbit/s"), ("its CPU", "s/GB"), ("of a published port", "part")];
 const OF_ALONE: &str = "of alone";
 const CROWD: &[Figure] = &[
     ("guest to host", OF_ALONE),
@@ -137,6 +140,19 @@ impl Row {
         for way in Direction::BOTH {
             let name = format!("published port, {}", way.name());
             rows.push(Self::new("port", name, PORT, SMALL, What::Port(way)));
+        }
+        for way in Direction::BOTH {
+            let name = format!("tunnel, {}", way.name());
+            rows.push(Self::new("tunnel", name, TUNNEL, SMALL, What::Tunnel(way)));
+        }
+        for mtu in [1500, 65520] {
+            for (flows, noun) in [(1, "flow"), (8, "flows")] {
+                let (name, what) = (
+                    format!("{mtu} guest to guest, {flows} {noun}"),
+                    What::Stream(Direction::GuestToHost, flows),
+                );
+                rows.push(Self::new("guests", name, THROUGHPUT, Shape::pair(mtu), what));
+            }
         }
         for size in [64, 1400] {
             for way in Direction::BOTH {

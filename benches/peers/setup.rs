@@ -5,12 +5,13 @@ use std::fmt::{self, Display, Formatter};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Deref;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::peer::Kind;
 use crate::ssh::Forward;
+use crate::support::cable::Kind as Link;
 use crate::support::daemon::Daemon;
 use crate::support::eventually;
 use crate::support::guest::{self, Guest, Lease, NIC};
@@ -32,20 +33,30 @@ pub(crate) struct Shape {
     pub(crate) mtu: Option<u16>,
     /// Whether a unix socket of the host leads to an sshd in the guest.
     pub(crate) ssh: bool,
+    /// Whether services run in a second guest on the same switch instead of on the host.
+    pub(crate) pair: bool,
 }
 
 impl Shape {
     pub(crate) const fn mtu(mtu: u16) -> Self {
-        Self { mtu: Some(mtu), ssh: false }
+        Self { mtu: Some(mtu), ssh: false, pair: false }
     }
 
     pub(crate) const fn ssh(mtu: Option<u16>) -> Self {
-        Self { mtu, ssh: true }
+        Self { mtu, ssh: true, pair: false }
+    }
+
+    pub(crate) const fn pair(mtu: u16) -> Self {
+        Self { mtu: Some(mtu), ssh: false, pair: true }
     }
 
     /// Whether such a network can be had of `kind`.
     pub(crate) fn suits(self, kind: &Kind) -> bool {
-        !self.ssh || matches!(kind, Kind::Ours(_) | Kind::Original(_))
+        match kind {
+            Kind::Ours(_) | Kind::Original(_) => true,
+            Kind::TwoTaps => !self.ssh,
+            Kind::Passt(_) | Kind::Slirp(_) => !self.ssh && !self.pair,
+        }
     }
 }
 
@@ -55,7 +66,8 @@ impl Display for Shape {
             Some(mtu) => write!(f, "MTU {mtu}")?,
             None => f.write_str("default MTU")?,
         }
-        f.write_str(if self.ssh { " and SSH" } else { "" })
+        f.write_str(if self.ssh { " and SSH" } else { "" })?;
+        f.write_str(if self.pair { ", two guests" } else { "" })
     }
 }
 
@@ -72,6 +84,8 @@ pub(crate) struct Setup {
     pub(crate) service: Ipv4Addr,
     /// Where the host finds port 22 of the guest, if it is published.
     pub(crate) published: Option<SocketAddr>,
+    /// The socket of the daemon's API, if it has one.
+    pub(crate) api: Option<PathBuf>,
     /// What is between them.
     pub(crate) process: Option<Process>,
     /// Its resident memory when the guest was attached and nothing had happened yet.
@@ -104,6 +118,8 @@ enum Between {
     Daemon(Daemon),
     Peer(Child),
     Guest(Guest),
+    /// The daemon of two guests, and the second of them.
+    Switch(Guest, Daemon),
 }
 
 impl Drop for Between {
@@ -122,6 +138,7 @@ impl Setup {
         host.run(["ip", "route", "add", "default", "via", "203.0.113.2", "dev", "hole"]);
         let mtu = shape.mtu.unwrap_or(1500);
         let mut setup = match kind {
+            Kind::Ours(binary) | Kind::Original(binary) if shape.pair => Self::two_guests(host, binary, mtu),
             Kind::Ours(binary) | Kind::Original(binary) => Self::gvproxy(host, binary, shape),
             Kind::Passt(binary) => Self::passt(host, binary, mtu),
             Kind::Slirp(binary) => Self::slirp(host, binary, mtu),
@@ -145,9 +162,13 @@ impl Setup {
             // Debian 12's passt accepts on a published port (-t) and then sends this guest nothing.
             Between::Peer(child) => (Some(Process(child.id())), None),
             Between::Guest(_) => (None, None),
+            Between::Switch(_, daemon) => (Some(Process(daemon.pid())), None),
         };
-        // With two taps the far end of the cable is the host.
-        let service = if process.is_some() { Ipv4Addr::LOCALHOST } else { to };
+        // A service in a guest has that one's address.
+        let service = match between {
+            Between::Daemon(_) | Between::Peer(_) => Ipv4Addr::LOCALHOST,
+            Between::Guest(_) | Between::Switch(..) => to,
+        };
         Self {
             forward: None,
             guest,
@@ -155,6 +176,7 @@ impl Setup {
             to,
             service,
             published,
+            api: None,
             process,
             idle_kb: None,
             between,
@@ -164,6 +186,7 @@ impl Setup {
 
     fn gvproxy(host: Host, binary: &Path, shape: Shape) -> Self {
         let mut builder = Daemon::builder().binary(binary).args(["-ssh-port", &PUBLISHED.to_string()]);
+        builder = builder.args(["-listen", "unix://{dir}/api.sock"]);
         if let Some(mtu) = shape.mtu {
             builder = builder.args(["-mtu", &mtu.to_string()]);
         }
@@ -179,7 +202,23 @@ impl Setup {
             guest.configure("192.168.127.2/24", Some("192.168.127.1"));
             None
         };
-        Self { forward, lease, ..Self::new(host, Client::Tap(guest), HOST, Between::Daemon(daemon)) }
+        let api = Some(daemon.dir().join("api.sock"));
+        Self { forward, lease, api, ..Self::new(host, Client::Tap(guest), HOST, Between::Daemon(daemon)) }
+    }
+
+    /// On VPNKit's socket, where the original serves several guests too.
+    fn two_guests(host: Host, binary: &Path, mtu: u16) -> Self {
+        let builder = Link::Vpnkit.builder().binary(binary).args(["-mtu", &mtu.to_string()]);
+        let mut daemon = builder.through(host.prefix()).start();
+        let mut guest = |mac, address| {
+            let guest = Guest::start(Link::Vpnkit.plug(&mut daemon), mac, mtu);
+            guest.configure(address, Some("192.168.127.1"));
+            guest
+        };
+        let other = guest("5a:94:ef:e4:0c:ef", "192.168.127.3/24");
+        let guest = guest(guest::MAC, "192.168.127.2/24");
+        let to = Ipv4Addr::new(192, 168, 127, 3);
+        Self::new(host, Client::Tap(guest), to, Between::Switch(other, daemon))
     }
 
     fn passt(host: Host, binary: &Path, mtu: u16) -> Self {
@@ -221,7 +260,7 @@ impl Setup {
     /// The network in which the services of the measurements run.
     pub(crate) fn services(&self) -> &Namespace {
         match &self.between {
-            Between::Guest(other) => other,
+            Between::Guest(other) | Between::Switch(other, _) => other,
             Between::Daemon(_) | Between::Peer(_) => &self.host,
         }
     }

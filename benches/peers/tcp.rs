@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -40,8 +41,28 @@ pub(crate) fn port(setup: &Setup, direction: Direction, time: Duration) -> Optio
     let guest = accept(&listener);
     let mut sample = carry(setup, vec![(guest.into(), host.into())], direction, time);
     let direct = stream(setup, direction, 1, time);
-    sample.0.push(sample.0[0].zip(direct.0[0]).map(|(published, direct)| published / direct));
+    sample.0.push(part(&sample, &direct));
     Some(sample)
+}
+
+/// The same through `/tunnel` of the API, and what part that is of a published port, just after.
+pub(crate) fn tunnel(setup: &Setup, direction: Direction, time: Duration) -> Option<Sample> {
+    let listener = setup.guest.listen("0.0.0.0:23".parse().unwrap());
+    let mut host = UnixStream::connect(setup.api.as_ref()?).expect("the API's socket");
+    host.write_all(b"POST /tunnel?ip=192.168.127.2&port=23 HTTP/1.1\r\nHost: d\r\n\r\n").expect("a request");
+    let mut ok = [0; 2];
+    host.read_exact(&mut ok).expect("an answer");
+    assert_eq!(&ok, b"OK");
+    let guest = accept(&listener);
+    let mut sample = carry(setup, vec![(guest.into(), host.into())], direction, time);
+    let published = port(setup, direction, time)?;
+    sample.0.push(part(&sample, &published));
+    Some(sample)
+}
+
+/// What part of the throughput of `whole` that of `sample` is.
+fn part(sample: &Sample, whole: &Sample) -> Option<f64> {
+    sample.0[0].zip(whole.0[0]).map(|(part, whole)| part / whole)
 }
 
 /// The same through a unix socket of the host that leads to one of the guest.
