@@ -1,5 +1,5 @@
-//! gvforwarder in a guest: its interface comes from the link, traffic flows, everything goes at the end. The host's end is a peer in this
-//! process that speaks the upgrade of /connect and puts the frames on a daemon's QEMU socket.
+//! gvforwarder in a guest: its interface comes from the link, traffic flows, everything goes at the end. The host's end is a daemon and its
+//! `/connect`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -10,20 +10,18 @@
 mod support;
 
 use std::fs;
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::Shutdown;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use support::daemon::Daemon;
-use support::net::{HOST, Host, plug};
+use support::daemon::{Daemon, is_peer};
+use support::net::{GATEWAY, HOST, Host};
 use support::ns::Namespace;
 use support::traffic::{accept, impatient, transfer};
-use support::{eventually, tool};
+use support::{dns, eventually, free_port, http, tool};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const NAMESERVER: &str = "nameserver 192.0.2.53\n";
@@ -127,42 +125,37 @@ impl Drop for Forwarder {
     }
 }
 
-/// The host's end: a socket as of `-listen`, and behind it a daemon.
+/// The host's end: a daemon whose `/connect` is the only way in.
 struct Peer {
-    bridge: Option<JoinHandle<()>>,
     daemon: Daemon,
     socket: PathBuf,
 }
 
 impl Peer {
-    /// Serves one link at `socket`.
     fn start(socket: &Path, host: &Host, args: &[&str]) -> Self {
-        let daemon = Daemon::builder().args(args).through(host.prefix()).start();
-        let listener = UnixListener::bind(socket).unwrap();
-        let link = plug(&daemon);
-        let bridge = std::thread::spawn(move || {
-            let (stream, _) = listener.accept().unwrap();
-            let mut from_guest = BufReader::with_capacity(1 << 20, stream.try_clone().unwrap());
-            assert_upgrade(&mut from_guest);
-            let mut to_daemon = link.try_clone().unwrap();
-            let (near, far) = (stream.try_clone().unwrap(), link.try_clone().unwrap());
-            let up = std::thread::spawn(move || {
-                let _ = carry::<2, 4>(&mut from_guest, &mut to_daemon);
-                let _ = (near.shutdown(Shutdown::Both), far.shutdown(Shutdown::Both));
-            });
-            let _ = carry::<4, 2>(&mut BufReader::with_capacity(1 << 20, &link), &mut &stream);
-            let _ = (stream.shutdown(Shutdown::Both), link.shutdown(Shutdown::Both));
-            up.join().unwrap();
-        });
-        Self { bridge: Some(bridge), daemon, socket: socket.to_owned() }
+        let listen = format!("unix://{}", socket.display());
+        let daemon = Daemon::builder().without_qemu().args(["-listen", &listen]).args(args);
+        Self { daemon: daemon.through(host.prefix()).start(), socket: socket.to_owned() }
     }
 
-    /// Kills the daemon, and with it the link.
+    /// Kills the daemon, and with it the link. Its socket stays, as after any such end.
     fn kill(mut self) {
         self.daemon.signal(Signal::KILL);
         self.daemon.wait(PATIENCE).expect("the daemon ends");
-        fs::remove_file(&self.socket).unwrap();
-        self.bridge.take().unwrap().join().unwrap();
+        if is_peer() {
+            // COMPAT(gvproxy): the original refuses to start where it has died.
+            fs::remove_file(&self.socket).unwrap();
+        }
+    }
+
+    /// Leads `port` of the host's loopback to `guest`.
+    #[track_caller]
+    fn expose(&self, port: u16, guest: &str) {
+        let wish = format!(r#"{{"local":"127.0.0.1:{port}","remote":"{guest}","protocol":"tcp"}}"#);
+        let stream = eventually("the API's socket", PATIENCE, || UnixStream::connect(&self.socket).ok());
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let answer = http::ask(stream, "POST", "/services/forwarder/expose", &wish);
+        assert_eq!(answer.status, 200, "{answer:?}");
     }
 }
 
@@ -173,26 +166,6 @@ fn assert_upgrade(stream: &mut impl BufRead) {
     }
     let head = String::from_utf8(head).unwrap();
     assert!(head.starts_with("POST /connect HTTP/1.1\r\nHost: \r\n"), "{head}");
-}
-
-/// Frames from a link with lengths of `FROM` bytes to one of `TO` bytes: two are little-endian, four big-endian.
-fn carry<const FROM: usize, const TO: usize>(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
-    let mut prefix = [0; FROM];
-    loop {
-        from.read_exact(&mut prefix)?;
-        let fold = |length: usize, byte: &u8| length << 8 | usize::from(*byte);
-        let length = match FROM {
-            2 => prefix.iter().rev().fold(0, fold),
-            _ => prefix.iter().fold(0, fold),
-        };
-        let mut frame = vec![0; length];
-        from.read_exact(&mut frame)?;
-        let out = match TO {
-            2 => u16::try_from(length).unwrap().to_le_bytes().to_vec(),
-            _ => u32::try_from(length).unwrap().to_be_bytes().to_vec(),
-        };
-        to.write_all(&[out, frame].concat())?;
-    }
 }
 
 fn host() -> Host {
@@ -232,22 +205,62 @@ fn every_signal_to_end_is_one() {
 }
 
 #[test]
+fn everything_flows_both_ways() {
+    let (dir, host) = (tempfile::tempdir().unwrap(), host());
+    let _dns = dns::Server::start(&host, "127.0.0.1");
+    let socket = dir.path().join("net.sock");
+    let peer = Peer::start(&socket, &host, &[]);
+    let mut forwarder = Forwarder::start(&["-url", &format!("unix://{}", socket.display())]);
+    forwarder.wait_for_lease();
+    for (name, address) in [("a.test", "192.0.2.1"), ("host.containers.internal", "192.168.127.254")] {
+        let seen = forwarder.ns.run(["getent", "ahostsv4", name]);
+        assert!(seen.starts_with(address), "{name}: {seen}");
+    }
+    forwarder.exchange(&host, 64 << 20);
+    let (listener, port) = (forwarder.ns.listen("0.0.0.0:80".parse().unwrap()), free_port());
+    peer.expose(port, "192.168.127.2:80");
+    for _ in 0..3 {
+        let outside = impatient(host.connect(([127, 0, 0, 1], port).into()).expect("the exposed port"));
+        let inside = accept(&listener);
+        assert_eq!(inside.peer_addr().unwrap().ip(), GATEWAY, "the guest sees the gateway");
+        transfer(&outside, &inside, 16 << 20);
+        transfer(&inside, &outside, 16 << 20);
+    }
+    assert_eq!(forwarder.end(Signal::TERM).code(), Some(0), "{}", forwarder.stderr());
+    forwarder.assert_nothing_left();
+}
+
+#[test]
 fn traffic_resumes_when_the_host_is_back() {
+    /// A pause of 4 s at most, and what a busy machine takes.
+    const BACK: Duration = Duration::from_secs(8);
     let (dir, host) = (tempfile::tempdir().unwrap(), host());
     let socket = dir.path().join("net.sock");
     // The host may come after the guest.
-    let forwarder = Forwarder::start(&["-url", &format!("unix://{}", socket.display())]);
+    let mut forwarder = Forwarder::start(&["-url", &format!("unix://{}", socket.display())]);
     eventually("a try", PATIENCE, || forwarder.stderr().contains("cannot connect to host").then_some(()));
-    for _ in 0..2 {
+    let (mut listener, port) = (None, free_port());
+    for round in 0..3 {
         let peer = Peer::start(&socket, &host, &[]);
-        forwarder.wait_for_lease();
+        let start = Instant::now();
+        if round == 0 {
+            forwarder.wait_for_lease();
+        }
         forwarder.exchange(&host, 1 << 20);
+        let took = start.elapsed();
+        assert!(took < BACK, "{took:?} in round {round}\n{}", forwarder.stderr());
+        let listener = listener.get_or_insert_with(|| forwarder.ns.listen("0.0.0.0:80".parse().unwrap()));
+        peer.expose(port, "192.168.127.2:80");
+        let outside = impatient(host.connect(([127, 0, 0, 1], port).into()).expect("the exposed port"));
+        transfer(&outside, &accept(listener), 1 << 20);
         peer.kill();
         let links = forwarder.ip(&["-4", "addr", "show", "tap0"]);
         assert!(links.contains("192.168.127.2/24"), "the interface stays: {links}");
     }
     let told = forwarder.stderr().matches("cannot connect to host").count();
-    assert!(told <= 3, "the same reason is told once:\n{}", forwarder.stderr());
+    assert!(told <= 5, "the same reason is told once:\n{}", forwarder.stderr());
+    assert_eq!(forwarder.end(Signal::TERM).code(), Some(0), "{}", forwarder.stderr());
+    forwarder.assert_nothing_left();
 }
 
 #[test]

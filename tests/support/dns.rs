@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::ns::Namespace;
-use super::{eventually, tool, traffic::impatient};
+use super::{eventually, tool, traffic::impatient, uninterrupted};
 
 /// What the server knows, all of it under `test.`; `big.test.` does not fit a datagram.
 const ZONE: &[&str] = &[
@@ -134,7 +134,7 @@ pub(crate) fn try_ask_udp(
     socket.set_read_timeout(Some(patience)).unwrap();
     socket.send_to(question, to).unwrap();
     let mut answer = vec![0; 65536];
-    match socket.recv(&mut answer) {
+    match uninterrupted(|| socket.recv(&mut answer)) {
         Ok(length) => answer.truncate(length),
         Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return None,
         Err(error) => panic!("asking {to}: {error}"),

@@ -12,7 +12,7 @@ use socket2::Socket;
 use super::cable::Cable;
 use super::ns::Namespace;
 use super::relay::Relay;
-use super::tool;
+use super::{tool, uninterrupted};
 
 /// The hardware address that the daemon reserves the first address for.
 pub(crate) const MAC: &str = "5a:94:ef:e4:0c:ee";
@@ -127,7 +127,7 @@ impl Guest {
         request.extend((0..length).map(|i| i as u8));
         socket.send_to(&request, SocketAddr::from((to, 0))).unwrap();
         let mut answer = vec![0; 65536];
-        let Ok((got, from)) = socket.recv_from(&mut answer) else { return false };
+        let Ok((got, from)) = uninterrupted(|| socket.recv_from(&mut answer)) else { return false };
         assert_eq!(from.ip(), to, "the answer comes from who was asked");
         assert_eq!(answer[0], 0, "an echo reply");
         answer[8..got] == request[8..]

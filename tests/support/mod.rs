@@ -24,6 +24,7 @@ pub(crate) mod relay;
 pub(crate) mod traffic;
 pub(crate) mod wire;
 
+use std::io;
 use std::time::{Duration, Instant};
 
 /// How often [`eventually`] looks.
@@ -39,6 +40,16 @@ pub(crate) fn eventually<T>(what: &str, patience: Duration, mut look: impl FnMut
         }
         assert!(start.elapsed() < patience, "{what}: not within {patience:?}");
         std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// Calls again what only a stopped process has interrupted: a socket with a timeout does not go on by itself then (signal(7)).
+pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
     }
 }
 

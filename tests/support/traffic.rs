@@ -6,6 +6,8 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::uninterrupted;
+
 /// Not a power of two, so that a block never lies on a boundary of anything that is copied.
 const BLOCK: usize = 65521;
 /// Longest silence that an end puts up with.
@@ -54,7 +56,7 @@ pub(crate) fn check(mut from: impl Read) -> io::Result<u64> {
     let mut buffer = vec![0; 256 * 1024];
     let mut position = 0;
     loop {
-        let read = from.read(&mut buffer)?;
+        let read = uninterrupted(|| from.read(&mut buffer))?;
         if read == 0 {
             return Ok(position);
         }
