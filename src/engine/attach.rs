@@ -111,6 +111,7 @@ mod tests {
     use std::time::Duration;
 
     use netstack::{Mac, NetworkConfig};
+    use rustix::fs::OFlags;
 
     use super::super::Engine;
     use super::*;
@@ -172,6 +173,32 @@ mod tests {
         handle.stop().await;
         running.join().unwrap().unwrap();
         assert!(handle.attach(UnixStream::pair().unwrap().0, Framing::Qemu).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn who_shares_a_descriptor_finds_it_as_it_was() {
+        let is_waiting = |fd: &OwnedFd| !rustix::fs::fcntl_getfl(fd).unwrap().contains(OFlags::NONBLOCK);
+        let (engine, handle, _requests) = Engine::new(network(1500), 1).unwrap();
+        let running = std::thread::spawn(|| engine.run());
+        let pairs = [true, false].map(|ends_first| (ends_first, UnixStream::pair().unwrap()));
+        for (ends_first, (ours, theirs)) in pairs {
+            let [input, output, shared] = [(); 3].map(|()| OwnedFd::from(ours.try_clone().unwrap()));
+            let mut attachment = handle.attach_pair(input, output, Framing::Hyperkit).await.unwrap();
+            assert!(!is_waiting(&shared));
+            if ends_first {
+                drop(theirs);
+                attachment.ended().await.unwrap();
+            } else {
+                attachment.detach().await;
+            }
+            assert!(is_waiting(&shared));
+        }
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let shared = OwnedFd::from(ours.try_clone().unwrap());
+        let _attachment = handle.attach(ours, Framing::Hyperkit).await.unwrap();
+        handle.stop().await;
+        running.join().unwrap().unwrap();
+        assert!(is_waiting(&shared), "at the end of the run");
     }
 
     #[tokio::test]

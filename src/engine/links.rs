@@ -2,7 +2,7 @@
 //! Read next: `link/mod.rs`, the framings; `attach.rs`, how a link gets here.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -10,6 +10,7 @@ use mio::event::Event as Readiness;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use netstack::{FrameSink, Instant, PortId, UdpFlowId};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use socket2::SockRef;
 use tokio::sync::oneshot;
@@ -40,9 +41,9 @@ pub(super) struct Link {
     pub(super) port: PortId,
     token: Token,
     framing: Framing,
-    input: OwnedFd,
+    input: Borrowed,
     /// Where frames go, if that is not `input`.
-    output: Option<OwnedFd>,
+    output: Option<Borrowed>,
     reader: Reader,
     pub(super) readable: bool,
     /// The descriptor takes no more. Only then is it watched for room: a unix socket reports that with every read of the other end, each
@@ -59,14 +60,49 @@ pub(super) struct Link {
     told: Option<oneshot::Sender<anyhow::Result<()>>>,
 }
 
+/// A descriptor that does not wait while it is a link's. Others may have it too, as a shell has standard input: in the end they find it as
+/// it was.
+#[derive(Debug)]
+struct Borrowed {
+    fd: OwnedFd,
+    waits: bool,
+}
+
+impl Borrowed {
+    fn new(fd: OwnedFd) -> io::Result<Self> {
+        let waits = !rustix::fs::fcntl_getfl(&fd)?.contains(OFlags::NONBLOCK);
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        Ok(Self { fd, waits })
+    }
+}
+
+impl AsFd for Borrowed {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for Borrowed {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl Drop for Borrowed {
+    fn drop(&mut self) {
+        if self.waits {
+            // It is closed next in any case.
+            let _ = rustix::io::ioctl_fionbio(&self.fd, false);
+        }
+    }
+}
+
 impl Link {
     /// Starts to watch the descriptors, which carry packets of up to `mtu` bytes.
     fn new(port: PortId, token: Token, new: NewLink, mtu: u16, registry: &Registry) -> io::Result<Self> {
         let NewLink { input, output, framing, early, over } = new;
-        for end in std::iter::once(&input).chain(&output) {
-            rustix::io::ioctl_fionbio(end, true)?;
-        }
         tune(output.as_ref().unwrap_or(&input), mtu);
+        let (input, output) = (Borrowed::new(input)?, output.map(Borrowed::new).transpose()?);
         let watched = match registry.register(&mut SourceFd(&input.as_raw_fd()), token, Interest::READABLE) {
             Ok(()) => true,
             // A file, or /dev/null: always readable, until its end.
@@ -351,7 +387,10 @@ impl Engine {
             self.forget(link.token);
             self.stack.detach_port(link.port);
             self.handle_stack_events();
-            if let (Some(told), Some(over)) = (link.told.take(), link.over.take()) {
+            let end = link.told.take().zip(link.over.take());
+            // First its descriptors, so that whoever is told finds them given up.
+            drop(link);
+            if let Some((told, over)) = end {
                 let _ = told.send(over);
             }
         }

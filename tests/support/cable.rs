@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use super::daemon::{Builder, Daemon};
+use super::daemon::{Builder, Daemon, is_peer};
 use super::eventually;
 
 /// How long a daemon's socket may take to be there.
@@ -91,6 +91,8 @@ pub(crate) enum Kind {
     /// With the magic datagram or without.
     Vfkit(bool),
     Stdio,
+    /// `/connect` of a daemon whose API is at `api.sock`.
+    Connect,
 }
 
 impl Kind {
@@ -112,6 +114,7 @@ impl Kind {
             Self::Bess => "-listen-bess=unixpacket://{dir}/bess.sock".to_owned(),
             Self::Vfkit(_) => "-listen-vfkit=unixgram://{dir}/vfkit.sock".to_owned(),
             Self::Stdio => "-listen-stdio=accept".to_owned(),
+            Self::Connect => "-listen=unix://{dir}/api.sock".to_owned(),
         }]
     }
 
@@ -122,6 +125,7 @@ impl Kind {
             Self::Vpnkit => "vpnkit.sock",
             Self::Bess => "bess.sock",
             Self::Vfkit(_) => "vfkit.sock",
+            Self::Connect => "api.sock",
             Self::QemuTcp(_) | Self::Stdio => panic!("{self:?} has no file"),
         };
         daemon.dir().join(file)
@@ -142,6 +146,16 @@ impl Kind {
                 let stream = eventually(&what, START, || UnixStream::connect(&path).ok());
                 let answer = greet(&stream, "c3d68012-0208-11ea-9fd7-f2189899ab08").expect("a handshake");
                 assert_eq!(answer[5..11], [0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee], "{answer:02x?}");
+                Cable::new(stream, Framing::Little16)
+            }
+            Self::Connect => {
+                let path = self.socket(daemon);
+                let mut stream = eventually(&what, START, || UnixStream::connect(&path).ok());
+                stream.write_all(b"POST /connect HTTP/1.1\r\nHost: d\r\n\r\n").expect("a request");
+                // COMPAT(gvproxy): the original loses what comes before it has taken the connection over.
+                if is_peer() {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
                 Cable::new(stream, Framing::Little16)
             }
             Self::Bess => {
