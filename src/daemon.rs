@@ -132,6 +132,7 @@ struct Daemon {
     connect_framing: Framing,
     links: Vec<Listener>,
     terms: Arc<Terms>,
+    goes_on: GoesOn,
     notifier: Option<Notifier>,
 }
 
@@ -169,6 +170,11 @@ impl Daemon {
         if let Some(endpoint) = &config.services {
             apis.push(ApiListener::bind(endpoint, Role::Services)?);
         }
+        let goes_on = match config.keep_running {
+            false => GoesOn::No,
+            true if config.listen.is_empty() => GoesOn::WithAnother,
+            true => GoesOn::Always,
+        };
         let connect_framing = LinkConfig::connect_framing(&config.links);
         // The last, so that whoever waits for one finds the rest there.
         let links = config.links.iter().map(Listener::bind).collect::<Result<_>>();
@@ -183,6 +189,7 @@ impl Daemon {
             connect_framing,
             links,
             terms,
+            goes_on,
             notifier,
         })
     }
@@ -198,6 +205,7 @@ impl Daemon {
             connect_framing,
             links,
             terms,
+            goes_on,
             notifier,
         } = self;
         let (ended, mut end) = oneshot::channel();
@@ -230,7 +238,7 @@ impl Daemon {
 
         let exit = tokio::select! {
             result = &mut end => engine_end(result),
-            exit = links_end(&mut linked, terms.keep_running) => exit,
+            exit = links_end(&mut linked, goes_on) => exit,
             () = signals.any() => Ok(Exit::Signal),
             Some(failure) = forwarding.join_next() => forward_failure(failure),
         };
@@ -262,11 +270,22 @@ fn engine_end(result: Result<std::io::Result<()>, oneshot::error::RecvError>) ->
     Ok(Exit::Signal)
 }
 
-/// Waits until the run is over because of a link: when one ends; or, where the run goes on then, when the last way in is gone.
-async fn links_end(links: &mut JoinSet<Result<()>>, keep_running: bool) -> Result<Exit> {
+/// When the run is over because of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum GoesOn {
+    /// When the first one ends.
+    No,
+    /// When the last way in is gone.
+    WithAnother,
+    /// Never: `/connect` stays a way in.
+    Always,
+}
+
+/// Waits until the run is over because of a link, and says how.
+async fn links_end(links: &mut JoinSet<Result<()>>, goes_on: GoesOn) -> Result<Exit> {
     while let Some(ended) = links.join_next().await {
         let ended = ended.context("a link failed")?;
-        if !keep_running || links.is_empty() {
+        if goes_on == GoesOn::No || (goes_on == GoesOn::WithAnother && links.is_empty()) {
             return ended.map(|()| Exit::GuestLeft);
         }
     }

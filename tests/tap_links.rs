@@ -133,6 +133,11 @@ fn stdio_serves_a_guest() {
 }
 
 #[test]
+fn connect_serves_a_guest() {
+    serves(Kind::Connect);
+}
+
+#[test]
 fn the_run_ends_with_its_guest() {
     for kind in SINGLE {
         let port = support::free_port().to_string();
@@ -148,6 +153,27 @@ fn the_run_ends_with_its_guest() {
         assert!(status.success(), "{kind:?}: {status:?}");
         let left: Vec<_> = std::fs::read_dir(daemon.dir()).unwrap().collect();
         assert!(left.is_empty(), "{kind:?}: {left:?}");
+    }
+}
+
+#[test]
+fn the_run_goes_on_while_there_is_a_way_in() {
+    let (host, kind) = (host(), Kind::Stdio);
+    for more in [&Kind::Connect.args()[..], &[]] {
+        let builder = kind.builder().args(["-keep-running"]).args(more).through(host.prefix());
+        let mut daemon = builder.spawn();
+        let (mut only, _) = guest(kind.plug(&mut daemon), 1);
+        only.switch_off();
+        drop(only);
+        if more.is_empty() {
+            let status = daemon.wait(AT_ONCE).expect("nobody can come any more");
+            assert!(status.success(), "{status:?}");
+        } else {
+            eventually("the end of the link", AT_ONCE, || daemon.stderr().contains("left").then_some(()));
+            let (other, _) = guest(Kind::Connect.plug(&mut daemon), 2);
+            talks(&other, &host, 1 << 20);
+            assert!(daemon.is_running());
+        }
     }
 }
 

@@ -138,8 +138,13 @@ impl Listener {
             Way::Stdio(input, output) => {
                 let attached = engine.attach_pair(input, output, Framing::Hyperkit).await;
                 let mut attachment = attached.context("cannot attach standard input and output")?;
-                tracing::info!(port = %attachment.port(), "virtual machine connected");
+                let port = attachment.port();
+                tracing::info!(%port, "virtual machine connected");
                 let ended = attachment.ended().await;
+                if terms.keep_running {
+                    // Who waits may have others to wait for.
+                    report(port, &ended);
+                }
                 // COMPAT(gvproxy): the end of standard input is a failure to it, as nobody connects there again.
                 terms.tell_failure();
                 ended
