@@ -17,9 +17,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use support::exposed::{Asker, Bench, GUEST, Refused};
-use support::free_port;
 use support::net::GATEWAY;
+use support::{eventually, free_port};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -49,23 +50,21 @@ fn talk(mut one: impl Read + Write, mut other: impl Read + Write) {
     assert_eq!(&buffer, b"pong");
 }
 
-/// The host's loopback addresses: of IPv6 too, where it has that.
-fn loopback() -> Vec<&'static str> {
-    let all = ["127.0.0.1", "::1"];
-    all.into_iter().filter(|address| UdpSocket::bind((*address, 0)).is_ok()).collect()
-}
-
-/// Every way to write where to listen, and by which of `addresses` that is reached.
-fn bind_forms<'a>(port: u16, addresses: &[&'a str]) -> Vec<(String, Vec<&'a str>)> {
-    let forms = [
-        (format!(":{port}"), addresses.to_vec()),
-        (format!("0.0.0.0:{port}"), addresses.to_vec()),
-        (format!("[::]:{port}"), addresses.to_vec()),
-        (format!("127.0.0.1:{port}"), vec!["127.0.0.1"]),
-        (format!("localhost:{port}"), vec!["127.0.0.1"]),
-        (format!("[::1]:{port}"), vec!["::1"]),
-    ];
-    forms.into_iter().filter(|(_, by)| by.iter().all(|address| addresses.contains(address))).collect()
+/// Every way to write where to listen, and by which addresses of the host that is reached.
+#[track_caller]
+fn bind_forms(port: u16) -> [(String, &'static [&'static str]); 6] {
+    assert!(
+        UdpSocket::bind(("::1", 0)).is_ok(),
+        "this test needs ::1 on the host: sysctl net.ipv6.conf.lo.disable_ipv6=0"
+    );
+    [
+        (format!(":{port}"), &["127.0.0.1", "::1"]),
+        (format!("0.0.0.0:{port}"), &["127.0.0.1", "::1"]),
+        (format!("[::]:{port}"), &["127.0.0.1", "::1"]),
+        (format!("127.0.0.1:{port}"), &["127.0.0.1"]),
+        (format!("localhost:{port}"), &["127.0.0.1"]),
+        (format!("[::1]:{port}"), &["::1"]),
+    ]
 }
 
 #[test]
@@ -73,9 +72,9 @@ fn tcp_in_every_form() {
     let bench = Bench::start();
     let listener = bench.guest.listen("0.0.0.0:80".parse().unwrap());
     let port = free_port();
-    for (local, by) in bind_forms(port, &loopback()) {
+    for (local, by) in bind_forms(port) {
         bench.expose("tcp", &local, "192.168.127.2:80");
-        for address in by {
+        for &address in by {
             let client = connect((address, port));
             talk(&client, &accept(&listener));
         }
@@ -115,6 +114,46 @@ fn what_the_guest_refuses_is_reset() {
     }
 }
 
+#[test]
+fn a_port_serves_on_after_the_process_was_out_of_descriptors() {
+    const CLIENTS: usize = 24;
+    let bench = Bench::start();
+    let listener = bench.guest.listen("0.0.0.0:80".parse().unwrap());
+    let port = free_port();
+    bench.expose("tcp", &format!("127.0.0.1:{port}"), "192.168.127.2:80");
+    let pid = Pid::from_raw(bench.daemon.pid().cast_signed()).unwrap();
+    let limit = bench.daemon.fds() as u64 + 4;
+    let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
+    prlimit(Some(pid), Resource::Nofile, limit).expect("a limit for a process of ours");
+    // The kernel takes all of them; the daemon only as many as it has descriptors for.
+    let clients: Vec<_> = (0..CLIENTS).map(|_| connect(("127.0.0.1", port))).collect();
+    listener.set_nonblocking(true).unwrap();
+    let next = || listener.accept().ok().map(|(stream, _)| stream);
+    let mut waiting = Vec::new();
+    while waiting.len() < 3 {
+        waiting.push(eventually("the first connections", PATIENCE, next));
+    }
+    // A window of time to measure in: no descriptor is coming.
+    let busy = bench.daemon.cpu_seconds();
+    std::thread::sleep(Duration::from_secs(1));
+    let busy = bench.daemon.cpu_seconds() - busy;
+    assert!(busy < 0.1, "{busy} s of processor time in 1 s without descriptors");
+    waiting.extend(std::iter::from_fn(next));
+    assert!(waiting.len() < CLIENTS / 2, "{} connections under the limit", waiting.len());
+    // Each one that ends makes room for the next.
+    for client in clients {
+        let guest = match waiting.is_empty() {
+            true => eventually("the next connection", PATIENCE, next),
+            false => waiting.remove(0),
+        };
+        guest.set_nonblocking(false).unwrap();
+        guest.set_read_timeout(Some(PATIENCE)).unwrap();
+        talk(&client, &guest);
+    }
+    let warnings = bench.daemon.stderr().matches("descriptors").count();
+    assert!(warnings <= 2, "{}", bench.daemon.stderr());
+}
+
 fn client(to: (&str, u16)) -> UdpSocket {
     let any: SocketAddr = if to.0.contains(':') { "[::1]:0" } else { "127.0.0.1:0" }.parse().unwrap();
     let socket = UdpSocket::bind(any).unwrap();
@@ -148,9 +187,9 @@ fn udp_in_every_form() {
     let bench = Bench::start();
     let service = service(&bench, 53);
     let port = free_port();
-    for (local, by) in bind_forms(port, &loopback()) {
+    for (local, by) in bind_forms(port) {
         bench.expose("udp", &local, "192.168.127.2:53");
-        for address in by {
+        for &address in by {
             let one = client((address, port));
             let first = echo(&one, &service, b"hello");
             for len in [0, 1, 1472, 1473, 9000, 60_000] {
