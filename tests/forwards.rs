@@ -7,7 +7,6 @@
     reason = "a test fails by panic"
 )]
 #[path = "support/sshd.rs"]
-#[allow(dead_code, reason = "each test file uses its own part")]
 mod sshd;
 mod support;
 
@@ -15,9 +14,11 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use support::daemon::Daemon;
 use support::exposed::{Asker, Bench, GUEST, Refused};
 use support::net::GATEWAY;
 use support::{eventually, free_port};
@@ -287,13 +288,13 @@ fn unix_to_tcp() {
     assert!(!path.exists());
 }
 
-#[test]
-fn unix_over_ssh() {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let bench = Bench::start();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let sshd = runtime.block_on(sshd::Sshd::new());
-    // The guest's port 22 is the sshd that listens on the loopback interface.
+/// For the service behind an sshd.
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+}
+
+/// The guest's port 22 is the sshd that listens on the loopback interface.
+fn lead_to_sshd(bench: &Bench, sshd: &sshd::Sshd) {
     let (listener, to) = (bench.guest.listen("0.0.0.0:22".parse().unwrap()), sshd.addr);
     std::thread::spawn(move || {
         while let Ok((guest, _)) = listener.accept() {
@@ -307,6 +308,85 @@ fn unix_over_ssh() {
             }
         }
     });
+}
+
+/// What the echo service behind the unix socket `path` answers; nothing where the way to it fails.
+fn ask_echo(path: &Path) -> Vec<u8> {
+    let mut client = UnixStream::connect(path).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.write_all(b"Ehello").unwrap();
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = Vec::new();
+    match client.read_to_end(&mut answer) {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => panic!("no end: {answer:?}"),
+        _ => answer,
+    }
+}
+
+#[test]
+fn a_secure_tunnel_goes_to_the_known_guest_only() {
+    let home = tempfile::tempdir().unwrap();
+    let bench = Bench::of(Daemon::builder().env("HOME", home.path()));
+    let runtime = runtime();
+    let sshd = runtime.block_on(sshd::Sshd::new());
+    lead_to_sshd(&bench, &sshd);
+    let path = bench.dir().join("s");
+    let remote = |secure: &str| {
+        let (user, service, key) = (&sshd.user, sshd.path("service.sock"), sshd.path("id"));
+        format!(
+            "ssh-tunnel://{user}@192.168.127.2{}?key={}&secure={secure}",
+            service.display(),
+            key.display()
+        )
+    };
+    let key = |name| std::fs::read_to_string(sshd.path(name)).unwrap();
+    std::fs::create_dir(home.path().join(".ssh")).unwrap();
+    for (known, secure, answer) in [
+        ("".to_owned(), "true", &b"hello"[..]),
+        (format!("192.168.127.9 {}192.168.127.2 {}", key("id.pub"), key("host.pub")), "true", b"hello"),
+        (format!("192.168.127.2 {}", key("id.pub")), "true", b""),
+        (format!("192.168.127.2 {}", key("id.pub")), "false", b"hello"),
+    ] {
+        std::fs::write(home.path().join(".ssh/known_hosts"), &known).unwrap();
+        bench.expose("unix", path.to_str().unwrap(), &remote(secure));
+        assert_eq!(
+            ask_echo(&path),
+            answer,
+            "secure={secure}, known hosts:\n{known}{}",
+            bench.daemon.stderr()
+        );
+        bench.unexpose("unix", path.to_str().unwrap());
+    }
+    let told = bench.daemon.stderr().matches("key is not the one").count();
+    assert_eq!(told, 1, "{}", bench.daemon.stderr());
+}
+
+#[test]
+fn a_tunnel_may_log_in_with_a_password() {
+    let (bench, runtime) = (Bench::start(), runtime());
+    let sshd = runtime.block_on(sshd::Sshd::with_password("tester", "s@cret"));
+    lead_to_sshd(&bench, &sshd);
+    let (path, service, key) = (bench.dir().join("s"), sshd.path("service.sock"), sshd.path("id"));
+    for (login, answer) in [
+        ("tester:s%40cret", &b"hello"[..]),
+        ("tester:secret", b""),
+        ("tester", b""),
+        ("nobody:s%40cret", b""),
+    ] {
+        let remote = format!("ssh-tunnel://{login}@192.168.127.2{}?key={}", service.display(), key.display());
+        bench.expose("unix", path.to_str().unwrap(), &remote);
+        assert_eq!(ask_echo(&path), answer, "{login}: {}", bench.daemon.stderr());
+        bench.unexpose("unix", path.to_str().unwrap());
+    }
+    let log = bench.daemon.stderr();
+    assert!(!log.contains("cret"), "a password in the log: {log}");
+}
+
+#[test]
+fn unix_over_ssh() {
+    let (bench, runtime) = (Bench::start(), runtime());
+    let sshd = runtime.block_on(sshd::Sshd::new());
+    lead_to_sshd(&bench, &sshd);
     let locked = sshd.path("locked");
     sshd::run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "sec ret", "-f", sshd::text(&locked)]);
     let keys =
@@ -318,16 +398,6 @@ fn unix_over_ssh() {
     let remote = |host: &str, query: &str| {
         format!("ssh-tunnel://{}@{host}{}?key={query}", sshd.user, sshd.path("service.sock").display())
     };
-    let ask = || {
-        runtime.block_on(async {
-            let mut client = tokio::net::UnixStream::connect(&path).await.unwrap();
-            let mut answer = Vec::new();
-            client.write_all(b"Ehello").await.unwrap();
-            client.shutdown().await.unwrap();
-            let _ = tokio::time::timeout(PATIENCE, client.read_to_end(&mut answer)).await.expect("an end");
-            answer
-        })
-    };
     let id = sshd.path("id").display().to_string();
     for (host, query, answer) in [
         ("192.168.127.2", id.clone(), &b"hello"[..]),
@@ -338,7 +408,7 @@ fn unix_over_ssh() {
     ] {
         bench.expose("unix", local, &remote(host, &query));
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(ask(), answer, "{query}");
+        assert_eq!(ask_echo(&path), answer, "{query}");
         bench.unexpose("unix", local);
         assert!(!path.exists(), "{query}");
     }

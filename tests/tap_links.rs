@@ -5,6 +5,7 @@ mod support;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
@@ -400,13 +401,69 @@ fn sixty_four_guests_at_once() {
     const GUESTS: u8 = 64;
     let host = host();
     let mut daemon = Kind::Qemu.builder().args(["-keep-running"]).through(host.prefix()).start();
-    let guests: Vec<_> = (0..GUESTS).map(|n| guest(Kind::Qemu.plug(&mut daemon), n)).collect();
+    let mut guests: Vec<_> = (0..GUESTS).map(|n| guest(Kind::Qemu.plug(&mut daemon), n)).collect();
     let addresses: std::collections::HashSet<_> = guests.iter().map(|(_, ip)| *ip).collect();
     assert_eq!(addresses.len(), guests.len());
-    for (from, to) in guests.iter().zip(guests.iter().skip(1)) {
+    let round = guests.iter().zip(guests.iter().cycle().skip(1));
+    for (from, to) in round.clone() {
         assert!(from.0.ping(to.1, 56), "{} from {}", to.1, from.1);
     }
-    let (first, last) = (&guests[0].0, &guests[usize::from(GUESTS) - 1]);
-    between(first, &last.0, last.1, 16 << 20);
+    // Each with the next and with the host, and eight of them at a time.
+    let round: Vec<_> = round.collect();
+    for some in round.chunks(8) {
+        std::thread::scope(|scope| {
+            for (from, to) in some {
+                scope.spawn(|| between(&from.0, &to.0, to.1, 2 << 20));
+                scope.spawn(|| talks(&from.0, &host, 1 << 20));
+            }
+        });
+    }
+    // A read buffer and a batch each, of which a guest that has moved megabytes has touched all.
+    let rss = daemon.rss_kb();
+    assert!(rss < 16 * 1024 + u64::from(GUESTS) * 1280, "{rss} KiB with {GUESTS} guests");
+    guests.truncate(1);
+    let (first, _) = &guests[0];
+    eventually("the others' memory is given back", Duration::from_secs(10), || {
+        (daemon.rss_kb() < 24 * 1024).then_some(())
+    });
     talks(first, &host, 4 << 20);
+}
+
+#[test]
+fn two_guests_with_one_hardware_address_cost_only_themselves() {
+    let host = host();
+    let mut daemon = Kind::Qemu.builder().args(["-keep-running"]).through(host.prefix()).start();
+    let mut plug = || Kind::Qemu.plug(&mut daemon);
+    let ((one, _), (two, ip)) = (guest(plug(), 1), guest(plug(), 2));
+    // The client is the same for DHCP as well.
+    let ((twin, shared), (other, same)) = (guest(plug(), 3), guest(plug(), 3));
+    assert_eq!(shared, same);
+    let alone = between(&one, &two, ip, 32 << 20);
+    // Both speak all the time, so that the address moves with each of their frames.
+    let over = AtomicBool::new(false);
+    let beside = std::thread::scope(|scope| {
+        for guest in [&twin, &other] {
+            let over = &over;
+            scope.spawn(move || {
+                let socket = guest.udp("0.0.0.0:0".parse().unwrap());
+                while !over.load(Ordering::Relaxed) {
+                    for to in [GATEWAY, ip] {
+                        let _ = socket.send_to(&[0; 1000], (to, 9));
+                    }
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+            });
+        }
+        let beside = between(&one, &two, ip, 32 << 20);
+        talks(&one, &host, 8 << 20);
+        over.store(true, Ordering::Relaxed);
+        beside
+    });
+    assert!(beside < 4 * alone + Duration::from_millis(300), "{alone:?} alone, {beside:?} beside twins");
+    let log = daemon.stderr();
+    assert!(log.lines().count() < 40, "the log is bounded:\n{log}");
+    // Whoever spoke last has the address, and one alone has it for good.
+    drop(other);
+    talks(&twin, &host, 1 << 20);
+    between(&one, &twin, shared, 1 << 20);
 }

@@ -17,7 +17,7 @@ use russh::{ChannelId, MethodKind, Preferred, cipher, kex};
 use thiserror::Error;
 use tokio::io::BufReader;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::chunk::Chunks;
 use super::{Secret, Target, key};
@@ -55,6 +55,9 @@ pub enum ConnectError {
         /// Who wanted to log in.
         user: String,
     },
+    /// The guest has another key than the one that is known.
+    #[error("the guest's key is not the one in {}", .0.display())]
+    HostKey(PathBuf),
     /// The guest is not there, or not ready.
     #[error("{0}")]
     Unreachable(String),
@@ -113,7 +116,10 @@ impl Connection {
                 events,
             )
             .await
-            .map_err(ConnectError::unreachable)?;
+            .map_err(|error| match (error, &target.known_hosts) {
+                (russh::Error::UnknownKey, Some(file)) => ConnectError::HostKey(file.clone()),
+                (error, _) => ConnectError::unreachable(error),
+            })?;
             let hash = if key.algorithm().is_rsa() { rsa_hash(&handle).await? } else { None };
             let key = PrivateKeyWithHashAlg::new(key, hash);
             let mut result =
@@ -302,7 +308,7 @@ impl client::Handler for Events {
                 Ok(true)
             }
             Err(error) => {
-                warn!(%addr, %error, file = %file.display(), "ssh: the guest's key is not the known one");
+                debug!(%addr, %error, file = %file.display(), "ssh: the guest's key is not the known one");
                 Ok(false)
             }
         }

@@ -338,7 +338,9 @@ async fn connect<D: Dial>(pool: Arc<Pool<D>>) {
                     }
                     let refused = match &error {
                         ConnectError::Key(_) => Some(REFUSED_TRIES),
-                        ConnectError::Auth { .. } => Some(state.refused.saturating_add(1)),
+                        ConnectError::Auth { .. } | ConnectError::HostKey(_) => {
+                            Some(state.refused.saturating_add(1))
+                        }
                         ConnectError::Unreachable(_) => None,
                     };
                     if let Some(refused) = refused {
@@ -378,6 +380,8 @@ fn say_verdict(target: &Target, error: &ConnectError, refused: u32) {
         debug!(%error, "ssh: still no login");
     } else if matches!(error, ConnectError::Key(_)) {
         warn!(%error, "ssh: cannot log in to the guest; clients are turned away until the key file is usable");
+    } else if matches!(error, ConnectError::HostKey(_)) {
+        warn!(%error, addr = %target.addr, "ssh: this may be another machine; clients are turned away until one of the two changes");
     } else {
         warn!(%error, %identity, user = target.user,
             "ssh: add the identity's public key to the user's authorized_keys in the guest; clients are turned away until then");

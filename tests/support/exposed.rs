@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use super::daemon::Daemon;
+use super::daemon::{Builder, Daemon};
 use super::guest::{self, Guest};
 use super::net::{GATEWAY, plug};
 
@@ -52,7 +52,13 @@ impl Bench {
     /// With more arguments.
     #[track_caller]
     pub(crate) fn with(args: &[&str]) -> Self {
-        let daemon = Daemon::builder().args(["-listen", "unix://{dir}/api.sock"]).args(args).start();
+        Self::of(Daemon::builder().args(args))
+    }
+
+    /// With a daemon as `builder` says.
+    #[track_caller]
+    pub(crate) fn of(builder: Builder) -> Self {
+        let daemon = builder.args(["-listen", "unix://{dir}/api.sock"]).start();
         let guest = Guest::start(plug(&daemon), guest::MAC, 1500);
         assert_eq!(guest.dhcp().ip(), GUEST);
         Self { guest, daemon }

@@ -1,5 +1,6 @@
 //! A real sshd on a loopback port of its own, the service behind it, and a dialer that leads there.
 //! Owns: a temporary directory, its processes, and their end. May not: touch the machine's own sshd.
+#![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::fs;
 use std::future::Future;
@@ -34,6 +35,8 @@ pub(crate) struct Sshd {
     pub(crate) dials: Arc<AtomicUsize>,
     /// More lines for sshd's configuration.
     pub(crate) options: &'static str,
+    /// It runs in a user namespace with an /etc/passwd of its own.
+    has_own_users: bool,
     forwards: AtomicUsize,
     child: Option<Child>,
     service: JoinHandle<()>,
@@ -57,6 +60,7 @@ impl Sshd {
             user,
             dials: Arc::default(),
             options: "",
+            has_own_users: false,
             forwards: AtomicUsize::new(0),
             child: None,
             service,
@@ -68,6 +72,37 @@ impl Sshd {
         let mut sshd = Self::prepare().await;
         sshd.start().await;
         sshd
+    }
+
+    /// A running one that knows `user` by `password` alone.
+    pub(crate) async fn with_password(user: &str, password: &str) -> Self {
+        let mut sshd = Self::prepare().await;
+        let hash = String::from_utf8(run("openssl", &["passwd", "-6", password])).unwrap();
+        let users = format!(
+            "root:x:0:0::/:/bin/sh\n{user}:{}:1000:1000::/:/bin/sh\nsshd:x:101:65534::/:/bin/false\n",
+            hash.trim()
+        );
+        fs::write(sshd.path("passwd"), users).unwrap();
+        fs::write(sshd.path("authorized"), "").unwrap();
+        sshd.user = user.to_owned();
+        sshd.options = "PasswordAuthentication yes";
+        sshd.has_own_users = true;
+        sshd.start().await;
+        sshd
+    }
+
+    /// As which user sshd runs inside is all that makes it another user's: the files stay those of the test.
+    fn command(&self) -> Command {
+        if !self.has_own_users {
+            return Command::new("/usr/sbin/sshd");
+        }
+        let script = format!(
+            "mount --bind {} /etc/passwd && exec unshare --user --map-user=1000 --map-group=1000 \"$@\"",
+            text(&self.path("passwd"))
+        );
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script, "sh", "/usr/sbin/sshd"]);
+        command
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -91,7 +126,8 @@ impl Sshd {
         );
         fs::write(self.path("config"), config).unwrap();
         let log = fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
-        let child = Command::new("/usr/sbin/sshd")
+        let child = self
+            .command()
             .args(["-D", "-e", "-f", text(&self.path("config"))])
             .stdin(Stdio::null())
             .stderr(log)
