@@ -367,12 +367,7 @@ fn a_tunnel_may_log_in_with_a_password() {
     let sshd = runtime.block_on(sshd::Sshd::with_password("tester", "s@cret"));
     lead_to_sshd(&bench, &sshd);
     let (path, service, key) = (bench.dir().join("s"), sshd.path("service.sock"), sshd.path("id"));
-    for (login, answer) in [
-        ("tester:s%40cret", &b"hello"[..]),
-        ("tester:secret", b""),
-        ("tester", b""),
-        ("nobody:s%40cret", b""),
-    ] {
+    for (login, answer) in [("tester:s%40cret", &b"hello"[..]), ("tester:secret", b"")] {
         let remote = format!("ssh-tunnel://{login}@192.168.127.2{}?key={}", service.display(), key.display());
         bench.expose("unix", path.to_str().unwrap(), &remote);
         assert_eq!(ask_echo(&path), answer, "{login}: {}", bench.daemon.stderr());
