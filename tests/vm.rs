@@ -10,6 +10,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use support::eventually;
@@ -55,6 +56,15 @@ fn the_host_drives_the_podman_of_a_machine() {
     drive(&podman);
     pods(&podman);
     drive(&Client::Docker(vm.socket("podman.sock")));
+    step("gvforwarder over vsock", || {
+        for program in [env!("CARGO_BIN_EXE_gvproxy"), env!("CARGO_BIN_EXE_gvforwarder")] {
+            vm.install(Path::new(program));
+        }
+        let seen = vm.ssh("root", VSOCK);
+        let expected =
+            "out hello\nname 192.168.127.254\nin hello\nagain hello\nAPI HTTP/1.1 200 OK\nleft lo\n";
+        assert_eq!(seen, expected.trim_end());
+    });
     step("connections that were idle all the time", || {
         idle_login.say("still there?\n");
         idle_login.hear("still there?\n");
@@ -62,6 +72,44 @@ fn the_host_drives_the_podman_of_a_machine() {
         assert_echoes(idle_stream, ANSWER);
     });
 }
+
+/// Both programs inside the machine, by way of vsock's loopback: nothing but a machine has vsock everywhere. The daemon is killed in between.
+const VSOCK: &str = r#"
+exec 2>/root/vsock.log
+trap 'test $? = 0 || cat /root/vsock.log; kill $(jobs -p); ip netns del g' EXIT
+set -eu
+modprobe vsock_loopback
+modprobe tun
+ip netns add g
+mkdir -p /etc/netns/g
+echo >/etc/netns/g/resolv.conf
+daemon() { ./gvproxy -listen vsock://:1024 -ssh-port -1 >&2 & pid=$!; }
+within() { ip netns exec g "$@"; }
+until_works() { for _ in $(seq 300); do "$@" && return; sleep 0.1; done; echo "never: $*"; return 1; }
+echoes() { [ "$(echo hello | timeout 5 "$@")" = hello ]; }
+serve() { "$@" EXEC:cat >&2 & }
+daemon
+serve socat TCP-LISTEN:7000,bind=127.0.0.1,fork,reuseaddr
+serve ip netns exec g socat TCP-LISTEN:80,fork,reuseaddr
+ip netns exec g ./gvforwarder -url vsock://1:1024/connect >&2 &
+forwarder=$!
+until_works echoes ip netns exec g socat -t5 - TCP:192.168.127.254:7000
+echo out hello
+echo name "$(within dig +short host.containers.internal @192.168.127.1)"
+wish='{"local":"127.0.0.1:7100","remote":"192.168.127.2:80"}'
+printf 'POST /services/forwarder/expose HTTP/1.1\r\nHost: d\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s' "${#wish}" "$wish" |
+    socat -t5 - VSOCK-CONNECT:1:1024 >&2
+until_works echoes socat -t5 - TCP:127.0.0.1:7100
+echo in hello
+kill -9 $pid
+daemon
+until_works echoes ip netns exec g socat -t5 - TCP:192.168.127.254:7000
+echo again hello
+echo API "$(printf 'GET /leases HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n' | socat -t5 - VSOCK-CONNECT:1:1024 | head -n 1 | tr -d '\r')"
+kill $forwarder
+wait $forwarder
+echo left $(within ip -br link | awk '{ print $1 }')
+"#;
 
 /// A container's whole life as a user sees it.
 fn drive(client: &Client) {
