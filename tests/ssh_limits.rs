@@ -2,7 +2,6 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
 
-#[expect(dead_code, reason = "shared with ssh_forward.rs")]
 #[path = "support/sshd.rs"]
 mod sshd;
 
