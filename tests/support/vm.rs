@@ -117,14 +117,18 @@ impl Vm {
         eventually("a greeting of the machine's sshd", BOOT, || {
             let qemu = self.qemu.as_mut().expect("a machine that was started");
             assert_eq!(qemu.try_wait().expect("wait"), None, "QEMU has ended");
-            sshd_greets(self.ssh_port).then_some(())
+            sshd_greets(self.ssh_port, Duration::from_secs(1)).then_some(())
         });
     }
 
     /// Waits until sshd does not greet any more.
     #[track_caller]
     pub(crate) fn wait_for_no_sshd(&self) {
-        eventually("the end of the machine's sshd", BOOT, || (!sshd_greets(self.ssh_port)).then_some(()));
+        // One that only takes its time on a busy host is still there.
+        let limit = Duration::from_secs(5);
+        eventually("the end of the machine's sshd", BOOT, || {
+            (!sshd_greets(self.ssh_port, limit)).then_some(())
+        });
     }
 
     /// A host socket of the daemon, by the name in [`FORWARDS`].
@@ -201,9 +205,8 @@ impl Drop for Vm {
     }
 }
 
-/// Whether an sshd answers on this port of the host within a second.
-fn sshd_greets(port: u16) -> bool {
-    let limit = Duration::from_secs(1);
+/// Whether an sshd answers on this port of the host, in this time.
+fn sshd_greets(port: u16, limit: Duration) -> bool {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let greeting = TcpStream::connect_timeout(&address, limit).and_then(|mut stream| {
         let mut greeting = [0; 8];
