@@ -44,7 +44,7 @@ use arp::{Due, Neighbours, Resolved, Waiter};
 use ether::EtherType;
 use ipv4::{Header, Reassembly, Route};
 use nat::{Nat, Verdict};
-use switch::{Destination, Switch};
+use switch::{Destination, Learned, Switch};
 use tcp::Segment;
 
 const DNS_PORT: u16 = 53;
@@ -67,6 +67,16 @@ pub enum Event {
     AddressLearned(Mac),
     /// The port that had this address is gone.
     AddressLost(Mac),
+    /// A frame with this source address came from another port than the one before: two guests may have one address. Told once
+    /// between two polls.
+    AddressMoved {
+        /// The address.
+        mac: Mac,
+        /// Where it was.
+        from: PortId,
+        /// Where it is.
+        to: PortId,
+    },
     /// A question for the host's resolvers: answer with [`Stack::dns_answer`].
     DnsQuestion {
         /// Who asked.
@@ -391,8 +401,13 @@ impl Stack {
         if header.from.is_group() || header.from == self.config.gateway_mac {
             return Err(DropReason::BadSource);
         }
-        if self.switch.learn(header.from, port) {
-            self.events.push_back(Event::AddressLearned(header.from));
+        match self.switch.learn(header.from, port) {
+            Learned::Nothing => {}
+            Learned::New => self.events.push_back(Event::AddressLearned(header.from)),
+            Learned::Moved(_) if matches!(self.events.back(), Some(Event::AddressMoved { .. })) => {}
+            Learned::Moved(from) => {
+                self.events.push_back(Event::AddressMoved { mac: header.from, from, to: port });
+            }
         }
         if payload.len() > usize::from(self.config.assumed_mtu) {
             self.switch.shown(header.from, mtu::shown(&header, payload));

@@ -19,6 +19,17 @@ pub(crate) enum Destination {
     Flood,
 }
 
+/// What a frame's source address told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Learned {
+    /// It is where it was, or the table is full.
+    Nothing,
+    /// It was not known anywhere.
+    New,
+    /// It was behind this port.
+    Moved(PortId),
+}
+
 #[derive(Debug)]
 pub(crate) struct Switch {
     ports: Vec<PortId>,
@@ -60,21 +71,19 @@ impl Switch {
         &self.ports
     }
 
-    /// Remembers that `source` is behind `port`; whether it was not known anywhere before. A full table learns nothing more: frames to
-    /// the rest are flooded.
-    pub(crate) fn learn(&mut self, source: Mac, port: PortId) -> bool {
+    /// Remembers that `source` is behind `port`. A full table learns nothing more: frames to the rest are flooded.
+    pub(crate) fn learn(&mut self, source: Mac, port: PortId) -> Learned {
         let mtu = self.assumed_mtu;
-        if let Some(known) = self.addresses.get_mut(&source) {
-            if known.port != port {
-                *known = Entry { port, mtu };
-            }
-            return false;
-        }
         let has_room = self.addresses.len() < MAX_ADDRESSES;
-        if has_room {
-            self.addresses.insert(source, Entry { port, mtu });
+        match self.addresses.get_mut(&source) {
+            Some(known) if known.port == port => Learned::Nothing,
+            Some(known) => Learned::Moved(std::mem::replace(known, Entry { port, mtu }).port),
+            None if has_room => {
+                self.addresses.insert(source, Entry { port, mtu });
+                Learned::New
+            }
+            None => Learned::Nothing,
         }
-        has_room
     }
 
     /// `source`, which is known, has shown to take IP packets of `len` bytes.
@@ -119,9 +128,10 @@ mod tests {
         let mut switch = Switch::new(1500, 1);
         let (one, two) = (switch.attach(), switch.attach());
         assert_eq!(switch.destination(A), Destination::Flood);
-        assert!(switch.learn(A, one));
+        assert_eq!(switch.learn(A, one), Learned::New);
         assert_eq!(switch.destination(A), Destination::Port(one, 1500));
-        assert!(!switch.learn(A, two), "it only moved");
+        assert_eq!(switch.learn(A, two), Learned::Moved(one));
+        assert_eq!(switch.learn(A, two), Learned::Nothing);
         assert_eq!(switch.destination(A), Destination::Port(two, 1500));
         assert_eq!(switch.detach(two).collect::<Vec<_>>(), [A]);
         assert_eq!(switch.destination(A), Destination::Flood);
@@ -157,7 +167,8 @@ mod tests {
         let port = switch.attach();
         for i in 0..=MAX_ADDRESSES as u32 {
             let [a, b, c, d] = i.to_be_bytes();
-            assert_eq!(switch.learn(Mac([2, 0, a, b, c, d]), port), i < MAX_ADDRESSES as u32);
+            let learned = switch.learn(Mac([2, 0, a, b, c, d]), port);
+            assert_eq!(learned == Learned::New, i < MAX_ADDRESSES as u32);
         }
         assert_eq!(switch.addresses().count(), MAX_ADDRESSES);
     }

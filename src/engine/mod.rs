@@ -106,6 +106,7 @@ pub struct Engine {
     tap: Option<Tap>,
     stopped: bool,
     no_descriptors: Limited,
+    moved: Limited,
 }
 
 impl Engine {
@@ -144,6 +145,7 @@ impl Engine {
             tap: None,
             stopped: false,
             no_descriptors: Limited::new(1, Duration::from_secs(60)),
+            moved: Limited::new(1, Duration::from_secs(60)),
         };
         Ok((engine, Handle { commands, waker }, request_receiver))
     }
@@ -260,6 +262,11 @@ impl Engine {
                 }
                 Event::AddressLearned(mac) => self.tell(Notice::ConnectionEstablished(mac)),
                 Event::AddressLost(mac) => self.tell(Notice::ConnectionClosed(mac)),
+                Event::AddressMoved { mac, from, to } => {
+                    if let Some(suppressed) = self.moved.admit(Clock::now()) {
+                        tracing::warn!(%mac, %from, %to, suppressed, "two machines may have one hardware address");
+                    }
+                }
             }
         }
     }

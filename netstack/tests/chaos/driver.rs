@@ -229,7 +229,7 @@ impl<'a> Driver<'a> {
                 Some(Event::TcpOpen { flow, .. }) => self.opening.push(flow),
                 Some(Event::UdpClosed(flow)) => self.udp.retain(|other| *other != flow),
                 Some(Event::DnsQuestion { client, .. }) => self.clients.push(client),
-                Some(Event::AddressLearned(_) | Event::AddressLost(_)) => {}
+                Some(Event::AddressLearned(_) | Event::AddressLost(_) | Event::AddressMoved { .. }) => {}
                 None => return,
             }
         }

@@ -164,6 +164,7 @@ pub(crate) struct Asked {
     pub(crate) opened: Vec<(FlowId, Target)>,
     /// Hardware addresses that came (true) and went.
     pub(crate) addresses: Vec<(Mac, bool)>,
+    pub(crate) moved: Vec<(Mac, PortId, PortId)>,
 }
 
 /// Everything.
@@ -446,6 +447,7 @@ impl Sim {
                 Event::DnsQuestion { client, message } => self.asked.questions.push((client, message)),
                 Event::AddressLearned(mac) => self.asked.addresses.push((mac, true)),
                 Event::AddressLost(mac) => self.asked.addresses.push((mac, false)),
+                Event::AddressMoved { mac, from, to } => self.asked.moved.push((mac, from, to)),
             }
         }
     }
