@@ -23,6 +23,7 @@ use crate::engine::{Counters, Engine, Handle, Request, Traffic};
 use crate::forward::registry::Registry;
 use crate::forward::unix::UnixForward;
 use crate::host::dns::{Upstream, serve_stream};
+use crate::host::icmp;
 use crate::link::Framing;
 use crate::link::listener::{Listener, Terms};
 use crate::logging::frames::FrameLog;
@@ -38,6 +39,8 @@ const LAST_NOTICES: Duration = Duration::from_secs(1);
 const COUNTED_EVERY: Duration = Duration::from_secs(5);
 /// DNS connections of guests at a time; more are closed at once.
 const MAX_DNS_STREAMS: usize = 256;
+/// Pings of guests that wait for an answer at a time, each with a socket of the host; more are lost.
+const MAX_PINGS: usize = 256;
 
 /// Why a run ended without a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -318,10 +321,11 @@ async fn count(handle: Handle) {
     }
 }
 
-/// Serves what the engine asks: questions about names, and what guests ask the gateway itself.
+/// Serves what the engine asks: questions about names, pings, and what guests ask the gateway itself.
 async fn resolve(handle: Handle, api: Arc<Api>, mut requests: mpsc::Receiver<Request>) {
     let upstream = Arc::new(Upstream::new(PathBuf::from(RESOLV_CONF), PathBuf::from(HOSTS)));
     let streams = Arc::new(Semaphore::new(MAX_DNS_STREAMS));
+    let pings = Arc::new(Semaphore::new(MAX_PINGS));
     while let Some(request) = requests.recv().await {
         let (handle, upstream) = (handle.clone(), Arc::clone(&upstream));
         match request {
@@ -330,6 +334,15 @@ async fn resolve(handle: Handle, api: Arc<Api>, mut requests: mpsc::Receiver<Req
                     if let Some(answer) = upstream.ask(&message, Transport::Udp).await {
                         handle.dns_answer(client, answer).await;
                     }
+                });
+            }
+            Request::Echo { echo, target } => {
+                let Ok(permit) = Arc::clone(&pings).try_acquire_owned() else { continue };
+                tokio::spawn(async move {
+                    if let Some(answer) = icmp::ask(target, echo.message()).await {
+                        handle.echo_answer(echo, answer).await;
+                    }
+                    drop(permit);
                 });
             }
             Request::HttpStream { guest, stream } => {

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 
 use support::daemon::{Daemon, is_peer};
 use support::guest::{Guest, NIC};
-use support::net::{GATEWAY, HOST, Host, Net, plug};
+use support::net::{BLACK_HOLE, ELSEWHERE, GATEWAY, HOST, Host, Net, plug};
 
 #[test]
 fn is_the_reserved_address_with_every_option() {
@@ -75,6 +75,15 @@ fn the_gateway_answers_pings_of_every_size() {
 fn the_host_alias_answers_pings() {
     let net = Net::start();
     assert!(net.guest.ping(HOST, 56));
+}
+
+#[test]
+fn the_host_pings_for_the_guest() {
+    let net = Net::start();
+    for length in [0, 56, 8000] {
+        assert!(net.guest.ping(ELSEWHERE, length), "{length} bytes");
+    }
+    assert!(!net.guest.ping(BLACK_HOLE, 56));
 }
 
 #[test]

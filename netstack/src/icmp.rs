@@ -1,4 +1,4 @@
-//! ICMP (RFC 792): echo to the gateway, and unreachable messages to the guest. Owns: nothing.
+//! ICMP (RFC 792): echo to the gateway and beyond, and unreachable messages to the guest. Owns: nothing.
 
 use core::net::{Ipv4Addr, SocketAddrV4};
 
@@ -23,6 +23,55 @@ pub(crate) fn echo_reply(request: &[u8], reply: &mut Vec<u8>) -> Result<(), Drop
     packet.set_msg_code(0);
     packet.fill_checksum();
     Ok(())
+}
+
+/// An echo request for an address outside: what it takes to answer it later.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Echo {
+    route: Route,
+    /// Whole, with its IP header.
+    packet: Vec<u8>,
+}
+
+impl Echo {
+    /// The checksum is verified, as in [`echo_reply`].
+    pub(crate) fn new(route: Route, packet: &Ipv4Packet<&[u8]>) -> Result<Self, DropReason> {
+        let message = Icmpv4Packet::new_checked(packet.payload()).map_err(|_| DropReason::Icmp)?;
+        if message.msg_type() != Icmpv4Message::EchoRequest || !message.verify_checksum() {
+            return Err(DropReason::Icmp);
+        }
+        Ok(Self { route, packet: packet.clone().into_inner().to_vec() })
+    }
+
+    /// The ICMP message as the guest sent it.
+    pub fn message(&self) -> &[u8] {
+        Ipv4Packet::new_unchecked(self.packet.as_slice()).payload()
+    }
+
+    pub(crate) fn route(&self) -> Route {
+        self.route
+    }
+
+    /// The guest, and whom it asked.
+    pub(crate) fn ends(&self) -> (Ipv4Addr, Ipv4Addr) {
+        let packet = Ipv4Packet::new_unchecked(self.packet.as_slice());
+        (packet.src_addr(), packet.dst_addr())
+    }
+
+    pub(crate) fn packet(&self) -> &[u8] {
+        &self.packet
+    }
+
+    /// The reply that the guest gets, in `reply`, where `data` came back.
+    pub(crate) fn reply(&self, data: &[u8], reply: &mut Vec<u8>) {
+        reply.clear();
+        reply.extend_from_slice(self.message().get(..HEADER_LEN).unwrap_or_default());
+        reply.extend_from_slice(data);
+        let mut packet = Icmpv4Packet::new_unchecked(reply);
+        packet.set_msg_type(Icmpv4Message::EchoReply);
+        packet.set_msg_code(0);
+        packet.fill_checksum();
+    }
 }
 
 /// Tells the guest that what it sent cannot be delivered. `original` is the IP packet, of which the header and eight bytes go

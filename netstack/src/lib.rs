@@ -35,6 +35,7 @@ pub use buffer::IdleMemory;
 pub use config::NetworkConfig;
 pub use drop::{DropCounts, DropReason};
 pub use ether::Mac;
+pub use icmp::Echo;
 pub use link::{FrameSink, PortId};
 pub use nat::Target;
 pub use tcp::{FlowId, Refusal};
@@ -48,6 +49,7 @@ use switch::{Destination, Learned, Switch};
 use tcp::Segment;
 
 const DNS_PORT: u16 = 53;
+const ECHO_PORT: u16 = 7;
 /// The gateway's HTTP server, which the driver serves.
 pub const HTTP_PORT: u16 = 80;
 
@@ -76,6 +78,13 @@ pub enum Event {
         from: PortId,
         /// Where it is.
         to: PortId,
+    },
+    /// An echo request for an address outside: answer with [`Stack::echo_reply`] or [`Stack::echo_unreachable`], or not at all.
+    Echo {
+        /// The request.
+        echo: Echo,
+        /// Where it leads.
+        target: IpAddr,
     },
     /// A question for the host's resolvers: answer with [`Stack::dns_answer`].
     DnsQuestion {
@@ -355,6 +364,26 @@ impl Stack {
         }
     }
 
+    /// `data` came back for an [`Event::Echo`]: what follows the header of the reply.
+    pub fn echo_reply(&mut self, echo: &Echo, data: &[u8], sink: &mut impl FrameSink) {
+        let (guest, remote) = echo.ends();
+        let mut reply = core::mem::take(&mut self.scratch);
+        echo.reply(data, &mut reply);
+        let header = Header { source: remote, destination: guest, protocol: IpProtocol::Icmp };
+        let mtu = self.mtu_to(echo.route().to, ipv4::HEADER_LEN + reply.len());
+        let ident = Ipv4Packet::new_unchecked(echo.packet()).ident();
+        if let Err(reason) = ipv4::send(sink, echo.route(), header, &reply, ident, mtu) {
+            self.drops.count(reason);
+        }
+        self.scratch = reply;
+    }
+
+    /// The host has no way to whom an [`Event::Echo`] asks.
+    pub fn echo_unreachable(&mut self, echo: &Echo, sink: &mut impl FrameSink) {
+        let ((guest, _), reason) = (echo.ends(), Icmpv4DstUnreachable::HostUnreachable);
+        self.send_unreachable(echo.route(), self.config.gateway, guest, reason, echo.packet(), sink);
+    }
+
     /// What the gateway's own zones say to a DNS message; the reply, if any, is in `out`.
     pub fn dns_query(&self, message: &[u8], transport: dns::Transport, out: &mut Vec<u8>) -> dns::Verdict {
         self.zones.handle_query(message, transport, out)
@@ -505,7 +534,7 @@ impl Stack {
                 let from = match destination {
                     to if self.is_gateway(to) => to,
                     Ipv4Addr::BROADCAST => self.config.gateway,
-                    _ => return Err(DropReason::Icmp),
+                    _ => return self.ask_outside(route, packet).map(|()| None),
                 };
                 icmp::echo_reply(packet.payload(), &mut self.scratch)?;
                 let header = Header { source: from, destination: source, protocol: IpProtocol::Icmp };
@@ -521,6 +550,18 @@ impl Stack {
                 }
                 Err(DropReason::Protocol)
             }
+        }
+    }
+
+    /// An echo request for neither the gateway nor a guest. ICMP has no ports; policy is asked about that of echo (RFC 862).
+    fn ask_outside(&mut self, route: Route, packet: &Ipv4Packet<&[u8]>) -> Result<(), DropReason> {
+        match self.nat.decide(SocketAddr::new(packet.dst_addr().into(), ECHO_PORT)) {
+            Verdict::Allow(Target::Host(target)) => {
+                let echo = Echo::new(route, packet)?;
+                self.events.push_back(Event::Echo { echo, target: target.ip() });
+                Ok(())
+            }
+            _ => Err(DropReason::Policy),
         }
     }
 

@@ -35,6 +35,7 @@ pub use command::{Handle, Request};
 pub use forwards::{ForwardId, Listener};
 pub use readout::Counters;
 
+use crate::host::icmp::Answer;
 use crate::host::udp::{HostUdp, Outbox};
 use crate::logging::Limited;
 use crate::notify::{Notice, Notifier};
@@ -260,6 +261,10 @@ impl Engine {
                     // A full channel loses the question, as a busy server would; the guest asks again.
                     let _ = self.requests.try_send(Request::DnsQuestion { client, message });
                 }
+                Event::Echo { echo, target } => {
+                    // As with a question.
+                    let _ = self.requests.try_send(Request::Echo { echo, target });
+                }
                 Event::AddressLearned(mac) => self.tell(Notice::ConnectionEstablished(mac)),
                 Event::AddressLost(mac) => self.tell(Notice::ConnectionClosed(mac)),
                 Event::AddressMoved { mac, from, to } => {
@@ -288,6 +293,12 @@ impl Engine {
                 }
                 Command::DnsAnswer { client, message } => {
                     self.stack.dns_answer(client, &message, &mut self.batches);
+                }
+                Command::EchoAnswer { echo, answer: Answer::Reply(data) } => {
+                    self.stack.echo_reply(&echo, &data, &mut self.batches);
+                }
+                Command::EchoAnswer { echo, answer: Answer::Unreachable } => {
+                    self.stack.echo_unreachable(&echo, &mut self.batches);
                 }
                 Command::Stop => self.stopped = true,
                 Command::Read(readout) => self.read_out(readout),

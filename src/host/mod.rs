@@ -2,6 +2,7 @@
 //! Read next: `tcp.rs`; `dns/`, the host's resolvers.
 
 pub mod dns;
+pub mod icmp;
 pub(crate) mod stream;
 pub(crate) mod tcp;
 pub(crate) mod udp;

@@ -7,7 +7,6 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is a report")]
 
 #[path = "../support/sshd.rs"]
-#[allow(dead_code, reason = "each suite uses its own part")]
 mod sshd;
 #[path = "../support/mod.rs"]
 mod support;

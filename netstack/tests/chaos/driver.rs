@@ -230,6 +230,11 @@ impl<'a> Driver<'a> {
                 Some(Event::UdpClosed(flow)) => self.udp.retain(|other| *other != flow),
                 Some(Event::DnsQuestion { client, .. }) => self.clients.push(client),
                 Some(Event::AddressLearned(_) | Event::AddressLost(_) | Event::AddressMoved { .. }) => {}
+                Some(Event::Echo { echo, .. }) => {
+                    let data = echo.message().to_vec();
+                    self.stack.echo_reply(&echo, &data, &mut self.sink);
+                    self.stack.echo_unreachable(&echo, &mut self.sink);
+                }
                 None => return,
             }
         }

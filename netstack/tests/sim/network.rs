@@ -3,11 +3,11 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use netstack::tcp::Phase;
 use netstack::{
-    DnsClient, Event, FlowId, FrameSink, Mac, NetworkConfig, PortId, Refusal, Stack, Target, UdpFlowId,
+    DnsClient, Echo, Event, FlowId, FrameSink, Mac, NetworkConfig, PortId, Refusal, Stack, Target, UdpFlowId,
 };
 use smoltcp::time::{Duration, Instant};
 
@@ -165,6 +165,7 @@ pub(crate) struct Asked {
     /// Hardware addresses that came (true) and went.
     pub(crate) addresses: Vec<(Mac, bool)>,
     pub(crate) moved: Vec<(Mac, PortId, PortId)>,
+    pub(crate) echoes: Vec<(Echo, IpAddr)>,
 }
 
 /// Everything.
@@ -447,6 +448,7 @@ impl Sim {
                 Event::DnsQuestion { client, message } => self.asked.questions.push((client, message)),
                 Event::AddressLearned(mac) => self.asked.addresses.push((mac, true)),
                 Event::AddressLost(mac) => self.asked.addresses.push((mac, false)),
+                Event::Echo { echo, target } => self.asked.echoes.push((echo, target)),
                 Event::AddressMoved { mac, from, to } => self.asked.moved.push((mac, from, to)),
             }
         }

@@ -90,12 +90,52 @@ fn echo() {
         assert_eq!((answer.echo_ident(), answer.echo_seq_no(), answer.data()), (3, 4, &data[..]));
     }
     assert_eq!(sim.stack.drops().total(), 0);
-    send_ipv4(&mut sim, guest_ip(2), OUTSIDE, IpProtocol::Icmp, &echo_request(1, 1, b"x"));
     let mut bad = echo_request(1, 1, b"x");
     bad[2] ^= 1;
-    send_ipv4(&mut sim, guest_ip(2), GATEWAY, IpProtocol::Icmp, &bad);
-    assert!(sim.received(0).is_empty());
+    for to in [GATEWAY, OUTSIDE] {
+        send_ipv4(&mut sim, guest_ip(2), to, IpProtocol::Icmp, &bad);
+    }
+    assert!(sim.received(0).is_empty() && sim.asked.echoes.is_empty());
     assert_eq!(sim.stack.drops().of(DropReason::Icmp), 2);
+}
+
+#[test]
+fn echo_of_an_address_outside() {
+    let mut sim = new_sim(94);
+    for to in [OUTSIDE, OUTSIDE, guest_ip(9), Ipv4Addr::new(169, 254, 169, 254), Ipv4Addr::new(224, 0, 0, 1)]
+    {
+        send_ipv4(&mut sim, guest_ip(2), to, IpProtocol::Icmp, &echo_request(3, 4, b"there?"));
+    }
+    // Whatever is no request is none of the host's business.
+    let mut reply = echo_request(3, 4, b"there?");
+    reply[0] = 0;
+    Icmpv4Packet::new_unchecked(&mut reply).fill_checksum();
+    send_ipv4(&mut sim, guest_ip(2), OUTSIDE, IpProtocol::Icmp, &reply);
+    assert!(sim.received(0).is_empty());
+    let drops = sim.stack.drops();
+    assert_eq!((drops.of(DropReason::Policy), drops.of(DropReason::Icmp)), (3, 1));
+    let echoes = std::mem::take(&mut sim.asked.echoes);
+    let [(first, target), (second, _)] = &echoes[..] else { panic!("{echoes:?}") };
+    assert_eq!((*target, &first.message()[8..]), (OUTSIDE.into(), &b"there?"[..]));
+
+    // More than fits into one packet goes in fragments.
+    let data = vec![5; 4000];
+    sim.stack.echo_reply(first, &data, &mut sim.batches);
+    let frames = sim.received(0);
+    assert!(frames.len() == 3 && frames.iter().all(|frame| packet(frame).unwrap().src_addr() == OUTSIDE));
+    let answer = payloads(&frames, IpProtocol::Icmp).concat();
+    let answer = Icmpv4Packet::new_checked(&answer[..]).unwrap();
+    assert!(answer.verify_checksum());
+    assert_eq!(answer.msg_type(), Icmpv4Message::EchoReply);
+    assert_eq!((answer.echo_ident(), answer.echo_seq_no(), answer.data()), (3, 4, &data[..]));
+
+    sim.stack.echo_unreachable(second, &mut sim.batches);
+    let frames = sim.received(0);
+    let message = payloads(&frames, IpProtocol::Icmp).concat();
+    let message = Icmpv4Packet::new_checked(&message[..]).unwrap();
+    assert_eq!(message.msg_type(), Icmpv4Message::DstUnreachable);
+    assert_eq!(Icmpv4DstUnreachable::from(message.msg_code()), Icmpv4DstUnreachable::HostUnreachable);
+    assert_eq!(message.data()[20..], echo_request(3, 4, b"there?")[..8]);
 }
 
 #[test]
