@@ -16,6 +16,7 @@ pub mod logging;
 pub mod notify;
 pub mod pcap;
 pub mod pidfile;
+pub mod relay;
 pub mod ssh;
 pub mod sys;
 pub mod text;

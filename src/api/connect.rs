@@ -46,7 +46,7 @@ impl Attachment {
 
 impl Stream {
     /// The descriptor, which the runtime forgets.
-    fn into_fd(self) -> io::Result<OwnedFd> {
+    pub(super) fn into_fd(self) -> io::Result<OwnedFd> {
         match self {
             Self::Unix(stream) => Ok(stream.into_std()?.into()),
             Self::Tcp(stream) => Ok(stream.into_std()?.into()),

@@ -37,6 +37,7 @@ use crate::engine::Handle;
 use crate::forward::registry::{Asker, Registry};
 use crate::link::Framing;
 use crate::logging::Limited;
+use crate::relay::Relays;
 
 use listener::Stream;
 pub use listener::{Listener, Role};
@@ -61,6 +62,7 @@ pub struct Api {
     /// Of the guests that are connected.
     guests: Mutex<HashMap<Ipv4Addr, Arc<Semaphore>>>,
     failed_dials: Limited,
+    relays: Relays,
 }
 
 /// Who is at the other end of a connection, and so what there is to ask for.
@@ -110,6 +112,7 @@ impl Api {
             gateway: Arc::new(Semaphore::new(MAX_GATEWAY_CONNECTIONS)),
             guests: Mutex::default(),
             failed_dials: Limited::new(10, Duration::from_secs(60)),
+            relays: Relays::default(),
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper::StatusCode;
-use tokio::io::{AsyncWriteExt as _, copy_bidirectional_with_sizes};
+use tokio::io::AsyncWriteExt as _;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::listener::Stream;
@@ -21,8 +21,6 @@ use crate::text::quote;
 const DIAL_TIME: Duration = Duration::from_secs(10);
 /// How long the client may take to read the two bytes.
 const OK_TIME: Duration = Duration::from_secs(10);
-/// Bytes on their way, each way.
-const BUFFER: usize = 64 << 10;
 
 /// A connection that is to lead to a guest.
 pub(super) struct Tunnel {
@@ -58,8 +56,13 @@ impl Tunnel {
         // A new socket takes that much at once.
         if guest.write_all(&early).await.is_ok() {
             drop(early);
-            let ended = copy_bidirectional_with_sizes(&mut client, &mut guest, BUFFER, BUFFER).await;
-            tracing::debug!(%to, ?ended, "tunnel ended");
+            match client.into_fd().and_then(|client| Ok((client, guest.into_std()?))) {
+                Ok((client, guest)) => {
+                    let ended = api.relays.carry(client, guest).await;
+                    tracing::debug!(%to, ?ended, "tunnel ended");
+                }
+                Err(error) => tracing::debug!(%to, %error, "tunnel failed"),
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 pub mod datagram;
 pub mod memory;
 pub mod owner;
+pub mod pipe;
 pub mod udp;
 
 use mio::Interest;

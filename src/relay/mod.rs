@@ -1,0 +1,198 @@
+//! Bytes between two stream descriptors, both ways, moved by the kernel: splice(2) through a pipe that is taken when there is something
+//! to move and given back when it is empty.
+//!
+//! An end is carried over as what it was: a closed half as a closed half, once everything before it has been delivered; a reset as a
+//! reset, where the other end is TCP. A side that takes nothing delays nothing but what is for it. Where the kernel cannot splice, or all
+//! pipes are in use, a buffer takes the pipe's place.
+//!
+//! Owns: the descriptors while it runs, the pipes, the counters. May not: look at a byte, know who is at the ends.
+//! Read next: `way.rs`, one direction; `pool.rs`; `crate::sys::pipe`.
+
+mod pool;
+mod way;
+
+#[cfg(test)]
+mod tests;
+
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, Ready};
+
+use pool::Pool;
+use way::{State, Way};
+
+/// Everything that is relayed with the same pipes.
+#[derive(Debug)]
+pub struct Relays {
+    pool: Pool,
+    counters: Counters,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    open: AtomicUsize,
+    spliced: AtomicU64,
+    copied: AtomicU64,
+}
+
+/// What was relayed, and what that takes now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Relays that run.
+    pub open: usize,
+    /// Bytes that the kernel moved, since the start.
+    pub spliced: u64,
+    /// Bytes that were copied instead.
+    pub copied: u64,
+    /// Pipes that there are: two descriptors each.
+    pub pipes: usize,
+    /// Those of them that nobody uses.
+    pub spare_pipes: usize,
+}
+
+/// How a relay ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Bytes from the first end that the second one took.
+    pub forth: u64,
+    /// Bytes the other way.
+    pub back: u64,
+    /// What went wrong, if it did not end in order.
+    pub error: Option<io::Error>,
+}
+
+impl Default for Relays {
+    fn default() -> Self {
+        Self::new(pool::MOST)
+    }
+}
+
+impl Relays {
+    /// Relays that use up to `pipes` pipes at a time. None is made yet.
+    pub fn new(pipes: usize) -> Self {
+        Self { pool: Pool::new(pipes), counters: Counters::default() }
+    }
+
+    /// What was relayed so far.
+    pub fn stats(&self) -> Stats {
+        let (pipes, spare_pipes) = self.pool.count();
+        Stats {
+            open: self.counters.open.load(Ordering::Relaxed),
+            spliced: self.counters.spliced.load(Ordering::Relaxed),
+            copied: self.counters.copied.load(Ordering::Relaxed),
+            pipes,
+            spare_pipes,
+        }
+    }
+
+    /// Carries bytes between two connected streams until both ways have ended, and closes them. To be called in a tokio runtime that has
+    /// neither of them registered.
+    pub async fn carry(&self, first: impl Into<OwnedFd>, second: impl Into<OwnedFd>) -> Ended {
+        let mut relay = match Relay::new(self, first.into(), second.into()) {
+            Ok(relay) => relay,
+            Err(error) => return Ended { forth: 0, back: 0, error: Some(error) },
+        };
+        poll_fn(|context| relay.poll(context)).await;
+        relay.into_ended()
+    }
+}
+
+/// One of the two streams.
+#[derive(Debug)]
+struct End {
+    fd: AsyncFd<OwnedFd>,
+    /// How it failed, as by a reset. What it sent before can still be read.
+    failed: Option<io::Error>,
+}
+
+impl End {
+    fn new(fd: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        // Other kinds of streams know nothing of it.
+        let _ = SockRef::from(&fd).set_tcp_nodelay(true);
+        let fd = crate::sys::watch(fd, Interest::READABLE | Interest::WRITABLE)?;
+        Ok(Self { fd, failed: None })
+    }
+
+    /// Makes the close that follows a reset, where it is TCP.
+    fn reset_on_close(&self) {
+        let _ = SockRef::from(self.fd.get_ref()).set_linger(Some(Duration::ZERO));
+    }
+
+    /// Whether the other side has closed both ways. It is looked for only while nothing is to be written, since it takes the note of
+    /// there being room: whoever writes next tries first, and waits only then.
+    fn poll_hung_up(&self, context: &mut Context<'_>) -> bool {
+        while let Poll::Ready(ready) = self.fd.poll_write_ready(context) {
+            match ready {
+                Ok(guard) if guard.ready().is_write_closed() => return true,
+                Ok(mut guard) => guard.clear_ready_matching(Ready::WRITABLE),
+                Err(_) => return true,
+            }
+        }
+        false
+    }
+}
+
+#[derive(Debug)]
+struct Relay<'a> {
+    relays: &'a Relays,
+    ends: [End; 2],
+    /// Each from the end of the same index to the other.
+    ways: [Way<'a>; 2],
+}
+
+impl<'a> Relay<'a> {
+    fn new(relays: &'a Relays, first: OwnedFd, second: OwnedFd) -> io::Result<Self> {
+        let ends = [End::new(first)?, End::new(second)?];
+        relays.counters.open.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { relays, ends, ways: [Way::default(), Way::default()] })
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Self { relays, ends: [first, second], ways: [forth, back] } = self;
+        forth.advance(context, relays, first, second);
+        back.advance(context, relays, second, first);
+        // The end of what a failed end sent is a reset, which ends the other way too.
+        for (way, from, to) in [(&*forth, &*first, &*second), (back, second, first)] {
+            if way.state == State::Done && from.failed.is_some() {
+                to.reset_on_close();
+                return Poll::Ready(());
+            }
+        }
+        if back.state == State::Done && forth.is_idle() && second.poll_hung_up(context) {
+            forth.lose();
+        }
+        if forth.state == State::Done && back.is_idle() && first.poll_hung_up(context) {
+            back.lose();
+        }
+        let is_over = |way: &Way<'_>| matches!(way.state, State::Done | State::Lost);
+        if !self.ways.iter().all(is_over) {
+            return Poll::Pending;
+        }
+        for (way, end) in self.ways.iter().zip(&self.ends) {
+            if way.state == State::Lost {
+                end.reset_on_close();
+            }
+        }
+        Poll::Ready(())
+    }
+
+    fn into_ended(mut self) -> Ended {
+        let [first, second] = &mut self.ends;
+        let error = first.failed.take().or_else(|| second.failed.take());
+        Ended { forth: self.ways[0].moved, back: self.ways[1].moved, error }
+    }
+}
+
+impl Drop for Relay<'_> {
+    fn drop(&mut self) {
+        self.relays.counters.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
