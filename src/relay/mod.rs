@@ -16,17 +16,23 @@ mod tests;
 
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{Interest, Ready};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use pool::Pool;
 use way::{State, Way};
+
+/// How often it is looked whether a peer has taken what a reset, or a close, would take away from it; and for how long.
+const LOOK: Duration = Duration::from_millis(20);
+const SETTLE: Duration = Duration::from_secs(60);
 
 /// Everything that is relayed with the same pipes.
 #[derive(Debug)]
@@ -121,7 +127,15 @@ impl End {
         Ok(Self { fd, failed: None })
     }
 
-    /// Makes the close that follows a reset, where it is TCP.
+    /// Whether a close, or a reset, would lose nothing that was delivered to it: TCP forgets what its peer has not yet taken, other
+    /// streams deliver at once.
+    fn is_settled(&self) -> bool {
+        let fd = self.fd.get_ref();
+        let is_tcp = || SockRef::from(fd).local_addr().is_ok_and(|address| address.as_socket().is_some());
+        crate::sys::unsent(fd.as_fd()).unwrap_or(0) == 0 || !is_tcp()
+    }
+
+    /// Makes the close a reset, where it is TCP.
     fn reset_on_close(&self) {
         let _ = SockRef::from(self.fd.get_ref()).set_linger(Some(Duration::ZERO));
     }
@@ -146,38 +160,52 @@ struct Relay<'a> {
     ends: [End; 2],
     /// Each from the end of the same index to the other.
     ways: [Way<'a>; 2],
+    /// Both ways are over; what was delivered is still to be taken.
+    settling: Option<Settling>,
+}
+
+/// How long until it is looked again whether an end has settled, and until that is given up.
+#[derive(Debug)]
+struct Settling {
+    look: Pin<Box<Sleep>>,
+    until: Instant,
 }
 
 impl<'a> Relay<'a> {
     fn new(relays: &'a Relays, first: OwnedFd, second: OwnedFd) -> io::Result<Self> {
         let ends = [End::new(first)?, End::new(second)?];
         relays.counters.open.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { relays, ends, ways: [Way::default(), Way::default()] })
+        Ok(Self { relays, ends, ways: [Way::default(), Way::default()], settling: None })
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let Self { relays, ends: [first, second], ways: [forth, back] } = self;
+        let Self { relays, ends: [first, second], ways: [forth, back], .. } = self;
         forth.advance(context, relays, first, second);
         back.advance(context, relays, second, first);
-        // The end of what a failed end sent is a reset, which ends the other way too.
-        for (way, from, to) in [(&*forth, &*first, &*second), (back, second, first)] {
-            if way.state == State::Done && from.failed.is_some() {
-                to.reset_on_close();
-                return Poll::Ready(());
-            }
-        }
         if back.state == State::Done && forth.is_idle() && second.poll_hung_up(context) {
             forth.lose();
         }
         if forth.state == State::Done && back.is_idle() && first.poll_hung_up(context) {
             back.lose();
         }
+        // The end of what a failed end sent is a reset, which ends the other way too.
+        let resets = [
+            back.state == State::Done && second.failed.is_some(),
+            forth.state == State::Done && first.failed.is_some(),
+        ];
         let is_over = |way: &Way<'_>| matches!(way.state, State::Done | State::Lost);
-        if !self.ways.iter().all(is_over) {
+        if resets == [false; 2] && !self.ways.iter().all(is_over) {
             return Poll::Pending;
         }
-        for (way, end) in self.ways.iter().zip(&self.ends) {
-            if way.state == State::Lost {
+        let lost = [self.ways[0].state == State::Lost, self.ways[1].state == State::Lost];
+        for ((end, reset), lost) in self.ends.iter().zip(resets).zip(lost) {
+            if (reset || lost) && end.failed.is_none() && !end.is_settled() {
+                ready!(self.settling.get_or_insert_with(Settling::new).poll(context));
+                break;
+            }
+        }
+        for (end, reset) in self.ends.iter().zip(resets) {
+            if reset {
                 end.reset_on_close();
             }
         }
@@ -188,6 +216,25 @@ impl<'a> Relay<'a> {
         let [first, second] = &mut self.ends;
         let error = first.failed.take().or_else(|| second.failed.take());
         Ended { forth: self.ways[0].moved, back: self.ways[1].moved, error }
+    }
+}
+
+impl Settling {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { look: Box::pin(sleep_until(now + LOOK)), until: now + SETTLE }
+    }
+
+    /// Comes back to look again; ready when that has been done for long enough.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        while self.look.as_mut().poll(context).is_ready() {
+            let now = Instant::now();
+            if now >= self.until {
+                return Poll::Ready(());
+            }
+            self.look.as_mut().reset(now + LOOK);
+        }
+        Poll::Pending
     }
 }
 

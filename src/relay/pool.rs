@@ -9,6 +9,9 @@ pub(super) const MOST: usize = 128;
 /// Bytes that one may hold: a stream socket's buffer.
 pub(super) const SIZE: usize = 256 << 10;
 
+/// Pipes that are kept although nobody uses them. Those whose receiver keeps up use one for a turn.
+const SPARE: usize = 16;
+
 #[derive(Debug)]
 pub(super) struct Pool {
     most: usize,
@@ -71,7 +74,7 @@ impl Drop for Loan<'_> {
     fn drop(&mut self) {
         let mut pipes = self.pool.pipes();
         match self.pipe.take() {
-            Some(pipe) if pipe.held() == 0 => pipes.spare.push(pipe),
+            Some(pipe) if pipe.held() == 0 && pipes.spare.len() < SPARE => pipes.spare.push(pipe),
             _ => pipes.all -= 1,
         }
     }

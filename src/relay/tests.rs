@@ -234,6 +234,32 @@ fn a_peer_that_vanishes_ends_it_though_the_other_one_is_silent() {
     }
 }
 
+/// What was delivered into TCP's buffers is not taken away by the end of who sent it, in order or not.
+#[test]
+fn a_slow_reader_gets_all_that_was_sent_before_the_end() {
+    for unread in [false, true] {
+        let relays = Arc::new(Relays::default());
+        let (mut one, mut other, relay) = relayed(&relays, unix, tcp);
+        let bytes = pattern(MIB / 2, 8);
+        other.write_all(b"xy").unwrap();
+        let mut byte = [0; 2];
+        one.read_exact(&mut byte[usize::from(unread)..]).unwrap();
+        one.write_all(&bytes).unwrap();
+        drop(one);
+        let start = Instant::now();
+        while relays.stats().spliced + relays.stats().copied < 2 + bytes.len() as u64 {
+            assert!(start.elapsed() < PATIENCE, "{:?}", relays.stats());
+            std::thread::yield_now();
+        }
+        let (got, end) = other.read_all();
+        assert!(got == bytes, "{} of {} bytes arrive, then {end:?}", got.len(), bytes.len());
+        assert_eq!(end.is_err(), unread, "{end:?}");
+        drop(other);
+        finish(relay);
+        assert_at_rest(&relays);
+    }
+}
+
 #[test]
 fn a_sender_to_nobody_is_told() {
     let relays = Arc::new(Relays::default());

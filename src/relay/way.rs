@@ -248,13 +248,18 @@ impl<'a> Way<'a> {
     fn poll_discard(&mut self, context: &mut Context<'_>, from: &mut End) -> Poll<usize> {
         let mut bytes = [0; 4 << 10];
         loop {
-            let Ok(mut ready) = ready!(from.fd.poll_read_ready(context)) else { return Poll::Pending };
+            let Ok(mut ready) = ready!(from.fd.poll_read_ready(context)) else {
+                self.state = State::Done;
+                return Poll::Ready(0);
+            };
             match ready.try_io(|fd| Ok(read(fd, &mut bytes)?)) {
                 Ok(Ok(read @ 1..)) => return Poll::Ready(read),
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_would_block) => {}
-                // Its end: there is nothing to do until the other direction is done.
-                Ok(_) => return Poll::Pending,
+                Ok(_) => {
+                    self.state = State::Done;
+                    return Poll::Ready(0);
+                }
             }
         }
     }

@@ -63,6 +63,24 @@ pub fn grow_pipe(pipe: std::os::fd::BorrowedFd<'_>, bytes: usize) {
     let _ = (pipe, bytes);
 }
 
+/// Bytes that a stream socket was given and its peer's system has not yet taken; `None` where the system does not tell.
+pub fn unsent(socket: std::os::fd::BorrowedFd<'_>) -> Option<usize> {
+    #[cfg(target_os = "linux")]
+    #[expect(unsafe_code, reason = "rustix has no SIOCOUTQ, which tcp(7) has")]
+    {
+        use std::os::fd::AsRawFd as _;
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: the descriptor is open, and the call writes one int to where it is told.
+        let told = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+        (told == 0).then(|| usize::try_from(bytes).unwrap_or(0))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = socket;
+        None
+    }
+}
+
 /// Unpredictable bits, for sequence numbers and hash tables.
 ///
 /// # Errors
