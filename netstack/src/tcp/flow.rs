@@ -53,6 +53,17 @@ pub enum Phase {
     Aborted,
 }
 
+/// Why a flow that the driver dialled was aborted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Abort {
+    /// There is no such guest, or its link is gone.
+    Unreachable,
+    /// It refused with a RST, or was given up.
+    Reset,
+    /// It did not answer.
+    Silence,
+}
+
 /// Where the flow's state is kept.
 #[derive(Debug)]
 pub(super) enum Stage {
@@ -165,6 +176,15 @@ impl Flow {
                 | State::Closing
                 | State::LastAck => Phase::Open,
             },
+        }
+    }
+
+    /// Why it is [`Phase::Aborted`].
+    pub fn abort_reason(&self) -> Abort {
+        match self.stage {
+            Stage::Dead => Abort::Unreachable,
+            _ if self.aborted => Abort::Reset,
+            _ => Abort::Silence,
         }
     }
 

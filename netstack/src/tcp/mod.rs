@@ -23,7 +23,7 @@ use smoltcp::wire::{
     HardwareAddress, IpProtocol, Ipv4Packet, TcpControl, TcpOption, TcpPacket, TcpRepr, TcpSeqNumber,
 };
 
-pub use flow::{Flow, Phase};
+pub use flow::{Abort, Flow, Phase};
 pub(crate) use window::WindowBudget;
 
 use crate::buffer::IdleMemory;

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddrV4;
 
-use netstack::tcp::Phase;
+use netstack::tcp::{Abort, Phase};
 use netstack::{ConnectError, FlowId};
 use smoltcp::time::Duration;
 use smoltcp::wire::{ArpOperation, ArpPacket};
@@ -43,6 +43,7 @@ fn an_address_that_nobody_has_is_given_up_after_three_questions() {
         (outcome(&mut sim, flow), outcome(&mut sim, other)),
         (Some(Outcome::Aborted), Some(Outcome::Aborted))
     );
+    assert_eq!(sim.host(flow).abort, Some(Abort::Unreachable));
     assert!((2_900..3_200).contains(&sim.now.total_millis()), "gave up at {}", sim.now);
     let frames = sim.received(port);
     assert_eq!(frames.len(), 3);
@@ -75,6 +76,7 @@ fn refused_by_the_guest() {
     let flow = sim.dial(ssh(), End::open(Vec::new()));
     sim.run_until("refused", SECOND, |sim| sim.stack.flows() == (0, 0));
     assert_eq!(outcome(&mut sim, flow), Some(Outcome::Aborted));
+    assert_eq!(sim.host(flow).abort, Some(Abort::Reset));
     assert!(sim.guest(port).connections.is_empty());
 }
 
@@ -85,6 +87,7 @@ fn a_guest_that_never_answers_is_given_up_after_ten_seconds() {
     let flow = sim.dial(ssh(), End::open(Vec::new()));
     sim.run_until("given up", SECOND * 60, |sim| sim.stack.flows() == (0, 0));
     assert_eq!(outcome(&mut sim, flow), Some(Outcome::Aborted));
+    assert_eq!(sim.host(flow).abort, Some(Abort::Silence));
     assert!((9_000..12_000).contains(&sim.now.total_millis()), "gave up at {}", sim.now);
     let frames = sim.received(port);
     assert!((3..10).contains(&frames.len()), "{} segments", frames.len());

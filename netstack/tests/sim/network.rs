@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
-use netstack::tcp::Phase;
+use netstack::tcp::{Abort, Phase};
 use netstack::{
     DnsClient, Echo, Event, FlowId, FrameSink, Mac, NetworkConfig, PortId, Refusal, Stack, Target, UdpFlowId,
 };
@@ -84,6 +84,8 @@ pub(crate) struct Host {
     pub(crate) end: End,
     /// `None` while the driver still has it.
     pub(crate) outcome: Option<Outcome>,
+    /// Why, with [`Outcome::Aborted`].
+    pub(crate) abort: Option<Abort>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -306,7 +308,7 @@ impl Sim {
     pub(crate) fn dial(&mut self, guest: SocketAddrV4, end: End) -> FlowId {
         let flow =
             self.stack.tcp_connect(guest, self.now, &mut self.batches).expect("the guest can be dialled");
-        self.hosts.insert(flow, Host { target: None, end, outcome: None });
+        self.hosts.insert(flow, Host { target: None, end, outcome: None, abort: None });
         flow
     }
 
@@ -332,7 +334,7 @@ impl Sim {
 
     pub(crate) fn accept(&mut self, flow: FlowId, target: Target) {
         let end = (self.serve)(target);
-        self.hosts.insert(flow, Host { target: Some(target), end, outcome: None });
+        self.hosts.insert(flow, Host { target: Some(target), end, outcome: None, abort: None });
         self.stack.tcp_accept(flow, self.now, &mut self.batches);
     }
 
@@ -498,6 +500,7 @@ impl Sim {
             Phase::Aborted => {
                 host.end.reset = true;
                 host.outcome = Some(Outcome::Aborted);
+                host.abort = Some(flow.abort_reason());
                 self.moved += 1;
                 self.stack.tcp_release(id, false);
             }
