@@ -22,6 +22,7 @@ mod linux {
     use std::process::ExitCode;
 
     use anyhow::{Context, Result};
+    use gvproxy::guest::agent::Agent;
     use gvproxy::guest::settings::{Parsed, RawArgs, Settings, parse};
     use gvproxy::guest::{Guest, existing};
     use gvproxy::logging::Log;
@@ -57,11 +58,18 @@ mod linux {
         if let Some(word) = &raw.ignored {
             tracing::warn!(word = %word.display(), "the flags end at this word: it and what follows is ignored");
         }
-        if let Some(name) = existing(raw.stops())? {
-            tracing::info!("interface {name} prevented this program to run");
-            return Ok(());
+        let settings = raw.agent()?;
+        let mut guest = None;
+        if raw.has_tap() {
+            match existing(raw.stops())? {
+                Some(name) if settings.is_none() => {
+                    tracing::info!("interface {name} prevented this program to run");
+                    return Ok(());
+                }
+                Some(name) => tracing::info!("interface {name} is there: no other is made"),
+                None => guest = Some(Guest::new(Settings::resolve(raw)?)),
+            }
         }
-        let mut guest = Guest::new(Settings::resolve(raw)?);
         tracing::info!("{VERSION}");
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("runtime")?;
@@ -69,8 +77,25 @@ mod linux {
             let mut end = signal(SignalKind::terminate())?;
             let mut interrupt = signal(SignalKind::interrupt())?;
             let mut hangup = signal(SignalKind::hangup())?;
+            let agent = settings.map(Agent::bind).transpose()?;
+            if agent.is_some() {
+                gvproxy::sys::prepare_process();
+            }
+            let tap = async {
+                match &mut guest {
+                    Some(guest) => guest.run().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let agent = async {
+                match &agent {
+                    Some(agent) => agent.run().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
-                never = guest.run() => match never {},
+                never = tap => match never {},
+                never = agent => match never {},
                 _ = end.recv() => anyhow::Ok("terminated"),
                 _ = interrupt.recv() => Ok("interrupt"),
                 _ = hangup.recv() => Ok("hangup"),

@@ -146,6 +146,11 @@ impl Values {
         self.flags.iter().find(|flag| flag.name == name).map(|flag| flag.kind)
     }
 
+    /// Whether the flag was typed.
+    pub(crate) fn is_given(&self, name: &str) -> bool {
+        self.matches.contains_id(name)
+    }
+
     pub(crate) fn boolean(&self, name: &str) -> bool {
         self.matches.get_one::<bool>(name).copied().unwrap_or(false)
     }

@@ -5,6 +5,7 @@
 //! A session is a link to the host. The interface is made in the first and stays for the next ones with its address, unless somebody else
 //! configures it: then it goes with the link, which is how that one learns of it.
 
+pub mod agent;
 mod dhcp;
 mod endpoint;
 mod netlink;

@@ -5,9 +5,11 @@ use std::ffi::OsString;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::agent;
 use super::endpoint::Endpoint;
 use crate::cli::table::{Flag, Kind, flag};
 use crate::cli::{Read, Values, read};
+use crate::listen::PATH_MAX;
 use crate::text::quote;
 
 /// Linux's `IFNAMSIZ` without the final zero (netdevice(7)).
@@ -15,6 +17,18 @@ const NAME_MAX: usize = 15;
 
 /// Every flag, bytewise by name.
 pub const FLAGS: &[Flag] = &[
+    flag(
+        "agent",
+        Kind::Bool,
+        "Serve the sockets of -agent-allow to the host; no tap then, unless -url is given",
+    ),
+    flag("agent-allow", Kind::List, "Absolute path of a unix socket that the host may reach"),
+    flag(
+        "agent-from",
+        Kind::Text(""),
+        "Address that TCP connections to the agent must come from, default is the gateway of the default route",
+    ),
+    flag("agent-port", Kind::Int(crate::agent::PORT as i64), "Port of the agent, for TCP and on vsock"),
     flag("debug", Kind::Bool, "Log at debug level"),
     flag("iface", Kind::Text("tap0"), "Name of the tap interface"),
     flag(
@@ -52,6 +66,10 @@ pub enum Parsed {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "named after the flags, which the table documents")]
 pub struct RawArgs {
+    pub agent: bool,
+    pub agent_allow: Vec<OsString>,
+    pub agent_from: OsString,
+    pub agent_port: i64,
     pub debug: bool,
     pub iface: OsString,
     pub mac: OsString,
@@ -59,6 +77,8 @@ pub struct RawArgs {
     pub preexisting: bool,
     pub stop_if_exist: OsString,
     pub url: OsString,
+    /// Whether it was typed.
+    pub url_given: bool,
     pub version: bool,
     /// The word at which the flags ended; it and what follows has no meaning.
     pub ignored: Option<OsString>,
@@ -91,6 +111,10 @@ pub fn parse(argv: &[OsString]) -> Parsed {
 impl RawArgs {
     fn from_values(values: Values) -> Self {
         Self {
+            agent: values.boolean("agent"),
+            agent_allow: values.list("agent-allow"),
+            agent_from: values.text("agent-from"),
+            agent_port: values.int("agent-port"),
             debug: values.boolean("debug"),
             iface: values.text("iface"),
             mac: values.text("mac"),
@@ -98,9 +122,54 @@ impl RawArgs {
             preexisting: values.boolean("preexisting"),
             stop_if_exist: values.text("stop-if-exist"),
             url: values.text("url"),
+            url_given: values.is_given("url"),
             version: values.boolean("version"),
             ignored: values.ignored,
         }
+    }
+
+    /// What the agent is to do, if there is to be one.
+    ///
+    /// # Errors
+    /// A value that cannot be meant.
+    pub fn agent(&self) -> Result<Option<agent::Settings>> {
+        if !self.agent {
+            ensure!(self.agent_allow.is_empty(), "-agent-allow is of no use without -agent");
+            return Ok(None);
+        }
+        let allow = "-agent-allow /run/podman/podman.sock";
+        ensure!(
+            !self.agent_allow.is_empty(),
+            "-agent serves nothing: add what the host may reach, as in {allow}"
+        );
+        for path in &self.agent_allow {
+            let bytes = path.as_encoded_bytes();
+            ensure!(
+                bytes.starts_with(b"/"),
+                "-agent-allow {}: an absolute path is needed, as in {allow}",
+                shown(path)
+            );
+            ensure!(bytes.len() <= PATH_MAX, "-agent-allow {}: longer than {PATH_MAX} bytes", shown(path));
+            ensure!(!bytes.contains(&b'\n'), "-agent-allow {}: not a plain path", shown(path));
+        }
+        let port = u16::try_from(self.agent_port).ok().filter(|&port| port > 0);
+        let port = port.with_context(|| format!("-agent-port {}: between 1 and 65535", self.agent_port))?;
+        let from = match self.agent_from.to_str() {
+            Some("") => None,
+            text => {
+                let address = text.and_then(|text| text.parse().ok());
+                Some(address.with_context(|| {
+                    format!("-agent-from {}: not an IPv4 address", shown(&self.agent_from))
+                })?)
+            }
+        };
+        let allow = self.agent_allow.iter().map(|path| path.as_encoded_bytes().to_vec()).collect();
+        Ok(Some(agent::Settings { allow, port, from }))
+    }
+
+    /// Whether there is to be a tap.
+    pub fn has_tap(&self) -> bool {
+        !self.agent || self.url_given
     }
 
     /// Names of interfaces that leave nothing to do.
@@ -229,5 +298,37 @@ mod tests {
             error(line);
         }
         assert_eq!(Settings::resolve(&raw("-mtu 0x5dc")).unwrap().mtu_limit, Some(1500));
+    }
+
+    #[test]
+    fn an_agent_says_what_it_serves() {
+        let agent = |line: &str| raw(line).agent().map_err(|error| format!("{error:#}"));
+        let settings = agent("-agent -agent-allow /run/a -agent-allow=/run/b").unwrap().unwrap();
+        assert_eq!(
+            (settings.allow, settings.port, settings.from),
+            (vec![b"/run/a".to_vec(), b"/run/b".into()], 846, None)
+        );
+        let settings =
+            agent("-agent -agent-allow /a -agent-port 8460 -agent-from 10.0.2.2").unwrap().unwrap();
+        assert_eq!((settings.port, settings.from), (8460, Some("10.0.2.2".parse().unwrap())));
+        for (line, text) in [
+            (
+                "-agent",
+                "-agent serves nothing: add what the host may reach, as in -agent-allow /run/podman/podman.sock",
+            ),
+            ("-agent-allow /a", "-agent-allow is of no use without -agent"),
+            ("-agent -agent-allow a", "an absolute path is needed"),
+            ("-agent -agent-allow=", "an absolute path is needed"),
+            ("-agent -agent-allow /a -agent-port 0", "-agent-port 0: between 1 and 65535"),
+            ("-agent -agent-allow /a -agent-port 65536", "between 1 and 65535"),
+            ("-agent -agent-allow /a -agent-from gateway", r#"-agent-from "gateway": not an IPv4 address"#),
+        ] {
+            let error = agent(line).unwrap_err();
+            assert!(error.contains(text), "{line}: {error}");
+        }
+        assert_eq!(agent("").unwrap(), None);
+        for (line, tap) in [("", true), ("-agent", false), ("-agent -url vsock://2:1024/connect", true)] {
+            assert_eq!(raw(line).has_tap(), tap, "{line}");
+        }
     }
 }

@@ -1,0 +1,308 @@
+//! The guest's agent: unix sockets of this guest, served to the host. A connection begins with one line, the path of a socket; it is
+//! answered with `OK` in a line, and then it is one to that socket; or with `ERR`, why, and its end.
+//!
+//! Owns: the listeners, who may connect, and to what. May not: serve a path that is not on its list, or another than the host.
+//! Read next: `crate::relay`, which carries the bytes; `crate::engine::agent`, the other side.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
+
+use crate::logging::Limited;
+use crate::relay::Relays;
+use crate::text::{quote, reason};
+
+/// Connections at a time; more wait in the backlog.
+const MAX_CLIENTS: usize = 1024;
+/// The system lowers it to what it allows.
+const BACKLOG: i32 = 4096;
+/// Bytes of the line, and of what may come with it.
+const MAX_LINE: usize = 256;
+/// How long the line may take to arrive, and a socket to accept.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a socket with a full backlog is tried.
+const CONNECT_PAUSE: Duration = Duration::from_millis(10);
+/// The pause after the process ran out of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// A host that vanished is noticed though nobody writes.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+const LOG_WINDOW: Duration = Duration::from_secs(30);
+
+/// What an agent is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The paths that are served, exactly as they are asked for.
+    pub(super) allow: Vec<Vec<u8>>,
+    /// Of TCP, and of vsock.
+    pub(super) port: u16,
+    /// Whose TCP connections are taken, if not those of the default route's gateway.
+    pub(super) from: Option<Ipv4Addr>,
+}
+
+/// A guest's agent, listening.
+#[derive(Debug)]
+pub struct Agent {
+    tcp: TcpListener,
+    vsock: Option<VsockListener>,
+    server: Arc<Server>,
+}
+
+#[derive(Debug)]
+struct Server {
+    settings: Settings,
+    relays: Relays,
+    refusals: Limited,
+}
+
+impl Agent {
+    /// Listens on vsock, where there is one, and for TCP on all addresses. To be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// The TCP port cannot be had.
+    pub fn bind(settings: Settings) -> Result<Self> {
+        let port = settings.port;
+        let tcp = listen(port).map_err(|error| {
+            let hint = match error.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    ": a port below 1024 is for root; -agent-port N takes another, here and at the host"
+                }
+                _ => "",
+            };
+            anyhow!("cannot listen for the host on TCP port {port}: {}{hint}", reason(&error))
+        })?;
+        let vsock = match Path::new("/dev/vsock").exists() {
+            true => VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port.into())),
+            false => Err(io::ErrorKind::NotFound.into()),
+        };
+        let on_vsock = vsock.as_ref().map_or_else(reason, |_| "listening".into());
+        let paths = settings.allow.iter().map(quote).collect::<Vec<_>>().join(" ");
+        tracing::info!(port, vsock = on_vsock, paths, "agent: listening");
+        let server = Server { settings, relays: Relays::default(), refusals: Limited::new(5, LOG_WINDOW) };
+        Ok(Self { tcp, vsock: vsock.ok(), server: Arc::new(server) })
+    }
+
+    /// Serves the host.
+    pub async fn run(&self) -> std::convert::Infallible {
+        let mut clients = JoinSet::new();
+        let failures = Limited::new(1, Duration::from_secs(60));
+        loop {
+            tokio::select! {
+                Some(_) = clients.join_next() => {}
+                accepted = self.accept(), if clients.len() < MAX_CLIENTS => match accepted {
+                    Ok(Some(client)) => {
+                        let server = Arc::clone(&self.server);
+                        clients.spawn(async move { server.serve(client).await });
+                    }
+                    Ok(None) => {}
+                    Err(error) => {
+                        if let Some(suppressed) = failures.admit(Instant::now()) {
+                            tracing::warn!(%error, suppressed, "agent: cannot accept, trying again");
+                        }
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+    }
+
+    /// The next connection, if it is the host's.
+    async fn accept(&self) -> io::Result<Option<Client>> {
+        let vsock = async {
+            match &self.vsock {
+                Some(listener) => listener.accept().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            accepted = self.tcp.accept() => {
+                let (stream, from) = accepted?;
+                if self.server.is_host(from.ip()) {
+                    return Ok(Some(Client::Tcp(stream)));
+                }
+                self.server.refuse(&from);
+                let _ = stream.set_zero_linger();
+            }
+            accepted = vsock => {
+                let (stream, from) = accepted?;
+                if from.cid() == VMADDR_CID_HOST {
+                    return Ok(Some(Client::Vsock(stream)));
+                }
+                self.server.refuse(&from);
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn listen(port: u16) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// A connection from the host.
+enum Client {
+    Tcp(TcpStream),
+    Vsock(VsockStream),
+}
+
+impl Server {
+    fn is_host(&self, from: IpAddr) -> bool {
+        let host = self.settings.from.or_else(|| gateway(&fs::read_to_string("/proc/net/route").ok()?));
+        host.is_some_and(|host| from == IpAddr::V4(host))
+    }
+
+    /// Anybody in the guest's networks can cause this line.
+    fn refuse(&self, from: &dyn std::fmt::Debug) {
+        if let Some(suppressed) = self.refusals.admit(Instant::now()) {
+            tracing::warn!(?from, suppressed, "agent: refused a connection that is not the host's");
+        }
+    }
+
+    async fn serve(&self, client: Client) {
+        let opened = match client {
+            Client::Tcp(mut stream) => {
+                // It is slower without, not wrong.
+                let _ = stream.set_nodelay(true);
+                let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
+                let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
+                match self.greet(&mut stream).await {
+                    Ok(socket) => stream.into_std().map(|stream| (OwnedFd::from(stream), socket)),
+                    Err(error) => Err(error),
+                }
+            }
+            Client::Vsock(mut stream) => match self.greet(&mut stream).await {
+                // It cannot be taken out of the runtime's hands: a second descriptor, and the first is closed.
+                Ok(socket) => stream.as_fd().try_clone_to_owned().map(|stream| (stream, socket)),
+                Err(error) => Err(error),
+            },
+        };
+        let carried = opened.and_then(|(stream, socket)| Ok((stream, socket.into_std()?)));
+        match carried {
+            Ok((stream, socket)) => {
+                let ended = self.relays.carry(stream, socket).await;
+                tracing::debug!(?ended, "agent: connection ended");
+            }
+            Err(error) => tracing::debug!(%error, "agent: connection failed"),
+        }
+    }
+
+    /// Hears what is asked for, and answers.
+    async fn greet(&self, stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<UnixStream> {
+        let opened = match timeout(PATIENCE, self.open(stream)).await {
+            Ok(opened) => opened?,
+            Err(_) => Err("no answer from the socket, or no line, within 10 s".to_owned()),
+        };
+        match opened {
+            Ok((mut socket, early)) => {
+                stream.write_all(b"OK\n").await?;
+                // A new socket takes that much at once.
+                socket.write_all(&early).await?;
+                Ok(socket)
+            }
+            Err(why) => {
+                stream.write_all(format!("ERR {why}\n").as_bytes()).await?;
+                stream.shutdown().await?;
+                Err(io::Error::other(why))
+            }
+        }
+    }
+
+    /// The socket, and what came behind the line; or why there is none.
+    async fn open(
+        &self,
+        stream: &mut (impl AsyncRead + Unpin),
+    ) -> io::Result<Result<(UnixStream, Vec<u8>), String>> {
+        let mut bytes = Vec::with_capacity(MAX_LINE);
+        let end = loop {
+            if let Some(end) = bytes.iter().position(|&byte| byte == b'\n') {
+                break end;
+            }
+            if bytes.len() >= MAX_LINE {
+                return Ok(Err("the line is too long".into()));
+            }
+            let room = (MAX_LINE - bytes.len()) as u64;
+            if (&mut *stream).take(room).read_buf(&mut bytes).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        };
+        let early = bytes.split_off(end + 1);
+        bytes.pop();
+        let shown = quote(&bytes);
+        if !self.settings.allow.contains(&bytes) {
+            if let Some(suppressed) = self.refusals.admit(Instant::now()) {
+                tracing::warn!(
+                    path = shown,
+                    suppressed,
+                    "agent: refused a path that is not allowed; -agent-allow adds one"
+                );
+            }
+            return Ok(Err(format!("{shown} is not allowed: add -agent-allow")));
+        }
+        let path = Path::new(std::ffi::OsStr::from_bytes(&bytes));
+        loop {
+            match UnixStream::connect(path).await {
+                Ok(socket) => return Ok(Ok((socket, early))),
+                // Its backlog is full.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(CONNECT_PAUSE).await,
+                Err(error) => return Ok(Err(format!("{shown}: {}", reason(&error)))),
+            }
+        }
+    }
+}
+
+/// The gateway of the default route that is used first, from the text of /proc/net/route (proc_pid_net(5)).
+fn gateway(routes: &str) -> Option<Ipv4Addr> {
+    let hex = |text: &str| u32::from_str_radix(text, 16).ok();
+    let gateways = routes.lines().filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, "00000000", gateway, _, _, _, metric, "00000000", ..] = fields.as_slice() else {
+            return None;
+        };
+        // In the order of bytes that they have in a packet.
+        let gateway = Ipv4Addr::from(hex(gateway)?.to_ne_bytes());
+        Some((metric.parse::<u32>().ok()?, gateway)).filter(|(_, gateway)| !gateway.is_unspecified())
+    });
+    gateways.min_by_key(|(metric, _)| *metric).map(|(_, gateway)| gateway)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gateway_is_that_of_the_first_default_route() {
+        let of = |lines: &[(&str, Ipv4Addr, u32)]| {
+            let line = |(to, via, metric): &(&str, Ipv4Addr, u32)| {
+                let via = u32::from_ne_bytes(via.octets());
+                format!("eth0\t{to}\t{via:08X}\t0003\t0\t0\t{metric}\t00000000\t0\t0\t0\n")
+            };
+            let head =
+                "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n";
+            gateway(&(head.to_owned() + &lines.iter().map(line).collect::<String>()))
+        };
+        let (ours, other, none) =
+            (Ipv4Addr::new(192, 168, 127, 1), Ipv4Addr::new(10, 0, 2, 2), Ipv4Addr::UNSPECIFIED);
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&[("007FA8C0", other, 0), ("00000000", ours, 100)]), Some(ours));
+        assert_eq!(of(&[("00000000", other, 600), ("00000000", ours, 100)]), Some(ours));
+        assert_eq!(of(&[("00000000", none, 0)]), None);
+        assert_eq!(gateway("nonsense\n\n00000000 00000000"), None);
+    }
+}
