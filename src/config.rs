@@ -52,6 +52,8 @@ const DEFAULT_MTU: u16 = 1500;
 const QEMU_MTU: u16 = 65_520;
 /// In bytes; every IPv4 host takes packets of this size (RFC 791, 3.2).
 const MIN_MTU: u16 = 68;
+/// The longest path of a socket in a guest, as of one on Linux's host.
+const AGENT_PATH_MAX: usize = listen::PATH_MAX;
 /// The guest's sshd.
 const SSH_PORT: u16 = 22;
 /// The zones in which the gateway and the host have names.
@@ -88,6 +90,10 @@ pub struct Config {
     pub port_forwards: Vec<Exposed>,
     /// Host unix sockets into the guest over SSH.
     pub ssh_forwards: Vec<SshForward>,
+    /// Host unix sockets into the guest by way of its agent.
+    pub agent_forwards: Vec<AgentForward>,
+    /// The TCP port at which the guest's agent listens.
+    pub agent_port: u16,
 }
 
 /// A host unix socket that leads to a unix socket in the guest, over SSH to the guest's port 22.
@@ -101,6 +107,15 @@ pub struct SshForward {
     pub user: String,
     /// The private key's file.
     pub identity: PathBuf,
+}
+
+/// A host unix socket that leads to a unix socket in the guest by way of its agent (`gvforwarder -agent`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentForward {
+    /// The socket on the host; made with mode 0600.
+    pub socket: PathBuf,
+    /// The absolute path of the socket in the guest.
+    pub dest: String,
 }
 
 impl Config {
@@ -138,8 +153,13 @@ impl Config {
         if settings.gateway_virtual_ips.is_empty() {
             settings.gateway_virtual_ips.push(host);
         }
+        let agent_forwards = agent_forwards(raw)?;
+        let agent_port = u16::try_from(raw.agent_port).ok().filter(|&port| port > 0);
+        let agent_port = agent_port.context("agent-port value must be between 1 and 65535")?;
         let mut ssh_forwards = stack::ssh_forwards(asked)?;
-        ssh_forwards.extend(typed_ssh_forwards(raw)?);
+        if agent_forwards.is_empty() {
+            ssh_forwards.extend(typed_ssh_forwards(raw)?);
+        }
         let endpoint = |flag, index, url| {
             Endpoint::parse(flag, url).map_err(|error| asked.place_item(flag, index, error))
         };
@@ -149,6 +169,7 @@ impl Config {
         let services = services.map(|url| endpoint("services", 0, url)).transpose()?;
         let apis = listen.iter().chain(&services).filter_map(Endpoint::path);
         let forwards = ssh_forwards.iter().map(|forward| forward.socket.as_path());
+        let forwards = forwards.chain(agent_forwards.iter().map(|forward| forward.socket.as_path()));
         ensure_distinct(links.iter().filter_map(LinkConfig::path).chain(forwards).chain(apis))?;
         let offered = if matches!(links.as_slice(), [LinkConfig::Qemu(_)]) { QEMU_MTU } else { DEFAULT_MTU };
         let network = NetworkConfig {
@@ -181,6 +202,8 @@ impl Config {
             guest_policy: stack::guest_policy(asked)?,
             port_forwards: settings.port_forwards,
             ssh_forwards,
+            agent_forwards,
+            agent_port,
         })
     }
 }
@@ -218,6 +241,26 @@ fn ssh_port(typed: i64, device: Ipv4Addr) -> Result<Vec<Exposed>> {
     let port = port.context("ssh-port value must be between 1024 and 65535")?;
     let (local, remote) = (format!("127.0.0.1:{port}"), format!("{device}:{SSH_PORT}"));
     Ok(vec![Exposed { local, remote, protocol: Protocol::Tcp }])
+}
+
+/// Sockets with neither a user nor a key anywhere go by way of the agent. None where the four lists count.
+fn agent_forwards(raw: &RawArgs) -> Result<Vec<AgentForward>> {
+    let RawArgs { forward_sock, forward_dest, forward_user, forward_identity, .. } = raw;
+    let is_keyless = forward_user.is_empty() && forward_identity.is_empty();
+    // COMPAT(gvproxy): refuses these.
+    if !is_keyless || forward_sock.len() != forward_dest.len() {
+        return Ok(Vec::new());
+    }
+    let forward = |(sock, dest): (&OsString, &OsString)| {
+        let wrong =
+            |why: &str| anyhow!("invalid value {} for flag -forward-dest: {why}", quote(dest.as_bytes()));
+        let dest = dest.to_str().ok_or_else(|| wrong("not UTF-8"))?;
+        ensure!(dest.starts_with('/'), wrong("not an absolute path, which it is without -forward-user"));
+        ensure!(dest.len() <= AGENT_PATH_MAX, wrong("longer than 107 bytes"));
+        ensure!(!dest.contains(|c: char| c.is_control()), wrong("not a plain path"));
+        Ok(AgentForward { socket: forward_socket(sock)?, dest: dest.to_owned() })
+    };
+    forward_sock.iter().zip(forward_dest).map(forward).collect()
 }
 
 /// The four lists belong together by index.

@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use crate::api::{Api, Listener as ApiListener, Role};
 use crate::config::{Config, LinkConfig, RESOLV_CONF};
 use crate::engine::{Counters, Engine, Handle, Request, Traffic};
+use crate::forward::agent::AgentForward;
 use crate::forward::registry::Registry;
 use crate::forward::unix::UnixForward;
 use crate::host::dns::{Upstream, serve_stream};
@@ -131,6 +132,7 @@ struct Daemon {
     requests: mpsc::Receiver<Request>,
     registry: Registry,
     forwards: Vec<UnixForward>,
+    agent_forwards: Vec<AgentForward>,
     apis: Vec<ApiListener>,
     connect_framing: Framing,
     links: Vec<Listener>,
@@ -166,6 +168,9 @@ impl Daemon {
             .iter()
             .map(|forward| UnixForward::bind(forward, guest))
             .collect::<Result<_>>()?;
+        let agent = SocketAddrV4::new(config.device_ip, config.agent_port);
+        let agent_forwards = config.agent_forwards.iter().map(|forward| AgentForward::bind(forward, agent));
+        let agent_forwards = agent_forwards.collect::<Result<_>>()?;
         let mut apis = Vec::new();
         for endpoint in &config.listen {
             apis.push(ApiListener::bind(endpoint, Role::Control)?);
@@ -188,6 +193,7 @@ impl Daemon {
             requests,
             registry,
             forwards,
+            agent_forwards,
             apis,
             connect_framing,
             links,
@@ -204,6 +210,7 @@ impl Daemon {
             requests,
             registry,
             forwards,
+            agent_forwards,
             apis,
             connect_framing,
             links,
@@ -223,6 +230,9 @@ impl Daemon {
         let mut forwarding = JoinSet::new();
         for forward in forwards {
             forwarding.spawn(forward.run(Arc::new(handle.clone()), stopped.clone()));
+        }
+        for forward in agent_forwards {
+            forwarding.spawn(forward.run(handle.clone(), stopped.clone()));
         }
         let api = Arc::new(Api::new(handle.clone(), registry.clone(), connect_framing));
         let mut serving = JoinSet::new();

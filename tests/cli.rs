@@ -160,6 +160,8 @@ mod ours {
             (&format!("-forward-sock /{long} {forward}"), "is too long: 109 bytes, the limit is 107"),
             (&format!("-forward-sock @/live {forward}"), r#"\"@/live\" already exists and is in use"#),
             (&format!("-forward-sock @/s {forward} -forward-sock @/s {forward}"), "given twice"),
+            ("-forward-sock @/s -forward-dest d", "not an absolute path, which it is without -forward-user"),
+            ("-agent-port 65536", "agent-port value must be between 1 and 65535"),
             (
                 "-forward-sock @/s -forward-dest /d -forward-user u -forward-identity @",
                 r#"identity file \"@\" can't be loaded: read @: is a directory"#,

@@ -18,6 +18,7 @@ use table::{FLAGS, Flag, Kind};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "named after the flags, which table.rs documents")]
 pub struct RawArgs {
+    pub agent_port: i64,
     pub config: OsString,
     pub debug: bool,
     pub device_ip: OsString,
@@ -182,6 +183,7 @@ impl RawArgs {
         let text = |name: &str| values.text(name);
         let list = |name: &str| values.list(name);
         Self {
+            agent_port: int("agent-port"),
             config: text("config"),
             debug: boolean("debug"),
             device_ip: text("deviceIP"),

@@ -32,6 +32,11 @@ pub(crate) const fn flag(name: &'static str, kind: Kind, help: &'static str) -> 
 /// Every flag, in the order of the usage text: bytewise by name.
 pub const FLAGS: &[Flag] = &[
     flag(
+        "agent-port",
+        Kind::Int(crate::agent::PORT as i64),
+        "Port of the guest at which its agent listens: gvforwarder -agent",
+    ),
+    flag(
         "config",
         Kind::Text(""),
         "YAML file of the network and everything else; its four addresses count before the flags, and the flags before the rest",
@@ -45,7 +50,11 @@ pub const FLAGS: &[Flag] = &[
     ),
     flag("forward-dest", Kind::List, "Socket in the guest that the matching -forward-sock leads to"),
     flag("forward-identity", Kind::List, "Private key file for the matching -forward-sock"),
-    flag("forward-sock", Kind::List, "Unix socket to make on the host and to forward to the guest over SSH"),
+    flag(
+        "forward-sock",
+        Kind::List,
+        "Unix socket to make on the host and to forward to the guest: over SSH, or without -forward-user and -forward-identity by way of its agent",
+    ),
     flag("forward-user", Kind::List, "SSH user for the matching -forward-sock"),
     flag("gatewayIP", Kind::Text(""), "Address of the gateway, default is the first of the subnet"),
     flag(

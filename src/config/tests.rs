@@ -150,6 +150,22 @@ fn mistakes() {
              the same number of times, or not at all",
         ),
         (
+            "-forward-sock @/a -forward-dest /d -forward-user u",
+            "--forward-sock, --forward-dest, --forward-user, and --forward-identity must all be specified together, \
+             the same number of times, or not at all",
+        ),
+        (
+            "-forward-sock @/a -forward-dest /d -forward-sock @/b",
+            "--forward-sock, --forward-dest, --forward-user, and --forward-identity must all be specified together, \
+             the same number of times, or not at all",
+        ),
+        (
+            "-forward-sock @/a -forward-dest run/x",
+            r#"invalid value "run/x" for flag -forward-dest: not an absolute path, which it is without -forward-user"#,
+        ),
+        ("-forward-sock tcp://x -forward-dest /d", "URI scheme not supported: tcp"),
+        ("-agent-port 0", "agent-port value must be between 1 and 65535"),
+        (
             &format!("-forward-sock @/a {forward} @/none"),
             r#"identity file "@/none" can't be loaded: stat @/none: no such file or directory"#,
         ),
@@ -412,4 +428,17 @@ fn the_readmes_file_is_one() {
     assert!(config.services.is_some() && config.capture.is_some() && config.notification.is_some());
     assert_eq!((config.guest_policy.lowest_port, config.guest_policy.addresses.len()), (1024, 2));
     assert_eq!((config.network.zones.len(), config.network.search_domains.len()), (1, 1));
+}
+
+#[test]
+fn sockets_without_user_and_key_go_by_way_of_the_agent() {
+    let bench = Bench::new();
+    let config = bench.resolve(
+        "-forward-sock @/a -forward-dest /run/a -forward-sock @/b -forward-dest /run/b -agent-port 8460",
+    );
+    let config = config.unwrap();
+    let forward =
+        |name: &str, dest: &str| AgentForward { socket: bench.dir.path().join(name), dest: dest.into() };
+    assert_eq!(config.agent_forwards, [forward("a", "/run/a"), forward("b", "/run/b")]);
+    assert_eq!((config.ssh_forwards, config.agent_port), (vec![], 8460));
 }

@@ -11,6 +11,7 @@ use mio::Waker;
 use netstack::{DnsClient, Echo, PortId, dns};
 use tokio::sync::{mpsc, oneshot};
 
+use super::agent::Wish;
 use super::attach::NewLink;
 use super::forwards::ForwardCommand;
 use super::readout::Readout;
@@ -25,6 +26,8 @@ pub(super) const CHANNEL: usize = 512;
 pub(super) enum Command {
     /// Connects to a guest; the stream is one end of a socket pair.
     Connect { to: SocketAddrV4, reply: oneshot::Sender<io::Result<UnixStream>> },
+    /// Leads a client to a socket in a guest.
+    Lead(Wish),
     /// Asks the gateway's own zones.
     DnsQuery { message: Vec<u8>, reply: oneshot::Sender<(dns::Verdict, Vec<u8>)> },
     /// Answers [`Request::DnsQuestion`].

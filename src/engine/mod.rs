@@ -8,6 +8,7 @@
 //! Owns: [`Stack`] and every descriptor that carries a guest's bytes. May not: wait for anything but `poll`.
 //! Read next: `tcp.rs`, `udp.rs`, `forwards.rs`, `links.rs`; `netstack/src/lib.rs`.
 
+mod agent;
 mod attach;
 mod capture;
 mod command;
@@ -30,6 +31,7 @@ use slab::Slab;
 use slotmap::SecondaryMap;
 use tokio::sync::mpsc;
 
+pub use agent::{Refused, Turned};
 pub use attach::Attachment;
 pub use command::{Handle, Request};
 pub use forwards::{ForwardId, Listener};
@@ -96,6 +98,8 @@ pub struct Engine {
     mtu: u16,
     forwards: Forwards,
     tcp: SecondaryMap<FlowId, Connection>,
+    /// Flows whose agent has been asked, and until when it may answer: in the order of that.
+    greetings: VecDeque<(Instant, FlowId)>,
     udp: SecondaryMap<UdpFlowId, HostUdp>,
     udp_ready: VecDeque<UdpFlowId>,
     /// The datagrams read last, and those to be sent together.
@@ -136,6 +140,7 @@ impl Engine {
             mtu,
             forwards: Forwards::default(),
             tcp: SecondaryMap::new(),
+            greetings: VecDeque::new(),
             udp: SecondaryMap::new(),
             udp_ready: VecDeque::new(),
             inbox: Inbox::new(),
@@ -199,7 +204,9 @@ impl Engine {
             return Some(Duration::ZERO);
         }
         let retry = self.links.iter().filter_map(|link| link.retry).min();
-        let next = [self.stack.poll_timeout(), self.forwards.again, retry].into_iter().flatten().min()?;
+        let greeting = self.greetings.front().map(|(until, _)| *until);
+        let next =
+            [self.stack.poll_timeout(), self.forwards.again, retry, greeting].into_iter().flatten().min()?;
         Some(if next > self.now { (next - self.now).into() } else { Duration::ZERO })
     }
 
@@ -228,6 +235,7 @@ impl Engine {
         self.stack.handle_timeout(self.now, &mut self.batches);
         self.read_links();
         self.serve_forwards();
+        self.end_greetings();
         self.handle_stack_events();
         // Flows that become ready meanwhile have their turn after the links had theirs.
         for _ in 0..self.stack.ready_len() {
@@ -286,6 +294,7 @@ impl Engine {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Connect { to, reply } => self.connect_guest(to, reply),
+                Command::Lead(wish) => self.lead(wish),
                 Command::DnsQuery { message, reply } => {
                     let mut answer = Vec::new();
                     let verdict = self.stack.dns_query(&message, netstack::dns::Transport::Tcp, &mut answer);

@@ -14,6 +14,7 @@ use netstack::tcp::Phase;
 use netstack::{FlowId, Refusal};
 use tokio::sync::oneshot;
 
+use super::agent::Greeting;
 use super::{Engine, Request, Source};
 use crate::host::stream::HostStream;
 use crate::host::tcp::{Outcome, Relay};
@@ -21,19 +22,21 @@ use crate::host::tcp::{Outcome, Relay};
 /// The other end of a flow.
 #[derive(Debug)]
 pub(super) struct Connection {
-    relay: Relay,
+    pub(super) relay: Relay,
     /// What is missing before bytes can move.
-    opening: Opening,
+    pub(super) opening: Opening,
 }
 
 #[derive(Debug)]
-enum Opening {
+pub(super) enum Opening {
     /// Nothing.
     Done,
     /// The host's side of a flow that a guest dialled.
     Host,
     /// The guest's side of a flow that this side dialled; whoever asked for it gets the far end of the pair.
     Guest(Option<(oneshot::Sender<io::Result<StdUnixStream>>, StdUnixStream)>),
+    /// The same, and the word of the guest's agent.
+    Agent(Box<Greeting>),
 }
 
 impl Engine {
@@ -137,13 +140,26 @@ impl Engine {
         match flow.phase() {
             Phase::Connecting => {}
             Phase::Open | Phase::Finished => {
-                if let Opening::Guest(waiting) = &mut connection.opening {
-                    if let Some((reply, far)) = waiting.take()
-                        && reply.send(Ok(far)).is_err()
-                    {
-                        return self.close_tcp(id, true);
+                match &mut connection.opening {
+                    Opening::Done | Opening::Host => {}
+                    Opening::Guest(waiting) => {
+                        if let Some((reply, far)) = waiting.take()
+                            && reply.send(Ok(far)).is_err()
+                        {
+                            return self.close_tcp(id, true);
+                        }
+                        connection.opening = Opening::Done;
                     }
-                    connection.opening = Opening::Done;
+                    Opening::Agent(greeting) => {
+                        let (over, begins) = (greeting.advance(flow), !greeting.begun);
+                        greeting.begun = true;
+                        match over {
+                            Some(Ok(())) => connection.opening = Opening::Done,
+                            Some(Err(why)) => return self.turn_away(id, why),
+                            None if begins => return self.begin_greeting(id),
+                            None => return,
+                        }
+                    }
                 }
                 match connection.relay.move_bytes(flow, self.poll.registry(), &mut self.carried) {
                     Outcome::Going => {
@@ -156,6 +172,10 @@ impl Engine {
                 }
             }
             Phase::Aborted => {
+                if let Opening::Agent(greeting) = &connection.opening {
+                    let why = greeting.aborted(flow.abort_reason());
+                    return self.turn_away(id, why);
+                }
                 if let Opening::Guest(Some((reply, _))) =
                     std::mem::replace(&mut connection.opening, Opening::Done)
                 {
@@ -169,7 +189,7 @@ impl Engine {
     }
 
     /// Gives the flow its descriptor.
-    fn adopt(&mut self, flow: FlowId, stream: HostStream, opening: Opening) {
+    pub(super) fn adopt(&mut self, flow: FlowId, stream: HostStream, opening: Opening) {
         let token = Token(self.sources.insert(Source::Tcp(flow)));
         let connected = !matches!(opening, Opening::Host);
         match Relay::new(stream, token, connected, self.poll.registry()) {

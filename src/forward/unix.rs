@@ -33,19 +33,74 @@ const MAX_CLIENTS: usize = 1024;
 /// How long a client waits for the guest.
 // COMPAT(gvproxy): the original tries for about 235 s from its start, and then ends as a whole; here each client waits
 // this long from its arrival, is closed, and the daemon goes on.
-const PATIENCE: Duration = Duration::from_secs(240);
+pub(super) const PATIENCE: Duration = Duration::from_secs(240);
 /// The pause after the process ran out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// The least time between two log lines of the same kind, as clients can cause them.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
-/// A host socket, bound, whose clients reach a socket in the guest.
+/// A host socket, bound; clients may connect.
 #[derive(Debug)]
-pub struct UnixForward {
+pub(super) struct Bound {
     /// Before the listener, as it must be dropped first.
     file: RemoveOnDrop,
     listener: std::os::unix::net::UnixListener,
-    socket: PathBuf,
+    pub(super) socket: PathBuf,
+}
+
+impl Bound {
+    /// With mode 0600, in place of a stale one.
+    pub(super) fn bind(socket: PathBuf) -> anyhow::Result<Self> {
+        let (listener, file) = listen::unix_listener(&socket, MODE)?;
+        listener.set_nonblocking(true).with_context(|| format!("cannot listen on {}", socket.display()))?;
+        Ok(Self { file, listener, socket })
+    }
+
+    /// Gives each client to `serve` until `shutdown` turns true or its sender is gone; then drops them and removes the socket.
+    pub(super) async fn serve<F: Future<Output = ()> + Send + 'static>(
+        self,
+        mut shutdown: watch::Receiver<bool>,
+        log: &Quiet,
+        serve: impl Fn(UnixStream) -> F,
+    ) -> anyhow::Result<()> {
+        let Self { file: guard, listener, socket } = self;
+        let listener = UnixListener::from_std(listener)
+            .with_context(|| format!("cannot listen on {}", socket.display()))?;
+        // Dropped before the listener, also when this future is.
+        let file = guard;
+        let mut clients = JoinSet::new();
+        let mut stopped = pin!(async move {
+            // An error says that nobody is left to signal.
+            let _ = shutdown.wait_for(|stop| *stop).await;
+        });
+        loop {
+            tokio::select! {
+                () = &mut stopped => break,
+                Some(_) = clients.join_next() => {},
+                accepted = listener.accept(), if clients.len() < MAX_CLIENTS => match accepted {
+                    Ok((client, _)) => {
+                        clients.spawn(serve(client));
+                    },
+                    Err(error) => {
+                        if log.may_say() {
+                            warn!(socket = %socket.display(), %error, "forward: cannot accept, trying again");
+                        }
+                        sleep(ACCEPT_PAUSE).await;
+                    },
+                },
+            }
+        }
+        clients.shutdown().await;
+        drop(file);
+        debug!(socket = %socket.display(), "forward: closed");
+        Ok(())
+    }
+}
+
+/// A host socket, bound, whose clients reach a socket in the guest.
+#[derive(Debug)]
+pub struct UnixForward {
+    bound: Bound,
     dest: String,
     target: Target,
 }
@@ -67,9 +122,7 @@ impl UnixForward {
     /// # Errors
     /// The socket cannot be bound.
     pub fn listen(socket: PathBuf, dest: String, target: Target) -> anyhow::Result<Self> {
-        let (listener, file) = listen::unix_listener(&socket, MODE)?;
-        listener.set_nonblocking(true).with_context(|| format!("cannot listen on {}", socket.display()))?;
-        Ok(Self { file, listener, socket, dest, target })
+        Ok(Self { bound: Bound::bind(socket)?, dest, target })
     }
 
     /// Serves clients until `shutdown` turns true or its sender is gone; then drops them and removes the socket.
@@ -78,46 +131,14 @@ impl UnixForward {
     ///
     /// # Errors
     /// The listener cannot be handed to the runtime.
-    pub async fn run<D: Dial>(
-        self,
-        dialer: Arc<D>,
-        mut shutdown: watch::Receiver<bool>,
-    ) -> anyhow::Result<()> {
-        let Self { file: guard, listener, socket, dest, target } = self;
-        let listener = UnixListener::from_std(listener)
-            .with_context(|| format!("cannot listen on {}", socket.display()))?;
-        // Dropped before the listener, also when this future is.
-        let file = guard;
+    pub async fn run<D: Dial>(self, dialer: Arc<D>, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+        let Self { bound, dest, target } = self;
         let tunnel = Arc::new(Tunnel::new(target, dialer));
         let dest: Arc<str> = dest.into();
         let log = Arc::new(Quiet::default());
-        let mut clients = JoinSet::new();
-        info!(socket = %socket.display(), %dest, "forward: listening");
-        let mut stopped = pin!(async move {
-            // An error says that nobody is left to signal.
-            let _ = shutdown.wait_for(|stop| *stop).await;
-        });
-        loop {
-            tokio::select! {
-                () = &mut stopped => break,
-                Some(_) = clients.join_next() => {},
-                accepted = listener.accept(), if clients.len() < MAX_CLIENTS => match accepted {
-                    Ok((client, _)) => {
-                        clients.spawn(serve(client, Arc::clone(&tunnel), Arc::clone(&dest), Arc::clone(&log)));
-                    },
-                    Err(error) => {
-                        if log.may_say() {
-                            warn!(socket = %socket.display(), %error, "forward: cannot accept, trying again");
-                        }
-                        sleep(ACCEPT_PAUSE).await;
-                    },
-                },
-            }
-        }
-        clients.shutdown().await;
-        drop(file);
-        debug!(socket = %socket.display(), "forward: closed");
-        Ok(())
+        info!(socket = %bound.socket.display(), %dest, "forward: listening");
+        let serve = |client| serve(client, Arc::clone(&tunnel), Arc::clone(&dest), Arc::clone(&log));
+        bound.serve(shutdown, &log, serve).await
     }
 }
 
@@ -139,17 +160,17 @@ async fn serve<D: Dial>(client: UnixStream, tunnel: Arc<Tunnel<D>>, dest: Arc<st
 }
 
 /// Whether the client has closed both ways, as far as the runtime has heard. Takes nothing from the socket.
-fn has_left(client: &UnixStream) -> bool {
+pub(super) fn has_left(client: &UnixStream) -> bool {
     let ready = pin!(client.ready(Interest::READABLE | Interest::WRITABLE));
     matches!(ready.poll(&mut TaskContext::from_waker(Waker::noop())), Poll::Ready(Ok(ready)) if ready.is_write_closed())
 }
 
 /// Keeps a line that clients can cause from filling the log.
 #[derive(Debug, Default)]
-struct Quiet(std::sync::Mutex<Option<Instant>>);
+pub(super) struct Quiet(std::sync::Mutex<Option<Instant>>);
 
 impl Quiet {
-    fn may_say(&self) -> bool {
+    pub(super) fn may_say(&self) -> bool {
         let mut last = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let may = last.is_none_or(|at| at.elapsed() >= LOG_INTERVAL);
         if may {

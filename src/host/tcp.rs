@@ -63,6 +63,12 @@ impl Relay {
         &mut self.stream
     }
 
+    /// Gives the descriptor back, which is not watched any more.
+    pub(crate) fn into_stream(mut self, registry: &Registry) -> io::Result<HostStream> {
+        registry.deregister(self.stream.source())?;
+        Ok(self.stream)
+    }
+
     /// Takes note of an event.
     pub(crate) fn handle_event(&mut self, event: &mio::event::Event) {
         self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();

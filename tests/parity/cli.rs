@@ -12,6 +12,8 @@ use crate::process::{Place, ends, ends_with, runs};
 use crate::support::free_port;
 use crate::support::net::Host;
 
+/// Flags that the original does not have, as the usage text names them.
+const OURS: [&str; 2] = ["keep-running", "agent-port int"];
 const SSH_PORT: &str = "ssh-port value must be between 1024 and 65535";
 const UNEQUAL: &str = "--forward-sock, --forward-dest, --forward-user, and --forward-identity must all be specified \
                        together, the same number of times, or not at all";
@@ -85,12 +87,16 @@ fn grammar(table: &mut Table) {
             let mut run = place.start(line);
             let code = run.end();
             let stderr = run.stderr();
-            let names: Vec<_> = stderr.lines().filter_map(|line| line.strip_prefix("  -")).collect();
-            // A flag of ours has a case of its own.
-            let names: Vec<_> = names.into_iter().filter(|name| *name != "keep-running").collect();
+            let names = stderr.lines().filter_map(|line| line.strip_prefix("  -"));
             let texts = stderr.lines().filter(|line| line.starts_with("    \t"));
-            let defaults: Vec<_> =
-                texts.filter_map(|text| text.split_once(" (default ")).map(|(_, value)| value).collect();
+            // What the original does not have is shown by cases of its own.
+            let (names, texts): (Vec<_>, Vec<_>) =
+                names.zip(texts).filter(|(name, _)| !OURS.contains(name)).unzip();
+            let defaults: Vec<_> = texts
+                .iter()
+                .filter_map(|text| text.split_once(" (default "))
+                .map(|(_, value)| value)
+                .collect();
             format!(
                 "exit {code}, {}; {}; on stdout {:?}",
                 names.join(", "),

@@ -1,0 +1,257 @@
+//! Clients that are led to a socket in a guest: its agent is told which, in one line, and what it sends after `OK` in a line of its own is
+//! for the client. The client's descriptor is the flow's other end, so that nothing stands between the two.
+//!
+//! Owns: a flow's greeting, and how long an agent may take for it. May not: decide what happens to a client that was turned away.
+//! Read next: `tcp.rs`; `../forward/agent.rs`, who asks for it; `../guest/agent.rs`, the agent.
+
+use std::net::SocketAddrV4;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::time::Duration;
+
+use mio::net::UnixStream;
+use netstack::FlowId;
+use netstack::tcp::{Abort, Flow};
+use thiserror::Error;
+use tokio::sync::oneshot;
+
+use super::command::Command;
+use super::tcp::Opening;
+use super::{Engine, Handle};
+use crate::host::stream::HostStream;
+use crate::text::quote;
+
+/// How long an agent that accepted may take to answer.
+const ANSWER_TIME: Duration = Duration::from_secs(10);
+/// Bytes of its answer, with the end of the line.
+const MAX_ANSWER: usize = 256;
+
+/// Why a client was not led to where it wanted.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum Refused {
+    /// There is no guest with that address, or its link is gone; or there are too many flows.
+    #[error("the guest is not there")]
+    Unreachable,
+    /// The guest's system does not answer.
+    #[error("the guest does not answer")]
+    Silence,
+    /// Nobody listens at the port.
+    #[error("the guest refuses the connection")]
+    Reset,
+    /// Whoever accepted closed the connection instead of answering.
+    #[error("the agent closed the connection without an answer")]
+    Left,
+    /// Or did nothing at all.
+    #[error("no answer within 10 s")]
+    Mute,
+    /// Or answered something else than an agent does; quoted.
+    #[error("no agent's answer: {0}")]
+    Garbage(String),
+    /// The agent's own words, quoted.
+    #[error("the agent says {0}")]
+    Said(String),
+}
+
+/// A client that was turned away.
+#[derive(Debug)]
+pub struct Turned {
+    /// The client, of which nothing has been read; `None` if it is closed already.
+    pub client: Option<StdUnixStream>,
+    /// Why.
+    pub why: Refused,
+}
+
+/// A wish to be led to a guest's socket.
+#[derive(Debug)]
+pub(super) struct Wish {
+    client: StdUnixStream,
+    to: SocketAddrV4,
+    line: Vec<u8>,
+    reply: Reply,
+}
+
+type Reply = oneshot::Sender<Result<(), Turned>>;
+
+/// What is missing before bytes may pass.
+#[derive(Debug)]
+pub(super) struct Greeting {
+    /// What of the line is still to be said.
+    line: Vec<u8>,
+    /// The flow is connected, and the time runs.
+    pub(super) begun: bool,
+    answer: Vec<u8>,
+    reply: Option<Reply>,
+}
+
+impl Greeting {
+    fn new(line: Vec<u8>, reply: Reply) -> Self {
+        Self { line, begun: false, answer: Vec::new(), reply: Some(reply) }
+    }
+
+    /// Says and hears what can be. `Some` once it is over; the client then knows if it went well.
+    pub(super) fn advance(&mut self, flow: &mut Flow) -> Option<Result<(), Refused>> {
+        flow.send(|space| {
+            let sent = self.line.len().min(space.len());
+            for (to, byte) in space.iter_mut().zip(self.line.drain(..sent)) {
+                *to = byte;
+            }
+            sent
+        });
+        flow.recv(|bytes| self.hear(bytes));
+        let over = self.judge(flow.recv_finished())?;
+        if over.is_ok()
+            && let Some(reply) = self.reply.take()
+        {
+            // It goes on, also if nobody wants to hear so.
+            let _ = reply.send(Ok(()));
+        }
+        Some(over)
+    }
+
+    /// Takes what belongs to the line, and says how much that is.
+    fn hear(&mut self, bytes: &[u8]) -> usize {
+        if self.answer.ends_with(b"\n") {
+            return 0;
+        }
+        let near = bytes.get(..MAX_ANSWER - self.answer.len()).unwrap_or(bytes);
+        let taken = near.iter().position(|&byte| byte == b'\n').map_or(near.len(), |at| at + 1);
+        self.answer.extend_from_slice(near.get(..taken).unwrap_or_default());
+        taken
+    }
+
+    fn judge(&self, ended: bool) -> Option<Result<(), Refused>> {
+        match self.answer.strip_suffix(b"\n") {
+            Some(b"OK") => Some(Ok(())),
+            Some(line) => Some(Err(match line.strip_prefix(b"ERR ") {
+                Some(words) => Refused::Said(quote(words)),
+                None => Refused::Garbage(quote(line)),
+            })),
+            None if self.answer.len() == MAX_ANSWER => Some(Err(Refused::Garbage(quote(&self.answer)))),
+            None if ended => Some(Err(Refused::Left)),
+            None => None,
+        }
+    }
+
+    /// What the end of its flow means.
+    pub(super) fn aborted(&self, reason: Abort) -> Refused {
+        match reason {
+            Abort::Unreachable => Refused::Unreachable,
+            _ if self.begun => Refused::Left,
+            Abort::Reset => Refused::Reset,
+            Abort::Silence => Refused::Silence,
+        }
+    }
+}
+
+impl Engine {
+    pub(super) fn lead(&mut self, wish: Wish) {
+        let Wish { client, to, line, reply } = wish;
+        match self.stack.tcp_connect(to, self.now, &mut self.batches) {
+            Ok(flow) => {
+                let client = HostStream::Unix(UnixStream::from_std(client));
+                self.adopt(flow, client, Opening::Agent(Box::new(Greeting::new(line, reply))));
+            }
+            Err(error) => {
+                tracing::debug!(%to, %error, "cannot lead a client");
+                let _ = reply.send(Err(Turned { client: Some(client), why: Refused::Unreachable }));
+            }
+        }
+    }
+
+    /// From now on the agent's time runs.
+    pub(super) fn begin_greeting(&mut self, flow: FlowId) {
+        self.greetings.push_back((self.now + ANSWER_TIME.into(), flow));
+    }
+
+    /// Gives the client of a greeting that failed back to who asked.
+    pub(super) fn turn_away(&mut self, flow: FlowId, why: Refused) {
+        let Some(connection) = self.tcp.remove(flow) else { return };
+        self.forget(connection.relay.token);
+        if let Opening::Agent(greeting) = connection.opening
+            && let Some(reply) = greeting.reply
+        {
+            let client = match connection.relay.into_stream(self.poll.registry()) {
+                Ok(HostStream::Unix(stream)) => Some(StdUnixStream::from(OwnedFd::from(stream))),
+                Ok(HostStream::Tcp(_)) | Err(_) => None,
+            };
+            let _ = reply.send(Err(Turned { client, why }));
+        }
+        self.stack.tcp_release(flow, true);
+    }
+
+    /// Turns away those whose agent took too long.
+    pub(super) fn end_greetings(&mut self) {
+        while let Some((until, flow)) = self.greetings.front().copied() {
+            let greets = self.tcp.get(flow).is_some_and(|to| matches!(to.opening, Opening::Agent(_)));
+            if greets && until > self.now {
+                return;
+            }
+            self.greetings.pop_front();
+            if greets {
+                self.turn_away(flow, Refused::Mute);
+            }
+        }
+    }
+}
+
+impl Handle {
+    /// Leads `client` to the socket at `path` in the guest whose agent listens at `to`. When it returns `Ok`, the client is connected
+    /// and the engine's, to its end. Takes up to 20 s.
+    ///
+    /// # Errors
+    /// See [`Refused`]; the client comes back, and may be led again.
+    pub async fn lead(&self, client: StdUnixStream, to: SocketAddrV4, path: &str) -> Result<(), Turned> {
+        let (reply, answer) = oneshot::channel();
+        let line = format!("{path}\n").into_bytes();
+        self.send(Command::Lead(Wish { client, to, line, reply })).await;
+        answer.await.unwrap_or(Err(Turned { client: None, why: Refused::Unreachable }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What becomes of an agent that sends `bytes` in pieces of `step`, then ends; and what of it is left for the client.
+    fn answer(bytes: &[u8], step: usize) -> (Result<(), Refused>, usize) {
+        let mut greeting = Greeting::new(Vec::new(), oneshot::channel().0);
+        let mut taken = 0;
+        for piece in bytes.chunks(step) {
+            let took = greeting.hear(piece);
+            taken += took;
+            if let Some(over) = greeting.judge(false) {
+                return (over, bytes.len() - taken);
+            }
+            assert_eq!(took, piece.len(), "an answer that is not over is taken as it comes");
+        }
+        (greeting.judge(true).unwrap(), bytes.len() - taken)
+    }
+
+    #[test]
+    fn what_agents_say() {
+        let garbage = |text: &str| Err(Refused::Garbage(quote(text)));
+        let endless = "x".repeat(1000);
+        for (bytes, over) in [
+            ("OK\n", Ok(())),
+            ("OK\nhello", Ok(())),
+            ("ERR no\n", Err(Refused::Said(quote("no")))),
+            ("ERR \x1b[2J\r\n", Err(Refused::Said(r#""\x1b[2J\r""#.into()))),
+            ("OK", Err(Refused::Left)),
+            ("", Err(Refused::Left)),
+            ("OK \n", garbage("OK ")),
+            ("ok\n", garbage("ok")),
+            ("\n", garbage("")),
+            ("SSH-2.0-x\r\n", garbage("SSH-2.0-x\r")),
+            (&endless, garbage(&endless[..MAX_ANSWER])),
+        ] {
+            for step in [1, 2, 7, 5000] {
+                let (got, left) = answer(bytes.as_bytes(), step);
+                assert_eq!(got, over, "{bytes:?} by {step}");
+                if got.is_ok() {
+                    let heard = bytes.len() - left;
+                    assert_eq!(heard, 3, "what stands behind the line is the client's");
+                }
+            }
+        }
+    }
+}
