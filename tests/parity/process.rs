@@ -66,8 +66,14 @@ impl Place {
         words.push(self.binary.display().to_string());
         words.extend(line.replace('@', self.at()).split_whitespace().map(str::to_owned));
         let log = self.dir.path().with_extension("log");
-        let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).current_dir(self.dir.path()).env("TZ", "UTC").stdin(Stdio::null());
+        // Whoever started the tests may ignore it, as nohup does, and that is inherited.
+        let mut command = Command::new("env");
+        command
+            .arg("--default-signal=HUP")
+            .args(&words)
+            .current_dir(self.dir.path())
+            .env("TZ", "UTC")
+            .stdin(Stdio::null());
         command.stderr(fs::File::create(&log).unwrap());
         let stdout = self.dir.path().with_extension("out");
         command.stdout(fs::File::create(&stdout).unwrap());
