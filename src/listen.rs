@@ -29,6 +29,13 @@ pub struct RemoveOnDrop {
     file: FileId,
 }
 
+impl RemoveOnDrop {
+    /// Whether the file that was made still has its name.
+    pub fn is_there(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|found| FileId::of(&found) == self.file)
+    }
+}
+
 impl Drop for RemoveOnDrop {
     fn drop(&mut self) {
         if let Err(error) = remove(&self.path, self.file) {

@@ -404,6 +404,11 @@ impl Stack {
         self.dhcp.leases(since_start(now))
     }
 
+    /// The guest with this hardware address is no more: its lease ends. A reservation stays.
+    pub fn end_lease(&mut self, client: Mac, now: Instant) {
+        self.dhcp.end_lease(client, since_start(now));
+    }
+
     /// Which port has which hardware address.
     pub fn addresses(&self) -> impl Iterator<Item = (Mac, PortId)> + '_ {
         self.switch.addresses()

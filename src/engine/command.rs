@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mio::Waker;
-use netstack::{DnsClient, Echo, PortId, dns};
+use netstack::{DnsClient, Echo, Mac, PortId, dns};
 use tokio::sync::{mpsc, oneshot};
 
 use super::agent::Wish;
@@ -42,6 +42,8 @@ pub(super) enum Command {
     Forward(ForwardCommand),
     /// A virtual machine is there; the reply is its port.
     Attach { link: NewLink, reply: oneshot::Sender<io::Result<PortId>> },
+    /// A virtual machine is no more.
+    EndLease(Mac),
     /// A virtual machine is gone, though its link does not say so.
     Detach(PortId),
 }
@@ -97,6 +99,11 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         self.send(Command::DnsQuery { message, reply }).await;
         answer.await.unwrap_or((dns::Verdict::Drop, Vec::new()))
+    }
+
+    /// The client with this hardware address needs its address no more; it gets it again as long as nobody else does.
+    pub async fn end_lease(&self, client: Mac) {
+        self.send(Command::EndLease(client)).await;
     }
 
     /// Ends the run.

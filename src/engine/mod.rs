@@ -315,6 +315,7 @@ impl Engine {
                 Command::Attach { link, reply } => {
                     let _ = reply.send(self.attach(link));
                 }
+                Command::EndLease(client) => self.stack.end_lease(client, self.now),
                 Command::Detach(port) => self.detach(port),
             }
         }

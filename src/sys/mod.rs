@@ -1,6 +1,7 @@
 //! What differs between operating systems. Owns: all `unsafe`, all `cfg(target_os)`. May not: know of frames or flows.
 
 pub mod datagram;
+pub mod follow;
 pub mod memory;
 pub mod owner;
 pub mod pipe;
@@ -53,6 +54,20 @@ pub fn watch(
 ) -> std::io::Result<AsyncFd<std::os::fd::OwnedFd>> {
     // SAFETY: the descriptor is owned by what is returned, which never replaces it.
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+}
+
+/// The process that connected a unix socket, or that listens where this one connected, as far as the system tells.
+pub fn peer_pid(socket: std::os::fd::BorrowedFd<'_>) -> Option<u32> {
+    #[cfg(target_os = "linux")]
+    return rustix::net::sockopt::socket_peercred(socket)
+        .ok()
+        .and_then(|peer| u32::try_from(peer.pid.as_raw_pid()).ok())
+        .filter(|pid| *pid != 0);
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = socket;
+        None
+    }
 }
 
 /// Lets a pipe hold `bytes`, where the system can; a refusal leaves it as it is.

@@ -12,10 +12,26 @@ pub fn of_port(udp: bool, port: u16) -> Option<String> {
     }
 }
 
+/// The programs of other processes that have a listening unix socket that was bound to `path`, as far as the system tells us.
+pub fn of_socket(path: &std::path::Path) -> Vec<String> {
+    of_socket_but(path, std::process::id())
+}
+
+fn of_socket_but(path: &std::path::Path, own: u32) -> Vec<String> {
+    #[cfg(target_os = "linux")]
+    return linux::of_socket(path, own);
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (path, own);
+        Vec::new()
+    }
+}
+
 /// See proc_pid_net(5) and proc_pid_fd(5).
 #[cfg(target_os = "linux")]
 mod linux {
     use std::fs;
+    use std::path::Path;
 
     /// `TCP_LISTEN`.
     const LISTEN: &str = "0A";
@@ -32,6 +48,37 @@ mod linux {
         let id = ids.find(|id| has_any(&format!("/proc/{id}/fd"), &sockets))?;
         let name = fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default();
         Some(format!("{}, pid {id}", name.trim()))
+    }
+
+    pub(super) fn of_socket(path: &Path, own: u32) -> Vec<String> {
+        let table = fs::read("/proc/net/unix").unwrap_or_default();
+        let table = String::from_utf8_lossy(&table);
+        let sockets: Vec<String> = table.lines().filter_map(|line| listener(line, path)).collect();
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let ids = processes.filter_map(|process| process.file_name().to_str()?.parse::<u32>().ok());
+        let owners = ids
+            .filter(|id| *id != own && !sockets.is_empty() && has_any(&format!("/proc/{id}/fd"), &sockets));
+        owners.filter_map(name).collect()
+    }
+
+    /// The program's file, which a process cannot make up as it can its name.
+    fn name(id: u32) -> Option<String> {
+        let program = fs::read_link(format!("/proc/{id}/exe")).ok()?;
+        Some(program.file_name()?.to_string_lossy().into_owned())
+    }
+
+    /// What the descriptors of the table's socket link to, if it listens at `path`, which may have been given as a relative one.
+    fn listener(line: &str, path: &Path) -> Option<String> {
+        /// `__SO_ACCEPTCON`.
+        const LISTENS: &str = "00010000";
+        let mut rest = line;
+        let mut fields = [""; 7];
+        for field in &mut fields {
+            (*field, rest) = rest.trim_start().split_once(' ')?;
+        }
+        let [_, _, _, flags, _, _, inode] = fields;
+        let is_there = !rest.is_empty() && path.ends_with(rest.strip_prefix("./").unwrap_or(rest));
+        (flags == LISTENS && is_there).then(|| format!("socket:[{inode}]"))
     }
 
     /// What the descriptors of the table's socket link to, if it has the port.
@@ -56,6 +103,20 @@ mod linux {
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn our_own_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a socket");
+        assert!(of_socket_but(&path, 0).is_empty());
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let own = std::env::current_exe().unwrap();
+        assert_eq!(of_socket_but(&path, 0), [own.file_name().unwrap().to_string_lossy()]);
+        assert!(of_socket(&path).is_empty(), "nobody else has it");
+        let _connected = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        drop(listener);
+        assert!(of_socket_but(&path, 0).is_empty());
+    }
 
     #[test]
     fn our_own_ports() {

@@ -145,6 +145,13 @@ impl Leases {
         }
     }
 
+    /// The client is no more.
+    pub(super) fn end(&mut self, client: Mac, now: Duration) {
+        if let Some((_, lease)) = self.lease_mut(client) {
+            lease.until = lease.until.min(now);
+        }
+    }
+
     /// The client found that another host uses its address. A reservation stays one.
     pub(super) fn decline(&mut self, client: Mac, address: Ipv4Addr, now: Duration) {
         if let Some((own, lease)) = self.lease_mut(client)

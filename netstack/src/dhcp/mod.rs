@@ -133,6 +133,11 @@ impl DhcpServer {
         core::iter::once((self.gateway, self.gateway_mac)).chain(self.leases.iter(now))
     }
 
+    /// The client with this hardware address is no more: others may have its address, and until one does it gets it again.
+    pub fn end_lease(&mut self, client: Mac, now: Duration) {
+        self.leases.end(client, now);
+    }
+
     /// `yiaddr` is unspecified in a NAK and in the answer to INFORM; those carry no lease time either.
     fn write_reply(
         &self,
