@@ -6,6 +6,7 @@ mod asked;
 mod endpoint;
 mod file;
 mod links;
+mod machines;
 mod search;
 mod stack;
 pub(crate) mod url;
@@ -35,6 +36,7 @@ use url::Url;
 
 pub use asked::Asked;
 pub use links::{Address, LinkConfig};
+pub use machines::MachineConfig;
 
 /// The hardware address whose guest always gets [`Config::device_ip`]; machine managers give it to their VM.
 pub const DEVICE_MAC: Mac = Mac([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee]);
@@ -76,6 +78,14 @@ pub struct Config {
     pub links: Vec<LinkConfig>,
     /// Whether the run goes on when a virtual machine leaves, and any number of them is served.
     pub keep_running: bool,
+    /// The virtual machines that are given a network card and followed.
+    pub machines: Vec<MachineConfig>,
+    /// Whether the run ends when the last of them has ended.
+    pub exit_with_vm: bool,
+    /// Whether the card stays when the run ends.
+    pub keep_device: bool,
+    /// Whether nothing is to be run: what there is of them is to be shown.
+    pub show_machines: bool,
     /// What a VPNKit client with this UUID is told to use.
     pub vpnkit_macs: Vec<(String, Mac)>,
     /// Where the HTTP API is served, `/connect` with it.
@@ -134,7 +144,12 @@ impl Config {
         )
         .map_err(|(flag, error)| asked.place(flag, error))?;
         let mtu_asked = mtu(raw.mtu).map_err(|error| asked.place("mtu", error))?;
-        let links = LinkConfig::resolve(asked)?;
+        let machines = MachineConfig::resolve(asked)?;
+        ensure!(
+            !raw.qmp_status || !machines.is_empty(),
+            "-qmp-status shows what is behind -qmp: there is none"
+        );
+        let links = LinkConfig::resolve(asked, &machines)?;
         let notification = notification_socket(asked).map_err(|error| asked.place("notification", error))?;
         let mut settings = match asked.stack() {
             Some(stack) => Settings::new(asked, stack, subnet)?,
@@ -171,7 +186,9 @@ impl Config {
         let forwards = ssh_forwards.iter().map(|forward| forward.socket.as_path());
         let forwards = forwards.chain(agent_forwards.iter().map(|forward| forward.socket.as_path()));
         ensure_distinct(links.iter().filter_map(LinkConfig::path).chain(forwards).chain(apis))?;
-        let offered = if matches!(links.as_slice(), [LinkConfig::Qemu(_)]) { QEMU_MTU } else { DEFAULT_MTU };
+        let only_qemu = links.iter().all(|link| matches!(link, LinkConfig::Qemu(_)));
+        let is_qemu = only_qemu && !(links.is_empty() && machines.is_empty());
+        let offered = if is_qemu { QEMU_MTU } else { DEFAULT_MTU };
         let network = NetworkConfig {
             mtu: mtu_asked.unwrap_or(offered),
             assumed_mtu: mtu_asked.unwrap_or(DEFAULT_MTU),
@@ -195,6 +212,10 @@ impl Config {
             device_ip: device,
             links,
             keep_running: raw.keep_running,
+            machines,
+            exit_with_vm: raw.exit_with_vm,
+            keep_device: raw.qmp_keep_device,
+            show_machines: raw.qmp_status,
             vpnkit_macs: settings.vpnkit_macs,
             listen,
             services,

@@ -18,7 +18,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::api::{Api, Listener as ApiListener, Role};
-use crate::config::{Config, LinkConfig, RESOLV_CONF};
+use crate::config::{Address, Config, LinkConfig, RESOLV_CONF};
 use crate::engine::{Counters, Engine, Handle, Request, Traffic};
 use crate::forward::agent::AgentForward;
 use crate::forward::registry::Registry;
@@ -26,10 +26,12 @@ use crate::forward::unix::UnixForward;
 use crate::host::dns::{Upstream, serve_stream};
 use crate::host::icmp;
 use crate::link::Framing;
-use crate::link::listener::{Listener, Terms};
+use crate::link::listener::{Listener, Presence, Terms};
 use crate::logging::frames::FrameLog;
 use crate::notify::{Notice, Notifier};
 use crate::pcap::Capture;
+use crate::vm::status::Board;
+use crate::vm::{Machine, QemuLink, Surroundings};
 
 /// The guest's sshd, which unix sockets are forwarded through.
 const SSH_PORT: u16 = 22;
@@ -38,6 +40,8 @@ const HOSTS: &str = "/etc/hosts";
 const LAST_NOTICES: Duration = Duration::from_secs(1);
 /// How often traffic is summed up in a log at debug level, as the original does.
 const COUNTED_EVERY: Duration = Duration::from_secs(5);
+/// How long it may take to take cards out of virtual machines.
+const LAST_CARDS: Duration = Duration::from_secs(4);
 /// DNS connections of guests at a time; more are closed at once.
 const MAX_DNS_STREAMS: usize = 256;
 /// Pings of guests that wait for an answer at a time, each with a socket of the host; more are lost.
@@ -135,10 +139,38 @@ struct Daemon {
     agent_forwards: Vec<AgentForward>,
     apis: Vec<ApiListener>,
     connect_framing: Framing,
-    links: Vec<Listener>,
+    links: Vec<Link>,
+    machines: Vec<Machine>,
     terms: Arc<Terms>,
     goes_on: GoesOn,
     notifier: Option<Notifier>,
+    keep_device: bool,
+    exit_with_vm: bool,
+}
+
+/// A way in for hypervisors.
+enum Link {
+    Qemu(QemuLink),
+    Other(Listener),
+}
+
+impl Link {
+    fn bind(config: &LinkConfig) -> Result<Self> {
+        match config {
+            LinkConfig::Qemu(Address::Unix(path)) => QemuLink::bind(path).map(Self::Qemu),
+            other => Listener::bind(other).map(Self::Other),
+        }
+    }
+
+    async fn serve(self, with: Surroundings) -> Result<()> {
+        match self {
+            Self::Qemu(link) => link.serve(with).await,
+            Self::Other(listener) => tokio::select! {
+                ended = listener.serve(with.engine.clone(), Arc::clone(&with.terms)) => ended,
+                () = with.stopped() => Ok(()),
+            },
+        }
+    }
 }
 
 impl Daemon {
@@ -146,10 +178,11 @@ impl Daemon {
         let seed = crate::sys::random_seed().context("cannot get randomness")?;
         let gateway = config.network.gateway_mac;
         let terms = Arc::new(Terms {
-            keep_running: config.keep_running,
+            keep_running: config.keep_running || !config.machines.is_empty(),
             mtu: config.network.mtu,
             vpnkit_macs: config.vpnkit_macs,
             notifier: notifier.clone(),
+            present: Presence::default(),
         });
         let (mut engine, handle, requests) =
             Engine::new(config.network, seed).context("cannot start the network")?;
@@ -178,15 +211,17 @@ impl Daemon {
         if let Some(endpoint) = &config.services {
             apis.push(ApiListener::bind(endpoint, Role::Services)?);
         }
-        let goes_on = match config.keep_running {
+        let goes_on = match terms.keep_running {
             false => GoesOn::No,
-            true if config.listen.is_empty() => GoesOn::WithAnother,
+            true if config.listen.is_empty() && config.machines.is_empty() => GoesOn::WithAnother,
             true => GoesOn::Always,
         };
         let connect_framing = LinkConfig::connect_framing(&config.links);
         // The last, so that whoever waits for one finds the rest there.
-        let links = config.links.iter().map(Listener::bind).collect::<Result<_>>();
+        let links = config.links.iter().map(Link::bind).collect::<Result<_>>();
         let links = links.inspect_err(|_| terms.tell_failure())?;
+        let machines = config.machines.iter().map(|machine| Machine::bind(machine, &config.links));
+        let machines = machines.collect::<Result<_>>().inspect_err(|_| terms.tell_failure())?;
         Ok(Self {
             engine,
             handle,
@@ -197,9 +232,12 @@ impl Daemon {
             apis,
             connect_framing,
             links,
+            machines,
             terms,
             goes_on,
             notifier,
+            keep_device: config.keep_device,
+            exit_with_vm: config.exit_with_vm,
         })
     }
 
@@ -214,9 +252,12 @@ impl Daemon {
             apis,
             connect_framing,
             links,
+            machines,
             terms,
             goes_on,
             notifier,
+            keep_device,
+            exit_with_vm,
         } = self;
         let (ended, mut end) = oneshot::channel();
         let thread = thread::Builder::new()
@@ -234,14 +275,27 @@ impl Daemon {
         for forward in agent_forwards {
             forwarding.spawn(forward.run(handle.clone(), stopped.clone()));
         }
-        let api = Arc::new(Api::new(handle.clone(), registry.clone(), connect_framing));
+        let board = Board::default();
+        let api = Arc::new(Api::new(handle.clone(), registry.clone(), connect_framing, board.clone()));
         let mut serving = JoinSet::new();
         for listener in apis {
             serving.spawn(listener.run(Arc::clone(&api), stopped.clone()));
         }
         let mut linked = JoinSet::new();
+        let with = Surroundings {
+            engine: handle.clone(),
+            terms: Arc::clone(&terms),
+            board,
+            keep_device,
+            exit_with_vm,
+            stop: stopped.clone(),
+        };
         for link in links {
-            linked.spawn(link.serve(handle.clone(), Arc::clone(&terms)));
+            linked.spawn(link.serve(with.clone()));
+        }
+        let mut followed = JoinSet::new();
+        for machine in machines {
+            followed.spawn(machine.run(with.clone()));
         }
         let resolving = tokio::spawn(resolve(handle.clone(), api, requests));
         let counting = tracing::enabled!(tracing::Level::DEBUG).then(|| tokio::spawn(count(handle.clone())));
@@ -252,6 +306,7 @@ impl Daemon {
         let exit = tokio::select! {
             result = &mut end => engine_end(result),
             exit = links_end(&mut linked, goes_on) => exit,
+            exit = machines_end(&mut followed) => exit,
             () = signals.any() => Ok(Exit::Signal),
             Some(failure) = forwarding.join_next() => forward_failure(failure),
         };
@@ -259,6 +314,14 @@ impl Daemon {
         // Nobody is left to hear it if the engine has ended.
         let _ = stop.send(true);
         registry.close().await;
+        // Cards are taken out of machines while their links are still there.
+        let leaving = async {
+            while followed.join_next().await.is_some() {}
+            while linked.join_next().await.is_some() {}
+        };
+        if tokio::time::timeout(LAST_CARDS, leaving).await.is_err() {
+            tracing::warn!("a virtual machine was not let go in time");
+        }
         handle.stop().await;
         linked.shutdown().await;
         while let Some(result) = forwarding.join_next().await {
@@ -290,7 +353,7 @@ enum GoesOn {
     No,
     /// When the last way in is gone.
     WithAnother,
-    /// Never: `/connect` stays a way in.
+    /// Never: `/connect` stays a way in, or QMP.
     Always,
 }
 
@@ -300,6 +363,17 @@ async fn links_end(links: &mut JoinSet<Result<()>>, goes_on: GoesOn) -> Result<E
         let ended = ended.context("a link failed")?;
         if goes_on == GoesOn::No || (goes_on == GoesOn::WithAnother && links.is_empty()) {
             return ended.map(|()| Exit::GuestLeft);
+        }
+    }
+    std::future::pending().await
+}
+
+/// Waits until the last machine has ended with which the run is to end.
+async fn machines_end(machines: &mut JoinSet<Result<()>>) -> Result<Exit> {
+    while let Some(ended) = machines.join_next().await {
+        ended.context("a virtual machine's link failed")??;
+        if machines.is_empty() {
+            return Ok(Exit::GuestLeft);
         }
     }
     std::future::pending().await

@@ -21,3 +21,4 @@ pub mod relay;
 pub mod ssh;
 pub mod sys;
 pub mod text;
+pub mod vm;

@@ -1,5 +1,6 @@
 //! gvproxy: the userspace network of a virtual machine, and its sockets on the host.
-//! The sequence of a run, and its exit codes: 0 an orderly end, 1 a failure, 2 a command line that is none.
+//! The sequence of a run, and its exit codes: 0 an orderly end, 1 a failure, 2 a command line that is none, 3 what `-qmp-status` says of a
+//! machine without our card.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -12,6 +13,7 @@ use gvproxy::daemon::ControlPlane;
 use gvproxy::logging::Log;
 use gvproxy::pidfile::PidFile;
 use gvproxy::text::quote;
+use gvproxy::vm;
 use tracing::level_filters::LevelFilter;
 
 #[global_allocator]
@@ -20,6 +22,8 @@ static ALLOCATOR: gvproxy::sys::memory::Allocator = gvproxy::sys::memory::Alloca
 const VERSION: &str = concat!("gvproxy version v", env!("CARGO_PKG_VERSION"));
 /// What Go's `flag` package exits with.
 const BAD_USAGE: u8 = 2;
+/// Of `-qmp-status`: a machine has no card of ours, or one that is not connected.
+const NO_CARD: u8 = 3;
 
 fn main() -> ExitCode {
     let argv: Vec<OsString> = std::env::args_os().collect();
@@ -56,6 +60,14 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(&log, "fatal", &format!("{error:#}")),
     };
+    if config.show_machines {
+        return match vm::status::show(&config) {
+            Ok((text, all_up)) => {
+                print(io::stdout(), &text, if all_up { ExitCode::SUCCESS } else { NO_CARD.into() })
+            }
+            Err(error) => fail(&log, "error", &format!("{error:#}")),
+        };
+    }
     asked.warn(config.device_ip);
     tracing::info!("{VERSION}");
 

@@ -37,6 +37,41 @@ pub enum Notice {
     ConnectionClosed(Mac),
     /// The socket for a hypervisor cannot be had, or takes nobody.
     HypervisorError,
+    /// What QMP says of the virtual machine that has the network card with this address.
+    Vm(VmChange, Mac),
+}
+
+/// What happened to a virtual machine that is followed by QMP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VmChange {
+    /// It has a network card of ours.
+    Attached,
+    /// It stands still.
+    Stopped,
+    /// It runs again.
+    Resumed,
+    /// It begins anew.
+    Reset,
+    /// It was switched off, by itself or from outside.
+    Shutdown,
+    /// It goes on somewhere else.
+    Migrated,
+    /// Its QEMU ended.
+    Ended,
+}
+
+impl VmChange {
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Attached => "vm_attached",
+            Self::Stopped => "vm_stopped",
+            Self::Resumed => "vm_resumed",
+            Self::Reset => "vm_reset",
+            Self::Shutdown => "vm_shutdown",
+            Self::Migrated => "vm_migrated",
+            Self::Ended => "vm_ended",
+        }
+    }
 }
 
 impl Notice {
@@ -46,6 +81,7 @@ impl Notice {
             Self::ConnectionEstablished(mac) => ("connection_established", Some(mac)),
             Self::ConnectionClosed(mac) => ("connection_closed", Some(mac)),
             Self::HypervisorError => ("hypervisor_error", None),
+            Self::Vm(change, mac) => (change.kind(), Some(mac)),
         };
         let mac = mac.map_or_else(String::new, |mac| format!(",\"mac_address\":\"{mac}\""));
         format!("{{\"notification_type\":\"{kind}\"{mac}}}\n")
@@ -114,7 +150,7 @@ mod tests {
     const MAC: Mac = Mac([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee]);
 
     #[test]
-    fn lines_are_the_originals() {
+    fn lines() {
         for (notice, line) in [
             (Notice::Ready, r#"{"notification_type":"ready"}"#),
             (
@@ -126,6 +162,10 @@ mod tests {
                 r#"{"notification_type":"connection_closed","mac_address":"5a:94:ef:e4:0c:ee"}"#,
             ),
             (Notice::HypervisorError, r#"{"notification_type":"hypervisor_error"}"#),
+            (
+                Notice::Vm(VmChange::Reset, MAC),
+                r#"{"notification_type":"vm_reset","mac_address":"5a:94:ef:e4:0c:ee"}"#,
+            ),
         ] {
             assert_eq!(notice.line(), format!("{line}\n"));
         }

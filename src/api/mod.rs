@@ -15,6 +15,7 @@ mod leases;
 mod listener;
 mod origin;
 mod path;
+mod qmp;
 mod reply;
 mod stats;
 mod tunnel;
@@ -38,6 +39,7 @@ use crate::forward::registry::{Asker, Registry};
 use crate::link::Framing;
 use crate::logging::Limited;
 use crate::relay::Relays;
+use crate::vm::status::Board;
 
 use listener::Stream;
 pub use listener::{Listener, Role};
@@ -57,6 +59,7 @@ pub struct Api {
     handle: Handle,
     registry: Registry,
     connect_framing: Framing,
+    board: Board,
     taken_over: Arc<Semaphore>,
     gateway: Arc<Semaphore>,
     /// Of the guests that are connected.
@@ -102,12 +105,13 @@ enum TakeOver {
 }
 
 impl Api {
-    /// Answers by `handle` and `registry`; clients of `/connect` speak `connect_framing`.
-    pub fn new(handle: Handle, registry: Registry, connect_framing: Framing) -> Self {
+    /// Answers by `handle`, `registry` and `board`; clients of `/connect` speak `connect_framing`.
+    pub fn new(handle: Handle, registry: Registry, connect_framing: Framing, board: Board) -> Self {
         Self {
             handle,
             registry,
             connect_framing,
+            board,
             taken_over: Arc::new(Semaphore::new(MAX_TAKEN_OVER)),
             gateway: Arc::new(Semaphore::new(MAX_GATEWAY_CONNECTIONS)),
             guests: Mutex::default(),
@@ -172,6 +176,7 @@ impl Api {
             "/services/dns/all" => dns::answer_all(self).await,
             "/services/dns/add" => dns::answer_add(self, request).await,
             "/stats" => stats::answer(self).await,
+            "/qmp" => qmp::answer(self),
             "/cam" => cam::answer(self).await,
             "/tunnel" => {
                 ensure_no_body(&request)?;
@@ -258,6 +263,7 @@ mod tests {
             ("/services/forwarder/all", [true, true, true, false]),
             ("/services/dns/add", [true, true, false, false]),
             ("/leases", [true, true, false, false]),
+            ("/qmp", [true, true, false, false]),
         ] {
             let served = [Scope::Control, Scope::Services, guest, machine].map(|scope| scope.serves(path));
             assert_eq!(served, scopes, "{path}");

@@ -48,6 +48,7 @@ pub const FLAGS: &[Flag] = &[
         Kind::Bool,
         "Let the guest reach 169.254.0.0/16: EC2 metadata and Amazon time",
     ),
+    flag("exit-with-vm", Kind::Bool, "End when the last virtual machine of -qmp has ended"),
     flag("forward-dest", Kind::List, "Socket in the guest that the matching -forward-sock leads to"),
     flag("forward-identity", Kind::List, "Private key file for the matching -forward-sock"),
     flag(
@@ -91,6 +92,13 @@ pub const FLAGS: &[Flag] = &[
         "Capture the network's frames into this file, for Wireshark, tshark or tcpdump",
     ),
     flag("pid-file", Kind::Text(""), "Write the process id to this file, removed at the end"),
+    flag(
+        "qmp",
+        Kind::List,
+        "unix:// or tcp:// URL of a QEMU's QMP socket, there or yet to come: gives the machine a network card and follows it",
+    ),
+    flag("qmp-keep-device", Kind::Bool, "Leave the network card in the machine at the end"),
+    flag("qmp-status", Kind::Bool, "Print what -qmp finds, change nothing, and exit"),
     flag("services", Kind::Text(""), "URL of an endpoint with the HTTP API without /connect"),
     flag(
         "ssh-port",

@@ -152,6 +152,14 @@ impl Asked {
                 places.push(("listen", referenced.line(), "listen"));
             }
         }
+        if args.qmp.is_empty() {
+            for Spanned { value, referenced, .. } in &file.qmp {
+                args.qmp.push(value.into());
+                places.push(("qmp", referenced.line(), "qmp"));
+            }
+        }
+        args.qmp_keep_device |= file.qmp_keep_device;
+        args.exit_with_vm |= file.exit_with_vm;
         if args.mtu == 0
             && let Some(Spanned { value, referenced, .. }) = &stack.mtu
         {

@@ -35,6 +35,12 @@ pub(super) struct File {
     #[serde(deserialize_with = "nullable")]
     pub(super) ec2_metadata_access: bool,
     #[serde(deserialize_with = "nullable")]
+    pub(super) qmp: Vec<Spanned<String>>,
+    #[serde(deserialize_with = "nullable")]
+    pub(super) qmp_keep_device: bool,
+    #[serde(deserialize_with = "nullable")]
+    pub(super) exit_with_vm: bool,
+    #[serde(deserialize_with = "nullable")]
     pub(super) interfaces: Interfaces,
     #[serde(deserialize_with = "nullable")]
     pub(super) forwards: Vec<Spanned<Forward>>,

@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::MachineConfig;
 use super::asked::Asked;
 use super::url::Url;
 use crate::link::Framing;
 use crate::listen;
 use crate::text::quote;
+use crate::vm;
 
 /// A way for a hypervisor to connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,8 +50,8 @@ impl LinkConfig {
         }
     }
 
-    /// The links that were asked for, in the order in which they are bound.
-    pub(super) fn resolve(asked: &Asked) -> Result<Vec<Self>> {
+    /// The links that were asked for, in the order in which they are bound. A socket of one of `machines`' QEMU is none.
+    pub(super) fn resolve(asked: &Asked, machines: &[MachineConfig]) -> Result<Vec<Self>> {
         let raw = &asked.args;
         let given = |typed: &OsStr| !typed.is_empty();
         let mut links = Vec::new();
@@ -60,7 +62,8 @@ impl LinkConfig {
             ("listen-vfkit", &raw.listen_vfkit, vfkit),
             ("listen-stdio", &raw.listen_stdio, |_| Ok(Self::Stdio)),
         ] {
-            if given(typed) {
+            let is_machine = *flag == *"listen-qemu" && machines.iter().any(|machine| is_of(machine, typed));
+            if given(typed) && !is_machine {
                 links.push(parse(typed).map_err(|error| asked.place(flag, error))?);
             }
         }
@@ -81,6 +84,12 @@ impl LinkConfig {
         let is_qemu = links.iter().any(|link| matches!(link, Self::Qemu(_)));
         if is_qemu { Framing::Qemu } else { Framing::Hyperkit }
     }
+}
+
+/// Whether the URL is that of the machine's QMP socket.
+fn is_of(machine: &MachineConfig, typed: &OsStr) -> bool {
+    let path = Url::parse(typed).ok().filter(|url| url.scheme == "unix").map(|url| url.path.into());
+    path.is_some_and(|path| machine.qmp == qmp::Address::Unix(path))
 }
 
 fn vpnkit(typed: &OsStr) -> Result<LinkConfig> {
@@ -105,7 +114,11 @@ fn stream_address(name: &str, typed: &OsStr) -> Result<Address> {
     match url.scheme.as_str() {
         "unix" => {
             let path = url.into_socket_path().with_context(invalid)?;
-            listen::ensure_vacant(&path)?;
+            match listen::ensure_vacant(&path) {
+                // Then that is where the machine is.
+                Err(_) if name == "qemu" && vm::serves_qmp(&path) => {}
+                vacant => vacant?,
+            }
             Ok(Address::Unix(path))
         }
         "tcp" => url.into_host_and_port().map(|(host, port)| Address::Tcp(host, port)).with_context(invalid),

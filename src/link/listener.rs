@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -33,7 +34,7 @@ const MAX_GUESTS: usize = 256;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What links are told and asked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Terms {
     /// Whether the run goes on when a virtual machine leaves, and any number of them is served.
     pub keep_running: bool,
@@ -43,6 +44,34 @@ pub struct Terms {
     pub vpnkit_macs: Vec<(String, Mac)>,
     /// Who is told that the way for hypervisors is blocked.
     pub notifier: Option<Notifier>,
+    /// How many are connected.
+    pub present: Presence,
+}
+
+/// How many links there are through sockets that QEMU connects to.
+#[derive(Clone, Debug, Default)]
+pub struct Presence(Arc<AtomicUsize>);
+
+impl Presence {
+    /// Whether there is any.
+    pub fn is_any(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 0
+    }
+
+    fn enter(&self) -> Present {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Present(self.clone())
+    }
+}
+
+/// One of them, until this is dropped.
+#[derive(Debug)]
+struct Present(Presence);
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Terms {
@@ -58,7 +87,7 @@ impl Terms {
 #[derive(Debug)]
 pub struct Listener {
     /// Before the socket, as it must be dropped first.
-    _file: Option<RemoveOnDrop>,
+    file: Option<RemoveOnDrop>,
     way: Way,
 }
 
@@ -89,13 +118,13 @@ impl Listener {
             LinkConfig::Bess(path) => {
                 let (socket, file) = unix_socket(path, MODE, Type::SEQPACKET).context("bess listen error")?;
                 tracing::info!(path = %path.display(), "waiting for the virtual machine");
-                Ok(Self { _file: Some(file), way: Way::Accept(Guests::Bess, socket) })
+                Ok(Self { file: Some(file), way: Way::Accept(Guests::Bess, socket) })
             }
             LinkConfig::Vfkit(path) => {
                 let (socket, file) = unix_socket(path, MODE, Type::DGRAM).context("vfkit listen error")?;
                 vfkit::prepare(&socket);
                 tracing::info!(path = %path.display(), "waiting for the virtual machine");
-                Ok(Self { _file: Some(file), way: Way::Vfkit(socket) })
+                Ok(Self { file: Some(file), way: Way::Vfkit(socket) })
             }
             LinkConfig::Stdio => {
                 let own = |fd: BorrowedFd<'_>| fd.try_clone_to_owned();
@@ -105,7 +134,7 @@ impl Listener {
                 let null = File::options().read(true).write(true).open("/dev/null")?;
                 rustix::stdio::dup2_stdin(&null)?;
                 rustix::stdio::dup2_stdout(&null)?;
-                Ok(Self { _file: None, way: Way::Stdio(input, output) })
+                Ok(Self { file: None, way: Way::Stdio(input, output) })
             }
         }
     }
@@ -124,7 +153,23 @@ impl Listener {
                 (socket, None)
             }
         };
-        Ok(Self { _file: file, way: Way::Accept(guests, socket) })
+        Ok(Self { file, way: Way::Accept(guests, socket) })
+    }
+
+    /// The socket's file, if it has one.
+    pub fn file(&self) -> Option<&RemoveOnDrop> {
+        self.file.as_ref()
+    }
+
+    /// Waits until somebody connects, who then waits to be accepted.
+    ///
+    /// # Errors
+    /// The socket cannot be watched.
+    pub async fn knock(&self) -> io::Result<()> {
+        if let Way::Accept(_, socket) = &self.way {
+            let _ready = watch(socket.try_clone()?.into(), Interest::READABLE)?.readable().await?;
+        }
+        Ok(())
     }
 
     /// Attaches who connects. Returns when the run is over because of it.
@@ -210,13 +255,17 @@ async fn accept(guests: Guests, listener: &Socket, engine: &Handle, terms: &Arc<
         if is_single {
             refuse_others(listener);
         }
+        let present = terms.present.enter();
         match engine.attach(stream, framing).await {
             Ok(mut attachment) => {
                 tracing::info!(port = %attachment.port(), "virtual machine connected");
                 if is_single {
                     return attachment.ended().await;
                 }
-                following.spawn(follow(attachment));
+                following.spawn(async move {
+                    let _present = present;
+                    follow(attachment).await;
+                });
             }
             Err(error) if is_single => return Err(error).context("cannot attach the virtual machine"),
             Err(error) => tracing::warn!(%error, "cannot attach a virtual machine"),

@@ -1,0 +1,66 @@
+//! Where the socket is that a machine's link is to connect to. Owns: the choice of its path. May not: make it.
+//!
+//! The path depends on the QMP socket alone, so that the next daemon finds what this one left behind.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+use rustix::fs::{Access, access};
+
+use crate::listen::PATH_MAX;
+
+/// Behind the name of the QMP socket.
+const SUFFIX: &str = ".gvproxy";
+
+/// Beside the QMP socket; in the runtime directory where that cannot be, or where the QMP socket is no file.
+pub(super) fn of_link(qmp: &qmp::Address) -> Result<PathBuf> {
+    if let qmp::Address::Unix(path) = qmp {
+        let mut name = OsString::from(path);
+        name.push(SUFFIX);
+        if name.len() <= PATH_MAX && path.parent().is_some_and(is_writable) {
+            return Ok(name.into());
+        }
+    }
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let runtime = runtime.filter(|directory| directory.is_absolute() && is_writable(directory));
+    let directory = runtime.unwrap_or_else(std::env::temp_dir);
+    let path = directory.join(format!("gvproxy-{:08x}.sock", hash(&qmp.to_string())));
+    ensure!(path.is_absolute(), "the directory of temporary files is no absolute path");
+    Ok(path)
+}
+
+fn is_writable(directory: &Path) -> bool {
+    access(directory, Access::WRITE_OK | Access::EXEC_OK).is_ok()
+}
+
+/// FNV-1a: the same with every build.
+pub(crate) fn hash(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beside_the_qmp_socket_where_that_can_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let qmp = |path: &Path| qmp::Address::Unix(path.into());
+        let beside = of_link(&qmp(&dir.path().join("q"))).unwrap();
+        assert_eq!(beside, dir.path().join("q.gvproxy"));
+        let tcp = qmp::Address::Tcp("127.0.0.1:4444".into());
+        let elsewhere = [qmp(Path::new("/none/q")), qmp(&dir.path().join("x".repeat(90))), tcp];
+        for address in elsewhere {
+            let path = of_link(&address).unwrap();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            assert!(name.starts_with("gvproxy-") && name.ends_with(".sock"), "{address}: {path:?}");
+            assert_eq!(of_link(&address).unwrap(), path);
+        }
+    }
+
+    #[test]
+    fn hashes_are_those_of_the_algorithm() {
+        assert_eq!((hash(""), hash("a"), hash("foobar")), (0x811c_9dc5, 0xe40c_292c, 0xbf9c_f968));
+    }
+}

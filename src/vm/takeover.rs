@@ -1,0 +1,236 @@
+//! `-listen-qemu` where the path is, or becomes, that of a QMP socket.
+//!
+//! A manager may name the same path to both programs. If QEMU is first, a QMP greeting is there. If we are, QEMU unlinks our socket and binds its
+//! own; then it matters whether a link has come in: podman machine hands QEMU a connection that it made before, and needs the QMP socket
+//! for itself.
+//!
+//! Owns: the path until the first link. May not: touch it after that, or keep the QMP session. Read next: `attach.rs`.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use qmp::{Address as QmpAddress, SlotError};
+use tokio::time::{Instant, sleep};
+
+use super::attach::{self, Card};
+use super::session::{self, Session};
+use super::status::{Connection, Entry};
+use super::{Surroundings, VmChange, bind_beside};
+use crate::config::{Address, DEVICE_MAC, LinkConfig};
+use crate::link::listener::{Listener, Presence, Terms};
+use crate::listen::ensure_vacant;
+use crate::sys::follow::NameWatch;
+use crate::sys::owner;
+
+/// How long a QEMU that starts may take to greet, and anything else.
+const GREETING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(1));
+/// How long a socket that is new may have no owner, and how often to look.
+const SETTLE: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(20);
+/// The pause before a machine is tried again, which doubles.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// A greeting is shorter.
+const MAX_GREETING: u64 = 4096;
+
+/// Whether a QMP server is behind the socket at `path`.
+pub fn serves_qmp(path: &Path) -> bool {
+    let Owner::Other { is_qemu } = Owner::of(path) else { return false };
+    let greeting = || {
+        let stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(if is_qemu { GREETING.0 } else { GREETING.1 }))?;
+        let mut line = String::new();
+        BufReader::new(stream.take(MAX_GREETING)).read_line(&mut line)?;
+        Ok::<_, std::io::Error>(line)
+    };
+    greeting().is_ok_and(|line| {
+        serde_json::from_str(&line).is_ok_and(|greeting: serde_json::Value| greeting.get("QMP").is_some())
+    })
+}
+
+/// Whose a listening socket is. Another gvproxy's may not be connected to: it would take that for its virtual machine, and the end of it for the
+/// machine's. Nor may one that nobody has whom we can see.
+enum Owner {
+    Unknown,
+    Gvproxy,
+    Other { is_qemu: bool },
+}
+
+impl Owner {
+    fn of(path: &Path) -> Self {
+        let names = owner::of_socket(path);
+        let any = |program: &str| names.iter().any(|name| name.starts_with(program));
+        match names.is_empty() {
+            true => Self::Unknown,
+            false if any("gvproxy") => Self::Gvproxy,
+            false => Self::Other { is_qemu: any("qemu") },
+        }
+    }
+
+    /// Of a socket that has just been bound and may not listen yet.
+    async fn of_new(path: &Path) -> Self {
+        let begin = Instant::now();
+        loop {
+            match Self::of(path) {
+                Self::Unknown if begin.elapsed() < SETTLE => sleep(LOOK).await,
+                owner => return owner,
+            }
+        }
+    }
+}
+
+/// The way in of `-listen-qemu unix://`, or the QMP socket that is there in its place.
+#[derive(Debug)]
+pub struct QemuLink {
+    path: PathBuf,
+    /// `None` where QEMU serves the path.
+    listener: Option<Listener>,
+}
+
+impl QemuLink {
+    /// Makes the socket, unless there is a QMP server.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn bind(path: &Path) -> Result<Self> {
+        let listener = match Listener::bind(&LinkConfig::Qemu(Address::Unix(path.to_owned()))) {
+            Err(_) if ensure_vacant(path).is_err() && serves_qmp(path) => None,
+            listener => Some(listener?),
+        };
+        Ok(Self { path: path.to_owned(), listener })
+    }
+
+    /// Serves who connects, or attaches who took the path over. Returns when the run is over because of it.
+    ///
+    /// # Errors
+    /// The run is over because of a failure.
+    pub async fn serve(self, with: Surroundings) -> Result<()> {
+        let Self { path, listener } = self;
+        let qmp = QmpAddress::Unix(path.clone());
+        if let Some(listener) = listener {
+            let is_taken = tokio::select! {
+                // What came in before QEMU took the path over is the machine's link.
+                biased;
+                () = with.stopped() => return Ok(()),
+                knock = listener.knock() => knock.context("cannot watch the listener").map(|()| false)?,
+                () = taken_over(&listener, &path) => matches!(Owner::of_new(&path).await, Owner::Other { .. }),
+            };
+            if !is_taken {
+                return tokio::select! {
+                    ended = listener.serve(with.engine.clone(), Arc::clone(&with.terms)) => ended,
+                    () = with.stopped() => Ok(()),
+                };
+            }
+            tracing::info!(path = %path.display(), "another socket is here now: a QMP socket, if it greets");
+        }
+        let mut pause = PAUSE.0;
+        let mut told = String::new();
+        loop {
+            let error = match serve_found(&qmp, &with).await {
+                Ok(()) if !with.terms.keep_running || *with.stop.borrow() => return Ok(()),
+                Ok(()) => {
+                    pause = PAUSE.0;
+                    continue;
+                }
+                Err(error) => error,
+            };
+            with.terms.tell_failure();
+            if !with.terms.keep_running && error.chain().any(|cause| cause.is::<SlotError>()) {
+                return Err(error);
+            }
+            let text = format!("{error:#}");
+            if text != told {
+                tracing::error!(error = text, "not attached yet");
+                told = text;
+            }
+            tokio::select! {
+                () = sleep(pause) => pause = (pause * 2).min(PAUSE.1),
+                () = with.stopped() => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Waits until another socket is in the place of the listener's own.
+async fn taken_over(listener: &Listener, path: &Path) {
+    let Some(file) = listener.file() else { return std::future::pending().await };
+    let watch = NameWatch::of_file(path);
+    while file.is_there() {
+        match &watch {
+            Ok(watch) => watch.changed().await,
+            Err(error) if file.is_there() => {
+                tracing::warn!(%error, "cannot watch the socket: QEMU must not bind its own there");
+                return std::future::pending().await;
+            }
+            Err(_) => {}
+        }
+    }
+    loop {
+        let Some(Ok(watch)) = path.parent().map(NameWatch::of_directory) else {
+            return std::future::pending().await;
+        };
+        if path.exists() {
+            return;
+        }
+        watch.changed().await;
+    }
+}
+
+/// Attaches the machine of a QMP socket that is there, lets the session go, and serves the link to its end.
+async fn serve_found(qmp: &QmpAddress, with: &Surroundings) -> Result<()> {
+    let mut session = tokio::select! {
+        session = session::wait(qmp) => session,
+        () = with.stopped() => return Ok(()),
+    };
+    let (path, listener) = bind_beside(qmp)?;
+    let listener = listener.context("no socket for the link")?;
+    let card = Card::new(DEVICE_MAC, path);
+    let entry = with.board.enter(qmp);
+    // One link: the run, or this machine's part of it, ends with it.
+    let terms = Terms { keep_running: false, present: Presence::default(), ..(*with.terms).clone() };
+    let with = Surroundings { terms: Arc::new(terms), ..with.clone() };
+    let serving = listener.serve(with.engine.clone(), Arc::clone(&with.terms));
+    tokio::pin!(serving);
+    let attached = {
+        let attaching = attach_once(&mut session, &card, &entry, &with);
+        tokio::pin!(attaching);
+        tokio::select! {
+            // That the link ended is not why it failed.
+            ended = &mut serving => return attaching.await.and(ended),
+            attached = &mut attaching => Some(attached),
+            () = with.stopped() => None,
+        }
+    };
+    match attached {
+        Some(attached) => attached.with_context(|| format!("cannot attach the virtual machine of {qmp}"))?,
+        None => {
+            with.leave(qmp, &card, Some(session)).await;
+            return Ok(());
+        }
+    }
+    drop(session);
+    entry.change(|status| status.connection = Connection::LetGo);
+    tokio::select! {
+        ended = &mut serving => ended,
+        () = with.stopped() => {
+            with.leave(qmp, &card, None).await;
+            Ok(())
+        }
+    }
+}
+
+async fn attach_once(session: &mut Session, card: &Card, entry: &Entry, with: &Surroundings) -> Result<()> {
+    let mut status = entry.read();
+    status.connection = Connection::Connected;
+    status.learn(session).await;
+    entry.change(|entry| *entry = status);
+    let device = attach::ensure(&mut session.client, card, &with.terms.present).await?;
+    let (bus, slot) = (&device.bus, &device.slot);
+    tracing::info!(device = device.id, mac = device.mac, bus, slot, "virtual machine attached");
+    with.tell(VmChange::Attached, card);
+    entry.change(|status| status.device = Some(device));
+    Ok(())
+}
