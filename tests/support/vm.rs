@@ -169,15 +169,7 @@ impl Vm {
 
     #[track_caller]
     fn ssh_command(&self, user: &str, script: &str) -> Command {
-        let mut ssh = limited("ssh", "openssh-client");
-        ssh.arg("-i").arg(identity()).args(["-p", &self.ssh_port.to_string()]);
-        for option in
-            ["BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"]
-        {
-            ssh.args(["-o", option]);
-        }
-        ssh.args([&format!("{user}@127.0.0.1"), script]);
-        ssh
+        ssh_command(self.ssh_port, user, script)
     }
 
     /// Waits for the end of QEMU, whose machine has been told to power off.
@@ -205,8 +197,22 @@ impl Drop for Vm {
     }
 }
 
+/// Runs `script` in the machine whose sshd is behind `port` of the host.
+#[track_caller]
+pub(crate) fn ssh_command(port: u16, user: &str, script: &str) -> Command {
+    let mut ssh = limited("ssh", "openssh-client");
+    ssh.arg("-i").arg(identity()).args(["-p", &port.to_string()]);
+    for option in
+        ["BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"]
+    {
+        ssh.args(["-o", option]);
+    }
+    ssh.args([&format!("{user}@127.0.0.1"), script]);
+    ssh
+}
+
 /// Whether an sshd answers on this port of the host, in this time.
-fn sshd_greets(port: u16, limit: Duration) -> bool {
+pub(crate) fn sshd_greets(port: u16, limit: Duration) -> bool {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let greeting = TcpStream::connect_timeout(&address, limit).and_then(|mut stream| {
         let mut greeting = [0; 8];
@@ -241,7 +247,7 @@ fn limited(program: &str, package: &str) -> Command {
 
 /// Runs a command that must succeed, and gives what it wrote to stdout.
 #[track_caller]
-fn output(mut command: Command) -> String {
+pub(crate) fn output(mut command: Command) -> String {
     let output = command.stdin(Stdio::null()).output().expect("timeout, of coreutils");
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let stderr = String::from_utf8_lossy(&output.stderr);
