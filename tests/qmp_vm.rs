@@ -20,8 +20,11 @@ use rustix::process::Signal;
 use serde_json::json;
 use support::daemon::{Builder, Daemon};
 use support::{eventually, free_port, tool};
-use vm::{BOOT, http_get, identity, sshd_greets, step};
+use vm::{BOOT, http_get, sshd_greets, step};
 
+const PING: &str = "/v4.0.0/libpod/_ping";
+/// The socket of the podman in the machine.
+const PODMAN: &str = "/run/user/1000/podman/podman.sock";
 /// How soon a network must be back that was there before.
 const BACK: Duration = Duration::from_secs(5);
 /// How long sshd may take to greet.
@@ -96,6 +99,13 @@ impl Machine {
         start.elapsed()
     }
 
+    /// Has the machine serve podman's socket to the host.
+    #[track_caller]
+    fn start_agent(&self) {
+        vm::install(self.ssh_port, Path::new(env!("CARGO_BIN_EXE_gvforwarder")));
+        self.ssh(&format!("systemd-run --quiet --unit agent /root/gvforwarder -agent -agent-allow {PODMAN}"));
+    }
+
     /// Runs `script` in the machine.
     #[track_caller]
     fn ssh(&self, script: &str) -> String {
@@ -128,15 +138,15 @@ fn directory() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("gv").tempdir_in("/tmp").expect("a directory")
 }
 
-/// A daemon that is told of the QMP socket `q` in `dir` by `flag`.
+/// A daemon that is told of the QMP socket `q` in `dir` by `flag`, and forwards podman's socket by way of the machine's agent.
 fn daemon(dir: &Path, ssh_port: u16, flag: &str) -> Builder {
-    let (key, qmp) = (identity(), format!("unix://{}/q", dir.display()));
-    Daemon::builder()
-        .without_qemu()
-        .args([flag, &qmp, "-ssh-port", &ssh_port.to_string(), "-debug"])
-        .args(["-forward-sock", "{dir}/podman.sock", "-forward-user", "core"])
-        .args(["-forward-dest", "/run/user/1000/podman/podman.sock"])
-        .args(["-forward-identity", key.to_str().expect("a path that is text")])
+    let qmp = format!("unix://{}/q", dir.display());
+    Daemon::builder().without_qemu().args([flag, &qmp, "-ssh-port", &ssh_port.to_string(), "-debug"]).args([
+        "-forward-sock",
+        "{dir}/podman.sock",
+        "-forward-dest",
+        PODMAN,
+    ])
 }
 
 #[test]
@@ -164,6 +174,13 @@ fn a_machine_without_a_network_gets_one_and_keeps_it() {
         assert!(seen.contains("192.168.127.2/24") && seen.contains("192.168.127.1 "), "{seen}");
         assert_eq!(received.join().expect("the bytes"), 3_000_000);
     });
+    step("_ping of podman without an agent: closed, and the log says what to start", || {
+        let socket = daemon.dir().join("podman.sock");
+        assert_eq!(http_get(&socket, PING, PATIENCE).expect("the end"), "");
+        let said = format!("gvforwarder -agent -agent-allow {PODMAN}");
+        eventually("the log", PATIENCE, || (daemon.stderr().matches(&said).count() == 1).then_some(()));
+    });
+    step("the agent", || machine.start_agent());
     step("_ping of podman", || ping(&daemon));
 
     step("stop, cont", || {
@@ -181,6 +198,7 @@ fn a_machine_without_a_network_gets_one_and_keeps_it() {
     vm::note(&format!("back after {took:.1?}"));
     assert!(took < BACK.max(busy()), "{took:?}");
     assert_eq!(machine.network().matches("type=nic").count(), 1);
+    step("_ping of podman", || ping(&daemon));
 
     step("the card is taken out at the end of the daemon", || {
         assert!(daemon.terminate().success());
@@ -215,6 +233,7 @@ fn a_machine_that_takes_the_path_over_boots_with_a_network() {
     eventually("our socket", PATIENCE, || dir.path().join("q").exists().then_some(()));
     let mut machine = Machine::boot_in(dir, ssh_port);
     step("boot", || machine.reached(BOOT));
+    step("the agent", || machine.start_agent());
     step("_ping of podman", || ping(&daemon));
     machine.monitor.execute("quit", json!({}));
     let status = daemon.wait(PATIENCE).expect("the daemon runs on without its machine");
@@ -226,7 +245,7 @@ fn a_machine_that_takes_the_path_over_boots_with_a_network() {
 fn ping(daemon: &Daemon) {
     let socket = daemon.dir().join("podman.sock");
     eventually("an answer of podman", PATIENCE, || {
-        http_get(&socket, "/v4.0.0/libpod/_ping", PATIENCE).is_ok_and(|body| body == "OK").then_some(())
+        http_get(&socket, PING, PATIENCE).is_ok_and(|body| body == "OK").then_some(())
     });
 }
 

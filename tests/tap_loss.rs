@@ -186,7 +186,7 @@ const SLOW: Quality = Quality { rate: Some(25_000_000), ..Quality::CLEAN };
 
 #[test]
 fn one_percent_lost() {
-    compare(SLOW.loss(10), 3, Duration::from_secs(2));
+    compare(SLOW.loss(10), 7, Duration::from_secs(3));
 }
 
 #[test]

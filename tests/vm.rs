@@ -14,7 +14,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use support::eventually;
-use vm::{BOOT, Client, Vm, http_get, image, note, step};
+use vm::{BOOT, Client, Vm, http_get, image, install, note, step};
 
 const PING: &str = "/v4.0.0/libpod/_ping";
 const IMAGE: &str = "localhost/busybox:test";
@@ -58,7 +58,7 @@ fn the_host_drives_the_podman_of_a_machine() {
     drive(&Client::Docker(vm.socket("podman.sock")));
     step("gvforwarder over vsock", || {
         for program in [env!("CARGO_BIN_EXE_gvproxy"), env!("CARGO_BIN_EXE_gvforwarder")] {
-            vm.install(Path::new(program));
+            install(vm.ssh_port, Path::new(program));
         }
         let seen = vm.ssh("root", VSOCK);
         let expected =

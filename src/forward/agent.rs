@@ -6,6 +6,7 @@
 //! Owns: the listener, its file, the clients that wait. May not: carry bytes (the engine does, from the client's descriptor).
 //! Read next: `../engine/agent.rs`; `unix.rs`, the same over SSH; `../guest/agent.rs`, the agent.
 
+use std::io::Read as _;
 use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::Duration;
@@ -98,7 +99,8 @@ impl Way {
                 _ => false,
             };
             if !again {
-                return self.say(&turned.why);
+                self.say(&turned.why);
+                return turned.client.map_or((), close);
             }
             debug!(reason = %turned.why, dest = self.dest, "forward: waiting for the guest");
             let Some(Ok(back)) = turned.client.map(UnixStream::from_std) else { return };
@@ -125,6 +127,17 @@ impl Way {
                 let start = format_args!("gvforwarder -agent{port} -agent-allow {}", shown(dest));
                 warn!(%reason, agent = %to, %start, "forward: client turned away; this has to run in the guest");
             }
+        }
+    }
+}
+
+/// Closes so that the client reads an end: with something unread it would be a reset.
+fn close(mut client: std::os::unix::net::UnixStream) {
+    let mut unread = [0; 4096];
+    // It is non-blocking. Whoever sends on and on may well be reset.
+    for _ in 0..64 {
+        if !client.read(&mut unread).is_ok_and(|len| len > 0) {
+            break;
         }
     }
 }

@@ -148,19 +148,6 @@ impl Vm {
         self.ssh("root", &format!("systemd-run --quiet --no-block sh -c 'sleep 1; {script}'"));
     }
 
-    /// Copies a program of the host into root's home, without what only a debugger reads.
-    #[track_caller]
-    pub(crate) fn install(&self, program: &Path) {
-        let name = program.file_name().expect("a name").to_string_lossy();
-        let stripped = self.files.path().join(name.as_ref());
-        let mut strip = limited("strip", "binutils");
-        strip.arg("-o").args([&stripped, program]);
-        output(strip);
-        let mut ssh = self.ssh_command("root", &format!("cat >{name} && chmod 755 {name}"));
-        let copied = ssh.stdin(File::open(&stripped).expect("the stripped program")).status().expect("ssh");
-        assert!(copied.success(), "{name} into the machine: {copied}");
-    }
-
     /// Starts `script` in the machine through the ssh port.
     #[track_caller]
     pub(crate) fn ssh_talk(&self, user: &str, script: &str) -> Talk {
@@ -195,6 +182,20 @@ impl Drop for Vm {
             }
         }
     }
+}
+
+/// Copies a program of the host into root's home, without what only a debugger reads.
+#[track_caller]
+pub(crate) fn install(port: u16, program: &Path) {
+    let name = program.file_name().expect("a name").to_string_lossy();
+    let stripped = tempfile::NamedTempFile::new().expect("a file");
+    let mut strip = limited("strip", "binutils");
+    strip.arg("-o").args([stripped.path(), program]);
+    output(strip);
+    let mut ssh = ssh_command(port, "root", &format!("cat >{name} && chmod 755 {name}"));
+    let stripped = File::open(stripped.path()).expect("the stripped program");
+    let copied = ssh.stdin(stripped).status().expect("ssh");
+    assert!(copied.success(), "{name} into the machine: {copied}");
 }
 
 /// Runs `script` in the machine whose sshd is behind `port` of the host.
