@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod dial;
+pub mod docker_sock;
 pub mod engine;
 pub mod forward;
 #[cfg(target_os = "linux")]

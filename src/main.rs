@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use gvproxy::cli::{self, Parsed};
 use gvproxy::config::{Asked, Config, RESOLV_CONF};
 use gvproxy::daemon::ControlPlane;
+use gvproxy::docker_sock::command as docker_sock;
 use gvproxy::logging::Log;
 use gvproxy::pidfile::PidFile;
 use gvproxy::text::quote;
@@ -27,6 +28,11 @@ const NO_CARD: u8 = 3;
 
 fn main() -> ExitCode {
     let argv: Vec<OsString> = std::env::args_os().collect();
+    if argv.get(1).is_some_and(|word| word == docker_sock::WORD) {
+        let said = docker_sock::run(&argv);
+        print(io::stdout(), &said.out, ExitCode::SUCCESS);
+        return print(io::stderr(), &said.err, said.code.into());
+    }
     let raw = match cli::parse(&argv) {
         Parsed::Run(raw) => raw,
         Parsed::Help(text) => return print(io::stderr(), &text, ExitCode::SUCCESS),

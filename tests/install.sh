@@ -21,6 +21,7 @@ table() {
                  ip iproute2
                  udhcpc udhcpc
                  python3 python3
+                 systemd-tmpfiles systemd
                  unbound unbound
                  tcpdump tcpdump'; table instructions ;;
     instructions) table build; echo 'valgrind valgrind' ;;
