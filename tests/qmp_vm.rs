@@ -51,25 +51,21 @@ impl Machine {
     /// The same with its sockets in `dir`, and a port of the host for its sshd.
     #[track_caller]
     fn boot_in(dir: tempfile::TempDir, ssh_port: u16) -> Self {
-        tool("qemu-system-x86_64", "qemu-system-x86");
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let disk = root.join("tests/guest/cache/root.img");
-        assert!(disk.exists(), "this test needs a machine to boot: run `make guest`");
-        let path = |name: &str| dir.path().join(name);
-        let qmp = |name: &str| format!("unix:{},server=on,wait=off", path(name).display());
-        let qemu = Command::new(root.join("tests/guest/boot.sh"))
-            .arg("-")
-            .arg(path("console"))
-            .args(["-smp", "2", "-m", "1536", "-device", "virtio-blk-pci,drive=root", "-drive"])
-            .arg(format!("file={},format=raw,if=none,id=root,snapshot=on,cache=unsafe", disk.display()))
-            .args(["-device", "pcie-root-port,id=hot0,chassis=1", "-qmp", &qmp("q"), "-qmp", &qmp("q.test")])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(File::create(path("qemu")).expect("a file"))
-            .spawn()
-            .expect("tests/guest/boot.sh");
-        let monitor = Monitor::connect(&path("q.test"));
+        let qemu = start(dir.path());
+        let monitor = Monitor::connect(&dir.path().join("q.test"));
         Self { qemu, monitor, dir, ssh_port }
+    }
+
+    /// Kills QEMU and starts another in its place.
+    #[track_caller]
+    fn kill_and_boot(&mut self) {
+        self.qemu.kill().expect("a QEMU that runs");
+        self.qemu.wait().expect("its end");
+        for file in ["console", "q.test"] {
+            fs::remove_file(self.path(file)).expect("what the old one left");
+        }
+        self.qemu = start(self.dir.path());
+        self.monitor = Monitor::connect(&self.path("q.test"));
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -132,6 +128,27 @@ impl Drop for Machine {
             }
         }
     }
+}
+
+/// QEMU with a machine that has no network card, and its sockets in `dir`: `q` for the daemon, `q.test` for the test.
+#[track_caller]
+fn start(dir: &Path) -> Child {
+    tool("qemu-system-x86_64", "qemu-system-x86");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let disk = root.join("tests/guest/cache/root.img");
+    assert!(disk.exists(), "this test needs a machine to boot: run `make guest`");
+    let qmp = |name: &str| format!("unix:{},server=on,wait=off", dir.join(name).display());
+    Command::new(root.join("tests/guest/boot.sh"))
+        .arg("-")
+        .arg(dir.join("console"))
+        .args(["-smp", "2", "-m", "1536", "-device", "virtio-blk-pci,drive=root", "-drive"])
+        .arg(format!("file={},format=raw,if=none,id=root,snapshot=on,cache=unsafe", disk.display()))
+        .args(["-device", "pcie-root-port,id=hot0,chassis=1", "-qmp", &qmp("q"), "-qmp", &qmp("q.test")])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(File::create(dir.join("qemu")).expect("a file"))
+        .spawn()
+        .expect("tests/guest/boot.sh")
 }
 
 fn directory() -> tempfile::TempDir {
@@ -198,6 +215,14 @@ fn a_machine_without_a_network_gets_one_and_keeps_it() {
     vm::note(&format!("back after {took:.1?}"));
     assert!(took < BACK.max(busy()), "{took:?}");
     assert_eq!(machine.network().matches("type=nic").count(), 1);
+    step("_ping of podman", || ping(&daemon));
+
+    step("QEMU killed, and another in its place", || {
+        machine.kill_and_boot();
+        machine.reached(BOOT);
+    });
+    assert_eq!(machine.network().matches("type=nic").count(), 1);
+    step("its agent", || machine.start_agent());
     step("_ping of podman", || ping(&daemon));
 
     step("the card is taken out at the end of the daemon", || {
