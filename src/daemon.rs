@@ -143,7 +143,6 @@ struct Daemon {
     machines: Vec<Machine>,
     terms: Arc<Terms>,
     goes_on: GoesOn,
-    notifier: Option<Notifier>,
     keep_device: bool,
     exit_with_vm: bool,
 }
@@ -181,12 +180,12 @@ impl Daemon {
             keep_running: config.keep_running || !config.machines.is_empty(),
             mtu: config.network.mtu,
             vpnkit_macs: config.vpnkit_macs,
-            notifier: notifier.clone(),
+            notifier,
             present: Presence::default(),
         });
         let (mut engine, handle, requests) =
             Engine::new(config.network, seed).context("cannot start the network")?;
-        if let Some(notifier) = &notifier {
+        if let Some(notifier) = &terms.notifier {
             engine.notify(notifier.clone());
         }
         let capture = config.capture.as_deref().map(Capture::create).transpose()?;
@@ -235,30 +234,13 @@ impl Daemon {
             machines,
             terms,
             goes_on,
-            notifier,
             keep_device: config.keep_device,
             exit_with_vm: config.exit_with_vm,
         })
     }
 
     async fn serve(self, mut signals: Signals) -> Result<Exit> {
-        let Self {
-            engine,
-            handle,
-            requests,
-            registry,
-            forwards,
-            agent_forwards,
-            apis,
-            connect_framing,
-            links,
-            machines,
-            terms,
-            goes_on,
-            notifier,
-            keep_device,
-            exit_with_vm,
-        } = self;
+        let Self { engine, handle, requests, registry, terms, .. } = self;
         let (ended, mut end) = oneshot::channel();
         let thread = thread::Builder::new()
             .name("engine".to_owned())
@@ -269,16 +251,16 @@ impl Daemon {
 
         let (stop, stopped) = watch::channel(false);
         let mut forwarding = JoinSet::new();
-        for forward in forwards {
+        for forward in self.forwards {
             forwarding.spawn(forward.run(Arc::new(handle.clone()), stopped.clone()));
         }
-        for forward in agent_forwards {
+        for forward in self.agent_forwards {
             forwarding.spawn(forward.run(handle.clone(), stopped.clone()));
         }
         let board = Board::default();
-        let api = Arc::new(Api::new(handle.clone(), registry.clone(), connect_framing, board.clone()));
+        let api = Arc::new(Api::new(handle.clone(), registry.clone(), self.connect_framing, board.clone()));
         let mut serving = JoinSet::new();
-        for listener in apis {
+        for listener in self.apis {
             serving.spawn(listener.run(Arc::clone(&api), stopped.clone()));
         }
         let mut linked = JoinSet::new();
@@ -286,26 +268,26 @@ impl Daemon {
             engine: handle.clone(),
             terms: Arc::clone(&terms),
             board,
-            keep_device,
-            exit_with_vm,
+            keep_device: self.keep_device,
+            exit_with_vm: self.exit_with_vm,
             stop: stopped.clone(),
         };
-        for link in links {
+        for link in self.links {
             linked.spawn(link.serve(with.clone()));
         }
         let mut followed = JoinSet::new();
-        for machine in machines {
+        for machine in self.machines {
             followed.spawn(machine.run(with.clone()));
         }
         let resolving = tokio::spawn(resolve(handle.clone(), api, requests));
         let counting = tracing::enabled!(tracing::Level::DEBUG).then(|| tokio::spawn(count(handle.clone())));
-        if let Some(notifier) = notifier {
+        if let Some(notifier) = &terms.notifier {
             notifier.send(Notice::Ready);
         }
 
         let exit = tokio::select! {
             result = &mut end => engine_end(result),
-            exit = links_end(&mut linked, goes_on) => exit,
+            exit = links_end(&mut linked, self.goes_on) => exit,
             exit = machines_end(&mut followed) => exit,
             () = signals.any() => Ok(Exit::Signal),
             Some(failure) = forwarding.join_next() => forward_failure(failure),

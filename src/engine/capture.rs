@@ -32,20 +32,20 @@ impl Engine {
 impl Tap {
     /// A frame that came from a guest.
     pub(super) fn received(&mut self, frame: &[u8]) {
-        self.show("guest", frame);
+        self.show("guest", frame, SystemTime::now());
     }
 
     /// What is about to be written to a guest. Frames of other guests were seen when they came.
     pub(super) fn sent(&mut self, batch: &mut Batch) {
-        let gateway = self.gateway.0;
+        let (gateway, now) = (self.gateway.0, SystemTime::now());
         for frame in batch.unseen().filter(|frame| frame.get(6..12) == Some(&gateway)) {
-            self.show("gateway", frame);
+            self.show("gateway", frame, now);
         }
     }
 
-    fn show(&mut self, from: &str, frame: &[u8]) {
+    fn show(&mut self, from: &str, frame: &[u8], time: SystemTime) {
         if let Some(capture) = &mut self.capture {
-            capture.frame(frame, SystemTime::now());
+            capture.frame(frame, time);
         }
         if let Some(log) = &self.log {
             log.frame(from, frame);

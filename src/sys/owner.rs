@@ -43,9 +43,7 @@ mod linux {
             .filter_map(|table| fs::read_to_string(format!("/proc/net/{table}")).ok())
             .flat_map(|table| table.lines().filter_map(|line| socket(line, udp, port)).collect::<Vec<_>>())
             .collect();
-        let processes = fs::read_dir("/proc").ok()?.flatten();
-        let mut ids = processes.filter_map(|process| process.file_name().to_str()?.parse::<u32>().ok());
-        let id = ids.find(|id| has_any(&format!("/proc/{id}/fd"), &sockets))?;
+        let id = processes_with(&sockets).next()?;
         let name = fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default();
         Some(format!("{}, pid {id}", name.trim()))
     }
@@ -54,11 +52,17 @@ mod linux {
         let table = fs::read("/proc/net/unix").unwrap_or_default();
         let table = String::from_utf8_lossy(&table);
         let sockets: Vec<String> = table.lines().filter_map(|line| listener(line, path)).collect();
+        if sockets.is_empty() {
+            return Vec::new();
+        }
+        processes_with(&sockets).filter(|id| *id != own).filter_map(name).collect()
+    }
+
+    /// The ids of the processes that have one of the sockets.
+    fn processes_with(sockets: &[String]) -> impl Iterator<Item = u32> {
         let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
         let ids = processes.filter_map(|process| process.file_name().to_str()?.parse::<u32>().ok());
-        let owners = ids
-            .filter(|id| *id != own && !sockets.is_empty() && has_any(&format!("/proc/{id}/fd"), &sockets));
-        owners.filter_map(name).collect()
+        ids.filter(|id| has_any(&format!("/proc/{id}/fd"), sockets))
     }
 
     /// The program's file, which a process cannot make up as it can its name.

@@ -14,6 +14,7 @@ use qmp::qapi::qmp::{query_name, query_status};
 use qmp::{Address, Client, Timeouts};
 use serde::{Deserialize, Serialize};
 use slab::Slab;
+use socket2::Socket;
 
 use super::{attach, session};
 use crate::config::{Config, Endpoint};
@@ -220,23 +221,18 @@ async fn of_machine(qmp: &Address) -> Result<Status> {
 /// Asks the daemon that serves `endpoint`.
 fn of_daemon(endpoint: &Endpoint) -> Result<Vec<Status>> {
     const REQUEST: &[u8] = b"GET /qmp HTTP/1.0\r\nHost: localhost\r\n\r\n";
-    let mut answer = Vec::new();
-    match endpoint {
-        Endpoint::Unix(path) => {
-            let mut stream = UnixStream::connect(path).with_context(|| path.display().to_string())?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.write_all(REQUEST)?;
-            stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
-        }
+    let mut stream: Socket = match endpoint {
+        Endpoint::Unix(path) => UnixStream::connect(path).with_context(|| path.display().to_string())?.into(),
         Endpoint::Tcp { host, port } => {
             let host = if host.is_empty() { "127.0.0.1" } else { host };
-            let mut stream = TcpStream::connect((host, *port))?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.write_all(REQUEST)?;
-            stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
+            TcpStream::connect((host, *port))?.into()
         }
         Endpoint::Vsock { .. } => bail!("a vsock endpoint is not for programs of the host"),
-    }
+    };
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(REQUEST)?;
+    let mut answer = Vec::new();
+    stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
     let answer = String::from_utf8_lossy(&answer);
     let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
     let status = head.lines().next().unwrap_or_default();
