@@ -21,6 +21,7 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use support::daemon::Daemon;
 use support::exposed::{Asker, Bench, GUEST, Refused};
 use support::net::GATEWAY;
+use support::traffic::lead;
 use support::{eventually, free_port};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -295,19 +296,7 @@ fn runtime() -> tokio::runtime::Runtime {
 
 /// The guest's port 22 is the sshd that listens on the loopback interface.
 fn lead_to_sshd(bench: &Bench, sshd: &sshd::Sshd) {
-    let (listener, to) = (bench.guest.listen("0.0.0.0:22".parse().unwrap()), sshd.addr);
-    std::thread::spawn(move || {
-        while let Ok((guest, _)) = listener.accept() {
-            let Ok(host) = TcpStream::connect(to) else { break };
-            let ends = (guest.try_clone().unwrap(), host.try_clone().unwrap());
-            for (mut from, mut to) in [(guest, host), (ends.1, ends.0)] {
-                std::thread::spawn(move || {
-                    let _ = std::io::copy(&mut from, &mut to);
-                    let _ = to.shutdown(std::net::Shutdown::Write);
-                });
-            }
-        }
-    });
+    lead(bench.guest.listen("0.0.0.0:22".parse().unwrap()), sshd.addr);
 }
 
 /// What the echo service behind the unix socket `path` answers; nothing where the way to it fails.

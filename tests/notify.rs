@@ -1,54 +1,22 @@
 //! Notifications through the binary: what is told while a link or the daemon ends, which the original may be too late for.
 //! What it tells as well is in `parity`.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test's helper fails like the test")]
 
 mod support;
 
-use std::io::{Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::mpsc::{Receiver, channel};
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use support::cable::{Cable, Kind};
 use support::daemon::Daemon;
 use support::frames::{IP, MAC, Wire, arp};
 use support::net::GATEWAY;
+use support::notices::Listener;
 
 const OURS: &str = env!("CARGO_BIN_EXE_gvproxy");
 const PATIENCE: Duration = Duration::from_secs(10);
 const READY: &str = "{\"notification_type\":\"ready\"}\n";
 const HYPERVISOR_ERROR: &str = "{\"notification_type\":\"hypervisor_error\"}\n";
-
-/// A socket outside the daemon's directory, and the messages that come to it.
-struct Listener {
-    _dir: tempfile::TempDir,
-    url: String,
-    messages: Receiver<String>,
-}
-
-impl Listener {
-    fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("gv").tempdir_in("/tmp").unwrap();
-        let socket = UnixListener::bind(dir.path().join("n")).unwrap();
-        let url = format!("unix://{}/n", dir.path().display());
-        let (sender, messages) = channel();
-        std::thread::spawn(move || {
-            for stream in socket.incoming() {
-                let mut text = String::new();
-                stream.unwrap().read_to_string(&mut text).unwrap();
-                if sender.send(text).is_err() {
-                    break;
-                }
-            }
-        });
-        Self { _dir: dir, url, messages }
-    }
-
-    #[track_caller]
-    fn next(&self, what: &str) -> String {
-        self.messages.recv_timeout(PATIENCE).expect(what)
-    }
-}
 
 fn message(kind: &str, mac: [u8; 6]) -> String {
     let mac = mac.map(|octet| format!("{octet:02x}")).join(":");

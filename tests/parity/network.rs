@@ -95,37 +95,17 @@ fn arp_and_echo(table: &mut Table) {
         "ping of 192.168.127.254",
         "192.168.127.254",
         "127.0.0.1",
-        |on| {
-            let host = Host::new("nameserver 127.0.0.1\n");
-            let daemon = on.daemon().through(host.prefix()).start();
-            let mut wire = Wire::plug(&daemon);
-            echo(&mut wire, HOST)
-        },
+        |on| ping(on, HOST),
     );
-    table.same("9.39 a ping of an address that the host reaches", "198.51.100.1", |on| {
-        let host = Host::new("nameserver 127.0.0.1\n");
-        let daemon = on.daemon().through(host.prefix()).start();
-        let mut wire = Wire::plug(&daemon);
-        echo(&mut wire, ELSEWHERE)
-    });
+    table.same("9.39 a ping of an address that the host reaches", "198.51.100.1", |on| ping(on, ELSEWHERE));
     table.differs(
         "a ping of an address that the host has no way to",
         "ping of an address that the host has no way to",
         "unreachable, says 192.168.127.1",
         "nobody",
-        |on| {
-            let host = Host::new("nameserver 127.0.0.1\n");
-            let daemon = on.daemon().through(host.prefix()).start();
-            let mut wire = Wire::plug(&daemon);
-            echo(&mut wire, UNREACHABLE)
-        },
+        |on| ping(on, UNREACHABLE),
     );
-    table.same("9.39 a ping of an address that nobody has", "nobody", |on| {
-        let host = Host::new("nameserver 127.0.0.1\n");
-        let daemon = on.daemon().through(host.prefix()).start();
-        let mut wire = Wire::plug(&daemon);
-        echo(&mut wire, BLACK_HOLE)
-    });
+    table.same("9.39 a ping of an address that nobody has", "nobody", |on| ping(on, BLACK_HOLE));
     table.differs(
         "a ping of the gateway, seen from the host",
         "ping of the gateway",
@@ -185,6 +165,13 @@ fn arp_and_echo(table: &mut Table) {
         ));
         if service.recv(&mut [0; 16]).is_ok() { "reaches the host" } else { "reaches nobody" }.to_owned()
     });
+}
+
+/// Who answers a ping of the guest's.
+fn ping(on: &On, to: Ipv4Addr) -> String {
+    let host = Host::new("nameserver 127.0.0.1\n");
+    let daemon = on.daemon().through(host.prefix()).start();
+    echo(&mut Wire::plug(&daemon), to)
 }
 
 /// Who answers one ping of `to`.

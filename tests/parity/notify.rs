@@ -2,16 +2,15 @@
 //!
 //! Not here: what the original tells, or does not, while it ends: that is a race in it. tests/notify.rs has ours.
 
-use std::io::Read;
 use std::os::unix::net::UnixListener;
-use std::sync::mpsc::{Receiver, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::case::{Case, On, Table};
 use crate::support::cable::Kind;
 use crate::support::daemon::Daemon;
 use crate::support::frames::{BROADCAST, GATEWAY_MAC, IP, MAC, Wire, arp};
 use crate::support::net::GATEWAY;
+use crate::support::notices::Listener;
 use crate::wire::{PATIENCE, SILENCE};
 
 const READY: &str = r#"{"notification_type":"ready"}"#;
@@ -27,12 +26,12 @@ pub(crate) fn cases() -> Vec<Case> {
     table.same("9.21 ready, and each machine when it first speaks", seen, |on| {
         let listener = Listener::new();
         let daemon = on.daemon().args(["-notification", &listener.url]).start();
-        let mut told = vec![listener.next()];
+        let mut told = vec![heard(&listener, PATIENCE)];
         let mut wire = Wire::plug(&daemon);
         wire.send(&hello(MAC));
-        told.push(listener.next());
+        told.push(heard(&listener, PATIENCE));
         wire.send_all([&hello(MAC)[..], &hello(OTHER), &hello(MAC), &hello(THIRD)]);
-        told.extend([listener.next(), listener.next()]);
+        told.extend([heard(&listener, PATIENCE), heard(&listener, PATIENCE)]);
         told.join(" ")
     });
     let seen = [came(known), came(other), told("connection_closed", other), told("connection_closed", known)]
@@ -41,13 +40,13 @@ pub(crate) fn cases() -> Vec<Case> {
         let listener = Listener::new();
         let mut daemon =
             Kind::Vpnkit.builder().binary(&on.binary).args(["-notification", &listener.url]).spawn();
-        let mut told = vec![listener.next()];
+        let mut told = vec![heard(&listener, PATIENCE)];
         for _ in 0..2 {
             let mut wire = Wire::over(Kind::Vpnkit.plug(&mut daemon));
             wire.send_all([&hello(MAC)[..], &hello(OTHER)]);
-            told.extend([listener.next(), listener.next()]);
+            told.extend([heard(&listener, PATIENCE), heard(&listener, PATIENCE)]);
             drop(wire);
-            let mut left = [listener.next(), listener.next()];
+            let mut left = [heard(&listener, PATIENCE), heard(&listener, PATIENCE)];
             left.sort();
             told.extend(left);
         }
@@ -57,12 +56,9 @@ pub(crate) fn cases() -> Vec<Case> {
         let listener = Listener::new();
         let mut daemon =
             Kind::Vpnkit.builder().binary(&on.binary).args(["-notification", &listener.url]).spawn();
-        let first = listener.next();
+        let first = heard(&listener, PATIENCE);
         drop(Wire::over(Kind::Vpnkit.plug(&mut daemon)));
-        format!(
-            "{first}, then {}",
-            listener.messages.recv_timeout(SILENCE).unwrap_or_else(|_| "nothing".to_owned())
-        )
+        format!("{first}, then {}", heard(&listener, SILENCE))
     });
     table.differs(
         "machines with the gateway's address and a group's",
@@ -72,7 +68,7 @@ pub(crate) fn cases() -> Vec<Case> {
         |on| {
             let listener = Listener::new();
             let daemon = on.daemon().args(["-notification", &listener.url]).start();
-            listener.next();
+            heard(&listener, PATIENCE);
             let mut wire = Wire::plug(&daemon);
             wire.send_all([&hello(GATEWAY_MAC)[..], &hello(BROADCAST), &hello(MAC)]);
             let told = std::iter::from_fn(|| listener.messages.recv_timeout(SILENCE).ok()).count();
@@ -123,7 +119,7 @@ fn from_file(on: &On, scheme: &str) -> String {
     std::fs::write(&config, format!("notification: {scheme}{path}\n")).unwrap();
     let _daemon = on.daemon().args(["-config".as_ref(), config.as_os_str()]).start();
     let patience = if scheme.is_empty() || on.is_ours { PATIENCE } else { SILENCE };
-    listener.messages.recv_timeout(patience).unwrap_or_else(|_| "nothing".to_owned())
+    heard(&listener, patience)
 }
 
 /// A daemon whose messages nobody takes, after 300 machines.
@@ -145,34 +141,10 @@ fn hello(mac: [u8; 6]) -> Vec<u8> {
     arp(1, mac, IP, [0; 6], GATEWAY)
 }
 
-/// A socket outside the daemon's directory, and the messages that come to it.
-struct Listener {
-    _dir: tempfile::TempDir,
-    url: String,
-    messages: Receiver<String>,
-}
-
-impl Listener {
-    fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("gv").tempdir_in("/tmp").unwrap();
-        let socket = UnixListener::bind(dir.path().join("n")).unwrap();
-        let url = format!("unix://{}/n", dir.path().display());
-        let (sender, messages) = channel();
-        std::thread::spawn(move || {
-            for stream in socket.incoming() {
-                let mut text = String::new();
-                stream.unwrap().read_to_string(&mut text).unwrap();
-                let line =
-                    text.strip_suffix('\n').map_or_else(|| format!("{text} without an end"), str::to_owned);
-                if sender.send(line).is_err() {
-                    break;
-                }
-            }
-        });
-        Self { _dir: dir, url, messages }
-    }
-
-    fn next(&self) -> String {
-        self.messages.recv_timeout(PATIENCE).unwrap_or_else(|_| "nothing".to_owned())
+/// The next message without the end of its line.
+fn heard(listener: &Listener, patience: Duration) -> String {
+    match listener.messages.recv_timeout(patience) {
+        Ok(text) => text.strip_suffix('\n').map_or_else(|| format!("{text} without an end"), str::to_owned),
+        Err(_) => "nothing".to_owned(),
     }
 }

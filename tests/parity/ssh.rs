@@ -1,7 +1,7 @@
 //! Sockets of the guest on the host, over SSH to a real sshd behind the guest's port 22. Reference 5.4 and 5.5.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -12,6 +12,7 @@ use crate::support::daemon::Daemon;
 use crate::support::eventually;
 use crate::support::guest::{Guest, MAC};
 use crate::support::net::{Host, plug};
+use crate::support::traffic::lead;
 use crate::web::{EXPOSE, PATIENCE, SERVED, UNEXPOSE, post};
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -157,19 +158,7 @@ impl Machine {
 
     /// Leads the guest's port 22 to it.
     fn serve(&self, guest: &Guest) {
-        let (listener, to): (TcpListener, _) = (guest.listen("0.0.0.0:22".parse().unwrap()), self.sshd.addr);
-        std::thread::spawn(move || {
-            while let Ok((guest, _)) = listener.accept() {
-                let Ok(host) = TcpStream::connect(to) else { break };
-                let ends = (guest.try_clone().unwrap(), host.try_clone().unwrap());
-                for (mut from, mut to) in [(guest, host), (ends.1, ends.0)] {
-                    std::thread::spawn(move || {
-                        let _ = std::io::copy(&mut from, &mut to);
-                        let _ = to.shutdown(Shutdown::Write);
-                    });
-                }
-            }
-        });
+        lead(guest.listen("0.0.0.0:22".parse().unwrap()), self.sshd.addr);
     }
 
     fn daemon(&self, on: &On, host: &Host, dest: &str, identity: &str) -> Daemon {

@@ -18,6 +18,7 @@ pub(crate) mod frames;
 pub(crate) mod guest;
 pub(crate) mod http;
 pub(crate) mod net;
+pub(crate) mod notices;
 pub(crate) mod ns;
 pub(crate) mod process;
 pub(crate) mod relay;

@@ -2,7 +2,7 @@
 //! Owns: the pattern. Read next: `../tap_tcp.rs`, which sends it.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -91,6 +91,23 @@ pub(crate) fn accept(listener: &TcpListener) -> TcpStream {
     let accepted = super::eventually("a connection", Duration::from_secs(10), || listener.accept().ok());
     accepted.0.set_nonblocking(false).unwrap();
     impatient(accepted.0)
+}
+
+/// Leads every connection of `listener` to `to`, from a thread that stays.
+pub(crate) fn lead(listener: TcpListener, to: impl Into<SocketAddr>) {
+    let to = to.into();
+    std::thread::spawn(move || {
+        while let Ok((near, _)) = listener.accept() {
+            let Ok(far) = TcpStream::connect(to) else { break };
+            let ends = (near.try_clone().unwrap(), far.try_clone().unwrap());
+            for (mut from, mut to) in [(near, far), (ends.1, ends.0)] {
+                std::thread::spawn(move || {
+                    let _ = io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(Shutdown::Write);
+                });
+            }
+        }
+    });
 }
 
 /// Sends `length` bytes through a connection and its end, and checks what arrives at the other.
