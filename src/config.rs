@@ -8,6 +8,7 @@ mod file;
 mod links;
 mod machines;
 mod search;
+mod source;
 mod stack;
 pub(crate) mod url;
 
@@ -37,6 +38,7 @@ use url::Url;
 pub use asked::Asked;
 pub use links::{Address, LinkConfig};
 pub use machines::MachineConfig;
+pub use source::{Inherited, Source};
 
 /// The hardware address whose guest always gets [`Config::device_ip`]; machine managers give it to their VM.
 pub const DEVICE_MAC: Mac = Mac([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee]);

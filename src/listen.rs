@@ -1,5 +1,8 @@
 //! Sockets that the daemon listens on. Unix sockets are made private, a dead predecessor's is replaced, all are removed at the end.
 //! Owns: the files of its sockets, through [`RemoveOnDrop`]. May not: remove what is not a socket, or not its own.
+//! Read next: `config/source.rs`, where a forward's socket may be; `listen/inherited.rs`.
+
+mod inherited;
 
 use std::fs::{self, Metadata, Permissions};
 use std::io;
@@ -9,15 +12,68 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid, chownat, fchmod};
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use crate::config::Source;
+use crate::sys::sockets::{abstract_address, vsock_address};
 use crate::text::{quote, reason};
+
+pub use inherited::warn_of_unclaimed;
 
 /// Longest path of a socket in bytes: Linux's `sun_path` is 108 with the final zero (unix(7)).
 pub const PATH_MAX: usize = 107;
 
 /// Clients that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+
+/// A socket that clients may connect to from now on.
+#[derive(Debug)]
+pub struct Bound {
+    /// Before the socket, as it must be dropped first.
+    pub file: Option<RemoveOnDrop>,
+    /// Listening, not blocking, closed in children.
+    pub socket: Socket,
+    /// A URL for the log; the port is the real one.
+    pub name: String,
+}
+
+/// Listens where `source` says.
+///
+/// # Errors
+/// The place is taken, is not to be had on this system or for this user, or systemd has passed no such socket.
+pub fn bind(source: &Source) -> Result<Bound> {
+    let (socket, file) = match source {
+        Source::Unix { path, mode, owner, group } => {
+            let access = Access { mode: *mode, owner: *owner, group: *group };
+            let (socket, file) = bind_file(path, access, Type::STREAM)?;
+            (socket, Some(file))
+        }
+        Source::Abstract(name) => (listen_at(source, abstract_address(name))?, None),
+        Source::Tcp { host, port } => (tcp_listener(host, *port)?, None),
+        Source::Vsock { cid, port } => (listen_at(source, vsock_address(*cid, *port))?, None),
+        Source::Inherited(word) => (inherited::take(word)?, None),
+    };
+    socket.set_nonblocking(true).with_context(|| format!("listen {source}"))?;
+    let name = match (source, socket.local_addr().ok().and_then(|address| address.as_socket())) {
+        (Source::Tcp { host, .. }, Some(address)) => {
+            Source::Tcp { host: host.clone(), port: address.port() }.to_string()
+        }
+        _ => source.to_string(),
+    };
+    Ok(Bound { file, socket, name })
+}
+
+/// Listens at an address without a file.
+fn listen_at(source: &Source, address: io::Result<SockAddr>) -> Result<Socket> {
+    let listen = |address: SockAddr| {
+        let socket = Socket::new(address.domain(), Type::STREAM, None)?;
+        socket.bind(&address)?;
+        socket.listen(BACKLOG)?;
+        Ok(socket)
+    };
+    address.and_then(listen).map_err(|error| anyhow!("listen {source}: bind: {}", reason(&error)))
+}
 
 /// Removes a socket's file, if it is still the one that was made.
 ///
@@ -60,6 +116,19 @@ pub fn unix_listener(path: &Path, mode: u32) -> Result<(UnixListener, RemoveOnDr
 /// # Errors
 /// As [`unix_listener`].
 pub fn unix_socket(path: &Path, mode: u32, kind: Type) -> Result<(Socket, RemoveOnDrop)> {
+    bind_file(path, Access { mode, owner: None, group: None }, kind)
+}
+
+/// Who may connect to a socket with a file.
+#[derive(Clone, Copy, Debug)]
+struct Access {
+    mode: u32,
+    owner: Option<u32>,
+    group: Option<u32>,
+}
+
+fn bind_file(path: &Path, access: Access, kind: Type) -> Result<(Socket, RemoveOnDrop)> {
+    let Access { mode, owner, group } = access;
     let network = if kind == Type::DGRAM {
         "unixgram"
     } else if kind == Type::SEQPACKET {
@@ -77,12 +146,18 @@ pub fn unix_socket(path: &Path, mode: u32, kind: Type) -> Result<(Socket, Remove
     let socket = Socket::new(Domain::UNIX, kind, None).map_err(failed("socket"))?;
     // Linux gives the file the mode of the socket's own inode. Where a system does not, the check below sets it;
     // a socket that is bound and does not listen yet refuses everyone.
-    let _ = rustix::fs::fchmod(&socket, rustix::fs::Mode::from_raw_mode(mode));
+    let _ = fchmod(&socket, Mode::from_raw_mode(mode));
     socket.bind(&address(path)?).map_err(failed("bind"))?;
     let made = fs::symlink_metadata(path).map_err(failed("stat"))?;
     let guard = RemoveOnDrop { path: path.to_owned(), file: FileId::of(&made) };
     if made.permissions().mode() & 0o777 != mode {
         fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed("chmod"))?;
+    }
+    if owner.is_some() || group.is_some() {
+        let (owner, group) = (owner.map(Uid::from_raw), group.map(Gid::from_raw));
+        chownat(CWD, path, owner, group, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|error| failed("chown")(error.into()))
+            .map_err(|error| anyhow!("{error}: it takes root, or a group that the daemon is in"))?;
     }
     if kind != Type::DGRAM {
         socket.listen(BACKLOG).map_err(failed("listen"))?;
@@ -95,10 +170,12 @@ pub fn unix_socket(path: &Path, mode: u32, kind: Type) -> Result<(Socket, Remove
 /// # Errors
 /// The name has no address, or the system refuses.
 pub fn tcp_listener(host: &str, port: u16) -> Result<Socket> {
-    let failed = |call: &'static str| {
-        move |error: io::Error| anyhow!("listen tcp {host}:{port}: {call}: {}", reason(&error))
-    };
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let shown = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    let failed = |call: &'static str| {
+        let shown = &shown;
+        move |error: io::Error| anyhow!("listen tcp {shown}: {call}: {}", reason(&error))
+    };
     let any = host.is_empty() || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
     let listen = |address: SocketAddr| {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
@@ -108,17 +185,21 @@ pub fn tcp_listener(host: &str, port: u16) -> Result<Socket> {
         socket.set_reuse_address(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
-        Ok(socket)
+        io::Result::Ok(socket)
     };
     if any {
-        // A host without IPv6 has no such address.
-        return listen((Ipv6Addr::UNSPECIFIED, port).into())
-            .or_else(|_: io::Error| listen((Ipv4Addr::UNSPECIFIED, port).into()))
-            .map_err(failed("bind"));
+        return match listen((Ipv6Addr::UNSPECIFIED, port).into()) {
+            // A host without IPv6 has no such address.
+            Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+                listen((Ipv4Addr::UNSPECIFIED, port).into())
+            }
+            bound => bound,
+        }
+        .map_err(failed("bind"));
     }
     let mut addresses: Vec<_> = (host, port).to_socket_addrs().map_err(failed("lookup"))?.collect();
     addresses.sort_by_key(SocketAddr::is_ipv6);
-    let address = addresses.first().ok_or_else(|| anyhow!("listen tcp {host}:{port}: no such host"))?;
+    let address = addresses.first().ok_or_else(|| anyhow!("listen tcp {shown}: no such host"))?;
     listen(*address).map_err(failed("bind"))
 }
 
@@ -261,6 +342,89 @@ mod tests {
         fs::write(&path, "another's").unwrap();
         drop(guard);
         assert_eq!(fs::read(&path).unwrap(), b"another's");
+    }
+
+    fn of(text: &str) -> Bound {
+        bind(&Source::parse(text.as_ref()).unwrap()).unwrap()
+    }
+
+    fn refused(text: &str) -> String {
+        format!("{:#}", bind(&Source::parse(text.as_ref()).unwrap()).unwrap_err())
+    }
+
+    #[track_caller]
+    fn assert_ready(socket: &Socket) {
+        assert_eq!(socket.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert!(rustix::io::fcntl_getfd(socket).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+    }
+
+    #[test]
+    fn a_unix_source_is_made_as_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let url = format!("unix://{}?mode=0660&owner={user}&group={group}", path.display());
+        let bound = of(&url);
+        assert_ready(&bound.socket);
+        assert_eq!(bound.name, url);
+        let made = fs::metadata(&path).unwrap();
+        assert_eq!((made.mode() & 0o7777, made.uid(), made.gid()), (0o660, user, group));
+        assert_eq!(refused(&path.display().to_string()), format!("{path:?} already exists and is in use"));
+        drop(bound);
+        assert!(!path.exists());
+        drop(of(&path.display().to_string()));
+    }
+
+    #[test]
+    fn an_abstract_source_has_no_file_and_exactly_its_name() {
+        let name = format!("gvproxy-test/{}", std::process::id());
+        let bound = of(&format!("@{name}"));
+        assert_ready(&bound.socket);
+        assert_eq!(bound.name, format!("unix:@{name}"));
+        let connect = |name: &str| {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+            socket.connect(&abstract_address(name.as_bytes()).unwrap())
+        };
+        connect(&name).unwrap();
+        assert_eq!(connect(&format!("{name}\0")).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(
+            refused(&format!("unix:@{name}")),
+            format!("listen unix:@{name}: bind: address already in use")
+        );
+        drop(bound);
+        assert_eq!(connect(&name).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[test]
+    fn a_tcp_source_tells_its_port() {
+        let bound = of("tcp://127.0.0.1:0");
+        assert_ready(&bound.socket);
+        let address = bound.socket.local_addr().unwrap().as_socket().unwrap();
+        assert_eq!(bound.name, format!("tcp://{address}"));
+        assert_eq!(refused(&bound.name), format!("listen tcp {address}: bind: address already in use"));
+        let six = of("tcp://[::1]:0");
+        assert!(six.name.starts_with("tcp://[::1]:") && !six.name.ends_with(":0"), "{}", six.name);
+    }
+
+    #[test]
+    fn without_a_host_both_families_arrive_or_neither() {
+        let bound = of("tcp://:0");
+        let port = bound.socket.local_addr().unwrap().as_socket().unwrap().port();
+        assert_eq!(bound.name, format!("tcp://:{port}"));
+        for address in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
+            std::net::TcpStream::connect((address, port)).unwrap();
+        }
+        drop(bound);
+        // The half of it that another has is not left out.
+        let taken = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();
+        taken.set_only_v6(true).unwrap();
+        taken.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)).into()).unwrap();
+        taken.listen(1).unwrap();
+        let port = taken.local_addr().unwrap().as_socket().unwrap().port();
+        assert_eq!(
+            refused(&format!("tcp://:{port}")),
+            format!("listen tcp :{port}: bind: address already in use")
+        );
     }
 
     #[test]

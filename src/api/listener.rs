@@ -2,14 +2,12 @@
 //! May not: read from a client. Read next: `connection.rs`.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use socket2::{Domain, Socket as RawSocket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -20,7 +18,7 @@ use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, Vso
 use super::origin::Names;
 use super::{Api, Client, Scope, connection};
 use crate::config::Endpoint;
-use crate::listen::{RemoveOnDrop, unix_listener};
+use crate::listen::{RemoveOnDrop, tcp_listener, unix_listener};
 use crate::logging::Limited;
 use crate::text::reason;
 
@@ -28,8 +26,6 @@ use crate::text::reason;
 const MODE: u32 = 0o600;
 /// Clients of one listener at a time, those that were taken over among them; more wait in the backlog.
 const MAX_CLIENTS: usize = 4096;
-/// The system lowers it to what it allows.
-const BACKLOG: i32 = 4096;
 /// The pause after the process ran out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// A process on this machine, by way of vsock's loopback (vsock(7)).
@@ -116,7 +112,9 @@ impl Socket {
                 Ok((Self::Unix(UnixListener::from_std(listener).map_err(failed)?), Some(file)))
             }
             Endpoint::Tcp { host, port } => {
-                let listener = bind_tcp(host, *port).and_then(TcpListener::from_std).map_err(failed)?;
+                let socket = tcp_listener(host, *port)?;
+                socket.set_nonblocking(true).map_err(failed)?;
+                let listener = TcpListener::from_std(socket.into()).map_err(failed)?;
                 let names = Arc::new(Names { listened: Some(host.clone()) });
                 Ok((Self::Tcp(listener, names), None))
             }
@@ -148,32 +146,6 @@ impl Socket {
             }
         })
     }
-}
-
-/// Binds as Go's `net.Listen` does: no host, and 0.0.0.0, are IPv6 and IPv4.
-fn bind_tcp(host: &str, port: u16) -> io::Result<std::net::TcpListener> {
-    let listen = |address: SocketAddr| {
-        let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, None)?;
-        socket.set_reuse_address(true)?;
-        if address.is_ipv6() {
-            socket.set_only_v6(!address.ip().is_unspecified())?;
-        }
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        io::Result::Ok(socket.into())
-    };
-    if host.is_empty() || host == "0.0.0.0" {
-        return match listen((Ipv6Addr::UNSPECIFIED, port).into()) {
-            Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
-                listen((Ipv4Addr::UNSPECIFIED, port).into())
-            }
-            bound => bound,
-        };
-    }
-    let addresses: Vec<_> = (host, port).to_socket_addrs()?.collect();
-    let first = addresses.iter().find(|address| address.is_ipv4()).or_else(|| addresses.first());
-    listen(*first.ok_or(io::ErrorKind::AddrNotAvailable)?)
 }
 
 /// A connection to the API.

@@ -53,18 +53,8 @@ impl Endpoint {
         let url = Url::parse(typed)?;
         match url.scheme.as_str() {
             "unix" => Ok(Self::Unix(url.into_socket_path()?)),
-            "tcp" => {
-                let (host, port) = split_port(url.authority()?)?;
-                let port = port.parse().with_context(|| format!("invalid port {}", quote(port)))?;
-                Ok(Self::Tcp { host: host.to_owned(), port })
-            }
-            "vsock" => {
-                let number =
-                    |text: &str| text.parse().with_context(|| format!("invalid number {}", quote(text)));
-                let (cid, port) = split_port(url.authority()?)?;
-                let cid = Some(cid).filter(|cid| !cid.is_empty()).map(number).transpose()?;
-                Ok(Self::Vsock { cid, port: number(port)? })
-            }
+            "tcp" => tcp(&url).map(|(host, port)| Self::Tcp { host, port }),
+            "vsock" => vsock(&url).map(|(cid, port)| Self::Vsock { cid, port }),
             _ => bail!("unexpected scheme"),
         }
     }
@@ -80,6 +70,21 @@ impl fmt::Display for Endpoint {
             Self::Vsock { cid: None, port } => write!(f, "vsock://:{port}"),
         }
     }
+}
+
+/// The host without brackets, and the port, of a `tcp://` URL.
+pub(super) fn tcp(url: &Url) -> Result<(String, u16)> {
+    let (host, port) = split_port(url.authority()?)?;
+    let port = port.parse().with_context(|| format!("invalid port {}", quote(port)))?;
+    Ok((host.to_owned(), port))
+}
+
+/// The context, if one is named, and the port, of a `vsock://` URL.
+pub(super) fn vsock(url: &Url) -> Result<(Option<u32>, u32)> {
+    let number = |text: &str| text.parse().with_context(|| format!("invalid number {}", quote(text)));
+    let (cid, port) = split_port(url.authority()?)?;
+    let cid = Some(cid).filter(|cid| !cid.is_empty()).map(number).transpose()?;
+    Ok((cid, number(port)?))
 }
 
 /// `host:port` and `[host]:port`, without the brackets.

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::text::quote;
 
-/// Scheme, authority and path; query and fragment are cut off.
+/// Scheme, authority, path and query; a fragment is cut off.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Url {
     /// In lower case; empty if there is none.
@@ -16,6 +16,8 @@ pub(crate) struct Url {
     pub(crate) authority: Vec<u8>,
     /// Percent escapes decoded. Empty where the URL has none, as in `unix:rel`.
     pub(crate) path: OsString,
+    /// What follows the question mark, as it was typed.
+    query: Vec<u8>,
 }
 
 impl Url {
@@ -26,7 +28,9 @@ impl Url {
         if bytes.iter().any(u8::is_ascii_control) {
             return Err(wrong("invalid control character in URL".into()));
         }
-        let bytes = bytes.split(|&b| matches!(b, b'?' | b'#')).next().unwrap_or_default();
+        let bytes = bytes.split(|&b| b == b'#').next().unwrap_or_default();
+        let (bytes, query) = bytes.split_at(bytes.iter().position(|&b| b == b'?').unwrap_or(bytes.len()));
+        let query = query.strip_prefix(b"?").unwrap_or_default().to_vec();
         let (scheme, rest) = split_scheme(bytes).ok_or_else(|| wrong("missing protocol scheme".into()))?;
         let (authority, path) = match rest.strip_prefix(b"//") {
             Some(rest) => rest.split_at(rest.iter().position(|&b| b == b'/').unwrap_or(rest.len())),
@@ -34,7 +38,7 @@ impl Url {
             None => (&b""[..], &b""[..]),
         };
         let path = unescape(path).map_err(|bad| wrong(format!("invalid URL escape {}", quote(bad))))?;
-        Ok(Self { scheme, authority: authority.to_vec(), path })
+        Ok(Self { scheme, authority: authority.to_vec(), path, query })
     }
 
     /// Host and port, as they stand between `//` and the path.
@@ -42,9 +46,27 @@ impl Url {
         std::str::from_utf8(&self.authority).map_err(|_| anyhow!("the address is not UTF-8"))
     }
 
+    /// The values of the query's `keys`, which are all that it may have.
+    pub(super) fn parameters<const N: usize>(&self, keys: [&str; N]) -> Result<[Option<String>; N]> {
+        let mut values = [const { None }; N];
+        for (key, value) in form_urlencoded::parse(&self.query) {
+            let Some(place) = keys.iter().position(|known| *known == key).and_then(|at| values.get_mut(at))
+            else {
+                let known = if N == 0 { "nothing".to_owned() } else { keys.join(", ") };
+                bail!(
+                    "unknown parameter {}: a {} URL takes {known} here",
+                    quote(key.as_bytes()),
+                    self.scheme
+                );
+            };
+            ensure!(place.replace(value.into_owned()).is_none(), "parameter {key} is given twice");
+        }
+        Ok(values)
+    }
+
     /// The path of a socket's file: absolute, so that a relative one is not taken for a host's name.
     pub(crate) fn into_socket_path(self) -> Result<PathBuf> {
-        let Self { scheme, authority, path } = self;
+        let Self { scheme, authority, path, .. } = self;
         if !authority.is_empty() || path.is_empty() {
             bail!("the path of a {scheme} URL must be absolute, as in {scheme}:///run/x.sock");
         }
@@ -141,6 +163,35 @@ mod tests {
         for url in ["tcp://a", "tcp:///a", "tcp://a:", "tcp://a:65536", "tcp://::1", "tcp:a:1"] {
             assert!(split(url).is_err(), "{url}");
         }
+    }
+
+    #[test]
+    fn queries() {
+        let read = |url: &str| {
+            let url = Url::parse(url.as_ref()).unwrap();
+            url.parameters(["a", "b"]).map_err(|error| error.to_string())
+        };
+        let some = |text: &str| Some(text.to_owned());
+        for (url, values) in [
+            ("unix:///x", [None, None]),
+            ("unix:///x?", [None, None]),
+            ("unix:///x?a=1", [some("1"), None]),
+            ("unix:///x?b=2&a=1", [some("1"), some("2")]),
+            ("unix:///x?a=%2Fk%20%3d&b#a=2", [some("/k ="), some("")]),
+            ("unix:///x?a=/k?&b=", [some("/k?"), some("")]),
+            ("unix:///x#?a=1", [None, None]),
+        ] {
+            assert_eq!(read(url), Ok(values), "{url}");
+        }
+        for (url, error) in [
+            ("unix:///x?a=1&c=2", r#"unknown parameter "c": a unix URL takes a, b here"#),
+            ("unix:///x?A=1", r#"unknown parameter "A": a unix URL takes a, b here"#),
+            ("unix:///x?a=1&a=1", "parameter a is given twice"),
+        ] {
+            assert_eq!(read(url), Err(error.into()), "{url}");
+        }
+        let none = Url::parse("tcp://:1?a=1".as_ref()).unwrap().parameters([]).unwrap_err();
+        assert_eq!(none.to_string(), r#"unknown parameter "a": a tcp URL takes nothing here"#);
     }
 
     #[test]

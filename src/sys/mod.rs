@@ -5,6 +5,7 @@ pub mod follow;
 pub mod memory;
 pub mod owner;
 pub mod pipe;
+pub mod sockets;
 pub mod udp;
 
 use mio::Interest;

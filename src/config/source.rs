@@ -1,0 +1,309 @@
+//! Where a forward listens on the host. Owns: what the words of `-forward-sock` mean. May not: bind.
+//! Read next: `url.rs`; `../listen.rs`, which binds.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::unistd::{Group, User};
+
+use super::endpoint;
+use super::url::{self, Url};
+use crate::text::quote;
+
+/// The mode of a unix socket for which none is asked.
+const MODE: u32 = 0o600;
+/// Longest name of an abstract socket in bytes: a zero precedes it in the 108 bytes of `sun_path` (unix(7)).
+const ABSTRACT_MAX: usize = 107;
+
+/// A place on the host where clients connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A unix stream socket with a file.
+    Unix {
+        /// As it was typed, so that it may be relative.
+        path: PathBuf,
+        /// Permission bits.
+        mode: u32,
+        /// The user's id; without one that of the process.
+        owner: Option<u32>,
+        /// The group's id; without one that of the process.
+        group: Option<u32>,
+    },
+    /// A unix stream socket without a file: the name, without the zero in front. Linux only.
+    Abstract(Vec<u8>),
+    /// A TCP port of `host`, a name or an address without brackets; empty for every address.
+    Tcp {
+        /// As it was typed.
+        host: String,
+        /// 0 for any.
+        port: u16,
+    },
+    /// A port of AF_VSOCK.
+    Vsock {
+        /// The context that it is bound to; without one the machine's own.
+        cid: Option<u32>,
+        /// In vsock's own number space.
+        port: u32,
+    },
+    /// A socket that systemd listens on for us: sd_listen_fds(3).
+    Inherited(Inherited),
+}
+
+/// Which of the sockets that systemd passed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Inherited {
+    /// There is one.
+    Only,
+    /// The descriptor with this number; the first is 3.
+    Number(u32),
+    /// The one with this name: `FileDescriptorName=` of systemd.socket(5).
+    Name(String),
+}
+
+impl Source {
+    /// Reads a value of `-forward-sock`: a path, `@NAME`, or a URL.
+    ///
+    /// # Errors
+    /// It names no place that can be listened on, or a user or group that is not there.
+    pub fn parse(typed: &OsStr) -> Result<Self> {
+        Self::of(typed)
+            .with_context(|| format!("invalid value {} for flag -forward-sock", quote(typed.as_bytes())))
+    }
+
+    /// The file that it makes.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Unix { path, .. } => Some(path),
+            Self::Abstract(_) | Self::Tcp { .. } | Self::Vsock { .. } | Self::Inherited(_) => None,
+        }
+    }
+
+    fn of(typed: &OsStr) -> Result<Self> {
+        let bytes = typed.as_bytes();
+        if let Some(name) = bytes.strip_prefix(b"@") {
+            return abstract_name(name);
+        }
+        // COMPAT(gvproxy): whatever has no `://` in it is a path to it, an abstract socket's URL too.
+        let is_url = bytes.windows(3).any(|three| three == b"://") || bytes.starts_with(b"unix:@");
+        if !is_url {
+            let (path, mode) = (typed.into(), MODE);
+            return Ok(Self::Unix { path, mode, owner: None, group: None });
+        }
+        let url = Url::parse(typed)?;
+        if url.scheme == "unix" {
+            return match abstract_part(bytes) {
+                Some(name) => {
+                    let [] = url.parameters([]).context("an abstract socket has no mode and no owner")?;
+                    let name =
+                        url::unescape(name).map_err(|bad| anyhow!("invalid URL escape {}", quote(bad)))?;
+                    abstract_name(name.as_bytes())
+                }
+                None => unix(url),
+            };
+        }
+        let source = match url.scheme.as_str() {
+            "tcp" => endpoint::tcp(&url).map(|(host, port)| Self::Tcp { host, port })?,
+            "vsock" => endpoint::vsock(&url).map(|(cid, port)| Self::Vsock { cid, port })?,
+            "fd" => inherited(&url).map(Self::Inherited)?,
+            scheme => {
+                bail!("URI scheme not supported: {scheme}; there are unix, tcp, vsock, fd, and a plain path")
+            }
+        };
+        let [] = url.parameters([])?;
+        Ok(source)
+    }
+}
+
+/// What a URL names as abstract: all behind the `@` of `unix:@NAME` and `unix://@NAME`, which Go's and docker's URLs have.
+fn abstract_part(url: &[u8]) -> Option<&[u8]> {
+    let rest = url.get("unix:".len()..)?;
+    let name = rest.strip_prefix(b"//").unwrap_or(rest).strip_prefix(b"@")?;
+    name.split(|&b| matches!(b, b'?' | b'#')).next()
+}
+
+fn abstract_name(name: &[u8]) -> Result<Source> {
+    ensure!(!name.is_empty(), "an abstract socket needs a name behind the @");
+    ensure!(
+        name.len() <= ABSTRACT_MAX,
+        "the name is too long: {} bytes, the limit is {ABSTRACT_MAX}",
+        name.len()
+    );
+    Ok(Source::Abstract(name.to_vec()))
+}
+
+fn unix(url: Url) -> Result<Source> {
+    let [mode, owner, group] = url.parameters(["mode", "owner", "group"])?;
+    let mode = mode.map_or(Ok(MODE), |text| octal(&text))?;
+    let owner = owner.map(|text| id("user", "owner", &text, user)).transpose()?;
+    let group = group.map(|text| id("group", "group", &text, group_of)).transpose()?;
+    Ok(Source::Unix { path: url.into_socket_path()?, mode, owner, group })
+}
+
+fn octal(text: &str) -> Result<u32> {
+    let is_octal = !text.is_empty() && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
+    let mode = u32::from_str_radix(text, 8).ok().filter(|&mode| is_octal && mode <= 0o777);
+    mode.with_context(|| format!("invalid mode {}: octal digits are wanted, at most 0777", quote(text)))
+}
+
+/// A number as it is, else what the system has under this name.
+fn id(what: &str, key: &str, text: &str, look: fn(&str) -> nix::Result<Option<u32>>) -> Result<u32> {
+    ensure!(!text.is_empty(), "{key} is empty: the name or the number of a {what} is wanted");
+    // The last id means "leave it" to chown(2).
+    if let Some(number) = text.parse().ok().filter(|&number| number != u32::MAX) {
+        return Ok(number);
+    }
+    let found = look(text).with_context(|| format!("cannot look up {what} {}", quote(text)))?;
+    found.with_context(|| format!("there is no {what} {} here", quote(text)))
+}
+
+fn user(name: &str) -> nix::Result<Option<u32>> {
+    Ok(User::from_name(name)?.map(|user| user.uid.as_raw()))
+}
+
+fn group_of(name: &str) -> nix::Result<Option<u32>> {
+    Ok(Group::from_name(name)?.map(|group| group.gid.as_raw()))
+}
+
+fn inherited(url: &Url) -> Result<Inherited> {
+    let name = url.authority()?;
+    ensure!(url.path.is_empty(), "the name of a socket has no slash");
+    Ok(match name.parse() {
+        _ if name.is_empty() => Inherited::Only,
+        Ok(number) => {
+            ensure!(number >= 3, "the first descriptor that systemd passes is 3");
+            Inherited::Number(number)
+        }
+        Err(_) => Inherited::Name(name.to_owned()),
+    })
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix { path, mode, owner, group } => {
+                write!(f, "unix://{}", path.display())?;
+                let mode = (*mode != MODE).then(|| format!("mode={mode:04o}"));
+                let owner = owner.map(|id| format!("owner={id}"));
+                let group = group.map(|id| format!("group={id}"));
+                for (part, mark) in [mode, owner, group].iter().flatten().zip(["?", "&", "&"]) {
+                    write!(f, "{mark}{part}")?;
+                }
+                Ok(())
+            }
+            Self::Abstract(name) => write!(f, "unix:@{}", name.escape_ascii()),
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp://[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "tcp://{host}:{port}"),
+            Self::Vsock { cid: Some(cid), port } => write!(f, "vsock://{cid}:{port}"),
+            Self::Vsock { cid: None, port } => write!(f, "vsock://:{port}"),
+            Self::Inherited(word) => word.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Inherited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Only => write!(f, "fd://"),
+            Self::Number(number) => write!(f, "fd://{number}"),
+            Self::Name(name) => write!(f, "fd://{name}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Source, String> {
+        Source::parse(text.as_ref()).map_err(|error| format!("{error:#}"))
+    }
+
+    fn unix(path: &str, mode: u32, owner: Option<u32>, group: Option<u32>) -> Source {
+        Source::Unix { path: path.into(), mode, owner, group }
+    }
+
+    #[test]
+    fn urls_and_back() {
+        let tcp = |host: &str, port| Source::Tcp { host: host.into(), port };
+        for (url, source) in [
+            ("unix:///run/x.sock", unix("/run/x.sock", 0o600, None, None)),
+            ("unix:///run/x.sock?mode=0660", unix("/run/x.sock", 0o660, None, None)),
+            ("unix:///run/x.sock?owner=1000&group=7", unix("/run/x.sock", 0o600, Some(1000), Some(7))),
+            ("unix:///run/x?mode=0666&owner=0&group=0", unix("/run/x", 0o666, Some(0), Some(0))),
+            ("unix:@a name", Source::Abstract(b"a name".to_vec())),
+            ("tcp://:8080", tcp("", 8080)),
+            ("tcp://127.0.0.1:0", tcp("127.0.0.1", 0)),
+            ("tcp://[::1]:80", tcp("::1", 80)),
+            ("tcp://localhost:1", tcp("localhost", 1)),
+            ("vsock://:1024", Source::Vsock { cid: None, port: 1024 }),
+            ("vsock://2:1024", Source::Vsock { cid: Some(2), port: 1024 }),
+            ("fd://", Source::Inherited(Inherited::Only)),
+            ("fd://3", Source::Inherited(Inherited::Number(3))),
+            ("fd://podman.socket", Source::Inherited(Inherited::Name("podman.socket".into()))),
+        ] {
+            assert_eq!(parse(url).as_ref(), Ok(&source), "{url}");
+            assert_eq!(source.to_string(), url);
+        }
+    }
+
+    #[test]
+    fn other_spellings() {
+        for (text, source) in [
+            ("/run/x.sock", unix("/run/x.sock", 0o600, None, None)),
+            ("rel/x.sock", unix("rel/x.sock", 0o600, None, None)),
+            ("/a?mode=0666", unix("/a?mode=0666", 0o600, None, None)),
+            ("unix:/a", unix("unix:/a", 0o600, None, None)),
+            ("unix:///a%20b?mode=640", unix("/a b", 0o640, None, None)),
+            ("unix:///a?owner=root&group=root", unix("/a", 0o600, Some(0), Some(0))),
+            ("UNIX:///a", unix("/a", 0o600, None, None)),
+            ("@x", Source::Abstract(b"x".to_vec())),
+            ("@x/y://z?a", Source::Abstract(b"x/y://z?a".to_vec())),
+            ("unix://@x", Source::Abstract(b"x".to_vec())),
+            ("unix:@a/%00b", Source::Abstract(b"a/\0b".to_vec())),
+        ] {
+            assert_eq!(parse(text), Ok(source), "{text}");
+        }
+        assert_eq!(parse("/a").unwrap().path(), Some(Path::new("/a")));
+        assert_eq!(parse("@a").unwrap().path(), None);
+    }
+
+    #[test]
+    fn what_is_refused() {
+        for (text, why) in [
+            ("unix://x", "must be absolute"),
+            ("unix:///x?mode=0999", "invalid mode \"0999\": octal digits are wanted, at most 0777"),
+            ("unix:///x?mode=01777", "invalid mode \"01777\""),
+            ("unix:///x?mode=%2B600", "invalid mode \"+600\""),
+            ("unix:///x?mode=", "invalid mode \"\""),
+            ("unix:///x?mode=77777777777777", "invalid mode"),
+            ("unix:///x?owner=no-such-user-here", "there is no user \"no-such-user-here\" here"),
+            ("unix:///x?group=no-such-group-here", "there is no group \"no-such-group-here\" here"),
+            ("unix:///x?owner=", "owner is empty: the name or the number of a user is wanted"),
+            ("unix:///x?owner=4294967295", "there is no user"),
+            ("unix:///x?Mode=0600", "unknown parameter \"Mode\": a unix URL takes mode, owner, group here"),
+            ("unix:///x?mode=0600&mode=0660", "parameter mode is given twice"),
+            ("unix:@x?mode=0600", "an abstract socket has no mode and no owner"),
+            ("@", "an abstract socket needs a name behind the @"),
+            ("unix:@", "an abstract socket needs a name behind the @"),
+            ("unix:@a%zz", "invalid URL escape \"%zz\""),
+            ("tcp://127.0.0.1", "missing port in address"),
+            ("tcp://:65536", "invalid port \"65536\""),
+            ("tcp://:1?mode=0600", "unknown parameter \"mode\": a tcp URL takes nothing here"),
+            ("vsock://x:1", "invalid number \"x\""),
+            ("fd://2", "the first descriptor that systemd passes is 3"),
+            ("fd://a/b", "the name of a socket has no slash"),
+            ("ftp://x", "URI scheme not supported: ftp; there are unix, tcp, vsock, fd, and a plain path"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.starts_with("invalid value \"") && error.contains(why), "{text}: {error}");
+            assert!(error.contains(" for flag -forward-sock: "), "{error}");
+        }
+        let (fits, long) = ("x".repeat(107), "x".repeat(108));
+        assert!(parse(&format!("@{fits}")).is_ok());
+        let error = parse(&format!("@{long}")).unwrap_err();
+        assert!(error.contains("the name is too long: 108 bytes, the limit is 107"), "{error}");
+    }
+}
