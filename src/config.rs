@@ -3,8 +3,10 @@
 
 mod addresses;
 mod asked;
+pub(crate) mod dest;
 mod endpoint;
 mod file;
+mod forwards;
 mod links;
 mod machines;
 mod search;
@@ -13,29 +15,28 @@ mod stack;
 pub(crate) mod url;
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
-use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use netstack::dns::{Record, Zone};
 use netstack::{Mac, NetworkConfig};
 
-use crate::cli::RawArgs;
 use crate::forward::policy::GuestPolicy;
 use crate::forward::registry::{Exposed, Protocol};
-use crate::listen;
 use crate::logging::frames::Extent;
 use crate::text::{quote, reason};
 
 use addresses::Addresses;
+use dest::SSH_PORT;
 pub use endpoint::Endpoint;
 use stack::Settings;
 use url::Url;
 
 pub use asked::Asked;
+pub use dest::{Dest, SshDest};
+pub use forwards::SocketForward;
 pub use links::{Address, LinkConfig};
 pub use machines::MachineConfig;
 pub use source::{Inherited, Source};
@@ -56,10 +57,6 @@ const DEFAULT_MTU: u16 = 1500;
 const QEMU_MTU: u16 = 65_520;
 /// In bytes; every IPv4 host takes packets of this size (RFC 791, 3.2).
 const MIN_MTU: u16 = 68;
-/// The longest path of a socket in a guest, as of one on Linux's host.
-const AGENT_PATH_MAX: usize = listen::PATH_MAX;
-/// The guest's sshd.
-const SSH_PORT: u16 = 22;
 /// The zones in which the gateway and the host have names.
 const ZONES: [&str; 2] = ["containers.internal.", "docker.internal."];
 
@@ -100,34 +97,10 @@ pub struct Config {
     pub guest_policy: GuestPolicy,
     /// Host ports into the guest, the ssh port among them.
     pub port_forwards: Vec<Exposed>,
-    /// Host unix sockets into the guest over SSH.
-    pub ssh_forwards: Vec<SshForward>,
-    /// Host unix sockets into the guest by way of its agent.
-    pub agent_forwards: Vec<AgentForward>,
+    /// Host sockets, and where they lead.
+    pub forwards: Vec<SocketForward>,
     /// The TCP port at which the guest's agent listens.
     pub agent_port: u16,
-}
-
-/// A host unix socket that leads to a unix socket in the guest, over SSH to the guest's port 22.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SshForward {
-    /// The socket on the host; made with mode 0600.
-    pub socket: PathBuf,
-    /// The absolute path of the socket in the guest.
-    pub dest: String,
-    /// Who logs in.
-    pub user: String,
-    /// The private key's file.
-    pub identity: PathBuf,
-}
-
-/// A host unix socket that leads to a unix socket in the guest by way of its agent (`gvforwarder -agent`).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AgentForward {
-    /// The socket on the host; made with mode 0600.
-    pub socket: PathBuf,
-    /// The absolute path of the socket in the guest.
-    pub dest: String,
 }
 
 impl Config {
@@ -170,12 +143,16 @@ impl Config {
         if settings.gateway_virtual_ips.is_empty() {
             settings.gateway_virtual_ips.push(host);
         }
-        let agent_forwards = agent_forwards(raw)?;
         let agent_port = u16::try_from(raw.agent_port).ok().filter(|&port| port > 0);
         let agent_port = agent_port.context("agent-port value must be between 1 and 65535")?;
-        let mut ssh_forwards = stack::ssh_forwards(asked)?;
-        if agent_forwards.is_empty() {
-            ssh_forwards.extend(typed_ssh_forwards(raw)?);
+        let mut forwards = forwards::of_file(asked, device)?;
+        forwards.extend(forwards::typed(raw, device)?);
+        let has_link = !(links.is_empty() && machines.is_empty() && raw.listen.is_empty());
+        let only_elsewhere =
+            !forwards.is_empty() && forwards.iter().all(|forward| !forward.dest.is_guests(subnet));
+        if !has_link && only_elsewhere && !raw.ssh_port_given && asked.stack().is_none() {
+            // Nobody will ever answer there, and another process of this kind would want it too.
+            settings.port_forwards.clear();
         }
         let endpoint = |flag, index, url| {
             Endpoint::parse(flag, url).map_err(|error| asked.place_item(flag, index, error))
@@ -185,9 +162,8 @@ impl Config {
         let services = Some(&raw.services).filter(|url| !url.is_empty());
         let services = services.map(|url| endpoint("services", 0, url)).transpose()?;
         let apis = listen.iter().chain(&services).filter_map(Endpoint::path);
-        let forwards = ssh_forwards.iter().map(|forward| forward.socket.as_path());
-        let forwards = forwards.chain(agent_forwards.iter().map(|forward| forward.socket.as_path()));
-        ensure_distinct(links.iter().filter_map(LinkConfig::path).chain(forwards).chain(apis))?;
+        let sources = forwards.iter().filter_map(|forward| forward.source.path());
+        ensure_distinct(links.iter().filter_map(LinkConfig::path).chain(sources).chain(apis))?;
         let only_qemu = links.iter().all(|link| matches!(link, LinkConfig::Qemu(_)));
         let is_qemu = only_qemu && !(links.is_empty() && machines.is_empty());
         let offered = if is_qemu { QEMU_MTU } else { DEFAULT_MTU };
@@ -224,8 +200,7 @@ impl Config {
             frame_log: asked.frame_log(),
             guest_policy: stack::guest_policy(asked)?,
             port_forwards: settings.port_forwards,
-            ssh_forwards,
-            agent_forwards,
+            forwards,
             agent_port,
         })
     }
@@ -264,84 +239,6 @@ fn ssh_port(typed: i64, device: Ipv4Addr) -> Result<Vec<Exposed>> {
     let port = port.context("ssh-port value must be between 1024 and 65535")?;
     let (local, remote) = (format!("127.0.0.1:{port}"), format!("{device}:{SSH_PORT}"));
     Ok(vec![Exposed { local, remote, protocol: Protocol::Tcp }])
-}
-
-/// Sockets with neither a user nor a key anywhere go by way of the agent. None where the four lists count.
-fn agent_forwards(raw: &RawArgs) -> Result<Vec<AgentForward>> {
-    let RawArgs { forward_sock, forward_dest, forward_user, forward_identity, .. } = raw;
-    let is_keyless = forward_user.is_empty() && forward_identity.is_empty();
-    // COMPAT(gvproxy): refuses these.
-    if !is_keyless || forward_sock.len() != forward_dest.len() {
-        return Ok(Vec::new());
-    }
-    let forward = |(sock, dest): (&OsString, &OsString)| {
-        let wrong =
-            |why: &str| anyhow!("invalid value {} for flag -forward-dest: {why}", quote(dest.as_bytes()));
-        let dest = dest.to_str().ok_or_else(|| wrong("not UTF-8"))?;
-        ensure!(dest.starts_with('/'), wrong("not an absolute path, which it is without -forward-user"));
-        ensure!(dest.len() <= AGENT_PATH_MAX, wrong("longer than 107 bytes"));
-        ensure!(!dest.contains(|c: char| c.is_control()), wrong("not a plain path"));
-        Ok(AgentForward { socket: forward_socket(sock)?, dest: dest.to_owned() })
-    };
-    forward_sock.iter().zip(forward_dest).map(forward).collect()
-}
-
-/// The four lists belong together by index.
-fn typed_ssh_forwards(raw: &RawArgs) -> Result<Vec<SshForward>> {
-    let RawArgs { forward_sock, forward_dest, forward_user, forward_identity, .. } = raw;
-    let lists = [forward_dest, forward_user, forward_identity];
-    ensure!(
-        lists.iter().all(|list| list.len() == forward_sock.len()),
-        "--forward-sock, --forward-dest, --forward-user, and --forward-identity must all be specified together, \
-         the same number of times, or not at all"
-    );
-    let mut forwards = Vec::new();
-    for (((sock, dest), user), identity) in
-        forward_sock.iter().zip(forward_dest).zip(forward_user).zip(forward_identity)
-    {
-        let utf8 = |flag: &str, value: &OsStr| {
-            let text = value.to_str().map(str::to_owned);
-            text.with_context(|| {
-                format!("invalid value {} for flag -{flag}: not UTF-8", quote(value.as_bytes()))
-            })
-        };
-        forwards.push(ssh_forward(sock, utf8("forward-dest", dest)?, utf8("forward-user", user)?, identity)?);
-    }
-    Ok(forwards)
-}
-
-fn ssh_forward(socket: &OsStr, dest: String, user: String, identity: &OsStr) -> Result<SshForward> {
-    ensure_readable(Path::new(identity))
-        .map_err(|why| anyhow!("identity file {} can't be loaded: {why}", quote(identity.as_bytes())))?;
-    Ok(SshForward { socket: forward_socket(socket)?, dest, user, identity: identity.into() })
-}
-
-/// A path, or a URL if there is `://` in it.
-fn forward_socket(typed: &OsStr) -> Result<PathBuf> {
-    let path = if typed.as_bytes().windows(3).any(|three| three == b"://") {
-        let url = Url::parse(typed).context("invalid value for forward-sock")?;
-        ensure!(url.scheme == "unix", "URI scheme not supported: {}", url.scheme);
-        url.into_socket_path().context("invalid value for forward-sock")?
-    } else {
-        typed.into()
-    };
-    listen::ensure_vacant(&path)?;
-    Ok(path)
-}
-
-/// Opens a regular file; a pipe is left alone, its content can be read only once.
-fn ensure_readable(path: &Path) -> Result<(), String> {
-    let failed = |call: &str, error: io::Error| format!("{call} {}: {}", path.display(), reason(&error));
-    let found = fs::metadata(path).map_err(|error| failed("stat", error))?;
-    if found.is_dir() {
-        return Err(failed("read", io::ErrorKind::IsADirectory.into()));
-    }
-    if !found.is_file() {
-        // A pipe gives its key once, and would be waited for.
-        return Err(format!("{} is not a regular file", path.display()));
-    }
-    File::open(path).map_err(|error| failed("open", error))?;
-    Ok(())
 }
 
 fn ensure_distinct<'a>(sockets: impl Iterator<Item = &'a Path>) -> Result<()> {

@@ -20,9 +20,9 @@ use tokio::task::JoinSet;
 use crate::api::{Api, Listener as ApiListener, Role};
 use crate::config::{Address, Config, LinkConfig, RESOLV_CONF};
 use crate::engine::{Counters, Engine, Handle, Request, Traffic};
-use crate::forward::agent::AgentForward;
+use crate::forward::clients::Places;
 use crate::forward::registry::Registry;
-use crate::forward::unix::UnixForward;
+use crate::forward::{Forward, Ways};
 use crate::host::dns::{Upstream, serve_stream};
 use crate::host::icmp;
 use crate::link::Framing;
@@ -30,11 +30,10 @@ use crate::link::listener::{Listener, Presence, Terms};
 use crate::logging::frames::FrameLog;
 use crate::notify::{Notice, Notifier};
 use crate::pcap::Capture;
+use crate::relay::Relays;
 use crate::vm::status::Board;
 use crate::vm::{Machine, QemuLink, Surroundings};
 
-/// The guest's sshd, which unix sockets are forwarded through.
-const SSH_PORT: u16 = 22;
 const HOSTS: &str = "/etc/hosts";
 /// How long what is still to be told may hold up the end.
 const LAST_NOTICES: Duration = Duration::from_secs(1);
@@ -135,8 +134,8 @@ struct Daemon {
     handle: Handle,
     requests: mpsc::Receiver<Request>,
     registry: Registry,
-    forwards: Vec<UnixForward>,
-    agent_forwards: Vec<AgentForward>,
+    ways: Arc<Ways>,
+    forwards: Vec<Forward>,
     apis: Vec<ApiListener>,
     connect_framing: Framing,
     links: Vec<Link>,
@@ -175,7 +174,7 @@ impl Link {
 impl Daemon {
     fn bind(config: Config, notifier: Option<Notifier>) -> Result<Self> {
         let seed = crate::sys::random_seed().context("cannot get randomness")?;
-        let gateway = config.network.gateway_mac;
+        let (gateway, subnet) = (config.network.gateway_mac, config.network.subnet);
         let terms = Arc::new(Terms {
             keep_running: config.keep_running || !config.machines.is_empty(),
             mtu: config.network.mtu,
@@ -190,19 +189,19 @@ impl Daemon {
         }
         let capture = config.capture.as_deref().map(Capture::create).transpose()?;
         engine.tap(capture, config.frame_log.map(FrameLog::new), gateway);
-        let registry = Registry::with_policy(handle.clone(), config.guest_policy);
+        let relays = Arc::new(Relays::default());
+        let ways = Arc::new(Ways {
+            engine: handle.clone(),
+            subnet,
+            agent: SocketAddrV4::new(config.device_ip, config.agent_port),
+            places: Places::new(relays.max_descriptors()),
+            relays,
+        });
+        let registry = Registry::new(Arc::clone(&ways), config.guest_policy);
         for forward in config.port_forwards {
             registry.configure(&mut engine, forward).context("cannot add network services")?;
         }
-        let guest = SocketAddrV4::new(config.device_ip, SSH_PORT);
-        let forwards = config
-            .ssh_forwards
-            .iter()
-            .map(|forward| UnixForward::bind(forward, guest))
-            .collect::<Result<_>>()?;
-        let agent = SocketAddrV4::new(config.device_ip, config.agent_port);
-        let agent_forwards = config.agent_forwards.iter().map(|forward| AgentForward::bind(forward, agent));
-        let agent_forwards = agent_forwards.collect::<Result<_>>()?;
+        let forwards = config.forwards.iter().map(Forward::bind).collect::<Result<_>>()?;
         let mut apis = Vec::new();
         for endpoint in &config.listen {
             apis.push(ApiListener::bind(endpoint, Role::Control)?);
@@ -226,8 +225,8 @@ impl Daemon {
             handle,
             requests,
             registry,
+            ways,
             forwards,
-            agent_forwards,
             apis,
             connect_framing,
             links,
@@ -252,13 +251,10 @@ impl Daemon {
         let (stop, stopped) = watch::channel(false);
         let mut forwarding = JoinSet::new();
         for forward in self.forwards {
-            forwarding.spawn(forward.run(Arc::new(handle.clone()), stopped.clone()));
-        }
-        for forward in self.agent_forwards {
-            forwarding.spawn(forward.run(handle.clone(), stopped.clone()));
+            forwarding.spawn(forward.run(Arc::clone(&self.ways), stopped.clone()));
         }
         let board = Board::default();
-        let api = Arc::new(Api::new(handle.clone(), registry.clone(), self.connect_framing, board.clone()));
+        let api = Arc::new(Api::new(self.ways, registry.clone(), self.connect_framing, board.clone()));
         let mut serving = JoinSet::new();
         for listener in self.apis {
             serving.spawn(listener.run(Arc::clone(&api), stopped.clone()));

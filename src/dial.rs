@@ -1,22 +1,63 @@
-//! How the control plane reaches a service inside the virtual network.
-//! Owns: the trait between the two. May not: know the engine, or who dials. Read next: `ssh`, its main user.
+//! How the control plane reaches a TCP port, in the virtual network or elsewhere.
+//! Owns: the trait between who wants a stream and who knows the way. May not: know the engine, or who dials.
+//! Read next: `ssh`, its main user; `forward/mod.rs`, the daemon's way.
 
+use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use tokio::net::UnixStream;
 
-/// Opens TCP streams into the virtual network.
+/// A TCP port of an address or a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Without brackets.
+    pub host: String,
+    /// Not 0.
+    pub port: u16,
+}
+
+impl Place {
+    /// The guest's port that it is, if it is an address of the virtual network with this address and prefix length.
+    pub fn within(&self, (network, prefix): (Ipv4Addr, u8)) -> Option<SocketAddrV4> {
+        let ip: Ipv4Addr = self.host.parse().ok()?;
+        let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
+        (ip.to_bits() & mask == network.to_bits() & mask).then(|| SocketAddrV4::new(ip, self.port))
+    }
+}
+
+impl From<SocketAddrV4> for Place {
+    fn from(address: SocketAddrV4) -> Self {
+        Self { host: address.ip().to_string(), port: address.port() }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+    }
+}
+
+/// Opens TCP streams.
 pub trait Dial: Send + Sync + 'static {
-    /// Connects to `remote` within `limit`; the stream carries half-close both ways.
+    /// Connects to `place` within `limit`; the stream, see [`stream`], carries half-close both ways.
     ///
     /// # Errors
     /// What the peer or the network answered: refused, unreachable, or timed out.
-    fn dial(
-        &self,
-        remote: SocketAddrV4,
-        limit: Duration,
-    ) -> impl Future<Output = io::Result<UnixStream>> + Send;
+    fn dial(&self, place: &Place, limit: Duration) -> impl Future<Output = io::Result<UnixStream>> + Send;
+}
+
+/// A connected stream socket of any family: all of them read, write, shut down and tell their readiness by the same calls. Only its
+/// addresses are to be asked of the descriptor.
+///
+/// # Errors
+/// The runtime cannot watch it.
+pub fn stream(socket: OwnedFd) -> io::Result<UnixStream> {
+    let socket = std::os::unix::net::UnixStream::from(socket);
+    socket.set_nonblocking(true)?;
+    UnixStream::from_std(socket)
 }

@@ -23,3 +23,4 @@ pub mod ssh;
 pub mod sys;
 pub mod text;
 pub mod vm;
+pub mod vsock;

@@ -142,7 +142,7 @@ mod ours {
             (
                 "forwards:\n- socket: tcp://x\n  identity: @/key\n",
                 "",
-                "line 2: forwards[0]: URI scheme not supported: tcp",
+                "line 2: forwards[0]: invalid value \\\"tcp://x\\\" for flag -forward-sock: missing port",
             ),
             (
                 "listen:\n- unix://@/a\n- tcp://a\n",

@@ -35,6 +35,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 
 use crate::engine::Handle;
+use crate::forward::Ways;
 use crate::forward::registry::{Asker, Registry};
 use crate::link::Framing;
 use crate::logging::Limited;
@@ -65,7 +66,7 @@ pub struct Api {
     /// Of the guests that are connected.
     guests: Mutex<HashMap<Ipv4Addr, Arc<Semaphore>>>,
     failed_dials: Limited,
-    relays: Relays,
+    relays: Arc<Relays>,
 }
 
 /// Who is at the other end of a connection, and so what there is to ask for.
@@ -105,10 +106,11 @@ enum TakeOver {
 }
 
 impl Api {
-    /// Answers by `handle`, `registry` and `board`; clients of `/connect` speak `connect_framing`.
-    pub fn new(handle: Handle, registry: Registry, connect_framing: Framing, board: Board) -> Self {
+    /// Answers by `ways`, `registry` and `board`; clients of `/connect` speak `connect_framing`.
+    pub fn new(ways: Arc<Ways>, registry: Registry, connect_framing: Framing, board: Board) -> Self {
         Self {
-            handle,
+            handle: ways.engine.clone(),
+            relays: Arc::clone(&ways.relays),
             registry,
             connect_framing,
             board,
@@ -116,7 +118,6 @@ impl Api {
             gateway: Arc::new(Semaphore::new(MAX_GATEWAY_CONNECTIONS)),
             guests: Mutex::default(),
             failed_dials: Limited::new(10, Duration::from_secs(60)),
-            relays: Relays::default(),
         }
     }
 

@@ -1,5 +1,5 @@
 //! `/tunnel?ip=A&port=P`: the connection becomes one to a TCP port of a guest. The answer is `OK` and nothing else, before the guest
-//! has been dialled; what the client sent behind its request is the first that the guest gets. Read next: `crate::dial`.
+//! has been dialled; what the client sent behind its request is the first that the guest gets. Read next: `crate::relay`.
 
 use std::net::SocketAddrV4;
 use std::sync::Arc;
@@ -14,7 +14,6 @@ use super::listener::Stream;
 use super::path::value;
 use super::reply::Refusal;
 use super::{Api, busy};
-use crate::dial::Dial as _;
 use crate::text::quote;
 
 /// How long the guest may take to accept.

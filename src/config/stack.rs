@@ -12,7 +12,7 @@ use serde_saphyr::Spanned;
 
 use super::asked::Asked;
 use super::file::{self, Map, Stack, Text};
-use super::{SshForward, search, ssh_forward};
+use super::search;
 use crate::forward::policy::GuestPolicy;
 use crate::forward::registry::{Exposed, Protocol};
 use crate::text::quote;
@@ -80,21 +80,6 @@ impl Settings {
             )?,
         })
     }
-}
-
-/// The file's forwards of unix sockets.
-pub(super) fn ssh_forwards(asked: &Asked) -> Result<Vec<SshForward>> {
-    let mut forwards = Vec::new();
-    let Some(file) = asked.file() else { return Ok(forwards) };
-    for (index, entry) in file.forwards.iter().enumerate() {
-        let file::Forward { socket, dest, user, identity } = &entry.value;
-        let text = |text: &Text| text.as_ref().map(|text| text.value.clone()).unwrap_or_default();
-        let forward = ssh_forward(text(socket).as_ref(), text(dest), text(user), text(identity).as_ref());
-        forwards.push(
-            forward.map_err(|e| asked.wrong(entry.referenced.line(), &format!("forwards[{index}]"), e))?,
-        );
-    }
-    Ok(forwards)
 }
 
 /// What the file says of guests.

@@ -1,4 +1,5 @@
 use std::ffi::OsString;
+use std::fs;
 use std::os::unix::net::UnixListener;
 
 use tempfile::TempDir;
@@ -6,6 +7,7 @@ use tempfile::TempDir;
 use crate::cli::{self, Parsed};
 
 use super::*;
+use crate::dial::Place;
 use crate::link::Framing;
 
 /// A directory with a key, and the configuration that a command line in it means.
@@ -21,9 +23,9 @@ impl Bench {
         Self { dir }
     }
 
-    /// `@` in `line` stands for the directory.
+    /// `@` in `line` stands for the directory, and `(at)` for itself.
     fn resolve(&self, line: &str) -> Result<Config, String> {
-        let line = line.replace('@', self.dir.path().to_str().unwrap());
+        let line = line.replace('@', self.dir.path().to_str().unwrap()).replace("(at)", "@");
         let argv: Vec<OsString> =
             std::iter::once("gvproxy").chain(line.split_whitespace()).map(Into::into).collect();
         let Parsed::Run(raw) = cli::parse(&argv) else { panic!("{line}") };
@@ -33,7 +35,7 @@ impl Bench {
 
     /// The same with a file.
     fn resolve_file(&self, yaml: &str, line: &str) -> Result<Config, String> {
-        let yaml = yaml.replace('@', self.dir.path().to_str().unwrap());
+        let yaml = yaml.replace('@', self.dir.path().to_str().unwrap()).replace("(at)", "@");
         fs::write(self.dir.path().join("c.yaml"), yaml).unwrap();
         self.resolve(&format!("-config @/c.yaml {line}"))
     }
@@ -49,7 +51,7 @@ impl Bench {
 fn defaults() {
     let config = Bench::new().resolve("").unwrap();
     let [gateway, device, host] = [1, 2, 254].map(|last| Ipv4Addr::new(192, 168, 127, last));
-    assert_eq!((config.pid_file, config.links, config.ssh_forwards), (None, vec![], vec![]));
+    assert_eq!((config.pid_file, config.links, config.forwards), (None, vec![], vec![]));
     assert!(!config.keep_running);
     assert_eq!(config.device_ip, device);
     let (local, remote) = ("127.0.0.1:2222".into(), "192.168.127.2:22".into());
@@ -89,13 +91,19 @@ fn everything_typed() {
     assert_eq!((config.network.mtu, config.network.gateway), (4000, Ipv4Addr::new(10, 0, 9, 1)));
     assert_eq!((config.device_ip, config.port_forwards), (Ipv4Addr::new(10, 0, 0, 2), vec![]));
     assert!(config.network.ec2_metadata_access);
-    let forward = |socket, dest: &str, user: &str| SshForward {
-        socket: path(socket),
-        dest: dest.into(),
-        user: user.into(),
-        identity: path("key"),
+    let forward = |socket, dest: &str, user: &str| SocketForward {
+        source: Source::parse(path(socket).as_os_str()).unwrap(),
+        dest: Dest::Ssh(SshDest {
+            sshd: Place { host: "10.0.0.2".into(), port: 22 },
+            user: user.into(),
+            path: dest.into(),
+            key: Some(path("key")),
+            passphrase: None,
+            password: None,
+            secure: false,
+        }),
     };
-    assert_eq!(config.ssh_forwards, [forward("a", "/run/a", "root"), forward("b c", "/run/b", "core")]);
+    assert_eq!(config.forwards, [forward("a", "/run/a", "root"), forward("b c", "/run/b", "core")]);
 }
 
 #[test]
@@ -163,7 +171,10 @@ fn mistakes() {
             "-forward-sock @/a -forward-dest run/x",
             r#"invalid value "run/x" for flag -forward-dest: not an absolute path, which it is without -forward-user"#,
         ),
-        ("-forward-sock tcp://x -forward-dest /d", "URI scheme not supported: tcp"),
+        (
+            "-forward-sock tcp://x -forward-dest /d",
+            r#"invalid value "tcp://x" for flag -forward-sock: missing port in address"#,
+        ),
         ("-agent-port 0", "agent-port value must be between 1 and 65535"),
         (
             &format!("-forward-sock @/a {forward} @/none"),
@@ -174,8 +185,11 @@ fn mistakes() {
             r#"identity file "@" can't be loaded: read @: is a directory"#,
         ),
         (&format!("-forward-sock @/file {forward} @/key"), r#""@/file" already exists"#),
-        (&format!("-forward-sock tcp://x {forward} @/key"), "URI scheme not supported: tcp"),
-        (&format!("-forward-sock npipe:////./pipe/x {forward} @/key"), "URI scheme not supported: npipe"),
+        (
+            &format!("-forward-sock npipe:////./pipe/x {forward} @/key"),
+            "invalid value \"npipe:////./pipe/x\" for flag -forward-sock: URI scheme not supported: npipe; \
+             there are unix, tcp, vsock, fd, and a plain path",
+        ),
         (&format!("-forward-sock= {forward} @/key"), "the path of a unix socket is empty"),
         (
             &format!("-forward-sock @/a {forward} @/key -forward-sock @/a {forward} @/key"),
@@ -329,7 +343,7 @@ fn flags_and_file_are_one() {
     assert_eq!((config.pid_file, config.notification, config.capture), (path("pid"), path("n"), path("c")));
     let qemu = |name: &str| vec![LinkConfig::Qemu(Address::Unix(path(name).unwrap()))];
     assert_eq!((config.links, config.network.mtu, config.network.assumed_mtu), (qemu("q"), 4000, 4000));
-    assert_eq!((config.device_ip, config.ssh_forwards.len()), (Ipv4Addr::new(10, 0, 0, 2), 1));
+    assert_eq!((config.device_ip, config.forwards.len()), (Ipv4Addr::new(10, 0, 0, 2), 1));
     let forward = |protocol, local: &str, remote: &str| Exposed {
         protocol,
         local: local.into(),
@@ -353,8 +367,9 @@ fn flags_and_file_are_one() {
     );
     assert_eq!((config.links, config.network.mtu), (qemu("q2"), 3000));
     assert_eq!((config.listen, config.services), (vec![endpoint("l2")], Some(endpoint("v2"))));
-    let users: Vec<_> = config.ssh_forwards.iter().map(|forward| forward.user.as_str()).collect();
-    assert_eq!((users, config.port_forwards.len()), (vec!["u", "v"], 2));
+    let dests: Vec<_> = config.forwards.iter().map(|forward| forward.dest.to_string()).collect();
+    assert_eq!(dests, ["ssh://u@10.0.0.2:22/d", "ssh://v@10.0.0.2:22/e"]);
+    assert_eq!(config.port_forwards.len(), 2);
 
     for (yaml, notification) in [
         ("notification: unix://@/n\n", path("n")),
@@ -422,8 +437,7 @@ fn the_readmes_file_is_one() {
     let (yaml, _) = rest.split_once("```").unwrap();
     let yaml = yaml.replace("/run/vm/", "@/").replace("/home/me/.ssh/machine", "@/key");
     let config = bench.resolve_file(&yaml, "").unwrap();
-    let ways =
-        (config.listen.len(), config.links.len(), config.port_forwards.len(), config.ssh_forwards.len());
+    let ways = (config.listen.len(), config.links.len(), config.port_forwards.len(), config.forwards.len());
     assert_eq!(ways, (1, 1, 2, 1));
     assert!(config.services.is_some() && config.capture.is_some() && config.notification.is_some());
     assert_eq!((config.guest_policy.lowest_port, config.guest_policy.addresses.len()), (1024, 2));
@@ -437,8 +451,83 @@ fn sockets_without_user_and_key_go_by_way_of_the_agent() {
         "-forward-sock @/a -forward-dest /run/a -forward-sock @/b -forward-dest /run/b -agent-port 8460",
     );
     let config = config.unwrap();
-    let forward =
-        |name: &str, dest: &str| AgentForward { socket: bench.dir.path().join(name), dest: dest.into() };
-    assert_eq!(config.agent_forwards, [forward("a", "/run/a"), forward("b", "/run/b")]);
-    assert_eq!((config.ssh_forwards, config.agent_port), (vec![], 8460));
+    let forward = |name: &str, dest: &str| SocketForward {
+        source: Source::parse(bench.dir.path().join(name).as_os_str()).unwrap(),
+        dest: Dest::parse(&format!("agent://{dest}")).unwrap(),
+    };
+    assert_eq!(config.forwards, [forward("a", "/run/a"), forward("b", "/run/b")]);
+    assert_eq!((config.port_forwards.len(), config.agent_port), (1, 8460));
+}
+
+#[test]
+fn ways_in_by_url() {
+    let bench = Bench::new();
+    let dests = |line: &str| -> Result<Vec<String>, String> {
+        let config = bench.resolve(line)?;
+        Ok(config.forwards.iter().map(|forward| forward.dest.to_string()).collect())
+    };
+    for (line, expected) in [
+        ("-forward-sock @/a -forward-dest unix:///x", &["unix:///x"][..]),
+        (
+            "-forward-sock @/a -forward-dest vsock://3:1 -forward-sock @/b -forward-dest /run/b",
+            &["vsock://3:1", "agent:///run/b"],
+        ),
+        ("-forward-sock @/a -forward-dest ssh://u(at)h/x?key=@/key", &["ssh://u@h:22/x"]),
+        (
+            "-forward-sock @/a -forward-dest ssh://u(at)h/x -forward-sock @/b -forward-dest /y -forward-user v \
+             -forward-identity @/key -forward-identity @/key",
+            &["ssh://u@h:22/x", "ssh://v@192.168.127.2:22/y"],
+        ),
+    ] {
+        assert_eq!(dests(line).unwrap(), expected, "{line}");
+    }
+    for (line, why) in [
+        ("-forward-dest ssh://u(at)h/x", "no key: add ?key=/file to it, or -forward-identity /file"),
+        (
+            "-forward-dest ssh://u(at)h/x?key=@/none",
+            "can't be loaded: stat @/none: no such file or directory",
+        ),
+        ("-forward-dest ssh://u(at)h/x?key=@/key -forward-identity @/key", "belongs to no forward"),
+        ("-forward-dest unix:///x -forward-identity @/key", "belongs to no forward"),
+        ("-forward-dest unix:///x -forward-user u", "must all be specified together"),
+        ("-forward-dest http://x", r#"invalid value "http://x" for flag -forward-dest: "#),
+    ] {
+        let error = bench.error(&format!("-forward-sock @/a {line}"));
+        assert!(error.contains(why), "{line}: {error}");
+    }
+}
+
+#[test]
+fn the_files_forwards_are_those_of_the_flags() {
+    let bench = Bench::new();
+    let yaml = "forwards:\n- {socket: @/a, dest: /run/a}\n- {socket: @/b, dest: \"unix:///b?port=5\"}\n\
+                - {socket: @/c, dest: \"ssh://u(at)h:1/c\", identity: @/key}\n";
+    let config = bench.resolve_file(yaml, "").unwrap();
+    let dests: Vec<_> = config.forwards.iter().map(|forward| forward.dest.to_string()).collect();
+    assert_eq!(dests, ["agent:///run/a", "unix:///b?port=5", "ssh://u@h:1/c"]);
+    for (yaml, why) in [
+        ("- {socket: @/a, dest: \"unix:///x\", user: u}", "it is a URL, which brings its user along"),
+        ("- {socket: @/a, dest: \"unix:///x\", identity: @/key}", "no key is needed there"),
+        ("- {socket: @/a, dest: \"udp://h:1\"}", "not implemented: udp"),
+    ] {
+        let error = bench.resolve_file(&format!("forwards:\n{yaml}\n"), "").unwrap_err();
+        assert!(error.contains("line 2: forwards[0]") && error.contains(why), "{yaml}: {error}");
+    }
+}
+
+#[test]
+fn without_a_link_and_a_guest_there_is_no_default_port() {
+    let bench = Bench::new();
+    for (line, ports) in [
+        ("-forward-sock @/a -forward-dest unix:///x", 0),
+        ("-forward-sock @/a -forward-dest unix:///x -ssh-port 2223", 1),
+        ("-forward-sock @/a -forward-dest unix:///x -listen unix://@/l", 1),
+        ("-forward-sock @/a -forward-dest unix:///x -listen-qemu unix://@/q", 1),
+        ("-forward-sock @/a -forward-dest tcp://192.168.127.2:80", 1),
+        ("-forward-sock @/a -forward-dest tcp://10.0.0.2:80", 0),
+        ("-forward-sock @/a -forward-dest /run/x", 1),
+        ("", 1),
+    ] {
+        assert_eq!(bench.resolve(line).unwrap().port_forwards.len(), ports, "{line}");
+    }
 }

@@ -1,15 +1,13 @@
-//! Clients that are led to a socket in a guest: its agent is told which, in one line, and what it sends after `OK` in a line of its own is
-//! for the client. The client's descriptor is the flow's other end, so that nothing stands between the two.
+//! Clients that are led to a guest: to a TCP port, or to a socket. Of the latter its agent is told in one line, and what it sends after `OK`
+//! in a line of its own is for the client. The client's descriptor is the flow's other end, so that nothing stands between the two.
 //!
 //! Owns: a flow's greeting, and how long an agent may take for it. May not: decide what happens to a client that was turned away.
-//! Read next: `tcp.rs`; `../forward/agent.rs`, who asks for it; `../guest/agent.rs`, the agent.
+//! Read next: `tcp.rs`; `../forward/network.rs`, who asks for it; `../guest/agent.rs`, the agent.
 
 use std::net::SocketAddrV4;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream as StdUnixStream;
 use std::time::Duration;
 
-use mio::net::UnixStream;
 use netstack::FlowId;
 use netstack::tcp::{Abort, Flow};
 use thiserror::Error;
@@ -56,17 +54,18 @@ pub enum Refused {
 #[derive(Debug)]
 pub struct Turned {
     /// The client, of which nothing has been read; `None` if it is closed already.
-    pub client: Option<StdUnixStream>,
+    pub client: Option<OwnedFd>,
     /// Why.
     pub why: Refused,
 }
 
-/// A wish to be led to a guest's socket.
+/// A wish to be led to a guest.
 #[derive(Debug)]
 pub(super) struct Wish {
-    client: StdUnixStream,
+    client: OwnedFd,
     to: SocketAddrV4,
-    line: Vec<u8>,
+    /// What is said to an agent.
+    line: Option<Vec<u8>>,
     reply: Reply,
 }
 
@@ -75,8 +74,8 @@ type Reply = oneshot::Sender<Result<(), Turned>>;
 /// What is missing before bytes may pass.
 #[derive(Debug)]
 pub(super) struct Greeting {
-    /// What of the line is still to be said.
-    line: Vec<u8>,
+    /// What of the line is still to be said; without one nothing is said or heard.
+    line: Option<Vec<u8>>,
     /// The flow is connected, and the time runs.
     pub(super) begun: bool,
     answer: Vec<u8>,
@@ -84,21 +83,26 @@ pub(super) struct Greeting {
 }
 
 impl Greeting {
-    fn new(line: Vec<u8>, reply: Reply) -> Self {
+    fn new(line: Option<Vec<u8>>, reply: Reply) -> Self {
         Self { line, begun: false, answer: Vec::new(), reply: Some(reply) }
     }
 
     /// Says and hears what can be. `Some` once it is over; the client then knows if it went well.
     pub(super) fn advance(&mut self, flow: &mut Flow) -> Option<Result<(), Refused>> {
-        flow.send(|space| {
-            let sent = self.line.len().min(space.len());
-            for (to, byte) in space.iter_mut().zip(self.line.drain(..sent)) {
-                *to = byte;
+        let over = match &mut self.line {
+            None => Ok(()),
+            Some(line) => {
+                flow.send(|space| {
+                    let sent = line.len().min(space.len());
+                    for (to, byte) in space.iter_mut().zip(line.drain(..sent)) {
+                        *to = byte;
+                    }
+                    sent
+                });
+                flow.recv(|bytes| self.hear(bytes));
+                self.judge(flow.recv_finished())?
             }
-            sent
-        });
-        flow.recv(|bytes| self.hear(bytes));
-        let over = self.judge(flow.recv_finished())?;
+        };
         if over.is_ok()
             && let Some(reply) = self.reply.take()
         {
@@ -148,8 +152,8 @@ impl Engine {
         let Wish { client, to, line, reply } = wish;
         match self.stack.tcp_connect(to, self.now, &mut self.batches) {
             Ok(flow) => {
-                let client = HostStream::Unix(UnixStream::from_std(client));
-                self.adopt(flow, client, Opening::Agent(Box::new(Greeting::new(line, reply))));
+                let client = HostStream::from_client(client);
+                self.adopt(flow, client, Opening::Led(Box::new(Greeting::new(line, reply))));
             }
             Err(error) => {
                 tracing::debug!(%to, %error, "cannot lead a client");
@@ -167,14 +171,11 @@ impl Engine {
     pub(super) fn turn_away(&mut self, flow: FlowId, why: Refused) {
         let Some(connection) = self.tcp.remove(flow) else { return };
         self.forget(connection.relay.token);
-        if let Opening::Agent(greeting) = connection.opening
+        if let Opening::Led(greeting) = connection.opening
             && let Some(reply) = greeting.reply
         {
-            let client = match connection.relay.into_stream(self.poll.registry()) {
-                Ok(HostStream::Unix(stream)) => Some(StdUnixStream::from(OwnedFd::from(stream))),
-                Ok(HostStream::Tcp(_)) | Err(_) => None,
-            };
-            let _ = reply.send(Err(Turned { client, why }));
+            let client = connection.relay.into_stream(self.poll.registry()).ok();
+            let _ = reply.send(Err(Turned { client: client.map(OwnedFd::from), why }));
         }
         self.stack.tcp_release(flow, true);
     }
@@ -182,7 +183,7 @@ impl Engine {
     /// Turns away those whose agent took too long.
     pub(super) fn end_greetings(&mut self) {
         while let Some((until, flow)) = self.greetings.front().copied() {
-            let greets = self.tcp.get(flow).is_some_and(|to| matches!(to.opening, Opening::Agent(_)));
+            let greets = self.tcp.get(flow).is_some_and(|to| matches!(to.opening, Opening::Led(_)));
             if greets && until > self.now {
                 return;
             }
@@ -195,14 +196,14 @@ impl Engine {
 }
 
 impl Handle {
-    /// Leads `client` to the socket at `path` in the guest whose agent listens at `to`. When it returns `Ok`, the client is connected
-    /// and the engine's, to its end. Takes up to 20 s.
+    /// Leads `client`, a connected stream socket that does not block, to the TCP port `to` of a guest, or, if that is its agent's, to the
+    /// socket at `path` there. When it returns `Ok`, the client is connected and the engine's, to its end. Takes up to 20 s.
     ///
     /// # Errors
     /// See [`Refused`]; the client comes back, and may be led again.
-    pub async fn lead(&self, client: StdUnixStream, to: SocketAddrV4, path: &str) -> Result<(), Turned> {
+    pub async fn lead(&self, client: OwnedFd, to: SocketAddrV4, path: Option<&str>) -> Result<(), Turned> {
         let (reply, answer) = oneshot::channel();
-        let line = format!("{path}\n").into_bytes();
+        let line = path.map(|path| format!("{path}\n").into_bytes());
         self.send(Command::Lead(Wish { client, to, line, reply })).await;
         answer.await.unwrap_or(Err(Turned { client: None, why: Refused::Unreachable }))
     }
@@ -214,7 +215,7 @@ mod tests {
 
     /// What becomes of an agent that sends `bytes` in pieces of `step`, then ends; and what of it is left for the client.
     fn answer(bytes: &[u8], step: usize) -> (Result<(), Refused>, usize) {
-        let mut greeting = Greeting::new(Vec::new(), oneshot::channel().0);
+        let mut greeting = Greeting::new(Some(Vec::new()), oneshot::channel().0);
         let mut taken = 0;
         for piece in bytes.chunks(step) {
             let took = greeting.hear(piece);

@@ -15,7 +15,6 @@ use super::agent::Wish;
 use super::attach::NewLink;
 use super::forwards::ForwardCommand;
 use super::readout::Readout;
-use crate::dial::Dial;
 use crate::host::icmp::Answer;
 
 /// Commands, and requests, that may be under way at once.
@@ -119,12 +118,14 @@ impl Handle {
             tracing::error!(%error, "cannot wake the engine");
         }
     }
-}
 
-impl Dial for Handle {
-    async fn dial(&self, remote: SocketAddrV4, limit: Duration) -> io::Result<tokio::net::UnixStream> {
+    /// Connects to a TCP port of a guest, within `limit`; the stream is one end of a socket pair, and carries half-close both ways.
+    ///
+    /// # Errors
+    /// What the guest or the network answered: refused, unreachable, or timed out.
+    pub async fn dial(&self, to: SocketAddrV4, limit: Duration) -> io::Result<tokio::net::UnixStream> {
         let (reply, answer) = oneshot::channel();
-        self.send(Command::Connect { to: remote, reply }).await;
+        self.send(Command::Connect { to, reply }).await;
         match tokio::time::timeout(limit, answer).await {
             Ok(Ok(Ok(stream))) => tokio::net::UnixStream::from_std(stream),
             Ok(Ok(Err(error))) => Err(error),

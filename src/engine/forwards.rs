@@ -1,4 +1,4 @@
-//! Ports and sockets of the host that lead to guests, added and removed while the loop runs.
+//! Ports of the host that lead to guests, added and removed while the loop runs.
 //!
 //! A stream's client becomes a TCP flow, which outlives the listener. A port for datagrams has one socket and a flow for each of its
 //! clients, whose number and idle time are the stack's to bound; they end with the port.
@@ -12,7 +12,7 @@ use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
-use mio::net::{TcpListener, UdpSocket, UnixListener};
+use mio::net::{TcpListener, UdpSocket};
 use mio::{Interest, Token};
 use netstack::{Instant, UdpFlowId};
 use slotmap::SlotMap;
@@ -23,7 +23,6 @@ use super::udp::TURN;
 use super::{EARLY_WRITE, Engine, Handle, Source};
 use crate::host::stream::HostStream;
 use crate::host::udp::HostUdp;
-use crate::listen::RemoveOnDrop;
 use crate::sys::udp::{MESSAGES, receive_uncut};
 
 /// Connections taken from one listener in a turn.
@@ -41,8 +40,6 @@ slotmap::new_key_type! {
 pub enum Listener {
     /// A TCP port.
     Tcp(std::net::TcpListener),
-    /// A unix stream socket, and its file.
-    Unix(std::os::unix::net::UnixListener, RemoveOnDrop),
     /// A UDP port.
     Udp(std::net::UdpSocket),
 }
@@ -50,11 +47,6 @@ pub enum Listener {
 #[derive(Debug)]
 enum Socket {
     Tcp(TcpListener),
-    /// The file goes first, while the socket is open.
-    Unix {
-        _file: RemoveOnDrop,
-        listener: UnixListener,
-    },
     Udp(Arc<UdpSocket>),
 }
 
@@ -94,7 +86,7 @@ impl Forwards {
         let Some(forward) = self.table.get_mut(id).filter(|forward| !forward.queued) else { return };
         forward.queued = true;
         match forward.socket {
-            Socket::Tcp(_) | Socket::Unix { .. } => self.accepting.push_back(id),
+            Socket::Tcp(_) => self.accepting.push_back(id),
             Socket::Udp(_) => self.receiving.push_back(id),
         }
     }
@@ -125,12 +117,6 @@ impl Engine {
                 let mut listener = TcpListener::from_std(listener);
                 registry.register(&mut listener, token, Interest::READABLE)?;
                 Socket::Tcp(listener)
-            }
-            Listener::Unix(listener, file) => {
-                listener.set_nonblocking(true)?;
-                let mut listener = UnixListener::from_std(listener);
-                registry.register(&mut listener, token, Interest::READABLE)?;
-                Socket::Unix { _file: file, listener }
             }
             Listener::Udp(socket) => {
                 socket.set_nonblocking(true)?;
@@ -185,9 +171,6 @@ impl Engine {
             let Some(forward) = self.forwards.table.get(id) else { return Ok(()) };
             let accepted = match &forward.socket {
                 Socket::Tcp(listener) => listener.accept().map(|(stream, _)| HostStream::accepted(stream)),
-                Socket::Unix { listener, .. } => {
-                    listener.accept().map(|(stream, _)| HostStream::Unix(stream))
-                }
                 Socket::Udp(_) => return Ok(()),
             };
             match accepted {
@@ -307,7 +290,7 @@ impl Handle {
         answer.await.unwrap_or_else(|_| Err(io::ErrorKind::ConnectionAborted.into()))
     }
 
-    /// Closes a forward; when it returns the socket is closed and its file is gone. Connections go on, flows of datagrams end.
+    /// Closes a forward; when it returns the socket is closed. Connections go on, flows of datagrams end.
     pub async fn remove_forward(&self, id: ForwardId) {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Forward(ForwardCommand::Remove { id, reply })).await;

@@ -35,8 +35,8 @@ pub(super) enum Opening {
     Host,
     /// The guest's side of a flow that this side dialled; whoever asked for it gets the far end of the pair.
     Guest(Option<(oneshot::Sender<io::Result<StdUnixStream>>, StdUnixStream)>),
-    /// The same, and the word of the guest's agent.
-    Agent(Box<Greeting>),
+    /// The same for a client that comes back if it fails; and perhaps the word of the guest's agent.
+    Led(Box<Greeting>),
 }
 
 impl Engine {
@@ -150,7 +150,7 @@ impl Engine {
                         }
                         connection.opening = Opening::Done;
                     }
-                    Opening::Agent(greeting) => {
+                    Opening::Led(greeting) => {
                         let (over, begins) = (greeting.advance(flow), !greeting.begun);
                         greeting.begun = true;
                         match over {
@@ -172,7 +172,7 @@ impl Engine {
                 }
             }
             Phase::Aborted => {
-                if let Opening::Agent(greeting) = &connection.opening {
+                if let Opening::Led(greeting) = &connection.opening {
                     let why = greeting.aborted(flow.abort_reason());
                     return self.turn_away(id, why);
                 }

@@ -1,10 +1,156 @@
-//! Ways from the host into the guest.
-//! Owns: the listeners on the host side, and the table of them. May not: know frames or the virtual network's inside; it dials.
-//! Read next: `registry.rs`, `unix.rs`.
+//! Ways from the host to guests, and whatever else a host socket can lead to.
+//!
+//! A forward is a socket on the host and the way its clients are led: over SSH, through the virtual network, or straight from descriptor to
+//! descriptor. The socket is there before the other end is; a client that comes early waits for it, for a bounded time, and is then closed.
+//!
+//! Owns: which way a [`Dest`] is. May not: know frames or the virtual network's inside; it dials.
+//! Read next: `clients.rs`, where they are accepted; `ssh.rs`, `network.rs`, `direct.rs`, the ways; `registry.rs`, what is exposed.
 
-pub mod agent;
+pub mod clients;
+mod direct;
 pub(crate) mod local;
+mod network;
 pub mod policy;
 pub mod registry;
 mod remote;
-pub mod unix;
+pub mod ssh;
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::config::{Dest, SocketForward, SshDest};
+use crate::dial::{Dial, Place, stream};
+use crate::engine::Handle;
+use crate::listen::{self, Bound};
+use crate::relay::Relays;
+use crate::ssh::load_key;
+
+use clients::Places;
+use direct::{Direct, DirectWay};
+use network::NetworkWay;
+
+/// How long a client waits for a guest.
+// COMPAT(gvproxy): the original tries for about 235 s from its start, and then ends as a whole; here each client waits
+// this long from its arrival, is closed, and the daemon goes on.
+pub const GUEST_PATIENCE: Duration = Duration::from_secs(240);
+/// How long a client waits for what the host's system connects to.
+const HOST_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What all forwards have in common.
+#[derive(Debug)]
+pub struct Ways {
+    /// Of the virtual network.
+    pub engine: Handle,
+    /// Network address and prefix length: these addresses are guests'.
+    pub subnet: (Ipv4Addr, u8),
+    /// Where the guest's agent listens.
+    pub agent: SocketAddrV4,
+    /// What carries bytes between two descriptors.
+    pub relays: Arc<Relays>,
+    /// How many clients there may be.
+    pub places: Places,
+}
+
+impl Dial for Ways {
+    async fn dial(&self, place: &Place, limit: Duration) -> io::Result<UnixStream> {
+        if let Some(guest) = place.within(self.subnet) {
+            return self.engine.dial(guest, limit).await;
+        }
+        let socket = timeout(limit, TcpStream::connect((place.host.as_str(), place.port))).await??;
+        let socket = socket.into_std()?.into();
+        clients::tune(&socket);
+        stream(socket)
+    }
+}
+
+/// A host socket, bound: clients may connect from now on.
+#[derive(Debug)]
+pub struct Forward {
+    bound: Bound,
+    dest: Dest,
+}
+
+impl Forward {
+    /// Binds the socket.
+    ///
+    /// # Errors
+    /// The identity is not a usable private key, or the socket cannot be bound.
+    pub fn bind(forward: &SocketForward) -> Result<Self> {
+        if let Dest::Ssh(SshDest { key: Some(key), passphrase, .. }) = &forward.dest {
+            load_key(key, passphrase.as_ref())?;
+        }
+        Self::listen(forward)
+    }
+
+    /// The same, but for the key, which is first looked at when a client comes.
+    ///
+    /// # Errors
+    /// The socket cannot be bound.
+    pub fn listen(forward: &SocketForward) -> Result<Self> {
+        Ok(Self { bound: listen::bind(&forward.source)?, dest: forward.dest.clone() })
+    }
+
+    /// Serves clients until `shutdown` turns true or its sender is gone; then drops those that are not the engine's, and removes the
+    /// socket.
+    ///
+    /// # Errors
+    /// The listener cannot be handed to the runtime.
+    pub async fn run(self, ways: Arc<Ways>, shutdown: watch::Receiver<bool>) -> Result<()> {
+        let Self { bound, dest } = self;
+        let way = match dest.clone() {
+            Dest::Ssh(to) => return ssh::run(bound, to, Arc::clone(&ways), &ways.places, shutdown).await,
+            Dest::Agent { guest, port, path } => {
+                let mut agent = ways.agent;
+                agent.set_ip(guest.unwrap_or_else(|| *ways.agent.ip()));
+                agent.set_port(port.unwrap_or_else(|| ways.agent.port()));
+                Way::to_guest(&ways, agent, Some(path))
+            }
+            Dest::Tcp(place) => match place.within(ways.subnet) {
+                Some(guest) => Way::to_guest(&ways, guest, None),
+                None => Way::direct(&ways, Direct::Tcp(place), &dest),
+            },
+            Dest::Vsock { cid, port } => Way::direct(&ways, Direct::Vsock { cid, port }, &dest),
+            Dest::HybridVsock { socket, port } => {
+                Way::direct(&ways, Direct::HybridVsock { socket, port }, &dest)
+            }
+            Dest::Unix(path) => Way::direct(&ways, Direct::Unix(path), &dest),
+        };
+        let way = Arc::new(way);
+        let serve = |client| {
+            let way = Arc::clone(&way);
+            async move { way.serve(client).await }
+        };
+        clients::serve(bound, &dest, &ways.places, shutdown, serve).await
+    }
+}
+
+/// How clients get to a [`Dest`] that is not behind SSH.
+#[derive(Debug)]
+enum Way {
+    Network(NetworkWay),
+    Direct(DirectWay),
+}
+
+impl Way {
+    fn to_guest(ways: &Ways, guest: SocketAddrV4, path: Option<String>) -> Self {
+        Self::Network(NetworkWay::new(ways.engine.clone(), guest, path))
+    }
+
+    fn direct(ways: &Ways, to: Direct, dest: &Dest) -> Self {
+        Self::Direct(DirectWay::new(to, dest.to_string(), Arc::clone(&ways.relays)))
+    }
+
+    async fn serve(&self, client: UnixStream) {
+        match self {
+            Self::Network(way) => way.serve(client, GUEST_PATIENCE).await,
+            Self::Direct(way) => way.serve(client, HOST_PATIENCE).await,
+        }
+    }
+}

@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -18,15 +17,10 @@ use tokio::task::JoinHandle;
 
 use super::local::{Local, Place};
 use super::policy::GuestPolicy;
-use super::remote::{self, SshRemote, UnixRemote};
-use super::unix::UnixForward;
-use crate::engine::{Engine, ForwardId, Handle, Listener};
-use crate::listen::unix_listener;
-use crate::ssh::{Secret, Target};
+use super::{Forward, Ways, remote};
+use crate::config::{Dest, SocketForward, Source, SshDest};
+use crate::engine::{Engine, ForwardId, Listener};
 use crate::text::reason;
-
-/// An exposed unix socket may be used by its owner only.
-const MODE: u32 = 0o600;
 
 /// What is listened on at the host. The names in JSON are the original's.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
@@ -37,7 +31,7 @@ pub enum Protocol {
     Tcp,
     /// A UDP port.
     Udp,
-    /// A unix stream socket.
+    /// A stream socket of any kind: a path, or what else `-forward-sock` takes.
     Unix,
     /// A named pipe of Windows.
     Npipe,
@@ -138,7 +132,7 @@ pub struct Registry(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    engine: Handle,
+    ways: Arc<Ways>,
     policy: GuestPolicy,
     table: Mutex<Table>,
     /// Held by whoever changes something, as the engine's answer has to be waited for. Names are looked up before.
@@ -168,19 +162,14 @@ struct Entry {
 #[derive(Debug)]
 enum Running {
     Engine(ForwardId),
-    Ssh { stop: watch::Sender<bool>, task: JoinHandle<anyhow::Result<()>> },
+    Socket { stop: watch::Sender<bool>, task: JoinHandle<anyhow::Result<()>> },
 }
 
 impl Registry {
-    /// An empty table whose listeners will be `engine`'s.
-    pub fn new(engine: Handle) -> Self {
-        Self::with_policy(engine, GuestPolicy::default())
-    }
-
-    /// The same, where guests may do as `policy` says.
-    pub fn with_policy(engine: Handle, policy: GuestPolicy) -> Self {
+    /// An empty table. Ports will be the engine's, sockets lead where `ways` knows, and guests may do as `policy` says.
+    pub fn new(ways: Arc<Ways>, policy: GuestPolicy) -> Self {
         let (table, changing) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self(Arc::new(Inner { engine, policy, table, changing }))
+        Self(Arc::new(Inner { ways, policy, table, changing }))
     }
 
     /// Exposes a TCP or UDP port while the engine does not run yet, for the operator. May wait for a name.
@@ -213,7 +202,7 @@ impl Registry {
     }
 
     /// Closes what listens at `local`, spelled as it was exposed. Connections through the engine go on, as the original's do; flows of
-    /// datagrams and connections through SSH end, as its do too.
+    /// datagrams and all other connections end, as its do too.
     ///
     /// # Errors
     /// There is none, or it is not the asker's.
@@ -276,15 +265,8 @@ impl Inner {
                 let listener = self.bind(&wanted, place, asker)?;
                 self.add(&wanted, listener, to).await?
             }
-            None => match UnixRemote::parse(&wanted.remote).map_err(ExposeError::Remote)? {
-                _ if wanted.protocol == Protocol::Npipe => return Err(ExposeError::NoPipes),
-                UnixRemote::Tcp(to) => {
-                    let (listener, file) = unix_listener(Path::new(&wanted.local), MODE)
-                        .map_err(|error| ExposeError::Listen(format!("{error:#}")))?;
-                    self.add(&wanted, Listener::Unix(listener, file), to).await?
-                }
-                UnixRemote::Ssh(remote) => self.tunnel(&wanted.local, remote)?,
-            },
+            None if wanted.protocol == Protocol::Npipe => return Err(ExposeError::NoPipes),
+            None => self.listen(&wanted)?,
         };
         self.insert(wanted, asker, place, running);
         Ok(())
@@ -332,7 +314,6 @@ impl Inner {
             let address = match &listener {
                 Listener::Tcp(listener) => listener.local_addr().ok(),
                 Listener::Udp(socket) => socket.local_addr().ok(),
-                Listener::Unix(..) => None,
             };
             tracing::info!(%protocol, local = wanted.local, ?address, "any port: this one");
         }
@@ -360,27 +341,25 @@ impl Inner {
         listener: Listener,
         to: SocketAddrV4,
     ) -> Result<Running, ExposeError> {
-        match self.engine.add_forward(listener, to).await {
+        match self.ways.engine.add_forward(listener, to).await {
             Ok(id) => Ok(Running::Engine(id)),
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => Err(ExposeError::Stopping),
             Err(error) => Err(wanted.cannot_watch(&error)),
         }
     }
 
-    /// A unix socket whose clients go through SSH. The key is read when the first one comes, as in the original.
-    fn tunnel(&self, local: &str, remote: SshRemote) -> Result<Running, ExposeError> {
-        let SshRemote { sshd, user, dest, key, passphrase, password, secure } = remote;
-        let target = Target {
-            passphrase: passphrase.map(Secret),
-            password: password.map(Secret),
-            known_hosts: std::env::home_dir().filter(|_| secure).map(|home| home.join(".ssh/known_hosts")),
-            ..Target::new(sshd, user, key)
-        };
-        let forward = UnixForward::listen(PathBuf::from(local), dest, target)
-            .map_err(|error| ExposeError::Listen(format!("{error:#}")))?;
+    /// A socket whose clients are led by the control plane. A key is read when the first one comes, as in the original.
+    fn listen(&self, wanted: &Exposed) -> Result<Running, ExposeError> {
+        let dest = Dest::parse(&wanted.remote).map_err(ExposeError::Remote)?;
+        if matches!(dest, Dest::Ssh(SshDest { key: None, .. })) {
+            return Err(ExposeError::Remote("key not provided for unix-ssh connection".into()));
+        }
+        let failed = |error| ExposeError::Listen(format!("{error:#}"));
+        let source = Source::parse(wanted.local.as_ref()).map_err(failed)?;
+        let forward = Forward::listen(&SocketForward { source, dest }).map_err(failed)?;
         let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(forward.run(Arc::new(self.engine.clone()), stopped));
-        Ok(Running::Ssh { stop, task })
+        let task = tokio::spawn(forward.run(Arc::clone(&self.ways), stopped));
+        Ok(Running::Socket { stop, task })
     }
 
     fn insert(&self, exposed: Exposed, asker: Asker, place: Option<Place>, running: Running) {
@@ -414,8 +393,8 @@ impl Inner {
     /// Returns when the listener is closed and its file is gone.
     async fn end(&self, running: Running) {
         match running {
-            Running::Engine(id) => self.engine.remove_forward(id).await,
-            Running::Ssh { stop, task } => {
+            Running::Engine(id) => self.ways.engine.remove_forward(id).await,
+            Running::Socket { stop, task } => {
                 let _ = stop.send(true);
                 let _ = task.await;
             }

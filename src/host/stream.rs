@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use mio::event::{Event, Source};
@@ -31,6 +32,16 @@ impl HostStream {
     pub(crate) fn accepted(stream: TcpStream) -> Self {
         tune(&stream);
         Self::Tcp(stream)
+    }
+
+    /// A connection of any family that somebody else accepted; it does not block.
+    pub(crate) fn from_client(client: OwnedFd) -> Self {
+        let is_tcp = SockRef::from(&client).local_addr().is_ok_and(|address| address.as_socket().is_some());
+        match is_tcp {
+            true => Self::accepted(TcpStream::from_std(client.into())),
+            // All others are used by the same calls.
+            false => Self::Unix(UnixStream::from_std(client.into())),
+        }
     }
 
     /// Whether a connection that was started is there, after `event`: `Ok(false)` means not yet.
@@ -77,6 +88,15 @@ impl HostStream {
         match self {
             Self::Tcp(stream) => stream,
             Self::Unix(stream) => stream,
+        }
+    }
+}
+
+impl From<HostStream> for OwnedFd {
+    fn from(stream: HostStream) -> Self {
+        match stream {
+            HostStream::Tcp(stream) => stream.into(),
+            HostStream::Unix(stream) => stream.into(),
         }
     }
 }

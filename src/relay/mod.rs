@@ -75,8 +75,9 @@ pub struct Ended {
 }
 
 impl Default for Relays {
+    /// As many pipes as pay, and not so many that descriptors get scarce.
     fn default() -> Self {
-        Self::new(pool::MOST)
+        Self::new(pool::MOST.min(crate::sys::descriptor_limit() / 16))
     }
 }
 
@@ -84,6 +85,11 @@ impl Relays {
     /// Relays that use up to `pipes` pipes at a time. None is made yet.
     pub fn new(pipes: usize) -> Self {
         Self { pool: Pool::new(pipes), counters: Counters::default() }
+    }
+
+    /// Descriptors that its pipes take at most.
+    pub fn max_descriptors(&self) -> usize {
+        2 * self.pool.most()
     }
 
     /// What was relayed so far.

@@ -36,6 +36,11 @@ impl Pool {
         (pipes.all, pipes.spare.len())
     }
 
+    /// Pipes at a time.
+    pub(super) fn most(&self) -> usize {
+        self.most
+    }
+
     /// An empty pipe, if one is to be had.
     pub(super) fn lend(&self) -> Option<Loan<'_>> {
         let mut pipes = self.pipes();

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
-use std::net::{Shutdown, SocketAddrV4};
+use std::net::Shutdown;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -21,7 +21,7 @@ use tracing::{debug, info};
 
 use super::chunk::Chunks;
 use super::{Secret, Target, key};
-use crate::dial::Dial;
+use crate::dial::{Dial, Place};
 
 /// One attempt to reach port 22. The original allows 5 s; a SYN lost while the guest boots must not outlast its cause,
 /// or the first connection after a reboot would wait for the rest of it.
@@ -99,7 +99,7 @@ impl Connection {
     pub(super) async fn connect<D: Dial>(dialer: &D, target: &Target) -> Result<Self, ConnectError> {
         let key = key::load(&target.identity, target.passphrase.as_ref());
         let key = Arc::new(key.map_err(|error| ConnectError::Key(format!("{error:#}")))?);
-        let stream = timeout(DIAL_LIMIT, dialer.dial(target.addr, DIAL_LIMIT))
+        let stream = timeout(DIAL_LIMIT, dialer.dial(&target.addr, DIAL_LIMIT))
             .await
             .map_err(|_| ConnectError::unreachable(io::Error::from(io::ErrorKind::TimedOut)))?
             .map_err(ConnectError::unreachable)?;
@@ -108,7 +108,7 @@ impl Connection {
         // Should the limit pass, `transport` is dropped, which ends russh's task as well.
         let life = Arc::new(Life::new());
         let handle = timeout(HANDSHAKE_LIMIT, async {
-            let known_hosts = target.known_hosts.clone().map(|file| (file, target.addr));
+            let known_hosts = target.known_hosts.clone().map(|file| (file, target.addr.clone()));
             let events = Events { life: Arc::clone(&life), known_hosts };
             let mut handle = client::connect_stream(
                 Arc::new(config()),
@@ -291,7 +291,7 @@ impl Life {
 /// What russh tells about the connection.
 struct Events {
     life: Arc<Life>,
-    known_hosts: Option<(PathBuf, SocketAddrV4)>,
+    known_hosts: Option<(PathBuf, Place)>,
 }
 
 impl client::Handler for Events {
@@ -301,7 +301,7 @@ impl client::Handler for Events {
     async fn check_server_key(&mut self, key: &PublicKeyOrCertificate) -> Result<bool, Self::Error> {
         let Some((file, addr)) = &self.known_hosts else { return Ok(true) };
         let PublicKeyOrCertificate::PublicKey { key, .. } = key else { return Ok(false) };
-        match check_known_hosts_path(&addr.ip().to_string(), addr.port(), key, file) {
+        match check_known_hosts_path(&addr.host, addr.port, key, file) {
             Ok(true) => Ok(true),
             Ok(false) => {
                 info!(%addr, file = %file.display(), "ssh: the guest's key is not known, and taken as it is");

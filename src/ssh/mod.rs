@@ -9,7 +9,7 @@
 //! busy; above that clients share, and each may lag by [`LAG_PACKETS`] before the others on its connection wait.
 //!
 //! Owns: keys, connections, channels, and when to try again. May not: listen on the host.
-//! Read next: `tunnel.rs`, then `connection.rs` and `channel.rs`; `crate::forward::unix` uses it.
+//! Read next: `tunnel.rs`, then `connection.rs` and `channel.rs`; `crate::forward::ssh` uses it.
 
 mod channel;
 mod chunk;
@@ -18,8 +18,9 @@ mod key;
 mod tunnel;
 
 use std::fmt;
-use std::net::SocketAddrV4;
 use std::path::PathBuf;
+
+use crate::dial::Place;
 
 pub use self::channel::Channel;
 pub use self::connection::{ConnectError, LAG_PACKETS};
@@ -29,8 +30,8 @@ pub use self::tunnel::{MAX_CONNECTIONS, OpenError, Tunnel};
 /// Who to log in as, where, and with which key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// The guest's sshd in the virtual network.
-    pub addr: SocketAddrV4,
+    /// The guest's sshd.
+    pub addr: Place,
     /// The guest's user.
     pub user: String,
     /// The private key's file, read at each connect so that a changed key is picked up.
@@ -45,9 +46,9 @@ pub struct Target {
 
 impl Target {
     /// One that is logged in to with an unprotected key, whatever the guest's own key is.
-    pub fn new(addr: SocketAddrV4, user: impl Into<String>, identity: impl Into<PathBuf>) -> Self {
+    pub fn new(addr: impl Into<Place>, user: impl Into<String>, identity: impl Into<PathBuf>) -> Self {
         let (user, identity) = (user.into(), identity.into());
-        Self { addr, user, identity, passphrase: None, password: None, known_hosts: None }
+        Self { addr: addr.into(), user, identity, passphrase: None, password: None, known_hosts: None }
     }
 }
 

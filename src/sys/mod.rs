@@ -32,6 +32,17 @@ pub fn prepare_process() {
     }
 }
 
+/// How many descriptors the process may have open.
+pub fn descriptor_limit() -> usize {
+    #[cfg(unix)]
+    {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+    }
+    #[cfg(not(unix))]
+    usize::MAX
+}
+
 /// Whether an event can tell of urgent data on a stream. Only then does a read of less than asked for mean that there is no more: it also
 /// ends at urgent data, and what is behind that brings no event of its own.
 pub const TELLS_URGENT: bool = cfg!(target_os = "linux");

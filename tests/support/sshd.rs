@@ -13,9 +13,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use gvproxy::config::SshForward;
-use gvproxy::dial::Dial;
-use gvproxy::forward::unix::UnixForward;
+use gvproxy::config::{Source, SshDest};
+use gvproxy::dial::{Dial, Place};
+use gvproxy::forward::{clients::Places, ssh};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -206,17 +206,21 @@ impl Sshd {
 
     pub(crate) fn try_forward(&self, dest: &str, identity: &str) -> anyhow::Result<Forward> {
         let socket = self.path(&format!("forward-{}", self.forwards.fetch_add(1, Ordering::Relaxed)));
-        let forward = UnixForward::bind(
-            &SshForward {
-                socket: socket.clone(),
-                dest: text(&self.path(dest)).to_owned(),
-                user: self.user.clone(),
-                identity: self.path(identity),
-            },
-            self.addr,
-        )?;
+        let to = SshDest {
+            sshd: self.addr.into(),
+            user: self.user.clone(),
+            path: text(&self.path(dest)).to_owned(),
+            key: Some(self.path(identity)),
+            passphrase: None,
+            password: None,
+            secure: false,
+        };
+        gvproxy::ssh::load_key(&self.path(identity), None)?;
+        let bound = gvproxy::listen::bind(&Source::parse(socket.as_os_str())?)?;
         let (stop, stopped) = watch::channel(false);
-        Ok(Forward { socket, stop, task: tokio::spawn(forward.run(self.dialer(), stopped)) })
+        let dialer = self.dialer();
+        let task = tokio::spawn(async move { ssh::run(bound, to, dialer, &Places::new(0), stopped).await });
+        Ok(Forward { socket, stop, task })
     }
 
     pub(crate) fn dialer(&self) -> Arc<Loopback> {
@@ -272,12 +276,9 @@ pub(crate) struct Loopback {
 }
 
 impl Dial for Loopback {
-    fn dial(
-        &self,
-        remote: SocketAddrV4,
-        limit: Duration,
-    ) -> impl Future<Output = io::Result<UnixStream>> + Send {
+    fn dial(&self, remote: &Place, limit: Duration) -> impl Future<Output = io::Result<UnixStream>> + Send {
         self.dials.fetch_add(1, Ordering::Relaxed);
+        let remote = (remote.host.clone(), remote.port);
         async move {
             let mut guest = timeout(limit, TcpStream::connect(remote)).await??;
             guest.set_nodelay(true)?;

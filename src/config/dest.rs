@@ -1,0 +1,437 @@
+//! Ways in: what the URLs of `-forward-dest`, and of `remote` where a socket is exposed, mean. Mostly in the original's words.
+//! Owns: nothing. May not: know whether anybody is there. Read next: `../forward/mod.rs`, which leads clients there.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use crate::dial::Place;
+use crate::listen::PATH_MAX;
+use crate::ssh::Secret;
+use crate::text::quote;
+
+/// The guest's sshd, where the URL has no port.
+pub(super) const SSH_PORT: u16 = 22;
+
+/// Where the clients of a socket of the host are led.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Dest {
+    /// A unix socket of a guest, over SSH.
+    Ssh(SshDest),
+    /// A unix socket of a guest, by way of its agent.
+    Agent {
+        /// The guest and the agent's port; without one, those of the configuration.
+        guest: Option<Ipv4Addr>,
+        /// In TCP.
+        port: Option<u16>,
+        /// Absolute.
+        path: String,
+    },
+    /// A TCP port: of a guest, where the address is one of the virtual network, else of whoever the host reaches there.
+    Tcp(Place),
+    /// A vsock port of a virtual machine (vsock(7)).
+    Vsock {
+        /// The machine.
+        cid: u32,
+        /// In vsock's own number space.
+        port: u32,
+    },
+    /// The same, where the VMM listens at a unix socket for it; see `vsock.rs`.
+    HybridVsock {
+        /// The VMM's socket.
+        socket: PathBuf,
+        /// In vsock's own number space.
+        port: u32,
+    },
+    /// A unix socket of the host.
+    Unix(PathBuf),
+}
+
+/// A unix socket behind an sshd.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct SshDest {
+    /// The sshd, found as that of [`Dest::Tcp`] is.
+    pub sshd: Place,
+    /// Who logs in.
+    pub user: String,
+    /// The socket there.
+    pub path: String,
+    /// The private key's file. Always there when clients are led.
+    pub key: Option<PathBuf>,
+    /// What the key is protected with.
+    pub passphrase: Option<Secret>,
+    /// What is tried where the key is not taken.
+    pub password: Option<Secret>,
+    /// Whether the sshd's own key is to be checked.
+    pub secure: bool,
+}
+
+impl Dest {
+    /// Reads a URL.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let url = Url::parse(text)
+            .map_err(|why| format!("failed to parse remote uri :{text} : parse {}: {why}", quote(text)))?;
+        match url.scheme.as_str() {
+            "tcp" => Ok(Self::Tcp(url.place(None)?)),
+            "ssh" | "ssh-tunnel" => url.into_ssh().map(Self::Ssh),
+            "vsock" => {
+                let port = number(url.port, "port")?;
+                Ok(Self::Vsock { cid: number(url.host, "context (CID)")?, port })
+            }
+            "unix" => url.into_unix(),
+            "agent" => url.into_agent(),
+            other => Err(format!("remote protocol for unix forwarder is not implemented: {other}")),
+        }
+    }
+
+    /// Whether it is in the virtual network with this address and prefix length.
+    pub(super) fn is_guests(&self, subnet: (Ipv4Addr, u8)) -> bool {
+        match self {
+            Self::Agent { .. } => true,
+            Self::Ssh(SshDest { sshd: place, .. }) | Self::Tcp(place) => place.within(subnet).is_some(),
+            Self::Vsock { .. } | Self::HybridVsock { .. } | Self::Unix(_) => false,
+        }
+    }
+
+    /// A path without a URL around it: a socket of the guest behind the agent.
+    ///
+    /// # Errors
+    /// No agent could have such a path.
+    pub(super) fn of_agent(path: &str) -> Result<Self, String> {
+        if !path.starts_with('/') {
+            return Err("not an absolute path, which it is without -forward-user".into());
+        }
+        Ok(Self::Agent { guest: None, port: None, path: agent_path(path.to_owned())? })
+    }
+}
+
+/// Where it leads, as its URL without secrets.
+impl fmt::Display for Dest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ssh(SshDest { sshd, user, path, .. }) => write!(f, "ssh://{user}@{sshd}{path}"),
+            Self::Agent { guest: Some(guest), port: Some(port), path } => {
+                write!(f, "agent://{guest}:{port}{path}")
+            }
+            Self::Agent { guest: Some(guest), port: None, path } => write!(f, "agent://{guest}{path}"),
+            Self::Agent { path, .. } => write!(f, "agent://{path}"),
+            Self::Tcp(place) => write!(f, "tcp://{place}"),
+            Self::Vsock { cid, port } => write!(f, "vsock://{cid}:{port}"),
+            Self::HybridVsock { socket, port } => write!(f, "unix://{}?port={port}", socket.display()),
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+        }
+    }
+}
+
+/// Bytes of a unix socket's path, as Linux bounds it, and no more than a line.
+fn agent_path(path: String) -> Result<String, String> {
+    if path.len() > PATH_MAX {
+        return Err(format!("longer than {PATH_MAX} bytes"));
+    }
+    if path.contains(|c: char| c.is_control()) {
+        return Err("not a plain path".into());
+    }
+    Ok(path)
+}
+
+fn number(text: &str, what: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| format!("invalid {what} {}, want vsock://CID:PORT", quote(text)))
+}
+
+/// As Go's `strconv.ParseUint` does, and says.
+pub(crate) fn parse_port(text: &str) -> Result<u16, String> {
+    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(format!("strconv.ParseUint: parsing {}: invalid syntax", quote(text)));
+    }
+    text.parse().map_err(|_| format!("strconv.ParseUint: parsing {}: value out of range", quote(text)))
+}
+
+/// A URL's parts, not decoded but for the scheme's case.
+struct Url<'a> {
+    scheme: String,
+    user: &'a str,
+    password: Option<&'a str>,
+    host: &'a str,
+    port: &'a str,
+    path: &'a str,
+    query: &'a str,
+}
+
+impl<'a> Url<'a> {
+    /// Follows Go's `net/url` in what is a URL and what is not.
+    fn parse(text: &'a str) -> Result<Self, String> {
+        if text.bytes().any(|b| b.is_ascii_control()) {
+            return Err("net/url: invalid control character in URL".into());
+        }
+        let (text, _) = text.split_once('#').unwrap_or((text, ""));
+        let (text, query) = text.split_once('?').unwrap_or((text, ""));
+        let is_scheme = |scheme: &str| {
+            scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+                && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
+        };
+        let (scheme, rest) = match text.split_once(':') {
+            Some(("", _)) => return Err("missing protocol scheme".into()),
+            Some((scheme, rest)) if is_scheme(scheme) => (scheme.to_lowercase(), rest),
+            Some((first, _)) if !first.contains('/') => {
+                return Err("first path segment in URL cannot contain colon".into());
+            }
+            _ => (String::new(), text),
+        };
+        let (authority, path) = match rest.strip_prefix("//") {
+            Some(rest) => rest.split_at(rest.find('/').unwrap_or(rest.len())),
+            None => ("", rest),
+        };
+        let (login, place) = authority.rsplit_once('@').unwrap_or(("", authority));
+        let (user, password) = match login.split_once(':') {
+            Some((user, password)) => (user, Some(password)),
+            None => (login, None),
+        };
+        let after_host = place.rfind(']').map_or(0, |end| end + 1);
+        let (host, port) = match place.get(after_host..).and_then(|tail| tail.rfind(':')) {
+            Some(colon) => (&place[..after_host + colon], &place[after_host + colon + 1..]),
+            None => (place, ""),
+        };
+        if !port.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(format!("invalid port {} after host", quote(format!(":{port}"))));
+        }
+        Ok(Self { scheme, user, password, host, port, path, query })
+    }
+
+    /// Host and port; without a `default` there must be a port.
+    fn place(&self, default: Option<u16>) -> Result<Place, String> {
+        let port = match default {
+            Some(port) if self.port.is_empty() => port,
+            _ => parse_port(self.port)?,
+        };
+        let host = self.host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(self.host);
+        if host.is_empty() || host.contains(['[', ']', ' ']) {
+            return Err(format!("invalid remote addr: no host in {}", quote(self.host)));
+        }
+        Ok(Place { host: unescape(host)?, port })
+    }
+
+    fn into_ssh(self) -> Result<SshDest, String> {
+        let key = self.value("key")?.filter(|key| !key.is_empty());
+        if key.is_none() && self.scheme == "ssh-tunnel" {
+            return Err("key not provided for unix-ssh connection".into());
+        }
+        if matches!(self.path, "" | "/") {
+            return Err("remote uri must contain a path to a socket file".into());
+        }
+        if self.user.is_empty() && self.scheme == "ssh" {
+            return Err("no user, want ssh://user@host:port/path".into());
+        }
+        Ok(SshDest {
+            sshd: self.place(Some(SSH_PORT))?,
+            user: unescape(self.user)?,
+            path: unescape(self.path)?,
+            key: key.map(PathBuf::from),
+            passphrase: self.value("passphrase")?.filter(|text| !text.is_empty()).map(Secret),
+            password: self.password.map(unescape).transpose()?.map(Secret),
+            // What Go's `strconv.ParseBool` takes for true.
+            secure: matches!(
+                self.value("secure")?.as_deref(),
+                Some("1" | "t" | "T" | "true" | "True" | "TRUE")
+            ),
+        })
+    }
+
+    fn into_unix(self) -> Result<Dest, String> {
+        if !(self.host.is_empty() && self.user.is_empty() && self.path.starts_with('/')) {
+            return Err("the path of a unix URL must be absolute, as in unix:///run/x.sock".into());
+        }
+        let path = PathBuf::from(unescape(self.path)?);
+        match (self.query, self.value("port")?) {
+            ("", _) => Ok(Dest::Unix(path)),
+            (_, Some(port)) => {
+                let wrong = |_| format!("invalid port {}, want unix:///vm.sock?port=N", quote(&port));
+                Ok(Dest::HybridVsock { socket: path, port: port.parse().map_err(wrong)? })
+            }
+            (query, None) => {
+                Err(format!("unknown query {}: there is only port=N, of a VMM's vsock", quote(query)))
+            }
+        }
+    }
+
+    fn into_agent(self) -> Result<Dest, String> {
+        if matches!(self.path, "" | "/") {
+            return Err("no path of a socket in the guest, want agent:///path".into());
+        }
+        let guest = Some(self.host).filter(|host| !host.is_empty());
+        let guest = guest.map(|host| {
+            host.parse().map_err(|_| format!("invalid remote addr: {} is not an IPv4 address", quote(host)))
+        });
+        let port = Some(self.port).filter(|port| !port.is_empty()).map(parse_port);
+        let (guest, port) = (guest.transpose()?, port.transpose()?);
+        Ok(Dest::Agent { guest, port, path: agent_path(unescape(self.path)?)? })
+    }
+
+    /// The first value of a query's key.
+    fn value(&self, key: &str) -> Result<Option<String>, String> {
+        let pairs = self.query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        let mut values = pairs.filter(|(name, _)| *name == key).map(|(_, value)| value);
+        values.next().map(|value| unescape(&value.replace('+', " "))).transpose()
+    }
+}
+
+/// Decodes `%xx`.
+fn unescape(text: &str) -> Result<String, String> {
+    let wrong = || format!("invalid URL escape in {}", quote(text));
+    let mut parts = text.split('%');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let (Some(digits), Some(rest)) = (part.get(..2), part.get(2..)) else { return Err(wrong()) };
+        if !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(wrong());
+        }
+        bytes.push(u8::from_str_radix(digits, 16).map_err(|_| wrong())?);
+        bytes.extend(rest.as_bytes());
+    }
+    String::from_utf8(bytes).map_err(|_| wrong())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn place(host: &str, port: u16) -> Place {
+        Place { host: host.into(), port }
+    }
+
+    #[test]
+    fn tcp() {
+        for (text, host, port) in [
+            ("tcp://192.168.127.2:80", "192.168.127.2", 80),
+            ("TCP://192.168.127.2:80", "192.168.127.2", 80),
+            ("tcp://u@192.168.127.2:80/p?x=1", "192.168.127.2", 80),
+            ("tcp://localhost:65535", "localhost", 65_535),
+            ("tcp://[::1]:80", "::1", 80),
+        ] {
+            assert_eq!(Dest::parse(text), Ok(Dest::Tcp(place(host, port))), "{text}");
+        }
+    }
+
+    /// What the original says, as observed, where it says something.
+    #[test]
+    fn what_is_no_way_in() {
+        for (text, why) in [
+            ("tcp://192.168.127.2", r#"strconv.ParseUint: parsing "": invalid syntax"#),
+            ("tcp:192.168.127.2:80", r#"strconv.ParseUint: parsing "": invalid syntax"#),
+            ("tcp://192.168.127.2:99999", r#"strconv.ParseUint: parsing "99999": value out of range"#),
+            ("tcp://:80", r#"invalid remote addr: no host in """#),
+            ("udp://192.168.127.2:80", "remote protocol for unix forwarder is not implemented: udp"),
+            ("", "remote protocol for unix forwarder is not implemented: "),
+            ("/run/x", "remote protocol for unix forwarder is not implemented: "),
+            (
+                "192.168.127.2:80",
+                "failed to parse remote uri :192.168.127.2:80 : parse \"192.168.127.2:80\": \
+                 first path segment in URL cannot contain colon",
+            ),
+            (
+                "tcp://192.168.127.2:abc",
+                "failed to parse remote uri :tcp://192.168.127.2:abc : parse \"tcp://192.168.127.2:abc\": \
+                 invalid port \":abc\" after host",
+            ),
+            ("ssh-tunnel://root@192.168.127.2:22/run/x", "key not provided for unix-ssh connection"),
+            ("ssh-tunnel://root@192.168.127.2:22/run/x?key=", "key not provided for unix-ssh connection"),
+            ("ssh-tunnel://root@192.168.127.2/?key=/k", "remote uri must contain a path to a socket file"),
+            ("ssh-tunnel://root@192.168.127.2?key=/k", "remote uri must contain a path to a socket file"),
+            ("ssh://192.168.127.2/run/x", "no user, want ssh://user@host:port/path"),
+            ("ssh://core@/run/x", r#"invalid remote addr: no host in """#),
+            ("ssh://core@h", "remote uri must contain a path to a socket file"),
+            ("vsock://3", r#"invalid port "", want vsock://CID:PORT"#),
+            ("vsock://:1024", r#"invalid context (CID) "", want vsock://CID:PORT"#),
+            ("vsock://vm:1024", r#"invalid context (CID) "vm", want vsock://CID:PORT"#),
+            ("vsock://3:4294967296", r#"invalid port "4294967296", want vsock://CID:PORT"#),
+            ("unix://run/x", "the path of a unix URL must be absolute, as in unix:///run/x.sock"),
+            ("unix:x", "the path of a unix URL must be absolute, as in unix:///run/x.sock"),
+            ("unix:///x?port=http", r#"invalid port "http", want unix:///vm.sock?port=N"#),
+            ("unix:///x?prot=1", r#"unknown query "prot=1": there is only port=N, of a VMM's vsock"#),
+            ("agent://guest/run/x", r#"invalid remote addr: "guest" is not an IPv4 address"#),
+            ("agent://", "no path of a socket in the guest, want agent:///path"),
+            ("agent:///a%0ab", "not a plain path"),
+        ] {
+            assert_eq!(Dest::parse(text), Err(why.into()), "{text}");
+        }
+        assert_eq!(
+            Dest::parse(&format!("agent:///{}", "x".repeat(107))),
+            Err("longer than 107 bytes".into())
+        );
+    }
+
+    #[test]
+    fn sockets_and_vsock() {
+        let agent = |guest: Option<&str>, port| Dest::Agent {
+            guest: guest.map(|guest| guest.parse().unwrap()),
+            port,
+            path: "/run/x".into(),
+        };
+        for (text, dest) in [
+            ("unix:///run/a%20b", Dest::Unix("/run/a b".into())),
+            ("unix:/run/x", Dest::Unix("/run/x".into())),
+            ("unix:///vm.sock?port=1024", Dest::HybridVsock { socket: "/vm.sock".into(), port: 1024 }),
+            ("vsock://3:4294967295", Dest::Vsock { cid: 3, port: u32::MAX }),
+            ("agent:///run/x", agent(None, None)),
+            ("agent://192.168.127.3/run/x", agent(Some("192.168.127.3"), None)),
+            ("agent://192.168.127.3:900/run/x", agent(Some("192.168.127.3"), Some(900))),
+        ] {
+            assert_eq!(Dest::parse(text), Ok(dest), "{text}");
+        }
+    }
+
+    #[test]
+    fn ssh() {
+        let parsed =
+            Dest::parse("ssh-tunnel://core@192.168.127.2/run/a%20b?key=/k+%2B&passphrase=p%26q&secure=true");
+        let expected = SshDest {
+            sshd: place("192.168.127.2", 22),
+            user: "core".into(),
+            path: "/run/a b".into(),
+            key: Some("/k +".into()),
+            passphrase: Some(Secret("p&q".into())),
+            password: None,
+            secure: true,
+        };
+        assert_eq!(parsed, Ok(Dest::Ssh(expected)));
+        let parsed = Dest::parse("ssh-tunnel://u:a%40b@192.168.127.2:2222/x?key=/k&secure=no");
+        let Ok(Dest::Ssh(parsed)) = parsed else { panic!("{parsed:?}") };
+        assert_eq!(
+            (parsed.password, parsed.sshd.port, parsed.secure),
+            (Some(Secret("a@b".into())), 2222, false)
+        );
+        // As `podman system connection ls` prints it.
+        let parsed = Dest::parse("ssh://core@127.0.0.1:46431/run/user/1000/podman/podman.sock");
+        let Ok(Dest::Ssh(parsed)) = parsed else { panic!("{parsed:?}") };
+        assert_eq!((parsed.sshd, parsed.key), (place("127.0.0.1", 46_431), None));
+    }
+
+    #[test]
+    fn what_is_shown_has_no_secret_and_reads_back() {
+        let secret = "ssh://core:pass@[::1]:2222/run/x?key=/k&passphrase=phrase";
+        assert_eq!(Dest::parse(secret).unwrap().to_string(), "ssh://core@[::1]:2222/run/x");
+        for text in [
+            "ssh://core@guest:22/run/x",
+            "tcp://[::1]:80",
+            "vsock://3:1",
+            "unix:///vm.sock?port=1",
+            "unix:///x",
+            "agent:///x",
+            "agent://1.2.3.4/x",
+            "agent://1.2.3.4:5/x",
+        ] {
+            assert_eq!(Dest::parse(text).unwrap().to_string(), text);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in "[a-z:/@?&%=#\\[\\]é.0-9]{0,40}") {
+            let _ = Dest::parse(&text);
+        }
+    }
+}

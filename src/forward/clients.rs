@@ -1,0 +1,232 @@
+//! The clients of a host socket: they are accepted as long as there are descriptors to serve them with, and served at the same time, so that
+//! one that waits, or lags, does not delay another.
+//!
+//! Owns: the listeners, their files, how many clients there are. May not: know where they are led.
+//! Read next: `mod.rs`, which leads them.
+
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context as TaskContext, Poll, Waker};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use rustix::net::SocketFlags;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+use tracing::{debug, info, warn};
+
+use crate::config::Dest;
+use crate::dial::stream;
+use crate::listen::{Bound, RemoveOnDrop};
+
+/// Clients of one socket at a time; more wait in its backlog.
+const MAX_CLIENTS: usize = 4096;
+/// The pause after the process ran out of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// The least time between two log lines of the same kind, as clients can cause them.
+const LOG_INTERVAL: Duration = Duration::from_secs(30);
+/// A peer that vanished is noticed though nobody writes, where it is TCP.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+/// Descriptors that one client takes: its own, and the one that it is led to.
+const PER_CLIENT: usize = 2;
+/// Descriptors that clients leave alone: listeners, links, logs, the runtime.
+const RESERVED: usize = 64;
+
+/// Something that clients connect to. A named pipe of Windows will be another.
+pub trait Listener: Send + Sync + 'static {
+    /// One connection.
+    type Client: Send;
+
+    /// Waits for the next client; dropped, it loses none.
+    fn accept(&self) -> impl Future<Output = io::Result<Self::Client>> + Send;
+}
+
+/// A listening stream socket of any family.
+#[derive(Debug)]
+struct ListeningSocket {
+    /// Before the socket, as it must be dropped first.
+    _file: Option<RemoveOnDrop>,
+    socket: AsyncFd<OwnedFd>,
+}
+
+impl ListeningSocket {
+    /// To be called in a tokio runtime.
+    fn new(bound: Bound) -> Result<Self> {
+        let Bound { socket, file, name } = bound;
+        let socket = crate::sys::watch(socket.into(), Interest::READABLE)
+            .with_context(|| format!("cannot listen on {name}"))?;
+        Ok(Self { _file: file, socket })
+    }
+}
+
+impl Listener for ListeningSocket {
+    type Client = UnixStream;
+
+    async fn accept(&self) -> io::Result<UnixStream> {
+        let accept = |socket: &OwnedFd| {
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            Ok(rustix::net::accept_with(socket, flags)?)
+        };
+        loop {
+            match self.socket.async_io(Interest::READABLE, accept).await {
+                Ok(client) => {
+                    tune(&client);
+                    return stream(client);
+                }
+                // There is nothing wrong but the moment.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
+                    ) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// A socket without these is slower, not wrong; only TCP has them.
+pub(super) fn tune(socket: &OwnedFd) {
+    let socket = SockRef::from(socket);
+    if socket.set_tcp_nodelay(true).is_ok() {
+        let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
+    }
+}
+
+/// How many clients all forwards together may have, so that each can be led somewhere.
+#[derive(Clone, Debug)]
+pub struct Places {
+    free: Arc<Semaphore>,
+    count: usize,
+}
+
+impl Places {
+    /// As many as the process's limit of descriptors allows beside `others`.
+    pub fn new(others: usize) -> Self {
+        let descriptors = crate::sys::descriptor_limit();
+        let count =
+            (descriptors.saturating_sub(RESERVED + others) / PER_CLIENT).clamp(1, Semaphore::MAX_PERMITS);
+        Self { free: Arc::new(Semaphore::new(count)), count }
+    }
+
+    /// Waits for one; `log` may say that it had to.
+    async fn take(&self, name: &str, log: &Quiet) -> OwnedSemaphorePermit {
+        if let Ok(place) = Arc::clone(&self.free).try_acquire_owned() {
+            return place;
+        }
+        if log.may_say() {
+            warn!(
+                socket = name,
+                clients = self.count,
+                "forward: as many clients as the limit of open files allows; others wait until one leaves"
+            );
+        }
+        match Arc::clone(&self.free).acquire_owned().await {
+            Ok(place) => place,
+            // Nobody closes it.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// Gives each client of `bound` to `serve` until `shutdown` turns true or its sender is gone; then drops them, and removes the socket.
+///
+/// # Errors
+/// The listener cannot be handed to the runtime.
+pub(super) async fn serve<F: Future<Output = ()> + Send + 'static>(
+    bound: Bound,
+    dest: &Dest,
+    places: &Places,
+    shutdown: watch::Receiver<bool>,
+    serve: impl Fn(UnixStream) -> F,
+) -> Result<()> {
+    let name = bound.name.clone();
+    let listener = ListeningSocket::new(bound)?;
+    info!(socket = name, %dest, "forward: listening");
+    accept(listener, &name, places, shutdown, serve).await;
+    Ok(())
+}
+
+async fn accept<L: Listener, F: Future<Output = ()> + Send + 'static>(
+    listener: L,
+    name: &str,
+    places: &Places,
+    mut shutdown: watch::Receiver<bool>,
+    serve: impl Fn(L::Client) -> F,
+) {
+    let log = Quiet::default();
+    let mut clients = JoinSet::new();
+    let mut stopped = pin!(async move {
+        // An error says that nobody is left to signal.
+        let _ = shutdown.wait_for(|stop| *stop).await;
+    });
+    loop {
+        let client = tokio::select! {
+            () = &mut stopped => break,
+            Some(_) = clients.join_next() => continue,
+            accepted = listener.accept(), if clients.len() < MAX_CLIENTS => match accepted {
+                Ok(client) => client,
+                Err(error) => {
+                    if log.may_say() {
+                        warn!(socket = name, %error, "forward: cannot accept, trying again");
+                    }
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            },
+        };
+        // One that has no place yet is kept, and those behind it wait in the backlog.
+        let place = tokio::select! {
+            () = &mut stopped => break,
+            place = places.take(name, &log) => place,
+        };
+        let served = serve(client);
+        clients.spawn(async move {
+            served.await;
+            drop(place);
+        });
+    }
+    clients.shutdown().await;
+    drop(listener);
+    debug!(socket = name, "forward: closed");
+}
+
+/// Whether the client has closed both ways, as far as the runtime has heard. Takes nothing from the socket.
+pub(super) fn has_left(client: &UnixStream) -> bool {
+    let ready = pin!(client.ready(Interest::READABLE | Interest::WRITABLE));
+    matches!(ready.poll(&mut TaskContext::from_waker(Waker::noop())), Poll::Ready(Ok(ready)) if ready.is_write_closed())
+}
+
+/// Closes so that the client reads an end: with something unread it would be a reset.
+pub(super) fn close(client: &OwnedFd) {
+    let mut unread = [0; 4096];
+    // It is non-blocking. Whoever sends on and on may well be reset.
+    for _ in 0..64 {
+        if !rustix::io::read(client.as_fd(), &mut unread).is_ok_and(|len| len > 0) {
+            break;
+        }
+    }
+}
+
+/// Keeps a line that clients can cause from filling the log.
+#[derive(Debug, Default)]
+pub(super) struct Quiet(Mutex<Option<Instant>>);
+
+impl Quiet {
+    pub(super) fn may_say(&self) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = last.is_none_or(|at| at.elapsed() >= LOG_INTERVAL);
+        if may {
+            *last = Some(Instant::now());
+        }
+        may
+    }
+}

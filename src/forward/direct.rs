@@ -1,0 +1,121 @@
+//! Clients that are led where the host's own system connects: a unix socket, a TCP port, a machine's vsock. The kernel moves the bytes.
+//!
+//! Whoever is to be there may come later: a client waits for it, for a bounded time.
+//!
+//! Owns: the clients that wait. May not: carry bytes (`crate::relay`). Read next: `crate::relay`; `crate::vsock`.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{debug, warn};
+
+use super::clients::{Quiet, close, has_left, tune};
+use crate::dial::Place;
+use crate::relay::Relays;
+use crate::text::reason;
+use crate::vsock;
+
+/// The pause after an attempt in vain; it doubles up to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
+/// The pause where a listener has more clients than it takes at once.
+const BUSY_PAUSE: Duration = Duration::from_millis(2);
+
+/// An end that the host's system connects to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Direct {
+    Unix(PathBuf),
+    Tcp(Place),
+    Vsock { cid: u32, port: u32 },
+    HybridVsock { socket: PathBuf, port: u32 },
+}
+
+impl Direct {
+    /// Connects once.
+    ///
+    /// # Errors
+    /// The system's, or the VMM's word.
+    pub(super) async fn connect(&self) -> io::Result<OwnedFd> {
+        Ok(match self {
+            Self::Unix(path) => UnixStream::connect(path).await?.into_std()?.into(),
+            Self::Tcp(Place { host, port }) => {
+                let socket = TcpStream::connect((host.as_str(), *port)).await?.into_std()?.into();
+                tune(&socket);
+                socket
+            }
+            Self::Vsock { cid, port } => vsock::connect(*cid, *port).await?,
+            Self::HybridVsock { socket, port } => vsock::connect_hybrid(socket, *port).await?,
+        })
+    }
+}
+
+/// Leads clients to one such end.
+#[derive(Debug)]
+pub(super) struct DirectWay {
+    to: Direct,
+    /// For the log.
+    dest: String,
+    relays: Arc<Relays>,
+    log: Quiet,
+}
+
+impl DirectWay {
+    pub(super) fn new(to: Direct, dest: String, relays: Arc<Relays>) -> Self {
+        Self { to, dest, relays, log: Quiet::default() }
+    }
+
+    /// Waits for the other end for up to `patience`, and carries the client.
+    pub(super) async fn serve(&self, client: UnixStream, patience: Duration) {
+        let dest = &self.dest;
+        let Some(other) = self.connect(&client, patience).await else {
+            return client.into_std().map_or((), |client| close(&client.into()));
+        };
+        match client.into_std() {
+            Ok(client) => {
+                let ended = self.relays.carry(client, other).await;
+                debug!(forth = ended.forth, back = ended.back, error = ?ended.error, dest, "forward: client ended");
+            }
+            Err(error) => debug!(%error, dest, "forward: client failed"),
+        }
+    }
+
+    /// `None` when it is given up.
+    async fn connect(&self, client: &UnixStream, patience: Duration) -> Option<OwnedFd> {
+        let dest = &self.dest;
+        let deadline = Instant::now() + patience;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let connected = timeout_at(deadline, self.to.connect()).await;
+            let error = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+                Ok(other) => return Some(other),
+                Err(error) => error,
+            };
+            let is_final =
+                matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidData);
+            if is_final || Instant::now() + pause > deadline {
+                let reason = reason(&error);
+                match self.log.may_say() {
+                    true => warn!(reason, dest, "forward: client turned away"),
+                    false => debug!(reason, dest, "forward: client turned away"),
+                }
+                return None;
+            }
+            debug!(%error, dest, "forward: waiting");
+            if error.kind() == io::ErrorKind::WouldBlock {
+                sleep(BUSY_PAUSE).await;
+            } else {
+                sleep(pause).await;
+                pause = (pause * 2).min(LAST_PAUSE);
+            }
+            if has_left(client) {
+                debug!(dest, "forward: client left before anybody answered");
+                return None;
+            }
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Clients that are led into the virtual network: to a TCP port of a guest, or by way of its agent to a unix socket there, without a user
+//! and a key.
+//!
+//! As over SSH, a client that connects before the guest is there waits for it, for a bounded time. One that the guest has no agent for is
+//! closed, and the log says what to start.
+//!
+//! Owns: the clients that wait. May not: carry bytes (the engine does, from the client's descriptor).
+//! Read next: `../engine/agent.rs`; `../guest/agent.rs`, the agent.
+
+use std::net::SocketAddrV4;
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use tokio::time::{Instant, sleep};
+use tracing::{debug, warn};
+
+use super::clients::{Quiet, close, has_left};
+use crate::dial::stream;
+use crate::engine::{Handle, Refused};
+use crate::text::quote;
+
+/// The pause after a guest that was not there; it doubles up to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
+/// A guest that is there answers a client within this time.
+const PRESENT: Duration = Duration::from_millis(500);
+/// How long a guest that a client has waited for may take from its first answer to its service's start.
+const BOOT: Duration = Duration::from_secs(30);
+
+/// Where in the virtual network clients are led.
+#[derive(Debug)]
+pub(super) struct NetworkWay {
+    engine: Handle,
+    to: SocketAddrV4,
+    /// Of the socket, where `to` is an agent.
+    path: Option<String>,
+    log: Quiet,
+}
+
+impl NetworkWay {
+    pub(super) fn new(engine: Handle, to: SocketAddrV4, path: Option<String>) -> Self {
+        Self { engine, to, path, log: Quiet::default() }
+    }
+
+    /// Waits for the guest for up to `patience`, and leads the client there.
+    pub(super) async fn serve(&self, mut client: UnixStream, patience: Duration) {
+        let (to, path) = (self.to, self.path.as_deref());
+        let deadline = Instant::now() + patience;
+        let mut pause = FIRST_PAUSE;
+        // Whether the guest was waited for, and since when it has refused.
+        let (mut waited, mut booting) = (false, None);
+        loop {
+            let asked = Instant::now();
+            let led = match client.into_std() {
+                Ok(client) => self.engine.lead(client.into(), to, path).await,
+                Err(error) => return debug!(%error, "forward: client failed"),
+            };
+            let Err(turned) = led else { return debug!(%to, path, "forward: client connected") };
+            waited |= asked.elapsed() > PRESENT;
+            let again = match &turned.why {
+                Refused::Unreachable | Refused::Silence => {
+                    waited = true;
+                    booting = None;
+                    Instant::now() < deadline
+                }
+                Refused::Reset | Refused::Left if waited => {
+                    Instant::now() < deadline.min(*booting.get_or_insert_with(Instant::now) + BOOT)
+                }
+                _ => false,
+            };
+            if !again {
+                self.say(&turned.why);
+                return turned.client.as_ref().map_or((), close);
+            }
+            debug!(reason = %turned.why, %to, path, "forward: waiting for the guest");
+            let Some(Ok(back)) = turned.client.map(stream) else { return };
+            client = back;
+            sleep(pause).await;
+            pause = (pause * 2).min(LAST_PAUSE);
+            if has_left(&client) {
+                return debug!(%to, path, "forward: client left before the guest answered");
+            }
+        }
+    }
+
+    /// Why clients are closed: once for all of them for a while.
+    fn say(&self, reason: &Refused) {
+        let Self { to, path, .. } = self;
+        match (reason, path) {
+            _ if !self.log.may_say() => debug!(%reason, %to, path, "forward: client turned away"),
+            (Refused::Unreachable, _) | (_, None) => {
+                warn!(%reason, %to, path, "forward: client turned away");
+            }
+            (reason, Some(path)) => {
+                let port = match to.port() {
+                    crate::agent::PORT => String::new(),
+                    port => format!(" -agent-port {port}"),
+                };
+                let start = format_args!("gvforwarder -agent{port} -agent-allow {}", shown(path));
+                warn!(%reason, agent = %to, %start, "forward: client turned away; this has to run in the guest");
+            }
+        }
+    }
+}
+
+/// A path as a shell takes it, where that is simple.
+fn shown(path: &str) -> String {
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-+:@".contains(&b);
+    if path.bytes().all(is_plain) { path.to_owned() } else { quote(path) }
+}

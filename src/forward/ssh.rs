@@ -1,0 +1,80 @@
+//! Clients that are led to unix sockets of guests over SSH. Owns: who has waited in vain. May not: know how SSH works (`crate::ssh`).
+//! Read next: `crate::ssh::Tunnel`.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+use super::GUEST_PATIENCE;
+use super::clients::{self, Places, Quiet, has_left};
+use crate::config::{Dest, SshDest};
+use crate::dial::Dial;
+use crate::listen::Bound;
+use crate::ssh::{OpenError, Target, Tunnel};
+
+/// Serves the clients of `bound` until `shutdown` turns true or its sender is gone.
+///
+/// # Errors
+/// There is no key, or the listener cannot be handed to the runtime.
+pub async fn run<D: Dial>(
+    bound: Bound,
+    to: SshDest,
+    dialer: Arc<D>,
+    places: &Places,
+    shutdown: watch::Receiver<bool>,
+) -> Result<()> {
+    let dest = Dest::Ssh(to.clone());
+    let way = Arc::new(SshWay::new(to, dialer)?);
+    let serve = |client| {
+        let way = Arc::clone(&way);
+        async move { way.serve(client).await }
+    };
+    clients::serve(bound, &dest, places, shutdown, serve).await
+}
+
+/// Leads clients to one socket behind one login.
+///
+/// Each has its own connections: forwards differ in who logs in, and a busy one must not slow another.
+#[derive(Debug)]
+struct SshWay<D> {
+    tunnel: Tunnel<D>,
+    path: String,
+    log: Quiet,
+}
+
+impl<D: Dial> SshWay<D> {
+    /// Does nothing yet.
+    fn new(to: SshDest, dialer: Arc<D>) -> Result<Self> {
+        let (target, path) = target(to)?;
+        Ok(Self { tunnel: Tunnel::new(target, dialer), path, log: Quiet::default() })
+    }
+
+    /// Carries one client, which waits for the guest for a bounded time; its socket is closed at any end.
+    async fn serve(&self, client: UnixStream) {
+        let dest = &self.path;
+        match self.tunnel.open(dest, GUEST_PATIENCE, || !has_left(&client)).await {
+            Ok(channel) => {
+                if let Err(error) = channel.relay(client).await {
+                    debug!(%error, dest, "forward: client failed");
+                }
+            }
+            // The tunnel has said so already, once for all clients.
+            Err(error @ (OpenError::Connect(_) | OpenError::Unwanted)) => {
+                debug!(%error, dest, "forward: client turned away");
+            }
+            Err(error) if self.log.may_say() => warn!(%error, dest, "forward: client turned away"),
+            Err(error) => debug!(%error, dest, "forward: client turned away"),
+        }
+    }
+}
+
+/// Who logs in where, and the path of the socket there.
+fn target(to: SshDest) -> Result<(Target, String)> {
+    let SshDest { sshd, user, path, key, passphrase, password, secure } = to;
+    let known_hosts = std::env::home_dir().filter(|_| secure).map(|home| home.join(".ssh/known_hosts"));
+    let key = key.context("no private key for SSH")?;
+    Ok((Target { passphrase, password, known_hosts, ..Target::new(sshd, user, key) }, path))
+}

@@ -1,0 +1,148 @@
+//! Streams to a virtual machine by vsock: of the system (vsock(7)), and as a VMM offers it at a unix socket of the host, which Firecracker
+//! began and Cloud Hypervisor and vhost-device-vsock do alike: the client says `CONNECT port`, and what follows `OK port` in a line is
+//! the guest's.
+//!
+//! Owns: that greeting. May not: try again. Read next: `forward/direct.rs`, which does.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::net::RecvFlags;
+use tokio::io::{AsyncWriteExt as _, Interest};
+use tokio::net::UnixStream;
+use tokio_vsock::{VsockAddr, VsockStream};
+
+use crate::text::quote;
+
+/// Bytes of the VMM's answer, with the end of the line.
+const MAX_ANSWER: usize = 64;
+
+/// Connects to `port` of the machine with the context `cid`.
+///
+/// # Errors
+/// There is no such machine, or it refuses, or this system has no vsock.
+pub async fn connect(cid: u32, port: u32) -> io::Result<OwnedFd> {
+    Ok(VsockStream::connect(VsockAddr::new(cid, port)).await?.into())
+}
+
+/// Connects to `port` of the machine whose VMM listens at `socket`. It may wait as long as the VMM does.
+///
+/// # Errors
+/// Nobody is at the socket, or at the port: the VMM then closes the connection (`ConnectionRefused`); or the answer is none of a VMM
+/// (`InvalidData`).
+pub async fn connect_hybrid(socket: &Path, port: u32) -> io::Result<OwnedFd> {
+    let mut stream = UnixStream::connect(socket).await?;
+    let said = stream.write_all(format!("CONNECT {port}\n").as_bytes()).await;
+    let heard = match said {
+        Ok(()) => answer(&stream).await,
+        Err(error) => Err(error),
+    };
+    match heard {
+        Ok(line) if line.starts_with(b"OK ") => Ok(stream.into_std()?.into()),
+        Ok(line) => {
+            let text = format!("no VMM's answer: {}", quote(line));
+            Err(io::Error::new(io::ErrorKind::InvalidData, text))
+        }
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof
+            ) =>
+        {
+            let text = format!("the VMM refuses port {port}: nobody listens there in the guest");
+            Err(io::Error::new(io::ErrorKind::ConnectionRefused, text))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// One line, without its end. What stands behind it stays in the socket.
+async fn answer(stream: &UnixStream) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    loop {
+        stream.readable().await?;
+        let mut seen = [0; MAX_ANSWER];
+        let room = MAX_ANSWER - line.len();
+        let peeked = stream.try_io(Interest::READABLE, || {
+            Ok(rustix::net::recv(stream, &mut seen[..room], RecvFlags::PEEK)?.1)
+        });
+        let peeked = match peeked {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(peeked) => seen.get(..peeked).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(error),
+        };
+        let end = peeked.iter().position(|&byte| byte == b'\n');
+        let taken = end.map_or(peeked.len(), |end| end + 1);
+        // They are there: they have been seen.
+        let taken = rustix::net::recv(stream, &mut [0; MAX_ANSWER][..taken], RecvFlags::empty())?.1;
+        line.extend_from_slice(peeked.get(..taken).unwrap_or_default());
+        if line.last() == Some(&b'\n') {
+            line.pop();
+            return Ok(line);
+        }
+        if line.len() == MAX_ANSWER {
+            return Ok(line);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// What becomes of a VMM that answers with `pieces`, then `hello`, then ends.
+    async fn connect_to(pieces: &[&str]) -> Result<String, (io::ErrorKind, String)> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vm.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let vmm = async {
+            let (client, _) = listener.accept().await.unwrap();
+            let mut client = BufReader::new(client);
+            let mut asked = String::new();
+            client.read_line(&mut asked).await.unwrap();
+            assert_eq!(asked, "CONNECT 1024\n");
+            for piece in pieces {
+                // The client may have seen enough.
+                let _ = client.get_mut().write_all(piece.as_bytes()).await;
+                tokio::task::yield_now().await;
+            }
+        };
+        let (connected, ()) = tokio::join!(connect_hybrid(&path, 1024), vmm);
+        let connected = connected.map_err(|error| (error.kind(), error.to_string()))?;
+        let mut rest = String::new();
+        crate::dial::stream(connected).unwrap().read_to_string(&mut rest).await.unwrap();
+        Ok(rest)
+    }
+
+    #[tokio::test]
+    async fn only_what_follows_the_answer_is_the_guests() {
+        for pieces in [&["OK 1073741824\n", "hello"][..], &["OK 1\nhello"], &["O", "K", " 9", "\n", "hello"]]
+        {
+            assert_eq!(connect_to(pieces).await, Ok("hello".into()), "{pieces:?}");
+        }
+        assert_eq!(connect_to(&["OK 5\n"]).await, Ok(String::new()));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_way_in() {
+        for (pieces, kind, why) in [
+            (&[][..], io::ErrorKind::ConnectionRefused, "nobody listens there in the guest"),
+            (&["OK 1"], io::ErrorKind::ConnectionRefused, "the VMM refuses port 1024"),
+            (
+                &["HTTP/1.1 400 Bad Request\r\n\r\n"],
+                io::ErrorKind::InvalidData,
+                r#""HTTP/1.1 400 Bad Request\r""#,
+            ),
+            (&["OK\n"], io::ErrorKind::InvalidData, r#"no VMM's answer: "OK""#),
+            (&["x".repeat(1000).as_str()], io::ErrorKind::InvalidData, "no VMM's answer"),
+        ] {
+            let (got, text) = connect_to(pieces).await.unwrap_err();
+            assert!(got == kind && text.contains(why), "{pieces:?}: {got:?} {text}");
+        }
+    }
+}
