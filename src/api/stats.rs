@@ -1,12 +1,13 @@
-//! `/stats`: counters, in the tree of the original's network stack. What has no counterpart here is 0; the keys are there.
-//! Read next: `netstack::DropReason`.
+//! `/stats`: counters, in the tree of the original's network stack. What has no counterpart here is 0; the keys are there. One more group,
+//! `Relay`, is of what passes from descriptor to descriptor, past the virtual network. Read next: `netstack::DropReason`; `crate::relay`.
 
 use netstack::DropReason;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::Api;
-use super::reply::{Refusal, Reply, json};
+use super::reply::{self, Refusal, Reply};
 use crate::engine::Counters;
+use crate::relay;
 
 const ICMP_V4: &str = "DstUnreachable EchoReply EchoRequest InfoReply InfoRequest ParamProblem Redirect SrcQuench \
                        TimeExceeded Timestamp TimestampReply";
@@ -76,7 +77,17 @@ const GROUPS: &[(&str, &str)] = &[
 ];
 
 pub(super) async fn answer(api: &Api) -> Result<Reply, Refusal> {
-    json(&tree(&api.handle.counters().await))
+    let mut tree = tree(&api.handle.counters().await);
+    tree.insert("Relay".to_owned(), relayed(api.relays.stats()));
+    reply::json(&tree)
+}
+
+/// Bytes are counted from the start; the rest is what there is now.
+fn relayed(stats: relay::Stats) -> Value {
+    let relay::Stats { open, spliced, copied, pipes, spare_pipes } = stats;
+    json!({
+        "CurrentConnected": open, "BytesSpliced": spliced, "BytesCopied": copied, "Pipes": pipes, "SparePipes": spare_pipes,
+    })
 }
 
 fn tree(counters: &Counters) -> Map<String, Value> {

@@ -49,14 +49,22 @@ pub const FLAGS: &[Flag] = &[
         "Let the guest reach 169.254.0.0/16: EC2 metadata and Amazon time",
     ),
     flag("exit-with-vm", Kind::Bool, "End when the last virtual machine of -qmp has ended"),
-    flag("forward-dest", Kind::List, "Socket in the guest that the matching -forward-sock leads to"),
-    flag("forward-identity", Kind::List, "Private key file for the matching -forward-sock"),
+    flag(
+        "forward-dest",
+        Kind::List,
+        "Where the matching -forward-sock leads: a path in the guest, or a URL, ssh://, tcp://, vsock://, unix:// or agent://",
+    ),
+    flag("forward-identity", Kind::List, "Private key file for the next -forward-dest over SSH without one"),
     flag(
         "forward-sock",
         Kind::List,
-        "Unix socket to make on the host and to forward to the guest: over SSH, or without -forward-user and -forward-identity by way of its agent",
+        "Socket of the host to forward: a path of a unix socket, @NAME, or a URL, unix://, tcp://, vsock:// or fd://",
     ),
-    flag("forward-user", Kind::List, "SSH user for the matching -forward-sock"),
+    flag(
+        "forward-user",
+        Kind::List,
+        "SSH user for the next -forward-dest that is a path; without any user and key it is the agent's",
+    ),
     flag("gatewayIP", Kind::Text(""), "Address of the gateway, default is the first of the subnet"),
     flag(
         "hostIP",

@@ -107,7 +107,8 @@ impl SocketForward {
                 with_key(Dest::Ssh(ssh), Some(identity.unwrap_or_default()), &OsString::new())?
             }
         };
-        let source = Source::parse(socket)?;
+        let source = Source::parse(socket)
+            .with_context(|| format!("invalid value {} for flag -forward-sock", quote(socket.as_bytes())))?;
         if let Some(path) = source.path() {
             listen::ensure_vacant(path)?;
         }

@@ -37,7 +37,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE: Duration = Duration::from_secs(60);
 /// Descriptors that one client takes: its own, and the one that it is led to.
 const PER_CLIENT: usize = 2;
-/// Descriptors that clients leave alone: listeners, links, logs, the runtime.
+/// Descriptors that clients leave alone, for listeners, links, logs, the runtime: at most these, or a quarter of all.
 const RESERVED: usize = 64;
 
 /// Something that clients connect to. A named pipe of Windows will be another.
@@ -112,8 +112,9 @@ impl Places {
     /// As many as the process's limit of descriptors allows beside `others`.
     pub fn new(others: usize) -> Self {
         let descriptors = crate::sys::descriptor_limit();
+        let reserved = RESERVED.min(descriptors / 4);
         let count =
-            (descriptors.saturating_sub(RESERVED + others) / PER_CLIENT).clamp(1, Semaphore::MAX_PERMITS);
+            (descriptors.saturating_sub(reserved + others) / PER_CLIENT).clamp(1, Semaphore::MAX_PERMITS);
         Self { free: Arc::new(Semaphore::new(count)), count }
     }
 

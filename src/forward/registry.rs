@@ -10,6 +10,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::watch;
@@ -20,7 +21,7 @@ use super::policy::GuestPolicy;
 use super::{Forward, Ways, remote};
 use crate::config::{Dest, SocketForward, Source, SshDest};
 use crate::engine::{Engine, ForwardId, Listener};
-use crate::text::reason;
+use crate::text::{quote, reason};
 
 /// What is listened on at the host. The names in JSON are the original's.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
@@ -355,7 +356,9 @@ impl Inner {
             return Err(ExposeError::Remote("key not provided for unix-ssh connection".into()));
         }
         let failed = |error| ExposeError::Listen(format!("{error:#}"));
-        let source = Source::parse(wanted.local.as_ref()).map_err(failed)?;
+        let source = Source::parse(wanted.local.as_ref())
+            .with_context(|| format!("invalid local {}", quote(&wanted.local)))
+            .map_err(failed)?;
         let forward = Forward::listen(&SocketForward { source, dest }).map_err(failed)?;
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(forward.run(Arc::clone(&self.ways), stopped));

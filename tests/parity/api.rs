@@ -60,6 +60,8 @@ fn reading(table: &mut Table) {
         let answer = raw(&served(on), request("GET", "/stats", ""));
         let mut keys = Vec::new();
         leaves(&answer.json(), "", &mut keys);
+        // The one group that is ours alone.
+        keys.retain(|key| !key.starts_with("Relay."));
         let known: Vec<_> = include_str!("../data/stats.keys").lines().collect();
         if keys == known {
             format!("{}, the {} keys of data/stats.keys", answer.status, keys.len())

@@ -427,7 +427,7 @@ fn sockets(table: &mut Table) {
     table.differs(
         "10.28 -forward-sock tcp://",
         refused,
-        "exit 1, fatal: URI scheme not supported: tcp",
+        "exit 1, fatal: invalid value \"tcp://x\" for flag -forward-sock: missing port in address",
         "exit 0, error: gvproxy exiting: URI scheme not supported: tcp",
         |on| ends(on, &format!("-ssh-port -1 -forward-sock tcp://x {FORWARD}")),
     );
