@@ -2,7 +2,7 @@
 //! those that came right behind the request among them. Read next: `crate::engine::Handle::attach`.
 
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -50,8 +50,7 @@ impl Stream {
         match self {
             Self::Unix(stream) => Ok(stream.into_std()?.into()),
             Self::Tcp(stream) => Ok(stream.into_std()?.into()),
-            // It cannot be taken out of the runtime's hands: a second descriptor, and the first is closed.
-            Self::Vsock(stream) => stream.as_fd().try_clone_to_owned(),
+            Self::Vsock(stream) => Ok(stream.into()),
         }
     }
 }

@@ -1,5 +1,5 @@
 //! `/tunnel?ip=A&port=P`: the connection becomes one to a TCP port of a guest. The answer is `OK` and nothing else, before the guest
-//! has been dialled; what the client sent behind its request is the first that the guest gets. Read next: `crate::relay`.
+//! has been dialled; what the client sent behind its request is the first that the guest gets. Read next: `crate::engine::Handle::lead`.
 
 use std::net::SocketAddrV4;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use super::listener::Stream;
 use super::path::value;
 use super::reply::Refusal;
 use super::{Api, busy};
+use crate::engine::{Said, Turned};
+use crate::forward::clients::close;
 use crate::text::quote;
 
-/// How long the guest may take to accept.
-const DIAL_TIME: Duration = Duration::from_secs(10);
 /// How long the client may take to read the two bytes.
 const OK_TIME: Duration = Duration::from_secs(10);
 
@@ -37,30 +37,25 @@ impl Tunnel {
         Ok(Self { to, _permit: permit })
     }
 
-    /// Carries bytes, and the end of each way, until both ways ended.
+    /// Gives the client to the engine, which carries bytes, and the end of each way, until both have ended.
     pub(super) async fn run(self, api: &Api, mut client: Stream, early: Bytes) {
         let to = self.to;
         if !matches!(tokio::time::timeout(OK_TIME, client.write_all(b"OK")).await, Ok(Ok(()))) {
             return;
         }
-        let mut guest = match api.handle.dial(to, DIAL_TIME).await {
-            Ok(guest) => guest,
-            Err(error) => {
-                if let Some(suppressed) = api.failed_dials.admit(Instant::now()) {
-                    tracing::warn!(%to, %error, suppressed, "cannot dial");
-                }
-                return;
-            }
+        let client = match client.into_fd() {
+            Ok(client) => client,
+            Err(error) => return tracing::debug!(%to, %error, "tunnel failed"),
         };
-        // A new socket takes that much at once.
-        if guest.write_all(&early).await.is_ok() {
-            drop(early);
-            match client.into_fd().and_then(|client| Ok((client, guest.into_std()?))) {
-                Ok((client, guest)) => {
-                    let ended = api.relays.carry(client, guest).await;
-                    tracing::debug!(%to, ?ended, "tunnel ended");
+        match api.handle.lead(client, to, Said::Early(early.into())).await {
+            Ok(()) => tracing::debug!(%to, "tunnel connected"),
+            Err(Turned { client, why }) => {
+                if let Some(suppressed) = api.failed_dials.admit(Instant::now()) {
+                    tracing::warn!(%to, error = %why, suppressed, "cannot dial");
                 }
-                Err(error) => tracing::debug!(%to, %error, "tunnel failed"),
+                if let Some(client) = client {
+                    close(&client);
+                }
             }
         }
     }

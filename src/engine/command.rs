@@ -11,9 +11,9 @@ use mio::Waker;
 use netstack::{DnsClient, Echo, Mac, PortId, dns};
 use tokio::sync::{mpsc, oneshot};
 
-use super::agent::Wish;
 use super::attach::NewLink;
 use super::forwards::ForwardCommand;
+use super::lead::Wish;
 use super::readout::Readout;
 use crate::host::icmp::Answer;
 

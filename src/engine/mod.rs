@@ -8,11 +8,11 @@
 //! Owns: [`Stack`] and every descriptor that carries a guest's bytes. May not: wait for anything but `poll`.
 //! Read next: `tcp.rs`, `udp.rs`, `forwards.rs`, `links.rs`; `netstack/src/lib.rs`.
 
-mod agent;
 mod attach;
 mod capture;
 mod command;
 mod forwards;
+mod lead;
 mod links;
 mod readout;
 mod tcp;
@@ -31,10 +31,10 @@ use slab::Slab;
 use slotmap::SecondaryMap;
 use tokio::sync::mpsc;
 
-pub use agent::{Refused, Turned};
 pub use attach::Attachment;
 pub use command::{Handle, Request};
 pub use forwards::{ForwardId, Listener};
+pub use lead::{Refused, Said, Turned};
 pub use readout::Counters;
 
 use crate::host::icmp::Answer;

@@ -14,7 +14,7 @@ use netstack::tcp::Phase;
 use netstack::{FlowId, Refusal};
 use tokio::sync::oneshot;
 
-use super::agent::Greeting;
+use super::lead::Greeting;
 use super::{Engine, Request, Source};
 use crate::host::stream::HostStream;
 use crate::host::tcp::{Outcome, Relay};

@@ -207,7 +207,7 @@ pub(super) fn has_left(client: &UnixStream) -> bool {
 }
 
 /// Closes so that the client reads an end: with something unread it would be a reset.
-pub(super) fn close(client: &OwnedFd) {
+pub(crate) fn close(client: &OwnedFd) {
     let mut unread = [0; 4096];
     // It is non-blocking. Whoever sends on and on may well be reset.
     for _ in 0..64 {

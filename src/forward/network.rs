@@ -5,7 +5,7 @@
 //! closed, and the log says what to start.
 //!
 //! Owns: the clients that wait. May not: carry bytes (the engine does, from the client's descriptor).
-//! Read next: `../engine/agent.rs`; `../guest/agent.rs`, the agent.
+//! Read next: `../engine/lead.rs`; `../guest/agent.rs`, the agent.
 
 use std::net::SocketAddrV4;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 
 use super::clients::{Quiet, close, has_left};
 use crate::dial::stream;
-use crate::engine::{Handle, Refused};
+use crate::engine::{Handle, Refused, Said};
 use crate::text::quote;
 
 /// The pause after a guest that was not there; it doubles up to the last.
@@ -52,7 +52,7 @@ impl NetworkWay {
         loop {
             let asked = Instant::now();
             let led = match client.into_std() {
-                Ok(client) => self.engine.lead(client.into(), to, path).await,
+                Ok(client) => self.engine.lead(client.into(), to, self.said()).await,
                 Err(error) => return debug!(%error, "forward: client failed"),
             };
             let Err(turned) = led else { return debug!(%to, path, "forward: client connected") };
@@ -80,6 +80,14 @@ impl NetworkWay {
             if has_left(&client) {
                 return debug!(%to, path, "forward: client left before the guest answered");
             }
+        }
+    }
+
+    /// The line for the agent, or nothing.
+    fn said(&self) -> Said {
+        match &self.path {
+            Some(path) => Said::Asked(format!("{path}\n").into_bytes()),
+            None => Said::Early(Vec::new()),
         }
     }
 

@@ -2,7 +2,7 @@
 //! answered with `OK` in a line, and then it is one to that socket; or with `ERR`, why, and its end.
 //!
 //! Owns: the listeners, who may connect, and to what. May not: serve a path that is not on its list, or another than the host.
-//! Read next: `crate::relay`, which carries the bytes; `crate::engine::agent`, the other side.
+//! Read next: `crate::relay`, which carries the bytes; `crate::engine::lead`, the other side.
 
 use std::fs;
 use std::io;

@@ -64,9 +64,17 @@ pub struct Turned {
 pub(super) struct Wish {
     client: OwnedFd,
     to: SocketAddrV4,
-    /// What is said to an agent.
-    line: Option<Vec<u8>>,
+    said: Said,
     reply: Reply,
+}
+
+/// What the guest hears before it hears the client.
+#[derive(Debug)]
+pub enum Said {
+    /// The client's own words, which somebody has read already.
+    Early(Vec<u8>),
+    /// A line for an agent, whose answer is not the client's.
+    Asked(Vec<u8>),
 }
 
 type Reply = oneshot::Sender<Result<(), Turned>>;
@@ -74,8 +82,8 @@ type Reply = oneshot::Sender<Result<(), Turned>>;
 /// What is missing before bytes may pass.
 #[derive(Debug)]
 pub(super) struct Greeting {
-    /// What of the line is still to be said; without one nothing is said or heard.
-    line: Option<Vec<u8>>,
+    /// What of it is still to be said.
+    said: Said,
     /// The flow is connected, and the time runs.
     pub(super) begun: bool,
     answer: Vec<u8>,
@@ -83,22 +91,24 @@ pub(super) struct Greeting {
 }
 
 impl Greeting {
-    fn new(line: Option<Vec<u8>>, reply: Reply) -> Self {
-        Self { line, begun: false, answer: Vec::new(), reply: Some(reply) }
+    fn new(said: Said, reply: Reply) -> Self {
+        Self { said, begun: false, answer: Vec::new(), reply: Some(reply) }
     }
 
     /// Says and hears what can be. `Some` once it is over; the client then knows if it went well.
     pub(super) fn advance(&mut self, flow: &mut Flow) -> Option<Result<(), Refused>> {
-        let over = match &mut self.line {
-            None => Ok(()),
-            Some(line) => {
-                flow.send(|space| {
-                    let sent = line.len().min(space.len());
-                    for (to, byte) in space.iter_mut().zip(line.drain(..sent)) {
-                        *to = byte;
-                    }
-                    sent
-                });
+        let (Said::Early(words) | Said::Asked(words)) = &mut self.said;
+        flow.send(|space| {
+            let sent = words.len().min(space.len());
+            for (to, byte) in space.iter_mut().zip(words.drain(..sent)) {
+                *to = byte;
+            }
+            sent
+        });
+        let over = match &self.said {
+            Said::Early(words) if words.is_empty() => Ok(()),
+            Said::Early(_) => return None,
+            Said::Asked(_) => {
                 flow.recv(|bytes| self.hear(bytes));
                 self.judge(flow.recv_finished())?
             }
@@ -149,11 +159,11 @@ impl Greeting {
 
 impl Engine {
     pub(super) fn lead(&mut self, wish: Wish) {
-        let Wish { client, to, line, reply } = wish;
+        let Wish { client, to, said, reply } = wish;
         match self.stack.tcp_connect(to, self.now, &mut self.batches) {
             Ok(flow) => {
                 let client = HostStream::from_client(client);
-                self.adopt(flow, client, Opening::Led(Box::new(Greeting::new(line, reply))));
+                self.adopt(flow, client, Opening::Led(Box::new(Greeting::new(said, reply))));
             }
             Err(error) => {
                 tracing::debug!(%to, %error, "cannot lead a client");
@@ -196,15 +206,14 @@ impl Engine {
 }
 
 impl Handle {
-    /// Leads `client`, a connected stream socket that does not block, to the TCP port `to` of a guest, or, if that is its agent's, to the
-    /// socket at `path` there. When it returns `Ok`, the client is connected and the engine's, to its end. Takes up to 20 s.
+    /// Leads `client`, a connected stream socket that does not block, to the TCP port `to` of a guest, or, if that is an agent's which is
+    /// asked, to wherever it leads. When it returns `Ok`, the client is connected and the engine's, to its end. Takes up to 20 s.
     ///
     /// # Errors
     /// See [`Refused`]; the client comes back, and may be led again.
-    pub async fn lead(&self, client: OwnedFd, to: SocketAddrV4, path: Option<&str>) -> Result<(), Turned> {
+    pub async fn lead(&self, client: OwnedFd, to: SocketAddrV4, said: Said) -> Result<(), Turned> {
         let (reply, answer) = oneshot::channel();
-        let line = path.map(|path| format!("{path}\n").into_bytes());
-        self.send(Command::Lead(Wish { client, to, line, reply })).await;
+        self.send(Command::Lead(Wish { client, to, said, reply })).await;
         answer.await.unwrap_or(Err(Turned { client: None, why: Refused::Unreachable }))
     }
 }
@@ -215,7 +224,7 @@ mod tests {
 
     /// What becomes of an agent that sends `bytes` in pieces of `step`, then ends; and what of it is left for the client.
     fn answer(bytes: &[u8], step: usize) -> (Result<(), Refused>, usize) {
-        let mut greeting = Greeting::new(Some(Vec::new()), oneshot::channel().0);
+        let mut greeting = Greeting::new(Said::Asked(Vec::new()), oneshot::channel().0);
         let mut taken = 0;
         for piece in bytes.chunks(step) {
             let took = greeting.hear(piece);
