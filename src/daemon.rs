@@ -27,6 +27,7 @@ use crate::host::dns::{Upstream, serve_stream};
 use crate::host::icmp;
 use crate::link::Framing;
 use crate::link::listener::{Listener, Presence, Terms};
+use crate::listen;
 use crate::logging::frames::FrameLog;
 use crate::notify::{Notice, Notifier};
 use crate::pcap::Capture;
@@ -95,7 +96,10 @@ impl ControlPlane {
             let (notifier, delivery) = config.notification.clone().map(Notifier::new).unzip();
             let delivery = delivery.map(|delivery| tokio::spawn(delivery.run()));
             let exit = match Daemon::bind(config, notifier) {
-                Ok(daemon) => daemon.serve(self.signals).await,
+                Ok(daemon) => {
+                    listen::warn_of_unclaimed();
+                    daemon.serve(self.signals).await
+                }
                 Err(error) => Err(error),
             };
             if let Some(delivery) = delivery

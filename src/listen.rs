@@ -19,7 +19,7 @@ use crate::config::Source;
 use crate::sys::sockets::{abstract_address, vsock_address};
 use crate::text::{quote, reason};
 
-pub use inherited::warn_of_unclaimed;
+pub use inherited::{claim, warn_of_unclaimed};
 
 /// Longest path of a socket in bytes: Linux's `sun_path` is 108 with the final zero (unix(7)).
 pub const PATH_MAX: usize = 107;

@@ -11,6 +11,7 @@ use gvproxy::cli::{self, Parsed};
 use gvproxy::config::{Asked, Config, RESOLV_CONF};
 use gvproxy::daemon::ControlPlane;
 use gvproxy::docker_sock::command as docker_sock;
+use gvproxy::listen;
 use gvproxy::logging::Log;
 use gvproxy::pidfile::PidFile;
 use gvproxy::text::quote;
@@ -27,6 +28,7 @@ const BAD_USAGE: u8 = 2;
 const NO_CARD: u8 = 3;
 
 fn main() -> ExitCode {
+    listen::claim();
     let argv: Vec<OsString> = std::env::args_os().collect();
     if argv.get(1).is_some_and(|word| word == docker_sock::WORD) {
         let said = docker_sock::run(&argv);

@@ -1,20 +1,20 @@
 //! Sockets that systemd listens on and passes: sd_listen_fds(3). They outlive the daemon, and so do the clients that wait in them.
 //! Owns: those that nobody has taken yet. May not: remove a file of theirs. Read next: `../sys/sockets.rs`.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use socket2::{Socket, Type};
 
 use crate::config::Inherited;
 use crate::sys::sockets::{self, Passed};
-use crate::text::quote;
+use crate::text::{quote, reason};
 
 /// What is said where nothing was passed.
 const NONE: &str = "systemd has passed no socket: start this as the service of a .socket unit, or with systemd-socket-activate";
 
-/// `None` before the first look.
-static PASSED: Mutex<Option<Pool>> = Mutex::new(None);
+/// What [`claim`] found, or what is wrong with it.
+static PASSED: OnceLock<Mutex<Result<Pool, String>>> = OnceLock::new();
 
 /// All that were passed, with those that are left.
 #[derive(Debug, Default)]
@@ -28,30 +28,33 @@ struct Entry {
     socket: Option<Socket>,
 }
 
+/// Makes the sockets that were passed ours: before this process opens anything, as their numbers are all that tells them from its own.
+pub fn claim() {
+    let pool = || Mutex::new(sockets::passed().map(Pool::new).map_err(|error| reason(&error)));
+    PASSED.get_or_init(pool);
+}
+
 /// Takes a socket. Each is given away once.
 pub(super) fn take(wanted: &Inherited) -> Result<Socket> {
-    with_pool(|pool| pool.take(wanted))?.with_context(|| format!("listen {wanted}"))
+    let took =
+        match PASSED.get().map(|passed| passed.lock().unwrap_or_else(PoisonError::into_inner)).as_deref_mut()
+        {
+            Some(Ok(pool)) => pool.take(wanted),
+            Some(Err(why)) => Err(anyhow!("LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES are wrong: {why}")),
+            None => Pool::default().take(wanted),
+        };
+    took.with_context(|| format!("listen {wanted}"))
 }
 
-/// Says which sockets nobody asked for: who connects there waits for ever. For after all is bound.
+/// Says which sockets nobody has taken, now that all are bound: who connects there waits for ever.
 pub fn warn_of_unclaimed() {
-    // That the variables are wrong is of interest only to who asks for a socket.
-    let left = with_pool(|pool| pool.left());
-    for socket in left.unwrap_or_default() {
-        tracing::warn!(%socket, "systemd has passed a socket that no -forward-sock fd:// names");
-    }
-}
-
-fn with_pool<T>(act: impl FnOnce(&mut Pool) -> T) -> Result<T> {
-    let mut pool = PASSED.lock().unwrap_or_else(PoisonError::into_inner);
-    let pool = match &mut *pool {
-        Some(pool) => pool,
-        empty => {
-            let passed = sockets::passed().context("LISTEN_FDS and its like: sd_listen_fds(3)")?;
-            empty.insert(Pool::new(passed))
+    if let Some(passed) = PASSED.get()
+        && let Ok(pool) = &*passed.lock().unwrap_or_else(PoisonError::into_inner)
+    {
+        for socket in pool.left() {
+            tracing::warn!(%socket, "systemd has passed a socket that no -forward-sock fd:// names");
         }
-    };
-    Ok(act(pool))
+    }
 }
 
 impl Pool {
