@@ -22,6 +22,7 @@ table() {
                  udhcpc udhcpc
                  python3 python3
                  systemd-tmpfiles systemd
+                 systemd-socket-activate systemd
                  unbound unbound
                  tcpdump tcpdump'; table instructions ;;
     instructions) table build; echo 'valgrind valgrind' ;;

@@ -39,6 +39,8 @@ pub(crate) struct Builder {
     prefix: Vec<OsString>,
     qemu: bool,
     pipes: bool,
+    input: Option<OwnedFd>,
+    descriptors: String,
 }
 
 impl Builder {
@@ -78,6 +80,18 @@ impl Builder {
         self
     }
 
+    /// Its standard input.
+    pub(crate) fn input(mut self, input: impl Into<OwnedFd>) -> Self {
+        self.input = Some(input.into());
+        self
+    }
+
+    /// How many descriptors it may have, however it asks for more.
+    pub(crate) fn descriptors(mut self, limit: usize) -> Self {
+        self.descriptors = format!("{limit}:{limit}");
+        self
+    }
+
     /// Starts the daemon and waits until its QEMU socket is there.
     #[track_caller]
     pub(crate) fn start(self) -> Daemon {
@@ -105,7 +119,10 @@ impl Builder {
         let log = File::create(root.path().join("stderr")).expect("a file for stderr");
 
         // The soft limit of a login shell, whatever this process gave itself: more is the daemon's to ask for.
-        let limit = [super::tool("prlimit", "util-linux").into_os_string(), "--nofile=1024:".into()];
+        let limit = [
+            super::tool("prlimit", "util-linux").into_os_string(),
+            format!("--nofile={}", self.descriptors).into(),
+        ];
         let mut words = self.prefix.into_iter().chain(limit).chain([self.binary.clone().into_os_string()]);
         let mut command = Command::new(words.next().expect("a program"));
         command.args(words);
@@ -123,7 +140,8 @@ impl Builder {
         };
         command.args(self.args.into_iter().map(placed)).envs(self.env).current_dir(&dir);
         let pipe = || if self.pipes { Stdio::piped() } else { Stdio::null() };
-        command.stdin(pipe()).stdout(pipe()).stderr(log);
+        let input = self.input.map_or_else(pipe, Stdio::from);
+        command.stdin(input).stdout(pipe()).stderr(log);
         let child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", self.binary.display()));
         Daemon { child, dir, root }
     }
@@ -147,6 +165,8 @@ impl Daemon {
             prefix: Vec::new(),
             qemu: true,
             pipes: false,
+            input: None,
+            descriptors: "1024:".to_owned(),
         }
     }
 
@@ -174,6 +194,20 @@ impl Daemon {
     pub(crate) fn stderr(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(self.root.path().join("stderr")).unwrap_or_default())
             .into_owned()
+    }
+
+    /// The port of a forward at `tcp://HOST:0`, as the log tells it.
+    #[track_caller]
+    pub(crate) fn tcp_port(&mut self, host: &str) -> u16 {
+        let start = format!("tcp://{host}:");
+        let number =
+            |text: &str| text.split(|c: char| !c.is_ascii_digit()).next().unwrap_or(text).parse().ok();
+        eventually("a line that tells the port", START, || {
+            assert!(self.is_running(), "the daemon has ended");
+            let log = self.stderr();
+            // The command line may be in the log too.
+            log.split(start.as_str()).skip(1).filter_map(number).find(|port| *port != 0)
+        })
     }
 
     /// Sends `signal` to the daemon itself.

@@ -22,6 +22,7 @@ pub(crate) mod notices;
 pub(crate) mod ns;
 pub(crate) mod process;
 pub(crate) mod relay;
+pub(crate) mod streams;
 pub(crate) mod traffic;
 pub(crate) mod wire;
 
