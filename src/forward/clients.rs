@@ -13,7 +13,6 @@ use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use rustix::net::SocketFlags;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -71,10 +70,7 @@ impl Listener for ListeningSocket {
     type Client = UnixStream;
 
     async fn accept(&self) -> io::Result<UnixStream> {
-        let accept = |socket: &OwnedFd| {
-            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-            Ok(rustix::net::accept_with(socket, flags)?)
-        };
+        let accept = |socket: &OwnedFd| Ok(OwnedFd::from(SockRef::from(socket).accept()?.0));
         loop {
             match self.socket.async_io(Interest::READABLE, accept).await {
                 Ok(client) => {
