@@ -198,7 +198,7 @@ impl Daemon {
             engine: handle.clone(),
             subnet,
             agent: SocketAddrV4::new(config.device_ip, config.agent_port),
-            places: Places::new(relays.max_descriptors()),
+            places: Places::new(relays.max_descriptors() + config.forwards.len()),
             relays,
         });
         let registry = Registry::new(Arc::clone(&ways), config.guest_policy);

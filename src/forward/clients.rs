@@ -13,6 +13,7 @@ use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -44,8 +45,11 @@ pub trait Listener: Send + Sync + 'static {
     /// One connection.
     type Client: Send;
 
-    /// Waits for the next client; dropped, it loses none.
-    fn accept(&self) -> impl Future<Output = io::Result<Self::Client>> + Send;
+    /// Waits until a client is there, and takes nothing.
+    fn ready(&self) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Takes it; `None` where it has left.
+    fn accept(&self) -> io::Result<Option<Self::Client>>;
 }
 
 /// A listening stream socket of any family.
@@ -69,22 +73,35 @@ impl ListeningSocket {
 impl Listener for ListeningSocket {
     type Client = UnixStream;
 
-    async fn accept(&self) -> io::Result<UnixStream> {
-        let accept = |socket: &OwnedFd| Ok(OwnedFd::from(SockRef::from(socket).accept()?.0));
-        loop {
-            match self.socket.async_io(Interest::READABLE, accept).await {
-                Ok(client) => {
-                    tune(&client);
-                    return stream(client);
-                }
-                // There is nothing wrong but the moment.
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
-                    ) => {}
-                Err(error) => return Err(error),
+    async fn ready(&self) -> io::Result<()> {
+        let waits = |socket: &OwnedFd| {
+            let mut polled = [PollFd::new(socket, PollFlags::IN)];
+            match poll(&mut polled, Some(&Timespec::default()))? {
+                0 => Err(io::ErrorKind::WouldBlock.into()),
+                _ => Ok(()),
             }
+        };
+        self.socket.async_io(Interest::READABLE, waits).await
+    }
+
+    fn accept(&self) -> io::Result<Option<UnixStream>> {
+        let accepted = self.socket.try_io(Interest::READABLE, |socket| SockRef::from(socket).accept());
+        match accepted {
+            Ok((client, _)) => {
+                let client = client.into();
+                tune(&client);
+                stream(client).map(Some)
+            }
+            // There is nothing wrong but the moment.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
         }
     }
 }
@@ -102,6 +119,8 @@ pub(super) fn tune(socket: &OwnedFd) {
 pub struct Places {
     free: Arc<Semaphore>,
     count: usize,
+    /// One for all forwards.
+    log: Arc<Quiet>,
 }
 
 impl Places {
@@ -111,15 +130,15 @@ impl Places {
         let reserved = RESERVED.min(descriptors / 4);
         let count =
             (descriptors.saturating_sub(reserved + others) / PER_CLIENT).clamp(1, Semaphore::MAX_PERMITS);
-        Self { free: Arc::new(Semaphore::new(count)), count }
+        Self { free: Arc::new(Semaphore::new(count)), count, log: Arc::default() }
     }
 
-    /// Waits for one; `log` may say that it had to.
-    async fn take(&self, name: &str, log: &Quiet) -> OwnedSemaphorePermit {
+    /// Waits for one, for a client of the socket `name`.
+    async fn take(&self, name: &str) -> OwnedSemaphorePermit {
         if let Ok(place) = Arc::clone(&self.free).try_acquire_owned() {
             return place;
         }
-        if log.may_say() {
+        if self.log.may_say() {
             warn!(
                 socket = name,
                 clients = self.count,
@@ -166,30 +185,33 @@ async fn accept<L: Listener, F: Future<Output = ()> + Send + 'static>(
         let _ = shutdown.wait_for(|stop| *stop).await;
     });
     loop {
-        let client = tokio::select! {
+        let ready = tokio::select! {
             () = &mut stopped => break,
             Some(_) = clients.join_next() => continue,
-            accepted = listener.accept(), if clients.len() < MAX_CLIENTS => match accepted {
-                Ok(client) => client,
-                Err(error) => {
-                    if log.may_say() {
-                        warn!(socket = name, %error, "forward: cannot accept, trying again");
-                    }
-                    sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            },
+            ready = listener.ready(), if clients.len() < MAX_CLIENTS => ready,
         };
-        // One that has no place yet is kept, and those behind it wait in the backlog.
+        // Whoever has no place yet costs no descriptor: it waits in the backlog.
         let place = tokio::select! {
             () = &mut stopped => break,
-            place = places.take(name, &log) => place,
+            place = places.take(name) => place,
         };
-        let served = serve(client);
-        clients.spawn(async move {
-            served.await;
-            drop(place);
-        });
+        match ready.and_then(|()| listener.accept()) {
+            Ok(Some(client)) => {
+                let served = serve(client);
+                clients.spawn(async move {
+                    served.await;
+                    drop(place);
+                });
+            }
+            Ok(None) => {}
+            Err(error) => {
+                if log.may_say() {
+                    warn!(socket = name, %error, "forward: cannot accept, trying again");
+                }
+                drop(place);
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
     }
     clients.shutdown().await;
     drop(listener);

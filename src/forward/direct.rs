@@ -23,8 +23,9 @@ use crate::vsock;
 /// The pause after an attempt in vain; it doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
-/// The pause where a listener has more clients than it takes at once.
-const BUSY_PAUSE: Duration = Duration::from_millis(2);
+/// The same where a listener has more clients than it takes at once.
+const FIRST_BUSY_PAUSE: Duration = Duration::from_millis(2);
+const LAST_BUSY_PAUSE: Duration = Duration::from_millis(100);
 
 /// An end that the host's system connects to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,7 +89,7 @@ impl DirectWay {
     async fn connect(&self, client: &UnixStream, patience: Duration) -> Option<OwnedFd> {
         let dest = &self.dest;
         let deadline = Instant::now() + patience;
-        let mut pause = FIRST_PAUSE;
+        let (mut pause, mut busy_pause) = (FIRST_PAUSE, FIRST_BUSY_PAUSE);
         loop {
             let connected = timeout_at(deadline, self.to.connect()).await;
             let error = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
@@ -107,7 +108,8 @@ impl DirectWay {
             }
             debug!(%error, dest, "forward: waiting");
             if error.kind() == io::ErrorKind::WouldBlock {
-                sleep(BUSY_PAUSE).await;
+                sleep(busy_pause).await;
+                busy_pause = (busy_pause * 2).min(LAST_BUSY_PAUSE);
             } else {
                 sleep(pause).await;
                 pause = (pause * 2).min(LAST_PAUSE);
