@@ -8,13 +8,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hyper::StatusCode;
 use tokio::io::AsyncWriteExt as _;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::listener::Stream;
 use super::path::value;
 use super::reply::Refusal;
 use super::{Api, busy};
-use crate::engine::{Said, Turned};
+use crate::engine::{Permit, Said, Turned};
 use crate::forward::clients::close;
 use crate::text::quote;
 
@@ -24,7 +23,7 @@ const OK_TIME: Duration = Duration::from_secs(10);
 /// A connection that is to lead to a guest.
 pub(super) struct Tunnel {
     to: SocketAddrV4,
-    _permit: OwnedSemaphorePermit,
+    permit: Permit,
 }
 
 impl Tunnel {
@@ -34,12 +33,12 @@ impl Tunnel {
         let to = target(query.unwrap_or_default())
             .map_err(|text| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, text))?;
         let permit = Arc::clone(&api.taken_over).try_acquire_owned().map_err(|_| busy())?;
-        Ok(Self { to, _permit: permit })
+        Ok(Self { to, permit: Arc::new(permit) })
     }
 
     /// Gives the client to the engine, which carries bytes, and the end of each way, until both have ended.
     pub(super) async fn run(self, api: &Api, mut client: Stream, early: Bytes) {
-        let to = self.to;
+        let Self { to, permit } = self;
         if !matches!(tokio::time::timeout(OK_TIME, client.write_all(b"OK")).await, Ok(Ok(()))) {
             return;
         }
@@ -47,7 +46,7 @@ impl Tunnel {
             Ok(client) => client,
             Err(error) => return tracing::debug!(%to, %error, "tunnel failed"),
         };
-        match api.handle.lead(client, to, Said::Early(early.into())).await {
+        match api.handle.lead(client, permit, to, Said::Early(early.into())).await {
             Ok(()) => tracing::debug!(%to, "tunnel connected"),
             Err(Turned { client, why }) => {
                 if let Some(suppressed) = api.failed_dials.admit(Instant::now()) {

@@ -6,12 +6,13 @@
 
 use std::net::SocketAddrV4;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use netstack::FlowId;
 use netstack::tcp::{Abort, Flow};
 use thiserror::Error;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::command::Command;
 use super::tcp::Opening;
@@ -59,10 +60,14 @@ pub struct Turned {
     pub why: Refused,
 }
 
+/// One of as many clients as there may be: they are counted for as long as anybody has this.
+pub type Permit = Arc<OwnedSemaphorePermit>;
+
 /// A wish to be led to a guest.
 #[derive(Debug)]
 pub(super) struct Wish {
     client: OwnedFd,
+    permit: Permit,
     to: SocketAddrV4,
     said: Said,
     reply: Reply,
@@ -159,11 +164,14 @@ impl Greeting {
 
 impl Engine {
     pub(super) fn lead(&mut self, wish: Wish) {
-        let Wish { client, to, said, reply } = wish;
+        let Wish { client, permit, to, said, reply } = wish;
         match self.stack.tcp_connect(to, self.now, &mut self.batches) {
             Ok(flow) => {
                 let client = HostStream::from_client(client);
                 self.adopt(flow, client, Opening::Led(Box::new(Greeting::new(said, reply))));
+                if let Some(connection) = self.tcp.get_mut(flow) {
+                    connection._permit = Some(permit);
+                }
             }
             Err(error) => {
                 tracing::debug!(%to, %error, "cannot lead a client");
@@ -207,13 +215,20 @@ impl Engine {
 
 impl Handle {
     /// Leads `client`, a connected stream socket that does not block, to the TCP port `to` of a guest, or, if that is an agent's which is
-    /// asked, to wherever it leads. When it returns `Ok`, the client is connected and the engine's, to its end. Takes up to 20 s.
+    /// asked, to wherever it leads. When it returns `Ok`, the client is connected and the engine's, to its end, and `permit` with it. Takes
+    /// up to 20 s.
     ///
     /// # Errors
     /// See [`Refused`]; the client comes back, and may be led again.
-    pub async fn lead(&self, client: OwnedFd, to: SocketAddrV4, said: Said) -> Result<(), Turned> {
+    pub async fn lead(
+        &self,
+        client: OwnedFd,
+        permit: Permit,
+        to: SocketAddrV4,
+        said: Said,
+    ) -> Result<(), Turned> {
         let (reply, answer) = oneshot::channel();
-        self.send(Command::Lead(Wish { client, to, said, reply })).await;
+        self.send(Command::Lead(Wish { client, permit, to, said, reply })).await;
         answer.await.unwrap_or(Err(Turned { client: None, why: Refused::Unreachable }))
     }
 }

@@ -34,7 +34,7 @@ use tokio::sync::mpsc;
 pub use attach::Attachment;
 pub use command::{Handle, Request};
 pub use forwards::{ForwardId, Listener};
-pub use lead::{Refused, Said, Turned};
+pub use lead::{Permit, Refused, Said, Turned};
 pub use readout::Counters;
 
 use crate::host::icmp::Answer;

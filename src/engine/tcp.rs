@@ -14,7 +14,7 @@ use netstack::tcp::Phase;
 use netstack::{FlowId, Refusal};
 use tokio::sync::oneshot;
 
-use super::lead::Greeting;
+use super::lead::{Greeting, Permit};
 use super::{Engine, Request, Source};
 use crate::host::stream::HostStream;
 use crate::host::tcp::{Outcome, Relay};
@@ -25,6 +25,8 @@ pub(super) struct Connection {
     pub(super) relay: Relay,
     /// What is missing before bytes can move.
     pub(super) opening: Opening,
+    /// Of a client that was led here; it counts until the descriptor is closed.
+    pub(super) _permit: Option<Permit>,
 }
 
 #[derive(Debug)]
@@ -194,7 +196,7 @@ impl Engine {
         let connected = !matches!(opening, Opening::Host);
         match Relay::new(stream, token, connected, self.poll.registry()) {
             Ok(relay) => {
-                self.tcp.insert(flow, Connection { relay, opening });
+                self.tcp.insert(flow, Connection { relay, opening, _permit: None });
             }
             Err(error) => {
                 self.forget(token);

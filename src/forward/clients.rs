@@ -18,13 +18,14 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
 use crate::config::Dest;
 use crate::dial::stream;
+use crate::engine::Permit;
 use crate::listen::{Bound, RemoveOnDrop};
 
 /// Clients of one socket at a time; more wait in its backlog.
@@ -134,9 +135,9 @@ impl Places {
     }
 
     /// Waits for one, for a client of the socket `name`.
-    async fn take(&self, name: &str) -> OwnedSemaphorePermit {
+    async fn take(&self, name: &str) -> Permit {
         if let Ok(place) = Arc::clone(&self.free).try_acquire_owned() {
-            return place;
+            return Arc::new(place);
         }
         if self.log.may_say() {
             warn!(
@@ -146,14 +147,14 @@ impl Places {
             );
         }
         match Arc::clone(&self.free).acquire_owned().await {
-            Ok(place) => place,
+            Ok(place) => Arc::new(place),
             // Nobody closes it.
             Err(_) => std::future::pending().await,
         }
     }
 }
 
-/// Gives each client of `bound` to `serve` until `shutdown` turns true or its sender is gone; then drops them, and removes the socket.
+/// Gives each client of `bound` to `serve`, with the place that it has for as long as it is served, until `shutdown` turns true or its sender is gone; then drops them, and removes the socket.
 ///
 /// # Errors
 /// The listener cannot be handed to the runtime.
@@ -162,7 +163,7 @@ pub(super) async fn serve<F: Future<Output = ()> + Send + 'static>(
     dest: &Dest,
     places: &Places,
     shutdown: watch::Receiver<bool>,
-    serve: impl Fn(UnixStream) -> F,
+    serve: impl Fn(UnixStream, Permit) -> F,
 ) -> Result<()> {
     let name = bound.name.clone();
     let listener = ListeningSocket::new(bound)?;
@@ -176,7 +177,7 @@ async fn accept<L: Listener, F: Future<Output = ()> + Send + 'static>(
     name: &str,
     places: &Places,
     mut shutdown: watch::Receiver<bool>,
-    serve: impl Fn(L::Client) -> F,
+    serve: impl Fn(L::Client, Permit) -> F,
 ) {
     let log = Quiet::default();
     let mut clients = JoinSet::new();
@@ -197,11 +198,7 @@ async fn accept<L: Listener, F: Future<Output = ()> + Send + 'static>(
         };
         match ready.and_then(|()| listener.accept()) {
             Ok(Some(client)) => {
-                let served = serve(client);
-                clients.spawn(async move {
-                    served.await;
-                    drop(place);
-                });
+                clients.spawn(serve(client, place));
             }
             Ok(None) => {}
             Err(error) => {

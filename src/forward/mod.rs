@@ -27,7 +27,7 @@ use tokio::time::timeout;
 
 use crate::config::{Dest, SocketForward, SshDest};
 use crate::dial::{Dial, Place, stream};
-use crate::engine::Handle;
+use crate::engine::{Handle, Permit};
 use crate::listen::{self, Bound};
 use crate::relay::Relays;
 use crate::ssh::load_key;
@@ -123,9 +123,9 @@ impl Forward {
             Dest::Unix(path) => Way::direct(&ways, Direct::Unix(path), &dest),
         };
         let way = Arc::new(way);
-        let serve = |client| {
+        let serve = |client, place| {
             let way = Arc::clone(&way);
-            async move { way.serve(client).await }
+            async move { way.serve(client, place).await }
         };
         clients::serve(bound, &dest, &ways.places, shutdown, serve).await
     }
@@ -147,10 +147,13 @@ impl Way {
         Self::Direct(DirectWay::new(to, dest.to_string(), Arc::clone(&ways.relays)))
     }
 
-    async fn serve(&self, client: UnixStream) {
+    async fn serve(&self, client: UnixStream, place: Permit) {
         match self {
-            Self::Network(way) => way.serve(client, GUEST_PATIENCE).await,
-            Self::Direct(way) => way.serve(client, HOST_PATIENCE).await,
+            Self::Network(way) => way.serve(client, place, GUEST_PATIENCE).await,
+            Self::Direct(way) => {
+                way.serve(client, HOST_PATIENCE).await;
+                drop(place);
+            }
         }
     }
 }

@@ -8,6 +8,7 @@
 //! Read next: `../engine/lead.rs`; `../guest/agent.rs`, the agent.
 
 use std::net::SocketAddrV4;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UnixStream;
@@ -16,7 +17,7 @@ use tracing::{debug, warn};
 
 use super::clients::{Quiet, close, has_left};
 use crate::dial::stream;
-use crate::engine::{Handle, Refused, Said};
+use crate::engine::{Handle, Permit, Refused, Said};
 use crate::text::quote;
 
 /// The pause after a guest that was not there; it doubles up to the last.
@@ -43,7 +44,7 @@ impl NetworkWay {
     }
 
     /// Waits for the guest for up to `patience`, and leads the client there.
-    pub(super) async fn serve(&self, mut client: UnixStream, patience: Duration) {
+    pub(super) async fn serve(&self, mut client: UnixStream, place: Permit, patience: Duration) {
         let (to, path) = (self.to, self.path.as_deref());
         let deadline = Instant::now() + patience;
         let mut pause = FIRST_PAUSE;
@@ -52,7 +53,7 @@ impl NetworkWay {
         loop {
             let asked = Instant::now();
             let led = match client.into_std() {
-                Ok(client) => self.engine.lead(client.into(), to, self.said()).await,
+                Ok(client) => self.engine.lead(client.into(), Arc::clone(&place), to, self.said()).await,
                 Err(error) => return debug!(%error, "forward: client failed"),
             };
             let Err(turned) = led else { return debug!(%to, path, "forward: client connected") };

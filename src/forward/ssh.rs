@@ -28,9 +28,12 @@ pub async fn run<D: Dial>(
 ) -> Result<()> {
     let dest = Dest::Ssh(to.clone());
     let way = Arc::new(SshWay::new(to, dialer)?);
-    let serve = |client| {
+    let serve = |client, place| {
         let way = Arc::clone(&way);
-        async move { way.serve(client).await }
+        async move {
+            way.serve(client).await;
+            drop(place);
+        }
     };
     clients::serve(bound, &dest, places, shutdown, serve).await
 }
