@@ -12,10 +12,11 @@ mod support;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde_json::json;
 use socket2::SockAddr;
@@ -52,7 +53,13 @@ impl Ends {
     }
 }
 
-/// Says `OK` to port 7, with the first bytes of the guest right behind it, and closes to all others.
+/// What a client of a VMM's port says in one go.
+const SAID: [u8; 50_000] = [7; 50_000];
+/// How soon a VMM takes notice of a closed half.
+const NOTICE: Duration = Duration::from_millis(200);
+
+/// Says `OK` to port 7, with the first bytes of the guest right behind it, and closes to all others. As VMMs do it takes the end of one half
+/// for that of both: the guest's answer comes after it, and is lost.
 fn vmm(mut client: UnixStream) {
     let mut line = Vec::new();
     while !line.ends_with(b"\n") {
@@ -62,8 +69,18 @@ fn vmm(mut client: UnixStream) {
         }
         line.extend(byte);
     }
-    if line == b"CONNECT 7\n" && client.write_all(b"OK 1073741824\nmotd\n").is_ok() {
-        echo(client);
+    if line != b"CONNECT 7\n" || client.write_all(b"OK 1073741824\nmotd\n").is_err() {
+        return;
+    }
+    let mut said = vec![0; SAID.len()];
+    if client.read_exact(&mut said).is_err() {
+        return;
+    }
+    client.set_read_timeout(Some(NOTICE)).unwrap();
+    if client.read(&mut [0]).is_err() && client.write_all(&said).is_ok() {
+        client.set_read_timeout(None).unwrap();
+        // Until the client has gone for good.
+        let _ = client.read(&mut [0]);
     }
 }
 
@@ -156,7 +173,14 @@ fn a_vmm_is_told_the_port_and_only_the_guest_is_heard() {
     (&client).read_exact(&mut heard).unwrap();
     assert_eq!(&heard, b"motd\n");
     let idle = daemon.fds();
-    assert_echo(&client, &[7; 50_000]);
+    // As docker does where there is no input.
+    (&client).write_all(&SAID).unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let mut heard = [0; SAID.len()];
+    (&client).read_exact(&mut heard).unwrap();
+    assert!(heard == SAID, "the guest says something else");
+    drop(client);
+    eventually("the end of the client", PATIENCE, || (daemon.fds() < idle).then_some(()));
     // Nobody is at the other port: the client waits for it, and may leave.
     drop(connect(&at(ends.path("b"))).unwrap());
     eventually("an end of the wait", PATIENCE, || (daemon.fds() <= idle).then_some(()));

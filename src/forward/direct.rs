@@ -78,7 +78,10 @@ impl DirectWay {
         };
         match client.into_std() {
             Ok(client) => {
-                let ended = self.relays.carry(client, other).await;
+                let ended = match self.to {
+                    Direct::HybridVsock { .. } => self.relays.carry_whole(client, other).await,
+                    _ => self.relays.carry(client, other).await,
+                };
                 debug!(forth = ended.forth, back = ended.back, error = ?ended.error, dest, "forward: client ended");
             }
             Err(error) => debug!(%error, dest, "forward: client failed"),

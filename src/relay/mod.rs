@@ -107,10 +107,21 @@ impl Relays {
     /// Carries bytes between two connected streams until both ways have ended, and closes them. To be called in a tokio runtime that has
     /// neither of them registered.
     pub async fn carry(&self, first: impl Into<OwnedFd>, second: impl Into<OwnedFd>) -> Ended {
-        let mut relay = match Relay::new(self, first.into(), second.into()) {
+        self.carry_as(first.into(), second.into(), true).await
+    }
+
+    /// The same where the other side of `second` would take the end of one half for that of both, as a VMM that offers vsock at a unix socket
+    /// does: what it had still to send would be lost. It is told only when the first stream is closed both ways.
+    pub async fn carry_whole(&self, first: impl Into<OwnedFd>, second: impl Into<OwnedFd>) -> Ended {
+        self.carry_as(first.into(), second.into(), false).await
+    }
+
+    async fn carry_as(&self, first: OwnedFd, second: OwnedFd, halves: bool) -> Ended {
+        let mut relay = match Relay::new(self, first, second) {
             Ok(relay) => relay,
             Err(error) => return Ended { forth: 0, back: 0, error: Some(error) },
         };
+        relay.ends[1].halves = halves;
         poll_fn(|context| relay.poll(context)).await;
         relay.into_ended()
     }
@@ -122,6 +133,8 @@ struct End {
     fd: AsyncFd<OwnedFd>,
     /// How it failed, as by a reset. What it sent before can still be read.
     failed: Option<io::Error>,
+    /// Whether its peer can be told that no more comes, and go on sending.
+    halves: bool,
 }
 
 impl End {
@@ -130,7 +143,7 @@ impl End {
         // Other kinds of streams know nothing of it.
         let _ = SockRef::from(&fd).set_tcp_nodelay(true);
         let fd = crate::sys::watch(fd, Interest::READABLE | Interest::WRITABLE)?;
-        Ok(Self { fd, failed: None })
+        Ok(Self { fd, failed: None, halves: true })
     }
 
     /// Whether a close, or a reset, would lose nothing that was delivered to it: TCP forgets what its peer has not yet taken, other

@@ -188,6 +188,39 @@ fn a_half_that_closes_leaves_the_other() {
     }
 }
 
+/// A VMM that offers vsock closes both halves when one is.
+#[test]
+fn a_half_is_kept_from_who_would_close_both() {
+    let relays = Arc::new(Relays::default());
+    let ((mut client, first), (mut vmm, second)) = (unix(), unix());
+    let shared = Arc::clone(&relays);
+    let relay = spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(shared.carry_whole(first, second))
+    });
+    client.write_all(b"question").unwrap();
+    client.close(Shutdown::Write);
+    let mut question = [0; 8];
+    vmm.read_exact(&mut question).unwrap();
+    // Twice there and back: an end would have come in between.
+    for piece in ["first", "second"] {
+        vmm.write_all(piece.as_bytes()).unwrap();
+        let mut got = vec![0; piece.len()];
+        client.read_exact(&mut got).unwrap();
+        assert_eq!(got, piece.as_bytes());
+        let Peer::Unix(vmm) = &vmm else { unreachable!() };
+        vmm.set_nonblocking(true).unwrap();
+        let seen = (&*vmm).read(&mut [0]).map_err(|error| error.kind());
+        assert_eq!(seen, Err(io::ErrorKind::WouldBlock));
+        vmm.set_nonblocking(false).unwrap();
+    }
+    drop(client);
+    let (rest, end) = vmm.read_all();
+    assert!(rest.is_empty() && end.is_ok(), "{end:?} after {rest:?}");
+    assert!(finish(relay).error.is_none());
+    assert_at_rest(&relays);
+}
+
 #[test]
 fn a_reset_arrives_behind_what_came_before_it() {
     let relays = Arc::new(Relays::default());

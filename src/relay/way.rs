@@ -140,7 +140,7 @@ impl<'a> Way<'a> {
                 State::Ended => {
                     self.held = Held::Nothing;
                     self.state = State::Done;
-                    if from.failed.is_none() {
+                    if from.failed.is_none() && to.halves {
                         // A receiver that is gone needs no telling.
                         let _ = shutdown(to.fd.get_ref(), Shutdown::Write);
                     }
