@@ -163,6 +163,9 @@ impl End {
     /// there being room: whoever writes next tries first, and waits only then.
     fn poll_hung_up(&self, context: &mut Context<'_>) -> bool {
         while let Poll::Ready(ready) = self.fd.poll_write_ready(context) {
+            if crate::sys::vsock_takes_no_more(self.fd.get_ref().as_fd()) {
+                return true;
+            }
             match ready {
                 Ok(guard) if guard.ready().is_write_closed() => return true,
                 Ok(mut guard) => guard.clear_ready_matching(Ready::WRITABLE),

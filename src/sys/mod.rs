@@ -108,6 +108,21 @@ pub fn unsent(socket: std::os::fd::BorrowedFd<'_>) -> Option<usize> {
     }
 }
 
+/// Whether the peer of a vsock stream has closed it both ways, or for what is sent to it: of vsock epoll(7) tells only that no more comes.
+pub fn vsock_takes_no_more(socket: std::os::fd::BorrowedFd<'_>) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::net::{AddressFamily, SendFlags, send, sockopt};
+        sockopt::socket_domain(socket).is_ok_and(|domain| domain == AddressFamily::VSOCK)
+            && send(socket, &[], SendFlags::NOSIGNAL | SendFlags::DONTWAIT) == Err(rustix::io::Errno::PIPE)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = socket;
+        false
+    }
+}
+
 /// Unpredictable bits, for sequence numbers and hash tables.
 ///
 /// # Errors
