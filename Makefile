@@ -2,7 +2,7 @@
 PROFILE := ci
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help build demo guest test bench micro instructions lint fmt
+.PHONY: help build demo guest test ways bench micro instructions lint fmt
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -26,6 +26,11 @@ test: ## everything: lint, unit tests, network namespaces, a real VM
 	@$(MAKE) --no-print-directory lint
 	cargo test --workspace --profile $(PROFILE)
 	@benches/netstack/instructions.sh
+
+ways: ## podman's API by every way into a VM, and an image of 2 GiB loaded by each (ARCHIVE_MB=64, WAYS="ssh hybrid" for less)
+	@tests/install.sh test
+	@tests/guest/build.sh
+	ARCHIVE_MB=$(or $(ARCHIVE_MB),2048) cargo test --profile $(PROFILE) --test vm_ways -- --nocapture
 
 bench: ## speed, cost and scale beside the peers that are there (ROWS=udp RUNS=1: see README)
 	@tests/install.sh bench

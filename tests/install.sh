@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# install.sh GROUP...: the Debian packages that a make target needs, as far as their commands are missing.
+# install.sh GROUP...: the Debian packages that a make target needs, as far as their commands are missing, and what cargo
+# has to build for it, in tests/guest/cache/bin.
 # Groups: demo, test, bench, instructions, lint. Quiet when nothing is missing; asks for root through sudo otherwise.
 set -euo pipefail
+cache=$(cd "$(dirname "$0")" && pwd)/guest/cache
 
 # A command that must be there, and the package that brings it.
 table() {
@@ -24,7 +26,8 @@ table() {
                  systemd-tmpfiles systemd
                  systemd-socket-activate systemd
                  unbound unbound
-                 tcpdump tcpdump'; table instructions ;;
+                 tcpdump tcpdump
+                 vhost-device-vsock cargo:vhost-device-vsock@0.3.0'; table instructions ;;
     instructions) table build; echo 'valgrind valgrind' ;;
     lint) table build; echo 'shellcheck shellcheck' ;;
     bench) table build; echo 'ip iproute2
@@ -37,48 +40,60 @@ table() {
     esac
 }
 
-PATH=$PATH:/usr/sbin:/sbin
+PATH=$PATH:/usr/sbin:/sbin:$cache/bin
 export DEBIAN_FRONTEND=noninteractive
-missing=()
+missing=() crates=()
 for group in "$@"; do
     rows=$(table "$group")
     while read -r command package; do
-        [[ $command == /* && -e $command ]] || command -v "$command" >/dev/null || missing+=("$package")
+        if [[ $command == /* && -e $command ]] || command -v "$command" >/dev/null; then continue; fi
+        case $package in
+        cargo:*) crates+=("${package#cargo:}") ;;
+        *) missing+=("$package") ;;
+        esac
     done <<<"$rows"
 done
-[ ${#missing[@]} -gt 0 ] || exit 0
-
-if ! command -v apt-get >/dev/null; then
-    echo "install.sh: this is not a Debian system; please install: ${missing[*]}" >&2
-    exit 1
-fi
-root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo --preserve-env=DEBIAN_FRONTEND "$@"; fi; }
-candidate() { apt-cache policy "$1" | awk '$1 == "Candidate:" && $2 != "(none)" { print $2 }'; }
-
-mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
-echo "installing: ${missing[*]}"
+[ $((${#missing[@]} + ${#crates[@]})) -gt 0 ] || exit 0
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 quietly() { "$@" >"$log" 2>&1 || { tail -n 30 "$log" >&2; return 1; }; }
-quietly root apt-get -q update
 
-packages=()
-for package in "${missing[@]}"; do
-    # Alternatives stand in order of preference: from Debian 13 on, docker's client has its own package.
-    for choice in ${package//|/ }; do
-        [ -z "$(candidate "$choice")" ] || break
-    done
-    packages+=("$choice")
-    # A newer qemu-utils (backports) cannot stand beside an older QEMU; keep it by letting it follow.
-    if [ "$choice" = qemu-system-x86 ] && dpkg -s qemu-utils >/dev/null 2>&1; then
-        packages+=("qemu-utils=$(candidate "$choice")")
+install_packages() {
+    if ! command -v apt-get >/dev/null; then
+        echo "install.sh: this is not a Debian system; please install: ${missing[*]}" >&2
+        exit 1
     fi
-done
+    root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo --preserve-env=DEBIAN_FRONTEND "$@"; fi; }
+    candidate() { apt-cache policy "$1" | awk '$1 == "Candidate:" && $2 != "(none)" { print $2 }'; }
 
-# The tests start their own sshd and unbound: the packages' services stay down while they are installed.
-if [ ! -e /usr/sbin/policy-rc.d ]; then
-    trap 'rm -f "$log"; root rm -f /usr/sbin/policy-rc.d' EXIT
-    printf '#!/bin/sh\nexit 101\n' | root tee /usr/sbin/policy-rc.d >/dev/null
-    root chmod 755 /usr/sbin/policy-rc.d
-fi
-quietly root apt-get -q -y --no-install-recommends --allow-downgrades install "${packages[@]}"
+    mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
+    echo "installing: ${missing[*]}"
+    quietly root apt-get -q update
+
+    local package choice packages=()
+    for package in "${missing[@]}"; do
+        # Alternatives stand in order of preference: from Debian 13 on, docker's client has its own package.
+        for choice in ${package//|/ }; do
+            [ -z "$(candidate "$choice")" ] || break
+        done
+        packages+=("$choice")
+        # A newer qemu-utils (backports) cannot stand beside an older QEMU; keep it by letting it follow.
+        if [ "$choice" = qemu-system-x86 ] && dpkg -s qemu-utils >/dev/null 2>&1; then
+            packages+=("qemu-utils=$(candidate "$choice")")
+        fi
+    done
+
+    # The tests start their own sshd and unbound: the packages' services stay down while they are installed.
+    if [ ! -e /usr/sbin/policy-rc.d ]; then
+        trap 'rm -f "$log"; root rm -f /usr/sbin/policy-rc.d' EXIT
+        printf '#!/bin/sh\nexit 101\n' | root tee /usr/sbin/policy-rc.d >/dev/null
+        root chmod 755 /usr/sbin/policy-rc.d
+    fi
+    quietly root apt-get -q -y --no-install-recommends --allow-downgrades install "${packages[@]}"
+}
+
+[ ${#missing[@]} = 0 ] || install_packages
+for crate in "${crates[@]}"; do
+    echo "building: $crate (about a minute)"
+    quietly cargo install --locked --root "$cache" "$crate"
+done

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use support::eventually;
-use vm::{BOOT, Client, Vm, http_get, image, install, note, step};
+use vm::{BOOT, Client, Noise, Vm, http_get, image, install, note, step};
 
 const PING: &str = "/v4.0.0/libpod/_ping";
 const IMAGE: &str = "localhost/busybox:test";
@@ -47,15 +47,15 @@ fn the_host_drives_the_podman_of_a_machine() {
             let path = vm.socket(socket);
             assert_eq!(fs::metadata(&path).expect("a socket").permissions().mode() & 0o777, 0o600);
             assert_eq!(http_get(&path, PING, ANSWER).expect("an answer"), "OK");
-            let podman = Client::Podman(path);
+            let podman = Client::podman(vm.url(socket));
             let info = podman.run(&["info", "--format", "{{.Host.Hostname}} {{.Host.Security.Rootless}}"]);
             assert_eq!(info, format!("guest {rootless}"));
         });
     }
-    let podman = Client::Podman(vm.socket("podman.sock"));
+    let podman = Client::podman(vm.url("podman.sock"));
     drive(&podman);
     pods(&podman);
-    drive(&Client::Docker(vm.socket("podman.sock")));
+    drive(&Client::docker(vm.url("podman.sock")));
     step("gvforwarder over vsock", || {
         for program in [env!("CARGO_BIN_EXE_gvproxy"), env!("CARGO_BIN_EXE_gvforwarder")] {
             install(vm.ssh_port, Path::new(program));
@@ -169,7 +169,8 @@ fn drive(client: &Client) {
     });
     step("cp, 20 MiB in and out", &mut || {
         let (there, back) = (files.path().join("there"), files.path().join("back"));
-        let bytes = noise(20 << 20);
+        let mut bytes = vec![0; 20 << 20];
+        Noise::default().fill(&mut bytes);
         fs::write(&there, &bytes).expect("a file");
         run(&["cp", &there.display().to_string(), "work:/tmp/file"]);
         assert_eq!(run(&["exec", "work", "stat", "-c", "%s", "/tmp/file"]), bytes.len().to_string());
@@ -294,18 +295,4 @@ fn assert_echoes(mut stream: UnixStream, patience: Duration) {
     let mut answer = String::new();
     let end = stream.read_to_string(&mut answer);
     assert!(end.is_ok() && answer == "still there?", "{end:?}, {answer:?}");
-}
-
-/// Bytes without a pattern, the same in every run.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
 }

@@ -2,7 +2,8 @@
 # boot.sh SOCKET CONSOLE [QEMU-ARGUMENT...]: becomes the QEMU that runs the guest of build.sh, with its one network
 # card on the daemon's unix socket SOCKET and its serial console written to the file CONSOLE. Nothing that the guest
 # writes is kept. Where SOCKET is `-`, disk, network and size are among the arguments, as `podman machine` gives them.
-# ACCEL=kvm|tcg replaces the choice made here, CPU, SMP and MEM (MiB) the machine's size.
+# ACCEL=kvm|tcg replaces the choice made here, CPU, SMP and MEM (MiB) the machine's size. VSOCK=SOCKET gives it a vsock
+# device, served at that socket: by vhost-device-vsock, which reads the machine's memory and therefore shares it.
 set -euo pipefail
 
 cache=$(cd "$(dirname "$0")" && pwd)/cache
@@ -44,10 +45,14 @@ esac
 machine+=(-initrd "$cache/initrd.img" -serial "file:$console"
     -append 'console=ttyS0 quiet mitigations=off audit=0 apparmor=0 no_timer_check systemd.show_status=0')
 if [ "$socket" != - ]; then
-    machine+=(-smp "${SMP:-2}" -m "${MEM:-1536}"
+    MEM=${MEM:-1536}
+    machine+=(-smp "${SMP:-2}" -m "$MEM"
         -drive "file=$cache/root.img,format=raw,if=none,id=root,snapshot=on,cache=unsafe" -device "virtio-blk-pci,drive=root"
         -netdev "stream,id=vlan,server=off,addr.type=unix,addr.path=$socket"
         -device "virtio-net-pci,netdev=vlan,mac=5a:94:ef:e4:0c:ee")
+    [ -z "${VSOCK:-}" ] || machine+=(
+        -object "memory-backend-memfd,id=mem,size=${MEM}M,share=on" -machine memory-backend=mem
+        -chardev "socket,id=vsock,path=$VSOCK" -device "vhost-user-vsock-pci,chardev=vsock")
 fi
 # The last device: the guest counts them, and `podman machine` counts on that.
 exec "${machine[@]}" "$@" -device virtio-rng-pci

@@ -4,7 +4,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 #![allow(clippy::expect_used, clippy::print_stderr, reason = "a test fails by panic")]
 
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -16,13 +16,13 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::daemon::{Builder, Daemon};
+use crate::support::daemon::Daemon;
 use crate::support::{eventually, free_port, tool};
 
 /// From power on to a login; an emulated machine on an idle host takes 12 s.
 pub(crate) const BOOT: Duration = Duration::from_secs(180);
-/// One command, in seconds: a machine under emulation is slow, and the host may be busy.
-const COMMAND_SECONDS: &str = "300";
+/// One command: a machine under emulation is slow, and the host may be busy.
+const COMMAND: Duration = Duration::from_secs(300);
 
 /// One machine at a time: two of them emulated would measure each other.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -57,6 +57,8 @@ pub(crate) fn note(what: &str) {
 /// The daemon with one machine on its QEMU socket; both end with it.
 #[derive(Debug)]
 pub(crate) struct Vm {
+    /// What [`Self::power_on`] starts: takes more arguments of QEMU, and variables of boot.sh.
+    pub(crate) boot: Command,
     qemu: Option<Child>,
     files: tempfile::TempDir,
     pub(crate) daemon: Daemon,
@@ -75,39 +77,37 @@ impl Vm {
     /// The daemon with every forward of this file, and no machine yet.
     #[track_caller]
     pub(crate) fn off() -> Self {
+        let mut args = Vec::new();
+        for (socket, user, dest) in FORWARDS {
+            let words = ["-forward-sock", socket, "-forward-dest", dest, "-forward-user", user];
+            args.extend(words.map(OsString::from));
+            args.extend(["-forward-identity".into(), identity().into()]);
+        }
+        Self::with(free_port(), args)
+    }
+
+    /// The daemon with this port for the machine's sshd and these arguments, and no machine yet.
+    #[track_caller]
+    pub(crate) fn with(ssh_port: u16, args: impl IntoIterator<Item = OsString>) -> Self {
         tool("qemu-system-x86_64", "qemu-system-x86");
         assert!(cache().join("stamp").exists(), "this test needs a machine to boot: run `make guest`");
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let ssh_port = free_port();
-        let daemon = Self::with_forwards(Daemon::builder())
+        let daemon = Daemon::builder()
             .args(["-ssh-port", &ssh_port.to_string(), "-pid-file", "gvproxy.pid"])
+            .args(args)
             .start();
         let files = tempfile::tempdir().expect("a temporary directory");
-        Self { qemu: None, files, daemon, ssh_port, _alone: alone }
-    }
-
-    fn with_forwards(mut builder: Builder) -> Builder {
-        for (socket, user, dest) in FORWARDS {
-            builder = builder.args(["-forward-sock", socket, "-forward-dest", dest, "-forward-user", user]);
-            builder = builder.args([OsStr::new("-forward-identity"), identity().as_os_str()]);
-        }
-        builder
+        let mut boot = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/boot.sh"));
+        boot.arg(daemon.qemu_socket()).arg(files.path().join("console"));
+        Self { boot, qemu: None, files, daemon, ssh_port, _alone: alone }
     }
 
     /// Starts the machine and waits for its sshd.
     #[track_caller]
     pub(crate) fn power_on(&mut self) {
         let log = File::create(self.files.path().join("qemu")).expect("a file for QEMU's stderr");
-        let boot = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/boot.sh");
-        let qemu = Command::new(boot)
-            .arg(self.daemon.qemu_socket())
-            .arg(self.files.path().join("console"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("tests/guest/boot.sh");
-        self.qemu = Some(qemu);
+        let qemu = self.boot.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
+        self.qemu = Some(qemu.expect("tests/guest/boot.sh"));
         self.wait_for_sshd();
     }
 
@@ -134,6 +134,11 @@ impl Vm {
     /// A host socket of the daemon, by the name in [`FORWARDS`].
     pub(crate) fn socket(&self, name: &str) -> PathBuf {
         self.daemon.dir().join(name)
+    }
+
+    /// The same as podman and docker want it.
+    pub(crate) fn url(&self, name: &str) -> String {
+        format!("unix://{}", self.socket(name).display())
     }
 
     /// Runs `script` in the machine through the ssh port and gives what it printed.
@@ -241,52 +246,82 @@ pub(crate) fn http_get(socket: &Path, path: &str, patience: Duration) -> std::io
 /// A program that ends by itself: a test that hangs must fail instead.
 #[track_caller]
 fn limited(program: &str, package: &str) -> Command {
+    limited_to(COMMAND, program, package)
+}
+
+#[track_caller]
+fn limited_to(limit: Duration, program: &str, package: &str) -> Command {
     let mut command = Command::new("timeout");
-    command.args(["--kill-after=5", COMMAND_SECONDS]).arg(tool(program, package));
+    command.args(["--kill-after=5", &limit.as_secs().to_string()]).arg(tool(program, package));
     command
 }
 
 /// Runs a command that must succeed, and gives what it wrote to stdout.
 #[track_caller]
-pub(crate) fn output(mut command: Command) -> String {
-    let output = command.stdin(Stdio::null()).output().expect("timeout, of coreutils");
-    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {}\n{stdout}{stderr}", output.status);
-    stdout.trim_end().to_owned()
+pub(crate) fn output(command: Command) -> String {
+    String::from_utf8_lossy(&output_bytes(command)).trim_end().to_owned()
 }
 
-/// A container program of the host that talks to the machine's podman.
+#[track_caller]
+fn output_bytes(mut command: Command) -> Vec<u8> {
+    let output = command.stdin(Stdio::null()).output().expect("timeout, of coreutils");
+    let shown = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(4000)]).into_owned();
+    let (stdout, stderr) = (shown(&output.stdout), shown(&output.stderr));
+    assert!(output.status.success(), "{command:?}: {}\n{stdout}{stderr}", output.status);
+    output.stdout
+}
+
+/// A container program of the host that talks to the machine's podman at a URL.
 #[derive(Debug)]
-pub(crate) enum Client {
-    /// `podman --url unix://SOCKET`
-    Podman(PathBuf),
-    /// `DOCKER_HOST=unix://SOCKET docker`
-    Docker(PathBuf),
+pub(crate) struct Client {
+    program: Program,
+    url: String,
+    limit: Duration,
+}
+
+#[derive(Debug)]
+enum Program {
+    /// `podman --url URL`
+    Podman,
+    /// `docker --host URL`
+    Docker,
 }
 
 impl Client {
+    pub(crate) fn podman(url: impl Into<String>) -> Self {
+        Self { program: Program::Podman, url: url.into(), limit: COMMAND }
+    }
+
+    pub(crate) fn docker(url: impl Into<String>) -> Self {
+        Self { program: Program::Docker, url: url.into(), limit: COMMAND }
+    }
+
+    /// Gives each of its commands as long.
+    pub(crate) fn limit(self, limit: Duration) -> Self {
+        Self { limit, ..self }
+    }
+
     pub(crate) fn name(&self) -> &'static str {
-        match self {
-            Self::Podman(_) => "podman",
-            Self::Docker(_) => "docker",
+        match self.program {
+            Program::Podman => "podman",
+            Program::Docker => "docker",
         }
     }
 
     #[track_caller]
     fn command(&self, args: &[&str]) -> Command {
-        let mut command;
-        match self {
-            Self::Podman(socket) => {
-                command = limited("podman", "podman");
-                command.arg("--url").arg(format!("unix://{}", socket.display()));
+        let mut command = match self.program {
+            Program::Podman => limited_to(self.limit, "podman", "podman"),
+            Program::Docker => limited_to(self.limit, "docker", "docker-cli (docker.io before Debian 13)"),
+        };
+        // Neither the settings nor the known hosts of whoever runs the test.
+        command.env("HOME", "/nonexistent");
+        match self.program {
+            Program::Podman => command.env("CONTAINER_SSHKEY", identity()).args(["--url", &self.url]),
+            Program::Docker => {
+                command.env("DOCKER_CONFIG", "/nonexistent/docker").args(["--host", &self.url])
             }
-            Self::Docker(socket) => {
-                command = limited("docker", "docker-cli (docker.io before Debian 13)");
-                command.env("DOCKER_HOST", format!("unix://{}", socket.display()));
-                command.env("DOCKER_CONFIG", socket.parent().expect("a directory").join("docker"));
-            }
-        }
+        };
         command.args(args);
         command
     }
@@ -295,6 +330,12 @@ impl Client {
     #[track_caller]
     pub(crate) fn run(&self, args: &[&str]) -> String {
         output(self.command(args))
+    }
+
+    /// The same for an output that is no text.
+    #[track_caller]
+    pub(crate) fn run_for_bytes(&self, args: &[&str]) -> Vec<u8> {
+        output_bytes(self.command(args))
     }
 
     /// Starts it, to talk with it.
@@ -355,6 +396,28 @@ impl Drop for Talk {
         if self.child.try_wait().expect("wait").is_none() {
             let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
             let _ = self.child.wait();
+        }
+    }
+}
+
+/// Bytes without a pattern, the same in every run.
+#[derive(Debug)]
+pub(crate) struct Noise(u64);
+
+impl Default for Noise {
+    fn default() -> Self {
+        Self(0x9e37_79b9_7f4a_7c15)
+    }
+}
+
+impl Noise {
+    /// The next ones; a length that 8 does not divide wastes some.
+    pub(crate) fn fill(&mut self, bytes: &mut [u8]) {
+        for word in bytes.chunks_mut(8) {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            word.copy_from_slice(&self.0.to_le_bytes()[..word.len()]);
         }
     }
 }

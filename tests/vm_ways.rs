@@ -1,0 +1,353 @@
+//! Every way into a machine, side by side: podman's API by each of them for podman, docker and curl, and an image whose bytes are compared.
+//! One machine; one daemon with its network and all forwards, one without a network, and one inside, where alone vsock is to be had everywhere.
+//! `ARCHIVE_MB` is the image's size, `WAYS="ssh hybrid"` picks some of the ways (`make ways`).
+#![cfg(target_os = "linux")]
+#![allow(clippy::expect_used, clippy::print_stderr, reason = "a test fails by panic")]
+
+#[path = "support/archive.rs"]
+mod archive;
+mod support;
+#[path = "support/vm.rs"]
+mod vm;
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use archive::Archive;
+use support::daemon::Daemon;
+use support::{eventually, free_port, tool};
+use vm::{Client, Vm, identity, install, output, step};
+
+const PODMAN: &str = "/run/podman/podman.sock";
+const GUEST: &str = "192.168.127.2";
+/// Of the API in the machine: on vsock, on TCP, and behind the daemon in the machine.
+const VSOCK: u16 = 1024;
+const TCP: u16 = 2375;
+const INSIDE: u16 = 1025;
+/// The same behind a daemon that systemd starts for the first client.
+const ACTIVATED: u16 = 1026;
+/// MiB of the image, where nobody says more.
+const ARCHIVE_MB: usize = 16;
+const START: Duration = Duration::from_secs(10);
+
+/// Run in the machine as root, with both programs in the working directory.
+const SERVE: &str = r#"
+set -eu
+mount -o noatime,discard /dev/disk/by-label/scratch /var/lib/containers
+install -d -m 1777 /var/lib/containers/tmp
+mount --bind /var/lib/containers/tmp /tmp
+mount --bind /var/lib/containers/tmp /var/tmp
+modprobe vsock_loopback
+serve() { unit=$1; shift; systemd-run --quiet --unit "$unit" "$@"; }
+serve agent "$PWD/gvforwarder" -agent -agent-allow /run/podman/podman.sock
+serve api-tcp podman system service --time 0 tcp://0.0.0.0:2375
+# podman's own unit has no vsock: Go makes no listener of such a descriptor.
+serve api-vsock --socket-property ListenStream=vsock::1024 /lib/systemd/systemd-socket-proxyd /run/podman/podman.sock
+serve inside "$PWD/gvproxy" -forward-sock vsock://:1025 -forward-dest vsock://1:1024 -forward-sock /run/echo-vsock.sock -forward-dest vsock://1:1027
+serve echo-vsock socat VSOCK-LISTEN:1027,fork EXEC:cat
+serve activated --socket-property ListenStream=vsock::1026 "$PWD/gvproxy" -forward-sock fd:// -forward-dest unix:///run/podman/podman.sock
+"#;
+
+#[test]
+fn podman_by_every_way_into_a_machine() {
+    let megabytes = std::env::var("ARCHIVE_MB").map_or(ARCHIVE_MB, |mb| mb.parse().expect("ARCHIVE_MB"));
+    let archive = step(&format!("an image of {megabytes} MiB"), || Archive::write(megabytes));
+    let rig = Rig::start(megabytes);
+    let picked = std::env::var("WAYS").unwrap_or_default();
+    let picked: Vec<_> = picked.split_whitespace().collect();
+    let ways = rig.ways();
+    for word in &picked {
+        assert!(ways.iter().any(|way| way.name == *word), "WAYS: no way {word} in {ways:#?}");
+    }
+    // An emulated machine takes 6 to 10 MB a second.
+    let limit = Duration::from_secs(300 + megabytes as u64);
+    for way in ways.iter().filter(|way| picked.is_empty() || picked.contains(&way.name)) {
+        drive(way, &archive, limit);
+    }
+    step("the agent on vsock; half-closed inside", || rig.by_hand());
+    step("all ways at once", || {
+        thread::scope(|scope| {
+            for way in ways.iter().filter(|way| way.is_socket()) {
+                for _ in 0..3 {
+                    scope.spawn(|| way.ping());
+                }
+            }
+        });
+    });
+}
+
+/// A machine with all that leads into it.
+struct Rig {
+    alone: Daemon,
+    vm: Vm,
+    vsock: VsockDevice,
+    tcp: u16,
+    _scratch: tempfile::NamedTempFile,
+}
+
+impl Rig {
+    #[track_caller]
+    fn start(megabytes: usize) -> Self {
+        let vsock = VsockDevice::start();
+        let (ssh_port, tcp) = (free_port(), free_port());
+        let key = identity().display().to_string();
+        let hybrid = |port: u16| format!("unix://{}?port={port}", vsock.socket().display());
+        let host_ssh = format!("ssh://root@127.0.0.1:{ssh_port}{PODMAN}");
+
+        let mut args = Vec::new();
+        for (socket, dest) in [
+            ("ssh", PODMAN.to_owned()),
+            ("ssh-guest", format!("ssh://root@{GUEST}:22{PODMAN}?key={key}")),
+            ("ssh-host", host_ssh.clone()),
+            ("tcp", format!("tcp://{GUEST}:{TCP}")),
+            ("agent", format!("agent://{PODMAN}")),
+            ("agent-at", format!("agent://{GUEST}:{}{PODMAN}", gvproxy::agent::PORT)),
+            ("hybrid", hybrid(VSOCK)),
+            ("inside", hybrid(INSIDE)),
+            ("activated", hybrid(ACTIVATED)),
+            ("chain", "unix://{dir}/agent.sock".to_owned()),
+        ] {
+            args.extend([
+                "-forward-sock".into(),
+                format!("{{dir}}/{socket}.sock"),
+                "-forward-dest".into(),
+                dest,
+            ]);
+        }
+        // For `ssh` and `ssh-host`: the others need none, or have one.
+        args.extend(
+            ["-forward-user", "root", "-forward-identity", &key, "-forward-identity", &key].map(Into::into),
+        );
+        let mut vm = Vm::with(ssh_port, args.into_iter().map(Into::into));
+
+        let alone = Daemon::builder()
+            .without_qemu()
+            .args(["-forward-sock", "{dir}/hybrid.sock", "-forward-dest", &hybrid(VSOCK)])
+            .args(["-forward-sock", "{dir}/ssh.sock", "-forward-dest", &format!("{host_ssh}?key={key}")])
+            .args(["-forward-sock", "{dir}/chain.sock", "-forward-dest", &vm.url("tcp.sock")])
+            .args(["-forward-sock", &format!("tcp://127.0.0.1:{tcp}"), "-forward-dest", &hybrid(VSOCK)])
+            .start();
+
+        // An image is there three times while it is loaded, and more than once its size does not fit the machine's own disk.
+        let scratch = tempfile::NamedTempFile::new().expect("a file");
+        scratch.as_file().set_len((4 * megabytes as u64 + 1024) << 20).expect("a file of that length");
+        let mut mke2fs = Command::new(tool("mke2fs", "e2fsprogs"));
+        mke2fs.args(["-q", "-F", "-t", "ext4", "-L", "scratch", "-m", "0", "-O", "^has_journal"]);
+        mke2fs.arg(scratch.path());
+        output(mke2fs);
+        let drive = format!(
+            "file={},if=none,id=scratch,format=raw,cache=unsafe,discard=unmap",
+            scratch.path().display()
+        );
+        vm.boot.env("VSOCK", vsock.control());
+        vm.boot.args(["-drive", &drive, "-device", "virtio-blk-pci,drive=scratch"]);
+        step("boot", || vm.power_on());
+        step("the API on vsock and TCP, the agent, a daemon inside", || {
+            for program in [env!("CARGO_BIN_EXE_gvproxy"), env!("CARGO_BIN_EXE_gvforwarder")] {
+                install(vm.ssh_port, Path::new(program));
+            }
+            vm.ssh("root", SERVE);
+        });
+        Self { alone, vm, vsock, tcp, _scratch: scratch }
+    }
+
+    /// What no way of the daemon uses: the agent on vsock, for hosts that connect to it themselves; and the system's vsock with a half-close,
+    /// which a VMM does not pass on.
+    #[track_caller]
+    fn by_hand(&self) {
+        let mut stream = BufReader::new(UnixStream::connect(self.vsock.socket()).expect("the device"));
+        stream.get_ref().set_read_timeout(Some(START)).expect("a timeout");
+        for (say, hear) in [
+            (format!("CONNECT {}\n", gvproxy::agent::PORT), "OK "),
+            (format!("{PODMAN}\n"), "OK\n"),
+            ("GET /v4.0.0/libpod/_ping HTTP/1.0\r\n\r\n".into(), "HTTP/1.0 200 OK\r\n"),
+        ] {
+            stream.get_mut().write_all(say.as_bytes()).expect("the device");
+            let mut line = String::new();
+            stream.read_line(&mut line).expect("an answer");
+            assert!(line.starts_with(hear), "{say:?}: {line:?}");
+        }
+        let echoed = self.vm.ssh("root", "echo hello | timeout 20 socat -t20 - UNIX:/run/echo-vsock.sock");
+        assert_eq!(echoed, "hello");
+    }
+
+    /// Where each way begins.
+    fn ways(&self) -> Vec<Way> {
+        let [ours, alone] = [&self.vm.daemon, &self.alone]
+            .map(|daemon| move |socket: &str| format!("unix://{}/{socket}.sock", daemon.dir().display()));
+        let at = |scheme: &str, port: u16| format!("{scheme}127.0.0.1:{port}");
+        // A name, whether an image takes it, whether the machine is told of the end of a client's input.
+        [
+            ("ssh", true, true, ours("ssh")),
+            ("ssh-guest", true, true, ours("ssh-guest")),
+            ("ssh-host", true, true, ours("ssh-host")),
+            ("tcp", true, true, ours("tcp")),
+            ("agent", true, true, ours("agent")),
+            ("agent-at", false, true, ours("agent-at")),
+            ("hybrid", true, false, ours("hybrid")),
+            ("vsock", true, false, ours("inside")),
+            ("activated", false, false, ours("activated")),
+            ("chain", true, true, ours("chain")),
+            ("alone-hybrid", true, false, alone("hybrid")),
+            ("alone-chain", true, true, alone("chain")),
+            ("alone-ssh", false, true, alone("ssh")),
+            ("alone-tcp", false, false, at("tcp://", self.tcp)),
+            // Beside them: podman's own way, through the port of the machine's sshd.
+            ("podman-ssh", true, true, at("ssh://root@", self.vm.ssh_port) + PODMAN),
+        ]
+        .map(|(name, thorough, halves, url)| Way { name, thorough, halves, url })
+        .into()
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("--- {} ---\n{}", self.vsock.log().display(), self.vsock.said());
+        }
+    }
+}
+
+/// One way into the machine.
+#[derive(Debug)]
+struct Way {
+    name: &'static str,
+    /// Whether an image takes it.
+    thorough: bool,
+    /// Whether the machine is told of the end of a client's input: not by a VMM that offers vsock at a unix socket.
+    halves: bool,
+    url: String,
+}
+
+impl Way {
+    /// Something that docker and curl can use too.
+    fn is_socket(&self) -> bool {
+        !self.url.starts_with("ssh://")
+    }
+
+    #[track_caller]
+    fn ping(&self) {
+        let mut curl = Command::new(tool("curl", "curl"));
+        curl.args(["--silent", "--show-error", "--fail", "--max-time", "60"]);
+        let at = match self.url.split_once("://") {
+            Some(("unix", path)) => {
+                curl.args(["--unix-socket", path]);
+                "d"
+            }
+            Some((_, place)) => place,
+            None => "",
+        };
+        curl.arg(format!("http://{at}/v4.0.0/libpod/_ping"));
+        assert_eq!(output(curl), "OK", "{}", self.name);
+    }
+}
+
+/// What a user does by one way, with the bytes compared at both ends.
+fn drive(way: &Way, archive: &Archive, limit: Duration) {
+    let step = |what: &str, work: &mut dyn FnMut()| step(&format!("{}: {what}", way.name), work);
+    let podman = Client::podman(&way.url).limit(limit);
+    let docker = if way.is_socket() {
+        Client::docker(&way.url).limit(limit)
+    } else {
+        Client::podman(&way.url).limit(limit)
+    };
+    if way.is_socket() {
+        step("curl", &mut || way.ping());
+    }
+    step(&format!("{} version, podman info", docker.name()), &mut || {
+        assert_eq!(docker.run(&["version", "--format", "{{.Server.Os}}"]), "linux");
+        assert_eq!(podman.run(&["info", "--format", "{{.Host.Hostname}}"]), "guest");
+    });
+    if !way.thorough {
+        return;
+    }
+    step("podman load", &mut || {
+        let path = archive.path().display().to_string();
+        assert!(podman.run(&["load", "-i", &path]).contains(Archive::NAME));
+    });
+    let run = ["run", "--rm", "--network", "none", Archive::NAME];
+    step(&format!("{} run, what the machine has", docker.name()), &mut || {
+        let sum = docker.run(&[&run[..], &["sha256sum", "/data"]].concat());
+        assert_eq!(sum.split(' ').next(), Some(archive.sha256.as_str()));
+    });
+    step("podman run, what comes back", &mut || {
+        let length = archive.first.len().to_string();
+        let first = podman.run_for_bytes(&[&run[..], &["head", "-c", &length, "/data"]].concat());
+        assert!(first == archive.first, "{} bytes, or others", first.len());
+    });
+    step("run -d, exec, attach, rm, rmi", &mut || {
+        podman.run(&["run", "-d", "-i", "--name", "talk", "--network", "none", Archive::NAME, "cat"]);
+        assert_eq!(podman.run(&["exec", "talk", "echo", "hello"]), "hello");
+        let mut attach = podman.talk(&["attach", "--sig-proxy=false", "talk"]);
+        attach.say("there\n");
+        attach.hear("there\n");
+        // The end of the stream reaches the container's `cat`, whose end comes back.
+        if way.halves {
+            attach.finish();
+        }
+        podman.run(&["rm", "-f", "-t", "0", "talk"]);
+        docker.run(&["rmi", Archive::NAME]);
+    });
+}
+
+/// vhost-device-vsock, which serves the machine's vsock and leads from a unix socket to its ports.
+struct VsockDevice {
+    child: Child,
+    dir: tempfile::TempDir,
+}
+
+impl VsockDevice {
+    #[track_caller]
+    fn start() -> Self {
+        const NAME: &str = "vhost-device-vsock";
+        let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/cache/bin").join(NAME);
+        let program = if built.exists() { built } else { tool(NAME, "tests/install.sh test") };
+        let dir = tempfile::Builder::new().prefix("gv").tempdir_in("/tmp").expect("a directory");
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        let child = Command::new(program)
+            .args(["--vm", &format!("guest-cid=3,socket={},uds-path={}", at("control"), at("vm.sock"))])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(at("log")).expect("a file"))
+            .spawn()
+            .expect(NAME);
+        let mut device = Self { child, dir };
+        eventually("the device's sockets", START, || {
+            let ended = device.child.try_wait().expect("wait");
+            assert!(ended.is_none(), "{NAME}: {ended:?}: {}", device.said());
+            device.control().exists().then_some(())
+        });
+        device
+    }
+
+    /// QEMU's end.
+    fn control(&self) -> PathBuf {
+        self.dir.path().join("control")
+    }
+
+    /// Takes `CONNECT port`.
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("vm.sock")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir.path().join("log")
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(self.log()).unwrap_or_default()
+    }
+}
+
+impl Drop for VsockDevice {
+    fn drop(&mut self) {
+        // Already ended is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
