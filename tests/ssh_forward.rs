@@ -494,3 +494,55 @@ async fn a_wrong_key_closes_clients_and_a_right_one_helps() {
     fs::copy(sshd.path("id"), sshd.path("other")).unwrap();
     soon("the echo with the right key", forward.echo()).await.unwrap();
 }
+
+/// A guest's sshd that opens channels by itself: each would be kept for as long as the connection lives.
+#[tokio::test]
+async fn a_guest_may_open_no_channel() {
+    use russh::server;
+
+    struct Hostile(Option<tokio::sync::oneshot::Sender<Vec<bool>>>);
+
+    impl server::Handler for Hostile {
+        type Error = russh::Error;
+
+        async fn auth_publickey(
+            &mut self,
+            _: &str,
+            _: server::VerifiedPublicKey<'_>,
+        ) -> Result<server::Auth, Self::Error> {
+            Ok(server::Auth::Accept)
+        }
+
+        async fn auth_succeeded(&mut self, session: &mut server::Session) -> Result<(), Self::Error> {
+            let (handle, tell) = (session.handle(), self.0.take());
+            tokio::spawn(async move {
+                let opened = vec![
+                    handle.channel_open_session().await.is_ok(),
+                    handle.channel_open_agent().await.is_ok(),
+                    handle.channel_open_x11("a", 1).await.is_ok(),
+                    handle.channel_open_direct_tcpip("a", 1, "b", 1).await.is_ok(),
+                    handle.channel_open_forwarded_tcpip("a", 1, "b", 1).await.is_ok(),
+                    handle.channel_open_direct_streamlocal("/a").await.is_ok(),
+                    handle.channel_open_forwarded_streamlocal("/a").await.is_ok(),
+                ];
+                if let Some(tell) = tell {
+                    let _ = tell.send(opened);
+                }
+            });
+            Ok(())
+        }
+    }
+
+    let sshd = Sshd::prepare().await;
+    let listener = tokio::net::TcpListener::bind(sshd.addr).await.unwrap();
+    let forward = sshd.forward();
+    let _client = forward.connect().await;
+    let (stream, _) = soon("a connection", listener.accept()).await.unwrap();
+    let key = gvproxy::ssh::load_key(&sshd.path("host"), None).unwrap();
+    let config = server::Config { keys: vec![key], ..server::Config::default() };
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let session = server::run_stream(std::sync::Arc::new(config), stream, Hostile(Some(tell))).await.unwrap();
+    let session = tokio::spawn(session);
+    assert_eq!(soon("the answers", told).await.unwrap(), [false; 7]);
+    session.abort();
+}

@@ -10,12 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use russh::client::{self, AuthResult, Handle, Msg};
+use russh::client::{self, AuthResult, ChannelOpenHandle, Handle, Msg};
 use russh::keys::{HashAlg, PrivateKeyWithHashAlg, PublicKeyOrCertificate, check_known_hosts_path};
 
 use russh::{ChannelId, MethodKind, Preferred, cipher, kex};
 use thiserror::Error;
 use tokio::io::BufReader;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info};
 
@@ -74,7 +75,7 @@ pub(super) struct Connection {
     handle: Handle<Events>,
     transport: Transport,
     life: Arc<Life>,
-    /// Channels open or opening. Only `tunnel.rs` writes it, under its lock.
+    /// Channels open or opening. Only `tunnel.rs` writes it, under its lock, or `offer.rs`, which has the connection for itself.
     pub(super) channels: AtomicUsize,
     /// Clients that the guest is sending faster than they read, just now.
     pub(super) lagging: AtomicUsize,
@@ -95,8 +96,12 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// Dials, exchanges keys, and logs in.
-    pub(super) async fn connect<D: Dial>(dialer: &D, target: &Target) -> Result<Self, ConnectError> {
+    /// Dials, exchanges keys, and logs in. Channels that the guest opens go to `opened`; without it, it may open none.
+    pub(super) async fn connect<D: Dial>(
+        dialer: &D,
+        target: &Target,
+        opened: Option<mpsc::Sender<Opened>>,
+    ) -> Result<Self, ConnectError> {
         let key = key::load(&target.identity, target.passphrase.as_ref());
         let key = Arc::new(key.map_err(|error| ConnectError::Key(format!("{error:#}")))?);
         let stream = timeout(DIAL_LIMIT, dialer.dial(&target.addr, DIAL_LIMIT))
@@ -109,7 +114,7 @@ impl Connection {
         let life = Arc::new(Life::new());
         let handle = timeout(HANDSHAKE_LIMIT, async {
             let known_hosts = target.known_hosts.clone().map(|file| (file, target.addr.clone()));
-            let events = Events { life: Arc::clone(&life), known_hosts };
+            let events = Events { life: Arc::clone(&life), known_hosts, opened };
             let mut handle = client::connect_stream(
                 Arc::new(config()),
                 BufReader::with_capacity(READ_AHEAD, stream),
@@ -152,6 +157,11 @@ impl Connection {
             aborted: AtomicUsize::new(0),
             asking: AtomicBool::new(false),
         })
+    }
+
+    /// russh's side of it.
+    pub(super) fn handle(&self) -> &Handle<impl client::Handler + use<>> {
+        &self.handle
     }
 
     /// Opens a channel to the unix socket `dest` in the guest.
@@ -288,10 +298,25 @@ impl Life {
     }
 }
 
+/// A channel that the guest wants to open for a client of the socket at `path`. Dropping it refuses.
+pub(super) struct Opened {
+    pub(super) channel: russh::Channel<Msg>,
+    pub(super) path: String,
+    pub(super) reply: ChannelOpenHandle,
+}
+
+impl fmt::Debug for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opened").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
 /// What russh tells about the connection.
 struct Events {
     life: Arc<Life>,
     known_hosts: Option<(PathBuf, Place)>,
+    /// Gone with the session, which tells the other end that it has ended.
+    opened: Option<mpsc::Sender<Opened>>,
 }
 
 impl client::Handler for Events {
@@ -312,6 +337,88 @@ impl client::Handler for Events {
                 Ok(false)
             }
         }
+    }
+
+    /// Answered elsewhere: whoever takes it may have to connect first. More at once than there is room for are refused.
+    async fn server_channel_open_forwarded_streamlocal(
+        &mut self,
+        channel: russh::Channel<Msg>,
+        path: &str,
+        reply: ChannelOpenHandle,
+        _: &mut client::Session,
+    ) -> Result<(), Self::Error> {
+        self.life.heard();
+        if let Some(opened) = &self.opened {
+            let _ = opened.try_send(Opened { channel, path: path.to_owned(), reply });
+        }
+        Ok(())
+    }
+
+    // No other channel of the guest's is ever wanted: left to russh, each would be accepted, and kept for as long as the connection lives.
+
+    async fn server_channel_open_session(
+        &mut self,
+        _: russh::Channel<Msg>,
+        _refused: ChannelOpenHandle,
+        _: &mut client::Session,
+    ) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
+    async fn server_channel_open_forwarded_tcpip(
+        &mut self,
+        _: russh::Channel<Msg>,
+        _: &str,
+        _: u32,
+        _: &str,
+        _: u32,
+        _refused: ChannelOpenHandle,
+        _: &mut client::Session,
+    ) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
+    async fn server_channel_open_direct_tcpip(
+        &mut self,
+        _: russh::Channel<Msg>,
+        _: &str,
+        _: u32,
+        _: &str,
+        _: u32,
+        _refused: ChannelOpenHandle,
+        _: &mut client::Session,
+    ) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
+    async fn server_channel_open_direct_streamlocal(
+        &mut self,
+        _: russh::Channel<Msg>,
+        _: &str,
+        _refused: ChannelOpenHandle,
+        _: &mut client::Session,
+    ) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
+    async fn server_channel_open_agent_forward(
+        &mut self,
+        _: russh::Channel<Msg>,
+        _refused: ChannelOpenHandle,
+        _: &mut client::Session,
+    ) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
+    async fn server_channel_open_x11(
+        &mut self,
+        _: russh::Channel<Msg>,
+        _: &str,
+        _: u32,
+        _refused: ChannelOpenHandle,
+        _: &mut client::Session,
+    ) -> Result<(), Self::Error> {
+        Ok(())
     }
 
     async fn channel_open_confirmation(

@@ -1,4 +1,4 @@
-//! Streams to unix sockets in the guest, over SSH.
+//! Streams to unix sockets in the guest, over SSH, and from those that it offers in the guest ([`Offer`]).
 //!
 //! A [`Tunnel`] leads to one login on one guest. It keeps a few authenticated connections and gives each client
 //! a `direct-streamlocal@openssh.com` channel (OpenSSH's PROTOCOL, section 2.4) on one of them.
@@ -9,12 +9,13 @@
 //! busy; above that clients share, and each may lag by [`LAG_PACKETS`] before the others on its connection wait.
 //!
 //! Owns: keys, connections, channels, and when to try again. May not: listen on the host.
-//! Read next: `tunnel.rs`, then `connection.rs` and `channel.rs`; `crate::forward::ssh` uses it.
+//! Read next: `tunnel.rs`, then `connection.rs` and `channel.rs`; `offer.rs`. `crate::forward::ssh` and `crate::reverse` use it.
 
 mod channel;
 mod chunk;
 mod connection;
 mod key;
+mod offer;
 mod tunnel;
 
 use std::fmt;
@@ -25,6 +26,7 @@ use crate::dial::Place;
 pub use self::channel::Channel;
 pub use self::connection::{ConnectError, LAG_PACKETS};
 pub use self::key::load as load_key;
+pub use self::offer::{Arrival, Offer, OfferError};
 pub use self::tunnel::{MAX_CONNECTIONS, OpenError, Tunnel};
 
 /// Who to log in as, where, and with which key.

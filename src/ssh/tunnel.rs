@@ -288,6 +288,12 @@ pub(super) struct Lease {
 }
 
 impl Lease {
+    /// On a connection that nobody waits for.
+    pub(super) fn of(connection: &Arc<Connection>) -> Self {
+        connection.channels.fetch_add(1, Ordering::Relaxed);
+        Self { connection: Arc::clone(connection), released: Arc::default() }
+    }
+
     pub(super) fn connection(&self) -> &Connection {
         &self.connection
     }
@@ -316,7 +322,7 @@ async fn connect<D: Dial>(pool: Arc<Pool<D>>) {
     let mut said = false;
     loop {
         let started = Instant::now();
-        let result = Connection::connect(&*pool.dialer, &pool.target).await;
+        let result = Connection::connect(&*pool.dialer, &pool.target, None).await;
         let refused = {
             let mut state = pool.state();
             match result {
