@@ -1,6 +1,19 @@
-//! What the host and the guest's agent have in common: one line with the path of a socket, one line as the answer, then raw bytes.
-//! Owns: nothing. Read next: `guest/agent.rs`, which serves; `engine/lead.rs`, which asks.
+//! What the host and the guest's agent have in common. A connection begins with one line of the host's and one that answers it, `OK`, or
+//! `ERR` and why. With the path of a socket as the line, it is then one to that socket. With [`ACCEPT`] and a path, the agent makes a socket
+//! there and the connection waits: [`CLIENT`] says that it is now one with a client of that socket. Until then the host says nothing, and
+//! the agent an empty line now and then, so that each notices when the other is gone.
+//! Owns: nothing. Read next: `guest/agent.rs` and `guest/offers.rs`, which serve; `engine/lead.rs` and `reverse/agent.rs`, which ask.
+
+use std::time::Duration;
 
 /// Where the agent listens, for TCP and on vsock: a port that only a privileged program may have, so that no other program of the guest
 /// can be taken for it.
 pub const PORT: u16 = 846;
+/// Begins the line that asks for a socket in the guest; a path stands behind it.
+pub const ACCEPT: &[u8] = b"ACCEPT ";
+/// The line behind which everything is the client's, or for it.
+pub const CLIENT: &[u8] = b"CLIENT";
+/// How often there is an empty line while a connection waits for its client.
+pub const SIGN_EVERY: Duration = Duration::from_secs(10);
+/// How long either may be without a sign of the other before the connection is given up.
+pub const SIGN_LIMIT: Duration = Duration::from_secs(30);

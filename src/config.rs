@@ -9,6 +9,7 @@ mod file;
 mod forwards;
 mod links;
 mod machines;
+mod reverse;
 mod search;
 mod source;
 mod stack;
@@ -39,6 +40,7 @@ pub use dest::{Dest, SshDest};
 pub use forwards::SocketForward;
 pub use links::{Address, LinkConfig};
 pub use machines::MachineConfig;
+pub use reverse::Reverse;
 pub use source::{Inherited, Source};
 
 /// The hardware address whose guest always gets [`Config::device_ip`]; machine managers give it to their VM.
@@ -99,6 +101,8 @@ pub struct Config {
     pub port_forwards: Vec<Exposed>,
     /// Host sockets, and where they lead.
     pub forwards: Vec<SocketForward>,
+    /// Sockets in guests, and where on the host they lead.
+    pub reverse: Vec<Reverse>,
     /// The TCP port at which the guest's agent listens.
     pub agent_port: u16,
 }
@@ -147,9 +151,12 @@ impl Config {
         let agent_port = agent_port.context("agent-port value must be between 1 and 65535")?;
         let mut forwards = forwards::of_file(asked, device)?;
         forwards.extend(forwards::typed(raw, device)?);
+        let mut reverse = reverse::of_file(asked, device)?;
+        reverse.extend(reverse::typed(raw, device)?);
         let has_link = !(links.is_empty() && machines.is_empty() && raw.listen.is_empty());
-        let only_elsewhere =
-            !forwards.is_empty() && forwards.iter().all(|forward| !forward.dest.is_guests(subnet));
+        let ways = forwards.iter().map(|forward| &forward.dest);
+        let mut ways = ways.chain(reverse.iter().map(|reverse| &reverse.socket)).peekable();
+        let only_elsewhere = ways.peek().is_some() && ways.all(|way| !way.is_guests(subnet));
         if !has_link && only_elsewhere && !raw.ssh_port_given && asked.stack().is_none() {
             // Nobody will ever answer there, and another process of this kind would want it too.
             settings.port_forwards.clear();
@@ -201,6 +208,7 @@ impl Config {
             guest_policy: stack::guest_policy(asked)?,
             port_forwards: settings.port_forwards,
             forwards,
+            reverse,
             agent_port,
         })
     }

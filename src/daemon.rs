@@ -32,6 +32,7 @@ use crate::logging::frames::FrameLog;
 use crate::notify::{Notice, Notifier};
 use crate::pcap::Capture;
 use crate::relay::Relays;
+use crate::reverse::Reverse;
 use crate::vm::status::Board;
 use crate::vm::{Machine, QemuLink, Surroundings};
 
@@ -140,6 +141,7 @@ struct Daemon {
     registry: Registry,
     ways: Arc<Ways>,
     forwards: Vec<Forward>,
+    reverse: Vec<Reverse>,
     apis: Vec<ApiListener>,
     connect_framing: Framing,
     links: Vec<Link>,
@@ -206,6 +208,8 @@ impl Daemon {
             registry.configure(&mut engine, forward).context("cannot add network services")?;
         }
         let forwards = config.forwards.iter().map(Forward::bind).collect::<Result<_>>()?;
+        let reverse =
+            config.reverse.iter().map(|reverse| Reverse::new(reverse, &ways)).collect::<Result<_>>()?;
         let mut apis = Vec::new();
         for endpoint in &config.listen {
             apis.push(ApiListener::bind(endpoint, Role::Control)?);
@@ -231,6 +235,7 @@ impl Daemon {
             registry,
             ways,
             forwards,
+            reverse,
             apis,
             connect_framing,
             links,
@@ -256,6 +261,11 @@ impl Daemon {
         let mut forwarding = JoinSet::new();
         for forward in self.forwards {
             forwarding.spawn(forward.run(Arc::clone(&self.ways), stopped.clone()));
+        }
+        let (leave, left) = watch::channel(false);
+        let mut reversing = JoinSet::new();
+        for reverse in self.reverse {
+            reversing.spawn(reverse.run(left.clone()));
         }
         let board = Board::default();
         let api = Arc::new(Api::new(self.ways, registry.clone(), self.connect_framing, board.clone()));
@@ -293,6 +303,9 @@ impl Daemon {
             Some(failure) = forwarding.join_next() => forward_failure(failure),
         };
         tracing::debug!("stopping");
+        // Guests remove their sockets while the links to them are there.
+        let _ = leave.send(true);
+        while reversing.join_next().await.is_some() {}
         // Nobody is left to hear it if the engine has ended.
         let _ = stop.send(true);
         registry.close().await;

@@ -19,6 +19,7 @@ pub mod notify;
 pub mod pcap;
 pub mod pidfile;
 pub mod relay;
+pub mod reverse;
 pub mod ssh;
 pub mod sys;
 pub mod text;

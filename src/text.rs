@@ -55,6 +55,12 @@ fn escape(c: char) -> String {
     }
 }
 
+/// A path as a shell takes it, where that is simple.
+pub fn shown(path: &str) -> String {
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-+:@".contains(&b);
+    if path.bytes().all(is_plain) { path.to_owned() } else { quote(path) }
+}
+
 /// Why a system call failed, without Rust's error number: `no such file or directory`.
 pub fn reason(error: &io::Error) -> String {
     let text = error.to_string();

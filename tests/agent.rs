@@ -8,6 +8,8 @@
     clippy::print_stderr,
     reason = "a test fails by panic"
 )]
+#[path = "support/guest_agent.rs"]
+mod guest_agent;
 mod support;
 
 use std::fs;
@@ -16,83 +18,24 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::thread::{JoinHandle, spawn};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use guest_agent::{Agent, binary};
+use rustix::process::Signal;
 use support::daemon::Daemon;
 use support::eventually;
 use support::exposed::{Asker, Bench};
 use support::guest::{self, Guest};
 use support::net::plug;
 use support::ns::Namespace;
-use support::process::Process;
 use support::traffic::{check, send_from};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 2);
 const PORT: u16 = gvproxy::agent::PORT;
 const START: &str = "gvforwarder -agent -agent-allow ";
-
-fn binary() -> &'static str {
-    env!("CARGO_BIN_EXE_gvforwarder")
-}
-
-/// gvforwarder in the guest.
-struct Agent {
-    child: Child,
-    log: tempfile::NamedTempFile,
-}
-
-impl Agent {
-    /// Starts it without waiting.
-    fn spawn(ns: &Namespace, args: &[&str]) -> Self {
-        let log = tempfile::NamedTempFile::new().unwrap();
-        let mut command = ns.command(binary());
-        command.args(["-debug", "-agent"]).args(args).stdin(Stdio::null()).stderr(log.reopen().unwrap());
-        Self { child: command.spawn().expect("nsenter"), log }
-    }
-
-    #[track_caller]
-    fn start(ns: &Namespace, args: &[&str]) -> Self {
-        let mut agent = Self::spawn(ns, args);
-        eventually("the agent listens", PATIENCE, || {
-            assert_eq!(agent.child.try_wait().unwrap(), None, "{}", agent.stderr());
-            agent.stderr().contains("agent: listening").then_some(())
-        });
-        agent
-    }
-
-    fn stderr(&self) -> String {
-        fs::read_to_string(self.log.path()).unwrap()
-    }
-
-    fn process(&self) -> Process {
-        Process(self.child.id())
-    }
-
-    #[track_caller]
-    fn end(&mut self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-        eventually("the end of the agent", PATIENCE, || self.child.try_wait().unwrap());
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if std::thread::panicking() {
-            let text = self.stderr();
-            let lines: Vec<_> = text.lines().collect();
-            eprintln!(
-                "--- stderr of the agent ---\n{}\n---",
-                lines[lines.len().saturating_sub(30)..].join("\n")
-            );
-        }
-    }
-}
 
 /// Where the guest's servers listen. A unix socket is found by its path from every network.
 struct Services(tempfile::TempDir);

@@ -54,7 +54,7 @@ impl Ends {
 }
 
 /// What a client of a VMM's port says in one go.
-const SAID: [u8; 50_000] = [7; 50_000];
+static SAID: [u8; 50_000] = [7; 50_000];
 /// How soon a VMM takes notice of a closed half.
 const NOTICE: Duration = Duration::from_millis(200);
 

@@ -45,6 +45,8 @@ pub struct RawArgs {
     pub qmp: Vec<OsString>,
     pub qmp_keep_device: bool,
     pub qmp_status: bool,
+    pub reverse_dest: Vec<OsString>,
+    pub reverse_sock: Vec<OsString>,
     pub services: OsString,
     pub ssh_port: i64,
     /// Whether `ssh_port` was typed.
@@ -214,6 +216,8 @@ impl RawArgs {
             qmp: list("qmp"),
             qmp_keep_device: boolean("qmp-keep-device"),
             qmp_status: boolean("qmp-status"),
+            reverse_dest: list("reverse-dest"),
+            reverse_sock: list("reverse-sock"),
             services: text("services"),
             ssh_port: int("ssh-port"),
             ssh_port_given: values.matches.contains_id("ssh-port"),

@@ -107,6 +107,17 @@ pub const FLAGS: &[Flag] = &[
     ),
     flag("qmp-keep-device", Kind::Bool, "Leave the network card in the machine at the end"),
     flag("qmp-status", Kind::Bool, "Print what -qmp finds, change nothing, and exit"),
+    flag(
+        "reverse-dest",
+        Kind::List,
+        "Socket of the host that the matching -reverse-sock leads to: a path, or a URL as of -forward-dest",
+    ),
+    flag(
+        "reverse-sock",
+        Kind::List,
+        "Socket to make in the guest and to lead to the host: a path, over SSH by the first -forward-user and -forward-identity, or \
+         without both by way of the guest's agent; ssh://user@host:port/path?key=/file; agent:///path",
+    ),
     flag("services", Kind::Text(""), "URL of an endpoint with the HTTP API without /connect"),
     flag(
         "ssh-port",

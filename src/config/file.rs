@@ -45,6 +45,8 @@ pub(super) struct File {
     #[serde(deserialize_with = "nullable")]
     pub(super) forwards: Vec<Spanned<Forward>>,
     #[serde(deserialize_with = "nullable")]
+    pub(super) reverse: Vec<Spanned<Reverse>>,
+    #[serde(deserialize_with = "nullable")]
     pub(super) stack: Stack,
     #[serde(deserialize_with = "nullable")]
     pub(super) guest: Guest,
@@ -76,6 +78,15 @@ pub(super) struct Forward {
     pub(super) socket: Text,
     pub(super) dest: Text,
     pub(super) user: Text,
+    pub(super) identity: Text,
+}
+
+/// A socket in the guest that leads to one of the host.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Reverse {
+    pub(super) socket: Text,
+    pub(super) dest: Text,
     pub(super) identity: Text,
 }
 

@@ -51,6 +51,10 @@ pub(super) fn of_file(asked: &Asked, device: Ipv4Addr) -> Result<Vec<SocketForwa
 /// The flags', which belong together by index: users and keys to those forwards that are in need of one.
 pub(super) fn typed(raw: &RawArgs, device: Ipv4Addr) -> Result<Vec<SocketForward>> {
     let RawArgs { forward_sock, forward_dest, forward_user, forward_identity, .. } = raw;
+    if forward_sock.is_empty() && forward_dest.is_empty() && !raw.reverse_sock.is_empty() {
+        // User and key are for those.
+        return Ok(Vec::new());
+    }
     ensure!(forward_sock.len() == forward_dest.len(), UNEQUAL);
     let urls = forward_dest.iter().filter(|dest| is_url(dest)).count();
     let plain = forward_dest.len() - urls;
@@ -135,7 +139,7 @@ fn with_key(dest: Dest, identity: Option<OsString>, typed: &OsStr) -> Result<Des
     }
 }
 
-fn is_url(dest: &OsStr) -> bool {
+pub(super) fn is_url(dest: &OsStr) -> bool {
     dest.as_bytes().windows(3).any(|three| three == b"://")
 }
 
@@ -149,7 +153,7 @@ fn wrong(dest: &OsStr) -> impl Fn(&str) -> anyhow::Error {
 }
 
 /// Opens a regular file; a pipe is left alone, its content can be read only once.
-fn ensure_readable(path: &Path) -> Result<(), String> {
+pub(super) fn ensure_readable(path: &Path) -> Result<(), String> {
     let failed = |call: &str, error: io::Error| format!("{call} {}: {}", path.display(), reason(&error));
     let found = fs::metadata(path).map_err(|error| failed("stat", error))?;
     if found.is_dir() {

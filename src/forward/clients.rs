@@ -134,10 +134,15 @@ impl Places {
         Self { free: Arc::new(Semaphore::new(count)), count, log: Arc::default() }
     }
 
+    /// One, if there is one.
+    pub(crate) fn try_take(&self) -> Option<Permit> {
+        Arc::clone(&self.free).try_acquire_owned().ok().map(Arc::new)
+    }
+
     /// Waits for one, for a client of the socket `name`.
     async fn take(&self, name: &str) -> Permit {
-        if let Ok(place) = Arc::clone(&self.free).try_acquire_owned() {
-            return Arc::new(place);
+        if let Some(place) = self.try_take() {
+            return place;
         }
         if self.log.may_say() {
             warn!(
@@ -154,7 +159,8 @@ impl Places {
     }
 }
 
-/// Gives each client of `bound` to `serve`, with the place that it has for as long as it is served, until `shutdown` turns true or its sender is gone; then drops them, and removes the socket.
+/// Gives each client of `bound` to `serve`, with the place that it has for as long as it is served, until `shutdown` turns true or its
+/// sender is gone; then drops them, and removes the socket.
 ///
 /// # Errors
 /// The listener cannot be handed to the runtime.

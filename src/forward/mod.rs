@@ -17,6 +17,7 @@ pub mod ssh;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,6 +57,32 @@ pub struct Ways {
     pub relays: Arc<Relays>,
     /// How many clients there may be.
     pub places: Places,
+}
+
+impl Ways {
+    /// The agent of the guest at this address and port; without one, those of the configuration.
+    pub fn agent(&self, guest: Option<Ipv4Addr>, port: Option<u16>) -> SocketAddrV4 {
+        let (ip, own) = (*self.agent.ip(), self.agent.port());
+        SocketAddrV4::new(guest.unwrap_or(ip), port.unwrap_or(own))
+    }
+
+    /// Connects once, where no guest has to be asked for a unix socket.
+    ///
+    /// # Errors
+    /// What the system, or the virtual network, answers.
+    pub async fn connect(&self, dest: &Dest) -> io::Result<OwnedFd> {
+        let to = match dest.clone() {
+            Dest::Tcp(place) if place.within(self.subnet).is_some() => {
+                return Ok(self.dial(&place, HOST_PATIENCE).await?.into_std()?.into());
+            }
+            Dest::Tcp(place) => Direct::Tcp(place),
+            Dest::Vsock { cid, port } => Direct::Vsock { cid, port },
+            Dest::HybridVsock { socket, port } => Direct::HybridVsock { socket, port },
+            Dest::Unix(path) => Direct::Unix(path),
+            Dest::Ssh(_) | Dest::Agent { .. } => return Err(io::ErrorKind::Unsupported.into()),
+        };
+        to.connect().await
+    }
 }
 
 impl Dial for Ways {
@@ -106,12 +133,7 @@ impl Forward {
         let Self { bound, dest } = self;
         let way = match dest.clone() {
             Dest::Ssh(to) => return ssh::run(bound, to, Arc::clone(&ways), &ways.places, shutdown).await,
-            Dest::Agent { guest, port, path } => {
-                let mut agent = ways.agent;
-                agent.set_ip(guest.unwrap_or_else(|| *ways.agent.ip()));
-                agent.set_port(port.unwrap_or_else(|| ways.agent.port()));
-                Way::to_guest(&ways, agent, Some(path))
-            }
+            Dest::Agent { guest, port, path } => Way::to_guest(&ways, ways.agent(guest, port), Some(path)),
             Dest::Tcp(place) => match place.within(ways.subnet) {
                 Some(guest) => Way::to_guest(&ways, guest, None),
                 None => Way::direct(&ways, Direct::Tcp(place), &dest),

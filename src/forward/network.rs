@@ -18,7 +18,7 @@ use tracing::{debug, warn};
 use super::clients::{Quiet, close, has_left};
 use crate::dial::stream;
 use crate::engine::{Handle, Permit, Refused, Said};
-use crate::text::quote;
+use crate::text::shown;
 
 /// The pause after a guest that was not there; it doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -110,10 +110,4 @@ impl NetworkWay {
             }
         }
     }
-}
-
-/// A path as a shell takes it, where that is simple.
-fn shown(path: &str) -> String {
-    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-+:@".contains(&b);
-    if path.bytes().all(is_plain) { path.to_owned() } else { quote(path) }
 }

@@ -75,7 +75,10 @@ impl<D: Dial> SshWay<D> {
 }
 
 /// Who logs in where, and the path of the socket there.
-fn target(to: SshDest) -> Result<(Target, String)> {
+///
+/// # Errors
+/// There is no key.
+pub(crate) fn target(to: SshDest) -> Result<(Target, String)> {
     let SshDest { sshd, user, path, key, passphrase, password, secure } = to;
     let known_hosts = std::env::home_dir().filter(|_| secure).map(|home| home.join(".ssh/known_hosts"));
     let key = key.context("no private key for SSH")?;

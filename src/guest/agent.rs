@@ -1,13 +1,13 @@
-//! The guest's agent: unix sockets of this guest, served to the host. A connection begins with one line, the path of a socket; it is
-//! answered with `OK` in a line, and then it is one to that socket; or with `ERR`, why, and its end.
+//! The guest's agent: unix sockets of this guest served to the host, and sockets made here whose clients are for the host. What is said on
+//! a connection is in `crate::agent`.
 //!
-//! Owns: the listeners, who may connect, and to what. May not: serve a path that is not on its list, or another than the host.
-//! Read next: `crate::relay`, which carries the bytes; `crate::engine::lead`, the other side.
+//! Owns: the listeners, who may connect, and to what. May not: serve a path that is not on its lists, or another than the host.
+//! Read next: `offers.rs`; `crate::relay`, which carries the bytes; `crate::engine::lead` and `crate::reverse::agent`, the other side.
 
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,6 +21,9 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
+use super::offers::{Offers, Served, Unoffered, Waiting};
+use crate::agent::ACCEPT;
+use crate::config::Source;
 use crate::logging::Limited;
 use crate::relay::Relays;
 use crate::text::{quote, reason};
@@ -46,6 +49,8 @@ const LOG_WINDOW: Duration = Duration::from_secs(30);
 pub struct Settings {
     /// The paths that are served, exactly as they are asked for.
     pub(super) allow: Vec<Vec<u8>>,
+    /// The sockets that are made when the host asks for them, all of them unix sockets.
+    pub(super) offer: Vec<Source>,
     /// Of TCP, and of vsock.
     pub(super) port: u16,
     /// Whose TCP connections are taken, if not those of the default route's gateway.
@@ -63,6 +68,7 @@ pub struct Agent {
 #[derive(Debug)]
 struct Server {
     settings: Settings,
+    offers: Arc<Offers>,
     relays: Relays,
     refusals: Limited,
 }
@@ -89,8 +95,11 @@ impl Agent {
         };
         let on_vsock = vsock.as_ref().map_or_else(reason, |_| "listening".into());
         let paths = settings.allow.iter().map(quote).collect::<Vec<_>>().join(" ");
-        tracing::info!(port, vsock = on_vsock, paths, "agent: listening");
-        let server = Server { settings, relays: Relays::default(), refusals: Limited::new(5, LOG_WINDOW) };
+        let offers = settings.offer.iter().map(Source::to_string).collect::<Vec<_>>().join(" ");
+        tracing::info!(port, vsock = on_vsock, paths, offers, "agent: listening");
+        let offers = Offers::new(settings.offer.clone());
+        let refusals = Limited::new(5, LOG_WINDOW);
+        let server = Server { settings, offers, relays: Relays::default(), refusals };
         Ok(Self { tcp, vsock: vsock.ok(), server: Arc::new(server) })
     }
 
@@ -183,19 +192,19 @@ impl Server {
                 let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
                 let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
                 match self.greet(&mut stream).await {
-                    Ok(socket) => stream.into_std().map(|stream| (OwnedFd::from(stream), socket)),
+                    Ok(near) => stream.into_std().map(|stream| (OwnedFd::from(stream), near)),
                     Err(error) => Err(error),
                 }
             }
             Client::Vsock(mut stream) => match self.greet(&mut stream).await {
                 // It cannot be taken out of the runtime's hands: a second descriptor, and the first is closed.
-                Ok(socket) => stream.as_fd().try_clone_to_owned().map(|stream| (stream, socket)),
+                Ok(near) => stream.as_fd().try_clone_to_owned().map(|stream| (stream, near)),
                 Err(error) => Err(error),
             },
         };
-        let carried = opened.and_then(|(stream, socket)| Ok((stream, socket.into_std()?)));
+        let carried = opened.and_then(|(stream, near)| Ok((stream, near.socket.into_std()?, near.served)));
         match carried {
-            Ok((stream, socket)) => {
+            Ok((stream, socket, _served)) => {
                 let ended = self.relays.carry(stream, socket).await;
                 tracing::debug!(?ended, "agent: connection ended");
             }
@@ -203,32 +212,34 @@ impl Server {
         }
     }
 
-    /// Hears what is asked for, and answers.
-    async fn greet(&self, stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<UnixStream> {
-        let opened = match timeout(PATIENCE, self.open(stream)).await {
+    /// Hears what is asked for, and answers. A socket that is made for the host has a client then.
+    async fn greet(&self, host: &mut (impl AsyncRead + AsyncWrite + AsFd + Unpin)) -> io::Result<Near> {
+        let opened = match timeout(PATIENCE, self.open(host)).await {
             Ok(opened) => opened?,
             Err(_) => Err("no answer from the socket, or no line, within 10 s".to_owned()),
         };
         match opened {
-            Ok((mut socket, early)) => {
-                stream.write_all(b"OK\n").await?;
+            Ok(Opened::Socket(mut socket, early)) => {
+                host.write_all(b"OK\n").await?;
                 // A new socket takes that much at once.
                 socket.write_all(&early).await?;
-                Ok(socket)
+                Ok(Near { socket, served: None })
+            }
+            Ok(Opened::Offer(waiting)) => {
+                host.write_all(b"OK\n").await?;
+                let (socket, served) = waiting.client(host).await?;
+                Ok(Near { socket, served: Some(served) })
             }
             Err(why) => {
-                stream.write_all(format!("ERR {why}\n").as_bytes()).await?;
-                stream.shutdown().await?;
+                host.write_all(format!("ERR {why}\n").as_bytes()).await?;
+                host.shutdown().await?;
                 Err(io::Error::other(why))
             }
         }
     }
 
-    /// The socket, and what came behind the line; or why there is none.
-    async fn open(
-        &self,
-        stream: &mut (impl AsyncRead + Unpin),
-    ) -> io::Result<Result<(UnixStream, Vec<u8>), String>> {
+    /// What was asked for, and what came behind the line; or why it cannot be had.
+    async fn open(&self, host: &mut (impl AsyncRead + Unpin)) -> io::Result<Result<Opened, String>> {
         let mut bytes = Vec::with_capacity(MAX_LINE);
         let end = loop {
             if let Some(end) = bytes.iter().position(|&byte| byte == b'\n') {
@@ -238,33 +249,60 @@ impl Server {
                 return Ok(Err("the line is too long".into()));
             }
             let room = (MAX_LINE - bytes.len()) as u64;
-            if (&mut *stream).take(room).read_buf(&mut bytes).await? == 0 {
+            if (&mut *host).take(room).read_buf(&mut bytes).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         };
         let early = bytes.split_off(end + 1);
         bytes.pop();
-        let shown = quote(&bytes);
-        if !self.settings.allow.contains(&bytes) {
-            if let Some(suppressed) = self.refusals.admit(Instant::now()) {
-                tracing::warn!(
-                    path = shown,
-                    suppressed,
-                    "agent: refused a path that is not allowed; -agent-allow adds one"
-                );
-            }
-            return Ok(Err(format!("{shown} is not allowed: add -agent-allow")));
+        if let Some(path) = bytes.strip_prefix(ACCEPT) {
+            return Ok(match self.offers.wait_at(path) {
+                Ok(waiting) => Ok(Opened::Offer(waiting)),
+                Err(Unoffered::Never) => Err(self.bar(path, "offered", "-agent-offer")),
+                Err(Unoffered::Now(why)) => Err(why),
+            });
         }
+        if !self.settings.allow.contains(&bytes) {
+            return Ok(Err(self.bar(&bytes, "allowed", "-agent-allow")));
+        }
+        let shown = quote(&bytes);
         let path = Path::new(std::ffi::OsStr::from_bytes(&bytes));
         loop {
             match UnixStream::connect(path).await {
-                Ok(socket) => return Ok(Ok((socket, early))),
+                Ok(socket) => return Ok(Ok(Opened::Socket(socket, early))),
                 // Its backlog is full.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(CONNECT_PAUSE).await,
                 Err(error) => return Ok(Err(format!("{shown}: {}", reason(&error)))),
             }
         }
     }
+
+    /// What is said of a path that is on no list.
+    fn bar(&self, path: &[u8], what: &str, flag: &str) -> String {
+        let shown = quote(path);
+        if let Some(suppressed) = self.refusals.admit(Instant::now()) {
+            tracing::warn!(
+                path = shown,
+                suppressed,
+                "agent: refused a path that is not {what}; {flag} adds one"
+            );
+        }
+        format!("{shown} is not {what}: add {flag}")
+    }
+}
+
+/// What the host asked for.
+enum Opened {
+    /// A connection, and what is for it already.
+    Socket(UnixStream, Vec<u8>),
+    /// A client of a socket, which is still to come.
+    Offer(Waiting),
+}
+
+/// The end of a connection in this guest.
+struct Near {
+    socket: UnixStream,
+    served: Option<Served>,
 }
 
 /// The gateway of the default route that is used first, from the text of /proc/net/route (proc_pid_net(5)).

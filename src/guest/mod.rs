@@ -9,6 +9,7 @@ pub mod agent;
 mod dhcp;
 mod endpoint;
 mod netlink;
+mod offers;
 mod relay;
 mod resolvers;
 pub mod settings;

@@ -9,6 +9,7 @@ use super::agent;
 use super::endpoint::Endpoint;
 use crate::cli::table::{Flag, Kind, flag};
 use crate::cli::{Read, Values, read};
+use crate::config::Source;
 use crate::listen::PATH_MAX;
 use crate::text::quote;
 
@@ -20,13 +21,18 @@ pub const FLAGS: &[Flag] = &[
     flag(
         "agent",
         Kind::Bool,
-        "Serve the sockets of -agent-allow to the host; no tap then, unless -url is given",
+        "Serve the sockets of -agent-allow to the host, and make those of -agent-offer for it; no tap then, unless -url is given",
     ),
     flag("agent-allow", Kind::List, "Absolute path of a unix socket that the host may reach"),
     flag(
         "agent-from",
         Kind::Text(""),
         "Address that TCP connections to the agent must come from, default is the gateway of the default route",
+    ),
+    flag(
+        "agent-offer",
+        Kind::List,
+        "Unix socket that the host may have made here and whose clients it serves: a path, or unix:///path?mode=0660&owner=NAME&group=NAME",
     ),
     flag("agent-port", Kind::Int(crate::agent::PORT as i64), "Port of the agent, for TCP and on vsock"),
     flag("debug", Kind::Bool, "Log at debug level"),
@@ -69,6 +75,7 @@ pub struct RawArgs {
     pub agent: bool,
     pub agent_allow: Vec<OsString>,
     pub agent_from: OsString,
+    pub agent_offer: Vec<OsString>,
     pub agent_port: i64,
     pub debug: bool,
     pub iface: OsString,
@@ -114,6 +121,7 @@ impl RawArgs {
             agent: values.boolean("agent"),
             agent_allow: values.list("agent-allow"),
             agent_from: values.text("agent-from"),
+            agent_offer: values.list("agent-offer"),
             agent_port: values.int("agent-port"),
             debug: values.boolean("debug"),
             iface: values.text("iface"),
@@ -135,11 +143,12 @@ impl RawArgs {
     pub fn agent(&self) -> Result<Option<agent::Settings>> {
         if !self.agent {
             ensure!(self.agent_allow.is_empty(), "-agent-allow is of no use without -agent");
+            ensure!(self.agent_offer.is_empty(), "-agent-offer is of no use without -agent");
             return Ok(None);
         }
         let allow = "-agent-allow /run/podman/podman.sock";
         ensure!(
-            !self.agent_allow.is_empty(),
+            !self.agent_allow.is_empty() || !self.agent_offer.is_empty(),
             "-agent serves nothing: add what the host may reach, as in {allow}"
         );
         for path in &self.agent_allow {
@@ -164,7 +173,19 @@ impl RawArgs {
             }
         };
         let allow = self.agent_allow.iter().map(|path| path.as_encoded_bytes().to_vec()).collect();
-        Ok(Some(agent::Settings { allow, port, from }))
+        let offer = self.agent_offer.iter().map(|text| {
+            let source = Source::parse(text).and_then(|source| {
+                let path = source.path().map(|path| path.as_os_str().as_encoded_bytes());
+                let path = path.context("a unix socket with a path is needed")?;
+                ensure!(path.starts_with(b"/"), "an absolute path is needed, as in /run/host/ssh-agent.sock");
+                ensure!(path.len() <= PATH_MAX, "longer than {PATH_MAX} bytes");
+                ensure!(!path.contains(&b'\n'), "not a plain path");
+                Ok(source)
+            });
+            source.with_context(|| format!("-agent-offer {}", shown(text)))
+        });
+        let offer = offer.collect::<Result<_>>()?;
+        Ok(Some(agent::Settings { allow, offer, port, from }))
     }
 
     /// Whether there is to be a tap.
@@ -311,12 +332,19 @@ mod tests {
         let settings =
             agent("-agent -agent-allow /a -agent-port 8460 -agent-from 10.0.2.2").unwrap().unwrap();
         assert_eq!((settings.port, settings.from), (8460, Some("10.0.2.2".parse().unwrap())));
+        let settings = agent("-agent -agent-offer unix:///run/a?mode=0660").unwrap().unwrap();
+        let offered = settings.offer.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!((settings.allow.len(), offered), (0, vec!["unix:///run/a?mode=0660".to_owned()]));
         for (line, text) in [
             (
                 "-agent",
                 "-agent serves nothing: add what the host may reach, as in -agent-allow /run/podman/podman.sock",
             ),
             ("-agent-allow /a", "-agent-allow is of no use without -agent"),
+            ("-agent-offer /a", "-agent-offer is of no use without -agent"),
+            ("-agent -agent-offer a", "an absolute path is needed"),
+            ("-agent -agent-offer tcp://:1", "a unix socket with a path is needed"),
+            ("-agent -agent-offer unix:///a?mode=9", "-agent-offer \"unix:///a?mode=9\""),
             ("-agent -agent-allow a", "an absolute path is needed"),
             ("-agent -agent-allow=", "an absolute path is needed"),
             ("-agent -agent-allow /a -agent-port 0", "-agent-port 0: between 1 and 65535"),

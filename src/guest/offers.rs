@@ -1,0 +1,279 @@
+//! Sockets that are made in this guest, and whose clients are for the host. They are there for as long as the host has connections here
+//! that wait for a client.
+//!
+//! Owns: the sockets and their files, and which client goes to which of the host's connections. May not: make what the guest does not offer.
+//! Read next: `agent.rs`, whose connections these are; `crate::agent`, what is said on them.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+
+use crate::agent::{CLIENT, SIGN_EVERY, SIGN_LIMIT};
+use crate::config::Source;
+use crate::listen::{self, Bound};
+use crate::text::quote;
+
+/// How long a socket stays after the host's last connection got a client: the host opens the next one then.
+const GRACE: Duration = Duration::from_secs(5);
+/// The pause after the process ran out of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// What may be made, and what is.
+#[derive(Debug)]
+pub(super) struct Offers {
+    sources: Vec<Source>,
+    made: Mutex<HashMap<Vec<u8>, Arc<Offer>>>,
+}
+
+/// A socket's clients and the host's connections.
+#[derive(Debug)]
+struct Offer {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The host's connections that have no client yet.
+    waiting: Vec<(u64, oneshot::Sender<UnixStream>)>,
+    next: u64,
+    /// Clients that are being served.
+    served: usize,
+    /// The last connection that waited was given up without a client.
+    is_left: bool,
+    /// When the last connection that waited got a client, or the last client left.
+    quiet_since: Instant,
+}
+
+/// What a socket is to do next.
+enum Outlook {
+    Accept,
+    /// Clients stay in the backlog.
+    Stay(Option<Instant>),
+    End,
+}
+
+impl Offers {
+    pub(super) fn new(sources: Vec<Source>) -> Arc<Self> {
+        Arc::new(Self { sources, made: Mutex::default() })
+    }
+
+    /// Joins those that wait for a client of the socket at `path`, which is made if it is not there.
+    ///
+    /// # Errors
+    /// It is not offered, or cannot be made, as one line.
+    pub(super) fn wait_at(self: &Arc<Self>, path: &[u8]) -> Result<Waiting, Unoffered> {
+        let is_asked = |source: &&Source| source.path().is_some_and(|own| own.as_os_str().as_bytes() == path);
+        let source = self.sources.iter().find(is_asked).ok_or(Unoffered::Never)?;
+        let mut made = self.made();
+        if let Some(offer) = made.get(path) {
+            return Ok(Waiting::new(offer));
+        }
+        let bound = listen::bind(source).and_then(|bound| {
+            let Bound { file, socket, .. } = bound;
+            let listener =
+                UnixListener::from_std(StdUnixListener::from(socket)).context("cannot watch it")?;
+            Ok((listener, file))
+        });
+        let (listener, file) = bound.map_err(|error| Unoffered::Now(format!("{error:#}")))?;
+        tracing::info!(path = quote(path), "agent: socket made for the host");
+        let state =
+            State { waiting: Vec::new(), next: 0, served: 0, is_left: false, quiet_since: Instant::now() };
+        let offer = Arc::new(Offer { state: Mutex::new(state), changed: Notify::new() });
+        let waiting = Waiting::new(&offer);
+        made.insert(path.to_vec(), Arc::clone(&offer));
+        drop(made);
+        let (offers, path) = (Arc::clone(self), path.to_vec());
+        tokio::spawn(async move {
+            // The file is removed while the listener is open.
+            let listener = listener;
+            let file = file;
+            offer.run(&listener, || offers.end(&path, &offer)).await;
+            drop(file);
+            tracing::info!(path = quote(&path), "agent: socket removed, the host has left it");
+        });
+        Ok(waiting)
+    }
+
+    /// Whether the offer is over, and then nobody can join it any more.
+    fn end(&self, path: &[u8], offer: &Offer) -> bool {
+        let mut made = self.made();
+        let is_over = matches!(offer.state().outlook(), Outlook::End);
+        if is_over {
+            made.remove(path);
+        }
+        is_over
+    }
+
+    fn made(&self) -> MutexGuard<'_, HashMap<Vec<u8>, Arc<Offer>>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why the host cannot have a socket.
+pub(super) enum Unoffered {
+    /// The guest does not offer it.
+    Never,
+    /// It cannot be made.
+    Now(String),
+}
+
+impl State {
+    fn outlook(&self) -> Outlook {
+        let until = self.quiet_since + GRACE;
+        match self {
+            Self { waiting, .. } if !waiting.is_empty() => Outlook::Accept,
+            Self { is_left: true, .. } => Outlook::End,
+            Self { served: 1.., .. } => Outlook::Stay(None),
+            _ if until > Instant::now() => Outlook::Stay(Some(until)),
+            _ => Outlook::End,
+        }
+    }
+}
+
+impl Offer {
+    /// Gives clients away until `is_over` agrees that it is over.
+    async fn run(&self, listener: &UnixListener, is_over: impl Fn() -> bool) {
+        let mut held = None;
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
+            held = held.and_then(|client| self.give(client));
+            let outlook = self.state().outlook();
+            match outlook {
+                Outlook::End if is_over() => return,
+                Outlook::End => {}
+                Outlook::Stay(None) => changed.await,
+                Outlook::Stay(Some(until)) => tokio::select! {
+                    () = changed => {}
+                    () = sleep_until(until) => {}
+                },
+                Outlook::Accept => tokio::select! {
+                    () = changed => {}
+                    accepted = listener.accept() => match accepted {
+                        Ok((client, _)) => held = self.give(client),
+                        Err(error) => {
+                            tracing::debug!(%error, "agent: cannot accept, trying again");
+                            sleep(ACCEPT_PAUSE).await;
+                        }
+                    },
+                },
+            }
+        }
+    }
+
+    /// Gives a client to the connection that came last: an older one may be of a host that is gone without a word. Without one it
+    /// comes back.
+    fn give(&self, mut client: UnixStream) -> Option<UnixStream> {
+        let mut state = self.state();
+        while let Some((_, to)) = state.waiting.pop() {
+            match to.send(client) {
+                Ok(()) => {
+                    state.quiet_since = Instant::now();
+                    return None;
+                }
+                Err(back) => client = back,
+            }
+        }
+        Some(client)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One of the host's connections that has no client yet.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    offer: Arc<Offer>,
+    number: u64,
+    client: oneshot::Receiver<UnixStream>,
+}
+
+impl Waiting {
+    fn new(offer: &Arc<Offer>) -> Self {
+        let (to, client) = oneshot::channel();
+        let mut state = offer.state();
+        let number = state.next;
+        state.next += 1;
+        state.is_left = false;
+        state.waiting.push((number, to));
+        offer.changed.notify_waiters();
+        Self { offer: Arc::clone(offer), number, client }
+    }
+
+    /// Waits for a client, and says so on `host`, the connection.
+    ///
+    /// # Errors
+    /// The connection ended, or the host said something.
+    pub(super) async fn client<S>(mut self, host: &mut S) -> io::Result<(UnixStream, Served)>
+    where
+        S: AsyncRead + AsyncWrite + AsFd + Unpin,
+    {
+        let limit = |time| {
+            // vsock has none, and tells when the other side is gone.
+            let _ = SockRef::from(&*host).set_tcp_user_timeout(time);
+        };
+        limit(Some(SIGN_LIMIT));
+        let mut signs = interval(SIGN_EVERY);
+        signs.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        signs.reset();
+        let client = loop {
+            tokio::select! {
+                client = &mut self.client => break client.map_err(|_| io::ErrorKind::ConnectionAborted)?,
+                heard = host.read_u8() => {
+                    heard?;
+                    return Err(io::Error::other("the host spoke before there was a client"));
+                }
+                _ = signs.tick() => host.write_all(b"\n").await?,
+            }
+        };
+        // A client, or a host's socket, may take nothing for as long as it wants.
+        let _ = SockRef::from(&*host).set_tcp_user_timeout(None);
+        host.write_all(&[CLIENT, b"\n"].concat()).await?;
+        Ok((client, Served::new(&self.offer)))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let mut state = self.offer.state();
+        let before = state.waiting.len();
+        state.waiting.retain(|(number, _)| *number != self.number);
+        state.is_left |= state.waiting.is_empty() && before > 0;
+        self.offer.changed.notify_waiters();
+    }
+}
+
+/// Counts a client that is being served.
+#[derive(Debug)]
+pub(super) struct Served(Arc<Offer>);
+
+impl Served {
+    fn new(offer: &Arc<Offer>) -> Self {
+        offer.state().served += 1;
+        Self(Arc::clone(offer))
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.served -= 1;
+        state.quiet_since = Instant::now();
+        self.0.changed.notify_waiters();
+    }
+}

@@ -1,0 +1,74 @@
+//! gvforwarder as the agent of a guest that is a namespace. Owns: the process, and its log. Read next: `../agent.rs`.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::fs;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::eventually;
+use crate::support::ns::Namespace;
+use crate::support::process::Process;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) fn binary() -> &'static str {
+    env!("CARGO_BIN_EXE_gvforwarder")
+}
+
+/// gvforwarder in the guest.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    pub(crate) child: Child,
+    log: tempfile::NamedTempFile,
+}
+
+impl Agent {
+    /// Starts it without waiting.
+    pub(crate) fn spawn(ns: &Namespace, args: &[&str]) -> Self {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let mut command = ns.command(binary());
+        command.args(["-debug", "-agent"]).args(args).stdin(Stdio::null()).stderr(log.reopen().unwrap());
+        Self { child: command.spawn().expect("nsenter"), log }
+    }
+
+    #[track_caller]
+    pub(crate) fn start(ns: &Namespace, args: &[&str]) -> Self {
+        let mut agent = Self::spawn(ns, args);
+        eventually("the agent listens", PATIENCE, || {
+            assert_eq!(agent.child.try_wait().unwrap(), None, "{}", agent.stderr());
+            agent.stderr().contains("agent: listening").then_some(())
+        });
+        agent
+    }
+
+    pub(crate) fn stderr(&self) -> String {
+        fs::read_to_string(self.log.path()).unwrap()
+    }
+
+    pub(crate) fn process(&self) -> Process {
+        Process(self.child.id())
+    }
+
+    #[track_caller]
+    pub(crate) fn end(&mut self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        eventually("the end of the agent", PATIENCE, || self.child.try_wait().unwrap());
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let text = self.stderr();
+            let lines: Vec<_> = text.lines().collect();
+            eprintln!(
+                "--- stderr of the agent ---\n{}\n---",
+                lines[lines.len().saturating_sub(30)..].join("\n")
+            );
+        }
+    }
+}
