@@ -1,8 +1,8 @@
 //! `make bench`: the daemon beside every peer found on this machine, measured in one run, in turns, with one load.
 //! Owns: the order of measurements and the knobs. Read next: `rows.rs`, what is measured; `setup.rs`, in what network.
 //!
-//! Environment: RUNS (5) times each row is measured; SECONDS (2) of each measurement, IDLE (30) and CHURN (20) of the
-//! two long ones, which are measured once; ROWS and PEERS, comma-separated, to measure only those: parts of names, or
+//! Environment: RUNS (5) times each row is measured; SECONDS (2) of each measurement, IDLE (30), CHURN (20) and CONNECTS
+//! (60) of the long ones, which are measured once; ROWS and PEERS, comma-separated, to measure only those: parts of names, or
 //! a group of rows; CHARTS=1 for the points of the charts too, which ROWS=mtu and ROWS=flows ask for alone; GVPROXY,
 //! the original's binary. `--our PATH` measures another build of ours.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a measurement fails by panic")]
@@ -12,11 +12,15 @@
 mod support;
 
 mod chart;
+mod clients;
+mod forwarder;
 mod measure;
 mod peer;
 mod rows;
 mod scale;
 mod setup;
+mod sockets;
+mod splice;
 mod ssh;
 mod table;
 mod tcp;
@@ -26,13 +30,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clients::Door;
+use forwarder::Forwarder;
 use measure::Sample;
 use rows::{Row, What};
-use setup::Setup;
-use table::Table;
+use setup::{Setup, Shape};
+use table::{Family, Table};
 
 fn main() {
-    if support::agent::serve_if_asked() || scale::hold_if_asked() {
+    if support::agent::serve_if_asked() || scale::hold_if_asked() || splice::serve_if_asked() {
         return;
     }
     let mut arguments = std::env::args();
@@ -51,8 +57,16 @@ fn main() {
     if found.is_empty() {
         refuse(&format!("PEERS={}: no such peer here", peers.join(",")));
     }
-    let mut table = Table::new(found.iter().map(peer::Kind::name).collect(), &rows);
+    // Rows are of networks or of sockets: their peers are others.
+    let families = [false, true].map(|sockets| {
+        let rows: Vec<_> = rows.iter().filter(|row| row.shape.sockets.is_some() == sockets).collect();
+        let suits = |kind: &&peer::Kind| rows.iter().any(|row| row.shape.suits(kind));
+        let lines = rows.iter().flat_map(|row| row.lines()).collect();
+        Family { peers: found.iter().filter(suits).map(peer::Kind::name).collect(), lines }
+    });
+    let mut table = Table::new(families);
     table.note(format!("{runs} runs of {} s each. {}", times.row.as_secs_f64(), table::machine()));
+    found.retain(|kind| rows.iter().any(|row| row.shape.suits(kind)));
     for kind in &found {
         table.note(format!("{}: {}", kind.name(), kind.version()));
     }
@@ -68,13 +82,15 @@ fn main() {
             let Some(&&Row { group, shape, .. }) = rows.first() else { continue };
             for kind in found.iter().filter(|kind| shape.suits(kind)) {
                 eprintln!("run {run} of {runs}: {group}, {shape}, {}", kind.name());
-                let setup = guarded(|| Setup::start(kind, shape));
-                if let (1, Ok(Setup { lease: Some(lease), .. })) = (run, &setup) {
+                let between = guarded(|| Between::start(kind, shape));
+                if let (1, Ok(Between::Network(setup))) = (run, &between)
+                    && let Some(lease) = &setup.lease
+                {
                     table.note(format!("{} by default offers MTU {}", kind.name(), lease.option("mtu")));
                 }
                 for row in &rows {
-                    let measured = setup.as_ref().map_err(String::clone);
-                    match measured.and_then(|setup| guarded(|| times.measure(setup, row.what))) {
+                    let measured = between.as_ref().map_err(String::clone);
+                    match measured.and_then(|between| guarded(|| times.measure(between, row.what))) {
                         Ok(sample) => table.add(row, kind.name(), sample),
                         Err(why) => {
                             table.note(format!("failed: {}, {}, run {run}: {why}", kind.name(), row.name))
@@ -138,12 +154,29 @@ fn guarded<T>(action: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
+/// What is measured: a network, or a forwarder without one.
+#[derive(Debug)]
+enum Between {
+    Network(Box<Setup>),
+    Sockets(Box<Forwarder>),
+}
+
+impl Between {
+    fn start(kind: &peer::Kind, shape: Shape) -> Self {
+        match shape.sockets {
+            Some(dest) => Self::Sockets(Box::new(Forwarder::start(kind, dest))),
+            None => Self::Network(Box::new(Setup::start(kind, shape))),
+        }
+    }
+}
+
 /// How long things are measured.
 #[derive(Debug)]
 struct Times {
     row: Duration,
     idle: Duration,
     churn: Duration,
+    connects: Duration,
 }
 
 impl Times {
@@ -152,12 +185,47 @@ impl Times {
             let seconds = number(name, default);
             Duration::try_from_secs_f64(seconds).unwrap_or_else(|error| refuse(&format!("{name}: {error}")))
         };
-        Self { row: seconds("SECONDS", 2.0), idle: seconds("IDLE", 30.0), churn: seconds("CHURN", 20.0) }
+        Self {
+            row: seconds("SECONDS", 2.0),
+            idle: seconds("IDLE", 30.0),
+            churn: seconds("CHURN", 20.0),
+            connects: seconds("CONNECTS", 60.0),
+        }
     }
 
-    fn measure(&self, setup: &Setup, what: What) -> Option<Sample> {
+    fn measure(&self, between: &Between, what: What) -> Option<Sample> {
+        match (between, what) {
+            (Between::Sockets(forwarder), What::Sockets(what)) => Some(self.measure_sockets(forwarder, what)),
+            (Between::Network(setup), what) => self.measure_network(setup, what),
+            (Between::Sockets(_), _) => None,
+        }
+    }
+
+    fn measure_sockets(&self, forwarder: &Forwarder, what: sockets::What) -> Sample {
         let time = self.row;
         match what {
+            sockets::What::Stream(way, block) => sockets::stream(forwarder, way, block, time),
+            sockets::What::RoundTrip => sockets::round_trip(forwarder, time),
+            sockets::What::ConnectRate => sockets::connect_rate(forwarder, time),
+            sockets::What::AtOnce(count) => forwarder.with_door(|door| clients::at_once(door, count)),
+            sockets::What::InTurn => forwarder.with_door(|door| clients::in_turn(door, self.connects)),
+        }
+    }
+
+    fn measure_network(&self, setup: &Setup, what: What) -> Option<Sample> {
+        let time = self.row;
+        match what {
+            What::Agent(direction) => tcp::agent(setup, direction, time),
+            What::Sockets(what) => {
+                let door = |load: &dyn Fn(Door<'_>) -> Sample| {
+                    setup.forward.as_ref().map(|forward| forward.with_door(setup.process, load))
+                };
+                match what {
+                    sockets::What::AtOnce(count) => door(&|door| clients::at_once(door, count)),
+                    sockets::What::InTurn => door(&|door| clients::in_turn(door, self.connects)),
+                    _ => None,
+                }
+            }
             What::IdleMemory => setup.idle_kb.map(|kb| Sample::one(kb as f64 / 1024.0)),
             What::Wakeups => scale::wakeups(setup, self.idle),
             What::RoundTrip => Some(tcp::round_trip(setup, time)),
@@ -167,7 +235,7 @@ impl Times {
             What::Tunnel(direction) => tcp::tunnel(setup, direction, time),
             What::Udp(direction, size) => Some(udp::udp(setup, direction, size, time)),
             What::Ssh(direction) => tcp::ssh(setup, direction, time),
-            What::SshConnect => setup.forward.as_ref().map(|forward| forward.connect_time(time)),
+            What::Connect(lead) => setup.forward.as_ref().map(|forward| forward.connect_time(lead, time)),
             What::IdleFlows(count) => Some(scale::idle_flows(setup, count)),
             What::Crowd(count) => Some(scale::crowd(setup, count, time)),
             What::Churn => Some(scale::churn(setup, self.churn)),

@@ -5,6 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::setup::Setup;
+use crate::support::process::Process;
 
 /// How long a load runs before it is measured: windows have grown by then.
 const WARM_UP: Duration = Duration::from_millis(500);
@@ -65,9 +66,14 @@ pub(crate) struct Window {
 impl Window {
     /// Watches a load that runs already.
     pub(crate) fn watch(setup: &Setup, time: Duration, counters: &[&AtomicU64]) -> Self {
+        Self::watch_cpu(|| setup.process.map(Process::cpu_seconds), time, counters)
+    }
+
+    /// The same of whatever has used the processor for `cpu` seconds.
+    pub(crate) fn watch_cpu(cpu: impl Fn() -> Option<f64>, time: Duration, counters: &[&AtomicU64]) -> Self {
         let look = || {
             let counts: Vec<_> = counters.iter().map(|counter| counter.load(Ordering::Relaxed)).collect();
-            (counts, setup.process.map(|process| process.cpu_seconds()), Instant::now())
+            (counts, cpu(), Instant::now())
         };
         thread::sleep(WARM_UP);
         let before = look();

@@ -4,7 +4,12 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A program that gives a guest its network.
+/// What socat moves at once unless it is told.
+const SOCAT_DEFAULT: usize = 8192;
+/// What our own relay has.
+const SMALL_PIPE: usize = 256 << 10;
+
+/// A program that gives a guest its network, or that leads clients of a socket to another one.
 #[derive(Clone, Debug)]
 pub(crate) enum Kind {
     /// gvproxy of this tree.
@@ -15,6 +20,14 @@ pub(crate) enum Kind {
     Slirp(PathBuf),
     /// The guest's frames go to a tap on the host: what the load, both kernels and two relays cost by themselves.
     TwoTaps,
+    /// With this many bytes at a time.
+    Socat(PathBuf, usize),
+    /// systemd-socket-proxyd, and systemd-socket-activate, which starts it.
+    SocketProxy(PathBuf, PathBuf),
+    /// Blocking splice(2) through pipes of so many bytes: what the kernel gives a forwarder.
+    Splice(usize),
+    /// Clients connect to the server itself.
+    Direct,
 }
 
 impl Kind {
@@ -25,6 +38,12 @@ impl Kind {
             Self::Passt(_) => "passt",
             Self::Slirp(_) => "slirp4netns",
             Self::TwoTaps => "two taps",
+            Self::Socat(_, SOCAT_DEFAULT) => "socat",
+            Self::Socat(..) => "socat -b 65536",
+            Self::SocketProxy(..) => "socket-proxyd",
+            Self::Splice(SMALL_PIPE) => "splice, 256 KiB",
+            Self::Splice(_) => "splice, 1 MiB",
+            Self::Direct => "no forwarder",
         }
     }
 
@@ -34,10 +53,18 @@ impl Kind {
             Self::Ours(path) | Self::Original(path) => (path, "-version"),
             Self::Passt(path) | Self::Slirp(path) => (path, "--version"),
             Self::TwoTaps => return "no daemon: two relays, back to back".to_owned(),
+            Self::Socat(path, _) => (path, "-V"),
+            Self::SocketProxy(_, path) => (path, "--version"),
+            Self::Splice(_) => {
+                return "two threads and two pipes for each client, splice(2) that blocks".to_owned();
+            }
+            Self::Direct => return "clients of the server itself".to_owned(),
         };
         let output = Command::new(path).arg(flag).output();
         let text = output.map_or_else(|error| error.to_string().into_bytes(), |output| output.stdout);
-        let line = String::from_utf8_lossy(&text).lines().next().unwrap_or("says nothing").to_owned();
+        let text = String::from_utf8_lossy(&text);
+        let says_version = |line: &&str| !line.starts_with("socat by");
+        let line = text.lines().find(says_version).unwrap_or("says nothing").to_owned();
         // Debian's passt does not know its own version.
         let package = Command::new("dpkg-query").args(["-W", "-f", "${Version}", self.name()]).output();
         match package {
@@ -65,6 +92,16 @@ pub(crate) fn find(our: &Path) -> (Vec<Kind>, Vec<(&'static str, &'static str)>)
         None => missing.push(("slirp4netns", "apt install slirp4netns")),
     }
     found.push(Kind::TwoTaps);
+    match program("socat") {
+        Some(path) => found.extend([SOCAT_DEFAULT, 65536].map(|block| Kind::Socat(path.clone(), block))),
+        None => missing.push(("socat", "apt install socat")),
+    }
+    let proxy = Path::new("/lib/systemd/systemd-socket-proxyd");
+    match program("systemd-socket-activate").filter(|_| proxy.exists()) {
+        Some(activate) => found.push(Kind::SocketProxy(activate, proxy.to_owned())),
+        None => missing.push(("socket-proxyd", "apt install systemd")),
+    }
+    found.extend([Kind::Splice(SMALL_PIPE), Kind::Splice(1 << 20), Kind::Direct]);
     (found, missing)
 }
 

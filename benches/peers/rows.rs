@@ -1,8 +1,11 @@
 //! What can be measured, by group and name. Owns: names, units, the network that each row needs.
 //! Read next: `main.rs`.
 
+use crate::forwarder::Dest;
 use crate::measure::Direction;
 use crate::setup::Shape;
+use crate::sockets::{self, Way};
+use crate::ssh::Lead;
 
 /// What a row measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,12 +24,16 @@ pub(crate) enum What {
     Udp(Direction, usize),
     /// Bulk transfer through a unix socket that is forwarded over SSH.
     Ssh(Direction),
-    SshConnect,
+    /// The same by the guest's agent.
+    Agent(Direction),
+    Connect(Lead),
     /// So many flows that are open and silent.
     IdleFlows(usize),
     /// One busy flow beside so many silent ones.
     Crowd(usize),
     Churn,
+    /// Of a forwarder without a network, or of the agent's way.
+    Sockets(sockets::What),
 }
 
 /// A figure of a row: what it is of the row's subject, and its unit.
@@ -34,11 +41,21 @@ pub(crate) type Figure = (&'static str, &'static str);
 
 const THROUGHPUT: &[Figure] = &[("", "Gbit/s"), ("its CPU", "s/GB")];
 const TIMES: &[Figure] = &[("", "us p50"), ("p99", "us")];
+const CONNECTS: &[Figure] = &[("", "1/s"), ("each", "us p50"), ("each, p99", "us")];
 const DATAGRAMS: &[Figure] =
     &[("", "packets/s"), ("lost", "%"), ("dropped by the guest's card", "%"), ("CPU of each", "us")];
 const FLOWS: &[Figure] = &[("opened", "1/s"), ("memory of each", "KiB")];
 const PORT: &[Figure] = &[("", "Gbit/s"), ("its CPU", "s/GB"), ("of a flow without it", "part")];
 const TUNNEL: &[Figure] = &[("", "Gbit/s"), ("its CPU", "s/GB"), ("of a published port", "part")];
+const AGENT: &[Figure] = &[("", "Gbit/s"), ("its CPU", "s/GB"), ("of the SSH way", "part")];
+const CLIENTS: &[Figure] = &[
+    ("failed", "count"),
+    ("answer", "ms p50"),
+    ("answer, p99", "ms"),
+    ("answer, longest", "ms"),
+    ("p99 by p50", "part"),
+    ("descriptors gained", "count"),
+];
 const OF_ALONE: &str = "of alone";
 const CROWD: &[Figure] = &[
     ("guest to host", OF_ALONE),
@@ -166,14 +183,30 @@ impl Row {
                 let name = format!("ssh {up}, {name}");
                 rows.push(Self::new("ssh", name, THROUGHPUT, shape, What::Ssh(way)));
             }
-            rows.push(Self::new("ssh", format!("ssh connect, {name}"), TIMES, shape, What::SshConnect));
+            rows.push(Self::new(
+                "ssh",
+                format!("ssh connect, {name}"),
+                TIMES,
+                shape,
+                What::Connect(Lead::Ssh),
+            ));
         }
+        for (mtu, name) in [(None, "default MTU"), (Some(65520), "65520")] {
+            let shape = Shape::agent(mtu);
+            for (way, up) in [(Direction::HostToGuest, "up"), (Direction::GuestToHost, "down")] {
+                rows.push(Self::new("agent", format!("agent {up}, {name}"), AGENT, shape, What::Agent(way)));
+            }
+            let name = format!("agent connect, {name}");
+            rows.push(Self::new("agent", name, TIMES, shape, What::Connect(Lead::Agent)));
+        }
+        rows.extend(Self::clients(Shape::agent(None), "agent"));
         for (count, name) in [(1_000, "1,000 flows"), (10_000, "10,000 flows")] {
             rows.push(Self::new("scale", name, FLOWS, SMALL, What::IdleFlows(count)).fresh());
         }
         let crowd = "busy flow beside 10,000 idle";
         rows.push(Self::new("scale", crowd, CROWD, SMALL, What::Crowd(10_000)).fresh());
         rows.push(Self::new("churn", "churn", CHURN, SMALL, What::Churn).fresh().once());
+        rows.extend(Self::sockets());
         for chart in CHARTS {
             for &point in chart.points {
                 let (shape, flows) = match chart.group {
@@ -192,6 +225,37 @@ impl Row {
             }
         }
         rows
+    }
+
+    /// Those of forwarders between sockets of the host.
+    fn sockets() -> Vec<Self> {
+        let mut rows = Vec::new();
+        for dest in [Dest::Unix, Dest::Tcp] {
+            let mut add = |name: String, figures, what| {
+                let (name, shape) = (format!("{dest} {name}"), Shape::sockets(dest));
+                rows.push(Self::new("sockets", name, figures, shape, What::Sockets(what)));
+            };
+            for block in [32, 256] {
+                for (way, name) in [(Way::Forth, "forth"), (Way::Back, "back")] {
+                    let what = sockets::What::Stream(way, block << 10);
+                    add(format!("{name}, writes of {block} KiB"), THROUGHPUT, what);
+                }
+            }
+            add("round trip".into(), TIMES, sockets::What::RoundTrip);
+            add("connect-request-close".into(), CONNECTS, sockets::What::ConnectRate);
+        }
+        rows.extend(Self::clients(Shape::sockets(Dest::Crowded), "unix to unix"));
+        rows
+    }
+
+    fn clients(shape: Shape, way: &str) -> [Self; 2] {
+        let row = |name: &str, what| {
+            Self::new("clients", format!("{way}, {name}"), CLIENTS, shape, What::Sockets(what)).once()
+        };
+        [
+            row("1,000 clients at once", sockets::What::AtOnce(1000)),
+            row("100 connects a second", sockets::What::InTurn),
+        ]
     }
 
     /// Those that `parts` ask for: a group's name, or a part of a row's. No parts are all but the points of charts,

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use crate::forwarder::Dest;
 use crate::peer::Kind;
 use crate::ssh::Forward;
 use crate::support::cable::Kind as Link;
@@ -33,40 +34,61 @@ pub(crate) struct Shape {
     pub(crate) mtu: Option<u16>,
     /// Whether a unix socket of the host leads to an sshd in the guest.
     pub(crate) ssh: bool,
+    /// Whether another one leads to an agent there.
+    pub(crate) agent: bool,
     /// Whether services run in a second guest on the same switch instead of on the host.
     pub(crate) pair: bool,
+    /// No guest and no network at all: a forwarder from a unix socket of the host to a server there.
+    pub(crate) sockets: Option<Dest>,
 }
 
 impl Shape {
     pub(crate) const fn mtu(mtu: u16) -> Self {
-        Self { mtu: Some(mtu), ssh: false, pair: false }
+        Self { mtu: Some(mtu), ssh: false, agent: false, pair: false, sockets: None }
     }
 
     pub(crate) const fn ssh(mtu: Option<u16>) -> Self {
-        Self { mtu, ssh: true, pair: false }
+        Self { mtu, ssh: true, agent: false, pair: false, sockets: None }
+    }
+
+    /// Both ways.
+    pub(crate) const fn agent(mtu: Option<u16>) -> Self {
+        Self { agent: true, ..Self::ssh(mtu) }
     }
 
     pub(crate) const fn pair(mtu: u16) -> Self {
-        Self { mtu: Some(mtu), ssh: false, pair: true }
+        Self { mtu: Some(mtu), ssh: false, agent: false, pair: true, sockets: None }
+    }
+
+    pub(crate) const fn sockets(dest: Dest) -> Self {
+        Self { mtu: None, ssh: false, agent: false, pair: false, sockets: Some(dest) }
     }
 
     /// Whether such a network can be had of `kind`.
     pub(crate) fn suits(self, kind: &Kind) -> bool {
+        let network = self.sockets.is_none();
         match kind {
-            Kind::Ours(_) | Kind::Original(_) => true,
-            Kind::TwoTaps => !self.ssh,
-            Kind::Passt(_) | Kind::Slirp(_) => !self.ssh && !self.pair,
+            Kind::Ours(_) => true,
+            Kind::Original(_) => network && !self.agent,
+            Kind::TwoTaps => network && !self.ssh,
+            Kind::Passt(_) | Kind::Slirp(_) => network && !self.ssh && !self.pair,
+            Kind::Socat(_, 65536..) | Kind::Splice(_) => !network && self.sockets != Some(Dest::Crowded),
+            Kind::Socat(..) | Kind::SocketProxy(..) | Kind::Direct => !network,
         }
     }
 }
 
 impl Display for Shape {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if let Some(dest) = self.sockets {
+            return dest.fmt(f);
+        }
         match self.mtu {
             Some(mtu) => write!(f, "MTU {mtu}")?,
             None => f.write_str("default MTU")?,
         }
         f.write_str(if self.ssh { " and SSH" } else { "" })?;
+        f.write_str(if self.agent { " and an agent" } else { "" })?;
         f.write_str(if self.pair { ", two guests" } else { "" })
     }
 }
@@ -143,6 +165,7 @@ impl Setup {
             Kind::Passt(binary) => Self::passt(host, binary, mtu),
             Kind::Slirp(binary) => Self::slirp(host, binary, mtu),
             Kind::TwoTaps => Self::two_taps(host, mtu),
+            kind => panic!("{} has no guest", kind.name()),
         };
         setup.idle_kb = setup.process.map(Process::rss_kb);
         let listener = setup.services().listen((setup.service, 0).into());
@@ -190,7 +213,8 @@ impl Setup {
         if let Some(mtu) = shape.mtu {
             builder = builder.args(["-mtu", &mtu.to_string()]);
         }
-        let forward = shape.ssh.then(Forward::new);
+        let forwarder = shape.agent.then(|| binary.with_file_name("gvforwarder"));
+        let forward = shape.ssh.then(|| Forward::new(forwarder));
         if let Some(forward) = &forward {
             builder = builder.args(forward.flags());
         }

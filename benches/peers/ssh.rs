@@ -1,5 +1,6 @@
-//! A unix socket of the host that leads over SSH to a unix socket of the guest. Owns: an sshd in the guest's network,
-//! its keys, and the service behind it, which sees the file system that this process sees. Read next: `tcp.rs`.
+//! Unix sockets of the host that lead to a unix socket of the guest: over SSH, and by the guest's agent. Owns: an sshd in the guest's
+//! network with its keys, the agent there, and the service behind both, which sees the file system that this process sees.
+//! Read next: `tcp.rs`.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -11,10 +12,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use socket2::{Domain, SockAddr, Socket, Type};
 use tempfile::TempDir;
 
+use crate::clients::Door;
 use crate::measure::Sample;
 use crate::support::ns::Namespace;
+use crate::support::process::Process;
 use crate::support::{eventually, tool};
 use crate::tcp::answer;
 
@@ -24,16 +28,36 @@ const USER: &str = "daemon";
 const FIRST: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How the guest is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lead {
+    Ssh,
+    Agent,
+}
+
+impl Lead {
+    /// The host's socket.
+    fn entry(self) -> &'static str {
+        match self {
+            Self::Ssh => "forward",
+            Self::Agent => "agent",
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Forward {
     service: UnixListener,
-    sshd: Option<Child>,
+    /// gvforwarder, if there is to be an agent.
+    forwarder: Option<PathBuf>,
+    /// sshd, and the agent.
+    children: Vec<Child>,
     dir: TempDir,
 }
 
 impl Forward {
-    /// Keys and the service. sshd waits for the guest.
-    pub(crate) fn new() -> Self {
+    /// Keys and the service. sshd and the agent wait for the guest.
+    pub(crate) fn new(forwarder: Option<PathBuf>) -> Self {
         let dir = tempfile::Builder::new().prefix("gvb").tempdir().expect("a temporary directory");
         for key in ["host", "id"] {
             let mut keygen = Command::new(tool("ssh-keygen", "openssh-client"));
@@ -41,7 +65,7 @@ impl Forward {
             assert!(keygen.status().expect("ssh-keygen").success(), "ssh-keygen failed");
         }
         let service = UnixListener::bind(dir.path().join("service")).expect("the service's socket");
-        Self { service, sshd: None, dir }
+        Self { service, forwarder, children: Vec::new(), dir }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -51,18 +75,23 @@ impl Forward {
     /// What makes gvproxy forward to it.
     pub(crate) fn flags(&self) -> Vec<String> {
         let path = |name| self.path(name).display().to_string();
-        let flags = [
-            ("-forward-sock", path("forward")),
+        let mut flags = vec![
+            ("-forward-sock", path(Lead::Ssh.entry())),
             ("-forward-dest", path("service")),
             ("-forward-user", USER.to_owned()),
             ("-forward-identity", path("id")),
         ];
+        if self.forwarder.is_some() {
+            flags.push(("-forward-sock", path(Lead::Agent.entry())));
+            flags.push(("-forward-dest", format!("agent://{}", path("service"))));
+        }
         flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
     }
 
-    /// Starts sshd in the guest and waits until the forward carries bytes.
+    /// Starts sshd and the agent in the guest and waits until the forwards carry bytes.
     pub(crate) fn bring_up(&mut self, guest: &Namespace) {
-        let path = |name| self.path(name).display().to_string();
+        let dir = self.dir.path().to_owned();
+        let path = |name: &str| dir.join(name).display().to_string();
         let config = format!(
             "ListenAddress 0.0.0.0:22\nHostKey {}\nAuthorizedKeysFile {}\nUsePAM no\nStrictModes no\n\
              PidFile none\nPasswordAuthentication no\nMaxStartups 100\n",
@@ -76,17 +105,42 @@ impl Forward {
         let mut sshd = guest.command(tool("unshare", "util-linux"));
         sshd.args(["--user", "--map-user=1", "--map-group=1", "--pid", "--fork", "--kill-child", "--"]);
         sshd.arg(tool("sshd", "openssh-server")).args(["-D", "-e", "-f", &path("config")]);
-        self.sshd = Some(sshd.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("sshd"));
-        eventually("a first connection over SSH", FIRST, || self.pair(Duration::from_secs(5)));
+        self.children
+            .push(sshd.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("sshd"));
+        eventually("a first connection over SSH", FIRST, || self.pair(Lead::Ssh, Duration::from_secs(5)));
+        if let Some(forwarder) = &self.forwarder {
+            let log = File::create(self.path("agent-log")).expect("the agent's log");
+            let mut agent = guest.command(forwarder);
+            agent.args(["-agent", "-agent-allow", &path("service")]).stdin(Stdio::null()).stderr(log);
+            self.children.push(agent.spawn().expect("gvforwarder"));
+            eventually("a first connection by the agent", FIRST, || {
+                self.pair(Lead::Agent, Duration::from_secs(5))
+            });
+        }
     }
 
     /// A connection through the forward: the host's end and the guest's, between which a byte has gone each way.
-    pub(crate) fn connect(&self) -> (UnixStream, UnixStream) {
-        self.pair(PATIENCE).expect("a connection over SSH")
+    pub(crate) fn connect(&self, lead: Lead) -> (UnixStream, UnixStream) {
+        self.pair(lead, PATIENCE).expect("a connection into the guest")
     }
 
-    fn pair(&self, patience: Duration) -> Option<(UnixStream, UnixStream)> {
-        let mut host = UnixStream::connect(self.path("forward")).ok()?;
+    /// Calls `measure` with what clients of the agent's way need.
+    pub(crate) fn with_door<T>(&self, process: Option<Process>, measure: impl FnOnce(Door<'_>) -> T) -> T {
+        let address = |name| SockAddr::unix(self.path(name)).unwrap();
+        let (entry, server) = (address(Lead::Agent.entry()), address("service"));
+        let socket = || Socket::new(Domain::UNIX, Type::STREAM, None).expect("a socket");
+        self.service.set_nonblocking(false).unwrap();
+        measure(Door {
+            socket: &socket,
+            connect: &|client| client.connect(&entry),
+            listener: &self.service.try_clone().unwrap().into(),
+            disturb: &|| drop(socket().connect(&server)),
+            process,
+        })
+    }
+
+    fn pair(&self, lead: Lead, patience: Duration) -> Option<(UnixStream, UnixStream)> {
+        let mut host = UnixStream::connect(self.path(lead.entry())).ok()?;
         host.write_all(b"?").ok()?;
         self.service.set_nonblocking(true).unwrap();
         let start = Instant::now();
@@ -109,7 +163,7 @@ impl Forward {
     }
 
     /// Microseconds from connect to the answer of one byte to one byte, while the SSH connection is there.
-    pub(crate) fn connect_time(&self, time: Duration) -> Sample {
+    pub(crate) fn connect_time(&self, lead: Lead, time: Duration) -> Sample {
         let service = self.service.try_clone().unwrap();
         service.set_nonblocking(false).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
@@ -122,15 +176,15 @@ impl Forward {
                 answer(stream);
             }
         });
-        let times = self.connect_times(time);
+        let times = self.connect_times(lead, time);
         stop.store(true, Ordering::Relaxed);
         drop(UnixStream::connect(self.path("service")));
         let _ = server.join();
         Sample::percentiles(times)
     }
 
-    fn connect_times(&self, time: Duration) -> Vec<Duration> {
-        let forward = self.path("forward");
+    fn connect_times(&self, lead: Lead, time: Duration) -> Vec<Duration> {
+        let forward = self.path(lead.entry());
         let attempt = |path: &Path| {
             let start = Instant::now();
             let mut stream = UnixStream::connect(path)?;
@@ -141,7 +195,7 @@ impl Forward {
         };
         let (start, mut times) = (Instant::now(), Vec::new());
         while start.elapsed() < time {
-            times.push(attempt(&forward).expect("an answer over SSH"));
+            times.push(attempt(&forward).expect("an answer from the guest"));
         }
         times
     }
@@ -149,12 +203,14 @@ impl Forward {
 
 impl Drop for Forward {
     fn drop(&mut self) {
-        if let Some(sshd) = &mut self.sshd {
-            let _ = sshd.kill();
-            let _ = sshd.wait();
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
         }
         if thread::panicking() {
-            eprintln!("--- sshd's log\n{}---", fs::read_to_string(self.path("log")).unwrap_or_default());
+            for log in ["log", "agent-log"] {
+                eprintln!("--- {log}\n{}---", fs::read_to_string(self.path(log)).unwrap_or_default());
+            }
         }
     }
 }

@@ -11,24 +11,27 @@ use crate::rows::{Points, Row};
 /// Units of figures that are parts of something already.
 const PARTS: [&str; 3] = ["%", "of alone", "part"];
 
+/// Lines that are measured of the same peers.
+#[derive(Debug)]
+pub(crate) struct Family {
+    /// The first of them is the one that the others are compared with.
+    pub(crate) peers: Vec<&'static str>,
+    /// Name and unit.
+    pub(crate) lines: Vec<(String, &'static str)>,
+}
+
 /// All samples, by line and peer.
 #[derive(Debug)]
 pub(crate) struct Table {
-    peers: Vec<&'static str>,
-    lines: Vec<(String, &'static str)>,
+    families: Vec<Family>,
     samples: BTreeMap<(String, &'static str), Vec<f64>>,
     notes: Vec<String>,
 }
 
 impl Table {
-    /// The first of `peers` is the one that the others are compared with.
-    pub(crate) fn new(peers: Vec<&'static str>, rows: &[Row]) -> Self {
-        Self {
-            peers,
-            lines: rows.iter().flat_map(Row::lines).collect(),
-            samples: BTreeMap::new(),
-            notes: Vec::new(),
-        }
+    pub(crate) fn new(families: impl IntoIterator<Item = Family>) -> Self {
+        let families = families.into_iter().filter(|family| !family.lines.is_empty()).collect();
+        Self { families, samples: BTreeMap::new(), notes: Vec::new() }
     }
 
     pub(crate) fn note(&mut self, note: String) {
@@ -59,29 +62,44 @@ impl Table {
         }
     }
 
-    /// What the first peer has of what `peer` has.
-    fn ratio(&self, line: &str, unit: &str, peer: &'static str) -> Option<f64> {
-        let [_, ours, _] = self.spread(line, self.peers.first()?)?;
+    /// What `first` has of what `peer` has.
+    fn ratio(&self, line: &str, unit: &str, first: &'static str, peer: &'static str) -> Option<f64> {
+        let [_, ours, _] = self.spread(line, first)?;
         let [_, theirs, _] = self.spread(line, peer)?;
         (theirs > 0.0 && !PARTS.contains(&unit)).then_some(ours / theirs)
     }
 
     pub(crate) fn markdown(&self) -> String {
+        let grids: Vec<_> = self.families.iter().map(|family| self.grid(family)).collect();
+        let mut text = grids.join("\n");
+        let first =
+            self.families.first().and_then(|family| family.peers.first()).copied().unwrap_or_default();
+        let _ = writeln!(
+            text,
+            "\nMedians (lowest..highest). A ratio is {first} to the peer: of CPU, times and memory, less is better."
+        );
+        for note in &self.notes {
+            let _ = writeln!(text, "- {note}");
+        }
+        text
+    }
+
+    fn grid(&self, Family { peers, lines }: &Family) -> String {
         let mut text = String::new();
-        let first = self.peers.first().copied().unwrap_or_default();
+        let first = peers.first().copied().unwrap_or_default();
         let mut grid = vec![vec![String::new(), "unit".to_owned()]];
-        for &peer in &self.peers {
+        for &peer in peers {
             grid[0].push(peer.to_owned());
             if peer != first {
                 grid[0].push("ratio".to_owned());
             }
         }
-        for (line, unit) in &self.lines {
+        for (line, unit) in lines {
             let mut cells = vec![line.clone(), (*unit).to_owned()];
-            for &peer in &self.peers {
+            for &peer in peers {
                 cells.push(self.cell(line, peer));
                 if peer != first {
-                    let ratio = self.ratio(line, unit, peer);
+                    let ratio = self.ratio(line, unit, first, peer);
                     cells.push(ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{}x", figure(ratio))));
                 }
             }
@@ -108,20 +126,14 @@ impl Table {
                 text.push_str("|\n");
             }
         }
-        let _ = writeln!(
-            text,
-            "\nMedians (lowest..highest). A ratio is {first} to the peer: of CPU, times and memory, less is better."
-        );
-        for note in &self.notes {
-            let _ = writeln!(text, "- {note}");
-        }
         text
     }
 
     /// The chart of rows that `points` name, if any of them was measured.
     pub(crate) fn chart(&self, points: &Points) -> Option<Chart> {
         let panel = |direction: Direction| {
-            let series = self.peers.iter().map(|&peer| {
+            let peers = self.families.first().map_or(&[][..], |family| &family.peers).iter();
+            let series = peers.map(|&peer| {
                 let value = |&point| self.spread(&points.line(direction, point), peer);
                 (peer, points.points.iter().map(value).collect())
             });
@@ -143,8 +155,10 @@ impl Table {
     pub(crate) fn json(&self) -> String {
         let notes: Vec<_> = self.notes.iter().map(|note| quoted(note)).collect();
         let mut rows = Vec::new();
-        for (line, unit) in &self.lines {
-            for &peer in &self.peers {
+        let lines =
+            self.families.iter().flat_map(|family| family.lines.iter().map(move |line| (family, line)));
+        for (Family { peers, .. }, (line, unit)) in lines {
+            for &peer in peers {
                 let Some(samples) = self.samples.get(&(line.clone(), peer)) else { continue };
                 let [low, median, high] = self.spread(line, peer).unwrap_or_default();
                 rows.push(format!(

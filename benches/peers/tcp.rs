@@ -13,6 +13,7 @@ use socket2::Socket;
 
 use crate::measure::{Direction, Sample, Window};
 use crate::setup::Setup;
+use crate::ssh::Lead;
 use crate::support::traffic::{accept, impatient};
 
 /// Where a service of the host is for the guest.
@@ -65,10 +66,19 @@ fn part(sample: &Sample, whole: &Sample) -> Option<f64> {
     sample.0[0].zip(whole.0[0]).map(|(part, whole)| part / whole)
 }
 
-/// The same through a unix socket of the host that leads to one of the guest.
+/// The same through a unix socket of the host that leads over SSH to one of the guest.
 pub(crate) fn ssh(setup: &Setup, direction: Direction, time: Duration) -> Option<Sample> {
-    let (host, guest) = setup.forward.as_ref()?.connect();
+    let (host, guest) = setup.forward.as_ref()?.connect(Lead::Ssh);
     Some(carry(setup, vec![(guest.into(), host.into())], direction, time))
+}
+
+/// The same by the guest's agent, and what part that is of SSH, just after.
+pub(crate) fn agent(setup: &Setup, direction: Direction, time: Duration) -> Option<Sample> {
+    let (host, guest) = setup.forward.as_ref()?.connect(Lead::Agent);
+    let mut sample = carry(setup, vec![(guest.into(), host.into())], direction, time);
+    let ssh = ssh(setup, direction, time)?;
+    sample.0.push(part(&sample, &ssh));
+    Some(sample)
 }
 
 /// `pairs` are (guest's end, host's end).

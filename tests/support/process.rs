@@ -12,12 +12,25 @@ impl Process {
 
     /// Processor time of all its threads, user and kernel, in seconds.
     pub(crate) fn cpu_seconds(self) -> f64 {
+        let [user, system, ..] = self.ticks();
+        (user + system) as f64 / rustix::param::clock_ticks_per_second() as f64
+    }
+
+    /// The same with that of its children, running and ended ones, and of theirs.
+    pub(crate) fn family_cpu_seconds(self) -> f64 {
+        let own = self.ticks().iter().sum::<u64>() as f64 / rustix::param::clock_ticks_per_second() as f64;
+        let children = self.file(&format!("task/{}/children", self.0));
+        let children = children.split_whitespace().map(|pid| Self(pid.parse().expect("a pid")));
+        own + children.map(Self::family_cpu_seconds).sum::<f64>()
+    }
+
+    /// User, system, and both of children that have ended.
+    fn ticks(self) -> [u64; 4] {
         let stat = self.file("stat");
         // Fields are counted from behind the program's name, which may hold blanks: utime and stime are 14 and 15.
         let fields: Vec<&str> =
             stat.rsplit_once(')').expect("a name in brackets").1.split_whitespace().collect();
-        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-        ticks as f64 / rustix::param::clock_ticks_per_second() as f64
+        [11, 12, 13, 14].map(|field: usize| fields[field].parse().expect("ticks"))
     }
 
     /// Open descriptors.
