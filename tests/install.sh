@@ -25,6 +25,7 @@ table() {
                  python3 python3
                  systemd-tmpfiles systemd
                  systemd-socket-activate systemd
+                 strace strace
                  unbound unbound
                  tcpdump tcpdump
                  vhost-device-vsock cargo:vhost-device-vsock@0.3.0'; table instructions ;;
@@ -34,6 +35,8 @@ table() {
                  ssh-keygen openssh-client
                  sshd openssh-server
                  udhcpc udhcpc
+                 socat socat
+                 systemd-socket-activate systemd
                  passt passt
                  slirp4netns slirp4netns' ;;
     *) echo "install.sh: no group named '$1' (demo, test, bench, instructions, lint)" >&2; exit 2 ;;

@@ -62,7 +62,7 @@ pub struct SshDest {
     pub passphrase: Option<Secret>,
     /// What is tried where the key is not taken.
     pub password: Option<Secret>,
-    /// Whether the sshd's own key is to be checked.
+    /// Whether the sshd's own key is to be the known one, if one is known (`~/.ssh/known_hosts`).
     pub secure: bool,
 }
 
@@ -135,6 +135,11 @@ fn agent_path(path: String) -> Result<String, String> {
         return Err("not a plain path".into());
     }
     Ok(path)
+}
+
+fn is_loopback(host: &str) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 fn number(text: &str, what: &str) -> Result<u32, String> {
@@ -231,11 +236,12 @@ impl<'a> Url<'a> {
             key: key.map(PathBuf::from),
             passphrase: self.value("passphrase")?.filter(|text| !text.is_empty()).map(Secret),
             password: self.password.map(unescape).transpose()?.map(Secret),
-            // What Go's `strconv.ParseBool` takes for true.
-            secure: matches!(
-                self.value("secure")?.as_deref(),
-                Some("1" | "t" | "T" | "true" | "True" | "TRUE")
-            ),
+            secure: match self.value("secure")? {
+                // What Go's `strconv.ParseBool` takes for true.
+                Some(value) => matches!(&*value, "1" | "t" | "T" | "true" | "True" | "TRUE"),
+                // A machine on this host, or in the virtual network, has a new key with each start from scratch, and nobody is between.
+                None => self.scheme == "ssh" && !is_loopback(self.host),
+            },
         })
     }
 
@@ -404,6 +410,18 @@ mod tests {
             (parsed.password, parsed.sshd.port, parsed.secure),
             (Some(Secret("a@b".into())), 2222, false)
         );
+        for (text, secure) in [
+            ("ssh://core@example.org/x", true),
+            ("ssh://core@example.org/x?secure=false", false),
+            ("ssh://core@127.0.0.1:2222/x", false),
+            ("ssh://core@[::1]:2222/x", false),
+            ("ssh://core@localhost/x", false),
+            ("ssh://core@localhost/x?secure=true", true),
+            ("ssh-tunnel://core@192.168.127.2/x?key=/k", false),
+        ] {
+            let Ok(Dest::Ssh(parsed)) = Dest::parse(text) else { panic!("{text}") };
+            assert_eq!(parsed.secure, secure, "{text}");
+        }
         // As `podman system connection ls` prints it.
         let parsed = Dest::parse("ssh://core@127.0.0.1:46431/run/user/1000/podman/podman.sock");
         let Ok(Dest::Ssh(parsed)) = parsed else { panic!("{parsed:?}") };
