@@ -11,6 +11,8 @@ use std::time::Duration;
 pub const PORT: u16 = 846;
 /// Begins the line that asks for a socket in the guest; a path stands behind it.
 pub const ACCEPT: &[u8] = b"ACCEPT ";
+/// Stands before the path where the host has no other connection that waits: any that the agent knows is of a host that is gone.
+pub const ONLY: &[u8] = b"ONLY ";
 /// The line behind which everything is the client's, or for it.
 pub const CLIENT: &[u8] = b"CLIENT";
 /// How often there is an empty line while a connection waits for its client.

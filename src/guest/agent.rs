@@ -21,15 +21,15 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
-use super::offers::{Offers, Served, Unoffered, Waiting};
-use crate::agent::ACCEPT;
+use super::offers::{Offers, Unoffered, Waiting};
+use crate::agent::{ACCEPT, ONLY};
 use crate::config::Source;
 use crate::logging::Limited;
 use crate::relay::Relays;
 use crate::text::{quote, reason};
 
 /// Connections at a time; more wait in the backlog.
-const MAX_CLIENTS: usize = 1024;
+const MAX_CLIENTS: usize = 2048;
 /// The system lowers it to what it allows.
 const BACKLOG: i32 = 4096;
 /// Bytes of the line, and of what may come with it.
@@ -202,9 +202,9 @@ impl Server {
                 Err(error) => Err(error),
             },
         };
-        let carried = opened.and_then(|(stream, near)| Ok((stream, near.socket.into_std()?, near.served)));
+        let carried = opened.and_then(|(stream, near)| Ok((stream, near.into_std()?)));
         match carried {
-            Ok((stream, socket, _served)) => {
+            Ok((stream, socket)) => {
                 let ended = self.relays.carry(stream, socket).await;
                 tracing::debug!(?ended, "agent: connection ended");
             }
@@ -213,7 +213,7 @@ impl Server {
     }
 
     /// Hears what is asked for, and answers. A socket that is made for the host has a client then.
-    async fn greet(&self, host: &mut (impl AsyncRead + AsyncWrite + AsFd + Unpin)) -> io::Result<Near> {
+    async fn greet(&self, host: &mut (impl AsyncRead + AsyncWrite + AsFd + Unpin)) -> io::Result<UnixStream> {
         let opened = match timeout(PATIENCE, self.open(host)).await {
             Ok(opened) => opened?,
             Err(_) => Err("no answer from the socket, or no line, within 10 s".to_owned()),
@@ -223,12 +223,11 @@ impl Server {
                 host.write_all(b"OK\n").await?;
                 // A new socket takes that much at once.
                 socket.write_all(&early).await?;
-                Ok(Near { socket, served: None })
+                Ok(socket)
             }
             Ok(Opened::Offer(waiting)) => {
                 host.write_all(b"OK\n").await?;
-                let (socket, served) = waiting.client(host).await?;
-                Ok(Near { socket, served: Some(served) })
+                waiting.client(host).await
             }
             Err(why) => {
                 host.write_all(format!("ERR {why}\n").as_bytes()).await?;
@@ -256,7 +255,9 @@ impl Server {
         let early = bytes.split_off(end + 1);
         bytes.pop();
         if let Some(path) = bytes.strip_prefix(ACCEPT) {
-            return Ok(match self.offers.wait_at(path) {
+            let rest = path.strip_prefix(ONLY);
+            let (path, only) = (rest.unwrap_or(path), rest.is_some());
+            return Ok(match self.offers.wait_at(path, only) {
                 Ok(waiting) => Ok(Opened::Offer(waiting)),
                 Err(Unoffered::Never) => Err(self.bar(path, "offered", "-agent-offer")),
                 Err(Unoffered::Now(why)) => Err(why),
@@ -297,12 +298,6 @@ enum Opened {
     Socket(UnixStream, Vec<u8>),
     /// A client of a socket, which is still to come.
     Offer(Waiting),
-}
-
-/// The end of a connection in this guest.
-struct Near {
-    socket: UnixStream,
-    served: Option<Served>,
 }
 
 /// The gateway of the default route that is used first, from the text of /proc/net/route (proc_pid_net(5)).

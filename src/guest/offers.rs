@@ -49,19 +49,17 @@ struct State {
     /// The host's connections that have no client yet.
     waiting: Vec<(u64, oneshot::Sender<UnixStream>)>,
     next: u64,
-    /// Clients that are being served.
-    served: usize,
     /// The last connection that waited was given up without a client.
     is_left: bool,
-    /// When the last connection that waited got a client, or the last client left.
-    quiet_since: Instant,
+    /// When a connection that waited last got a client.
+    given: Instant,
 }
 
 /// What a socket is to do next.
 enum Outlook {
     Accept,
     /// Clients stay in the backlog.
-    Stay(Option<Instant>),
+    Stay(Instant),
     End,
 }
 
@@ -70,15 +68,20 @@ impl Offers {
         Arc::new(Self { sources, made: Mutex::default() })
     }
 
-    /// Joins those that wait for a client of the socket at `path`, which is made if it is not there.
+    /// Joins those that wait for a client of the socket at `path`, or takes the place of all of them where it is the `only` one. The
+    /// socket is made if it is not there.
     ///
     /// # Errors
     /// It is not offered, or cannot be made, as one line.
-    pub(super) fn wait_at(self: &Arc<Self>, path: &[u8]) -> Result<Waiting, Unoffered> {
+    pub(super) fn wait_at(self: &Arc<Self>, path: &[u8], only: bool) -> Result<Waiting, Unoffered> {
         let is_asked = |source: &&Source| source.path().is_some_and(|own| own.as_os_str().as_bytes() == path);
         let source = self.sources.iter().find(is_asked).ok_or(Unoffered::Never)?;
         let mut made = self.made();
         if let Some(offer) = made.get(path) {
+            if only {
+                // Their connections end by that. A client would be given to a daemon that was killed.
+                offer.state().waiting.clear();
+            }
             return Ok(Waiting::new(offer));
         }
         let bound = listen::bind(source).and_then(|bound| {
@@ -89,8 +92,7 @@ impl Offers {
         });
         let (listener, file) = bound.map_err(|error| Unoffered::Now(format!("{error:#}")))?;
         tracing::info!(path = quote(path), "agent: socket made for the host");
-        let state =
-            State { waiting: Vec::new(), next: 0, served: 0, is_left: false, quiet_since: Instant::now() };
+        let state = State { waiting: Vec::new(), next: 0, is_left: false, given: Instant::now() };
         let offer = Arc::new(Offer { state: Mutex::new(state), changed: Notify::new() });
         let waiting = Waiting::new(&offer);
         made.insert(path.to_vec(), Arc::clone(&offer));
@@ -132,13 +134,13 @@ pub(super) enum Unoffered {
 
 impl State {
     fn outlook(&self) -> Outlook {
-        let until = self.quiet_since + GRACE;
-        match self {
-            Self { waiting, .. } if !waiting.is_empty() => Outlook::Accept,
-            Self { is_left: true, .. } => Outlook::End,
-            Self { served: 1.., .. } => Outlook::Stay(None),
-            _ if until > Instant::now() => Outlook::Stay(Some(until)),
-            _ => Outlook::End,
+        let until = self.given + GRACE;
+        if !self.waiting.is_empty() {
+            Outlook::Accept
+        } else if self.is_left || until <= Instant::now() {
+            Outlook::End
+        } else {
+            Outlook::Stay(until)
         }
     }
 }
@@ -155,8 +157,7 @@ impl Offer {
             match outlook {
                 Outlook::End if is_over() => return,
                 Outlook::End => {}
-                Outlook::Stay(None) => changed.await,
-                Outlook::Stay(Some(until)) => tokio::select! {
+                Outlook::Stay(until) => tokio::select! {
                     () = changed => {}
                     () = sleep_until(until) => {}
                 },
@@ -174,14 +175,13 @@ impl Offer {
         }
     }
 
-    /// Gives a client to the connection that came last: an older one may be of a host that is gone without a word. Without one it
-    /// comes back.
+    /// Gives a client to a connection; without one it comes back.
     fn give(&self, mut client: UnixStream) -> Option<UnixStream> {
         let mut state = self.state();
         while let Some((_, to)) = state.waiting.pop() {
             match to.send(client) {
                 Ok(()) => {
-                    state.quiet_since = Instant::now();
+                    state.given = Instant::now();
                     return None;
                 }
                 Err(back) => client = back,
@@ -219,7 +219,7 @@ impl Waiting {
     ///
     /// # Errors
     /// The connection ended, or the host said something.
-    pub(super) async fn client<S>(mut self, host: &mut S) -> io::Result<(UnixStream, Served)>
+    pub(super) async fn client<S>(mut self, host: &mut S) -> io::Result<UnixStream>
     where
         S: AsyncRead + AsyncWrite + AsFd + Unpin,
     {
@@ -244,7 +244,7 @@ impl Waiting {
         // A client, or a host's socket, may take nothing for as long as it wants.
         let _ = SockRef::from(&*host).set_tcp_user_timeout(None);
         host.write_all(&[CLIENT, b"\n"].concat()).await?;
-        Ok((client, Served::new(&self.offer)))
+        Ok(client)
     }
 }
 
@@ -255,25 +255,5 @@ impl Drop for Waiting {
         state.waiting.retain(|(number, _)| *number != self.number);
         state.is_left |= state.waiting.is_empty() && before > 0;
         self.offer.changed.notify_waiters();
-    }
-}
-
-/// Counts a client that is being served.
-#[derive(Debug)]
-pub(super) struct Served(Arc<Offer>);
-
-impl Served {
-    fn new(offer: &Arc<Offer>) -> Self {
-        offer.state().served += 1;
-        Self(Arc::clone(offer))
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let mut state = self.0.state();
-        state.served -= 1;
-        state.quiet_since = Instant::now();
-        self.0.changed.notify_waiters();
     }
 }

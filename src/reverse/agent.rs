@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::{FAREWELL, Host, MAX_CLIENTS, Retry, stopped};
-use crate::agent::{ACCEPT, CLIENT, PORT, SIGN_LIMIT};
+use crate::agent::{ACCEPT, CLIENT, ONLY, PORT, SIGN_LIMIT};
 use crate::dial::{Dial, stream};
 use crate::text::{quote, shown};
 
@@ -72,8 +72,9 @@ pub(super) async fn run(to: SocketAddrV4, path: &str, host: &Arc<Host>, shutdown
         // One alone finds out whether the agent is there.
         let wanted = if waiting == 0 { 1 } else { WAITING };
         let pausing = Instant::now() < resume;
-        while !pausing && steps.len() < wanted && steps.len() + clients.len() < MAX_CLIENTS {
-            let (ways, line) = (Arc::clone(&host.ways), [ACCEPT, path.as_bytes(), b"\n"].concat());
+        while !pausing && steps.len() < wanted {
+            let only = if steps.is_empty() { ONLY } else { b"" };
+            let (ways, line) = (Arc::clone(&host.ways), [ACCEPT, only, path.as_bytes(), b"\n"].concat());
             steps.spawn(async move { greet(&*ways, to, &line).await });
         }
         let step = tokio::select! {
@@ -92,7 +93,11 @@ pub(super) async fn run(to: SocketAddrV4, path: &str, host: &Arc<Host>, shutdown
             }
             Ok(Step::Client(client, early)) => {
                 waiting -= 1;
-                clients.spawn(lead(client, early, Arc::clone(host)));
+                if clients.len() < MAX_CLIENTS {
+                    clients.spawn(lead(client, early, Arc::clone(host)));
+                } else {
+                    host.say("there are too many");
+                }
             }
             Ok(Step::Failed(failure, waited)) => {
                 if let Some(since) = waited {
