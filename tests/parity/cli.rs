@@ -13,8 +13,16 @@ use crate::support::free_port;
 use crate::support::net::Host;
 
 /// Flags that the original does not have, as the usage text names them.
-const OURS: [&str; 6] =
-    ["agent-port int", "exit-with-vm", "keep-running", "qmp value", "qmp-keep-device", "qmp-status"];
+const OURS: [&str; 8] = [
+    "agent-port int",
+    "exit-with-vm",
+    "keep-running",
+    "qmp value",
+    "qmp-keep-device",
+    "qmp-status",
+    "reverse-dest value",
+    "reverse-sock value",
+];
 const SSH_PORT: &str = "ssh-port value must be between 1024 and 65535";
 const UNEQUAL: &str = "--forward-sock, --forward-dest, --forward-user, and --forward-identity must all be specified \
                        together, the same number of times, or not at all";
