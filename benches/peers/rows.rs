@@ -41,7 +41,8 @@ pub(crate) type Figure = (&'static str, &'static str);
 
 const THROUGHPUT: &[Figure] = &[("", "Gbit/s"), ("its CPU", "s/GB")];
 const TIMES: &[Figure] = &[("", "us p50"), ("p99", "us")];
-const CONNECTS: &[Figure] = &[("", "1/s"), ("each", "us p50"), ("each, p99", "us")];
+const TRIPS: &[Figure] = &[("", "us p50"), ("p99", "us"), ("CPU of each", "us")];
+const CONNECTS: &[Figure] = &[("", "1/s"), ("each", "us p50"), ("each, p99", "us"), ("CPU of each", "us")];
 const DATAGRAMS: &[Figure] =
     &[("", "packets/s"), ("lost", "%"), ("dropped by the guest's card", "%"), ("CPU of each", "us")];
 const FLOWS: &[Figure] = &[("opened", "1/s"), ("memory of each", "KiB")];
@@ -241,7 +242,7 @@ impl Row {
                     add(format!("{name}, writes of {block} KiB"), THROUGHPUT, what);
                 }
             }
-            add("round trip".into(), TIMES, sockets::What::RoundTrip);
+            add("round trip".into(), TRIPS, sockets::What::RoundTrip);
             add("connect-request-close".into(), CONNECTS, sockets::What::ConnectRate);
         }
         rows.extend(Self::clients(Shape::sockets(Dest::Crowded), "unix to unix"));

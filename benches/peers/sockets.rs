@@ -65,7 +65,7 @@ pub(crate) fn stream(forwarder: &Forwarder, way: Way, block: usize, time: Durati
     Sample(vec![Some(bytes * 8.0 / 1e9 / window.seconds), window.cpu_per(bytes / 1e9)])
 }
 
-/// Microseconds that one byte takes to the server and back.
+/// Microseconds that one byte takes to the server and back, and processor time of the forwarder for each.
 pub(crate) fn round_trip(forwarder: &Forwarder, time: Duration) -> Sample {
     let (mut client, mut server) = forwarder.pair();
     let echo = thread::spawn(move || {
@@ -77,15 +77,25 @@ pub(crate) fn round_trip(forwarder: &Forwarder, time: Duration) -> Sample {
         }
     });
     let (start, mut times, mut byte) = (Instant::now(), Vec::new(), [0]);
+    let before = forwarder.cpu_seconds();
     while start.elapsed() < time {
         let sent = Instant::now();
         client.write_all(&byte).expect("a request");
         client.read_exact(&mut byte).expect("an answer");
         times.push(sent.elapsed());
     }
+    let cpu = cpu_of_each(forwarder, before, times.len());
     drop(client);
     let _ = echo.join();
-    Sample::percentiles(times)
+    let mut sample = Sample::percentiles(times);
+    sample.0.push(cpu);
+    sample
+}
+
+/// Microseconds of processor time since it was `before` seconds.
+fn cpu_of_each(forwarder: &Forwarder, before: Option<f64>, count: usize) -> Option<f64> {
+    let spent = forwarder.cpu_seconds()? - before?;
+    Some(spent * 1e6 / count as f64)
 }
 
 /// Connections per second, one after the other: connect, one byte there, one back, close; and what one takes.
@@ -111,6 +121,7 @@ pub(crate) fn connect_rate(forwarder: &Forwarder, time: Duration) -> Sample {
             Ok::<_, io::Error>(start.elapsed())
         };
         let (start, mut times) = (Instant::now(), Vec::new());
+        let before = forwarder.cpu_seconds();
         let failed = loop {
             match one() {
                 Ok(took) => times.push(took),
@@ -126,8 +137,10 @@ pub(crate) fn connect_rate(forwarder: &Forwarder, time: Duration) -> Sample {
             panic!("no answer: {error}");
         }
         let rate = times.len() as f64 / times.iter().sum::<Duration>().as_secs_f64();
+        let cpu = cpu_of_each(forwarder, before, times.len());
         let mut sample = Sample::percentiles(times);
         sample.0.insert(0, Some(rate));
+        sample.0.push(cpu);
         sample
     })
 }
