@@ -251,11 +251,11 @@ impl Row {
 
     fn clients(shape: Shape, way: &str) -> [Self; 2] {
         let row = |name: &str, what| {
-            Self::new("clients", format!("{way}, {name}"), CLIENTS, shape, What::Sockets(what)).once()
+            Self::new("clients", format!("{way} clients, {name}"), CLIENTS, shape, What::Sockets(what)).once()
         };
         [
-            row("1,000 clients at once", sockets::What::AtOnce(1000)),
-            row("100 connects a second", sockets::What::InTurn),
+            row("1,000 at once", sockets::What::AtOnce(1000)),
+            row("100 a second", sockets::What::InTurn),
         ]
     }
 
