@@ -253,10 +253,7 @@ impl Row {
         let row = |name: &str, what| {
             Self::new("clients", format!("{way} clients, {name}"), CLIENTS, shape, What::Sockets(what)).once()
         };
-        [
-            row("1,000 at once", sockets::What::AtOnce(1000)),
-            row("100 a second", sockets::What::InTurn),
-        ]
+        [row("1,000 at once", sockets::What::AtOnce(1000)), row("100 a second", sockets::What::InTurn)]
     }
 
     /// Those that `parts` ask for: a group's name, or a part of a row's. No parts are all but the points of charts,
