@@ -2,7 +2,7 @@
 //! One machine; one daemon with its network and all forwards, one without a network, and one inside, where alone vsock is to be had everywhere.
 //! `ARCHIVE_MB` is the image's size, `WAYS="ssh hybrid"` picks some of the ways (`make ways`).
 #![cfg(target_os = "linux")]
-#![allow(clippy::expect_used, clippy::print_stderr, reason = "a test fails by panic")]
+#![allow(clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "a test fails by panic")]
 
 #[path = "support/archive.rs"]
 mod archive;
@@ -11,12 +11,12 @@ mod support;
 mod vm;
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use archive::Archive;
 use support::daemon::Daemon;
@@ -34,6 +34,8 @@ const ACTIVATED: u16 = 1026;
 /// MiB of the image, where nobody says more.
 const ARCHIVE_MB: usize = 16;
 const START: Duration = Duration::from_secs(10);
+/// Longest wait for a stream's next bytes.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Run in the machine as root, with both programs in the working directory.
 const SERVE: &str = r#"
@@ -44,7 +46,9 @@ mount --bind /var/lib/containers/tmp /tmp
 mount --bind /var/lib/containers/tmp /var/tmp
 modprobe vsock_loopback
 serve() { unit=$1; shift; systemd-run --quiet --unit "$unit" "$@"; }
-serve agent "$PWD/gvforwarder" -agent -agent-allow /run/podman/podman.sock
+serve agent "$PWD/gvforwarder" -agent -agent-allow /run/podman/podman.sock -agent-allow /run/up.sock -agent-allow /run/down.sock
+serve up socat -u -b 65536 UNIX-LISTEN:/run/up.sock,fork OPEN:/dev/null
+serve down socat -u -b 65536 OPEN:/dev/zero UNIX-LISTEN:/run/down.sock,fork
 serve api-tcp podman system service --time 0 tcp://0.0.0.0:2375
 # podman's own unit has no vsock: Go makes no listener of such a descriptor.
 serve api-vsock --socket-property ListenStream=vsock::1024 /lib/systemd/systemd-socket-proxyd /run/podman/podman.sock
@@ -73,6 +77,7 @@ fn podman_by_every_way_into_a_machine() {
         drive(way, &archive, limit);
     }
     step("the agent on vsock; half-closed inside", || rig.by_hand());
+    step("the agent beside SSH", || rig.measure());
     step("all ways at once", || {
         thread::scope(|scope| {
             for way in ways.iter().filter(|way| way.is_socket()) {
@@ -114,6 +119,10 @@ impl Rig {
             ("inside", hybrid(INSIDE)),
             ("activated", hybrid(ACTIVATED)),
             ("chain", "unix://{dir}/agent.sock".to_owned()),
+            ("up-agent", "agent:///run/up.sock".to_owned()),
+            ("up-ssh", format!("ssh://root@{GUEST}:22/run/up.sock?key={key}&secure=false")),
+            ("down-agent", "agent:///run/down.sock".to_owned()),
+            ("down-ssh", format!("ssh://root@{GUEST}:22/run/down.sock?key={key}&secure=false")),
         ] {
             args.extend([
                 "-forward-sock".into(),
@@ -177,6 +186,26 @@ impl Rig {
         }
         let echoed = self.vm.ssh("root", "echo hello | timeout 20 socat -t20 - UNIX:/run/echo-vsock.sock");
         assert_eq!(echoed, "hello");
+    }
+
+    /// Prints what the agent carries beside what SSH does, whose cryptography the machine's processor pays for, in turns.
+    #[track_caller]
+    fn measure(&self) {
+        for direction in ["up", "down"] {
+            let mut rates = [const { Vec::new() }; 2];
+            for _ in 0..3 {
+                for (way, rates) in ["agent", "ssh"].iter().zip(&mut rates) {
+                    let socket = self.vm.daemon.dir().join(format!("{direction}-{way}.sock"));
+                    rates.push(megabytes_per_second(&socket, direction == "up"));
+                }
+            }
+            let [agent, ssh] = rates.map(|mut rates| {
+                rates.sort_by(f64::total_cmp);
+                rates[1]
+            });
+            eprintln!("    vm: {direction}: agent {agent:.0} MB/s, ssh {ssh:.0} MB/s, {:.1}", agent / ssh);
+            assert!(agent > ssh, "{direction}: {agent} {ssh}");
+        }
     }
 
     /// Where each way begins.
@@ -248,6 +277,32 @@ impl Way {
         curl.arg(format!("http://{at}/v4.0.0/libpod/_ping"));
         assert_eq!(output(curl), "OK", "{}", self.name);
     }
+}
+
+/// What a stream carries once it is under way.
+#[track_caller]
+fn megabytes_per_second(socket: &Path, up: bool) -> f64 {
+    const WARM: usize = 8 << 20;
+    const WINDOW: Duration = Duration::from_secs(3);
+    let mut stream = UnixStream::connect(socket).expect("the daemon's socket");
+    stream.set_read_timeout(Some(LIMIT)).expect("a timeout");
+    stream.set_write_timeout(Some(LIMIT)).expect("a timeout");
+    let mut buffer = vec![0; 256 << 10];
+    let mut some = || {
+        let moved = if up { stream.write(&buffer) } else { stream.read(&mut buffer) };
+        let moved = moved.unwrap_or_else(|error| panic!("{}: {error}", socket.display()));
+        assert_ne!(moved, 0, "{}", socket.display());
+        moved
+    };
+    let mut warm = 0;
+    while warm < WARM {
+        warm += some();
+    }
+    let (start, mut moved) = (Instant::now(), 0);
+    while start.elapsed() < WINDOW {
+        moved += some();
+    }
+    moved as f64 / 1e6 / start.elapsed().as_secs_f64()
 }
 
 /// What a user does by one way, with the bytes compared at both ends.
