@@ -7,13 +7,15 @@
     clippy::print_stderr,
     reason = "a test fails by panic"
 )]
+#[path = "support/strace.rs"]
+mod strace;
 mod support;
 
-use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr};
 use std::thread;
 
 use socket2::{Domain, SockAddr, Socket, Type};
+use strace::{CALLS, Calls};
 use support::daemon::Daemon;
 use support::streams::{PATIENCE, at, connect};
 use support::traffic::{check, send_from};
@@ -21,43 +23,6 @@ use support::{eventually, tool};
 
 /// Bytes each way.
 const PAYLOAD: u64 = 32 << 20;
-/// What a daemon reads and writes besides: its libraries, its log, its own wake-ups.
-const OTHERS: u64 = 64 << 10;
-/// All calls that can move bytes.
-const CALLS: &str = "read,readv,pread64,preadv,preadv2,recvfrom,recvmsg,recvmmsg,write,writev,pwrite64,pwritev,pwritev2,\
-                     sendto,sendmsg,sendmmsg,splice,tee,vmsplice,sendfile,copy_file_range,io_uring_enter";
-
-/// Calls, and bytes that they returned, by name.
-type Calls = BTreeMap<String, (u64, u64)>;
-
-/// What is in a trace of strace's; `None` while it is still written.
-fn calls(trace: &str, pid: u32) -> Option<Calls> {
-    // The number is padded to five digits.
-    let is_over = |line: &str| {
-        line.trim_start()
-            .strip_prefix(&pid.to_string())
-            .is_some_and(|rest| rest.trim_start().starts_with("+++ exited with"))
-    };
-    trace.lines().any(is_over).then_some(())?;
-    let mut calls = Calls::new();
-    for line in trace.lines() {
-        // `PID name(...) = bytes`, or in two lines: `PID name(... <unfinished ...>`, `PID <... name resumed>...) = bytes`.
-        let Some((_, text)) = line.split_once(' ') else { continue };
-        let text = text.trim_start();
-        let name = match text.strip_prefix("<... ") {
-            Some(rest) => rest.split(' ').next(),
-            None => text.split_once('(').map(|(name, _)| name),
-        };
-        let (Some(name), Some((_, result))) = (name, text.rsplit_once(" = ")) else { continue };
-        let result = result.split(' ').next().unwrap_or_default();
-        let entry = calls.entry(name.to_owned()).or_default();
-        entry.0 += 1;
-        // A failure is below 0, and the end of a process no number.
-        entry.1 += result.parse::<u64>().unwrap_or(0);
-    }
-    Some(calls)
-}
-
 /// `PAYLOAD` from one end to the other, and its end.
 #[track_caller]
 fn carry(from: &Socket, to: &Socket) {
@@ -120,13 +85,9 @@ fn assert_spliced(source: Domain, dest: Domain) {
     let pid = daemon.pid();
     assert!(daemon.terminate().success(), "{}", daemon.stderr());
     let calls = eventually("the end of the trace", PATIENCE, || {
-        calls(&std::fs::read_to_string(&trace).unwrap_or_default(), pid)
+        Calls::read(&std::fs::read_to_string(&trace).unwrap_or_default(), pid)
     });
-    let bytes = |name: &str| calls.get(name).map_or(0, |(_, bytes)| *bytes);
-    // Into a pipe and out of it.
-    assert_eq!(bytes("splice"), 2 * 2 * PAYLOAD, "{calls:#?}");
-    let others: u64 = calls.values().map(|(_, bytes)| bytes).sum::<u64>() - bytes("splice");
-    assert!(others < OTHERS, "{others} bytes by other calls than splice: {calls:#?}");
+    calls.assert_spliced(2 * PAYLOAD);
 }
 
 #[test]

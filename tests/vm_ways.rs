@@ -6,6 +6,8 @@
 
 #[path = "support/archive.rs"]
 mod archive;
+#[path = "support/strace.rs"]
+mod strace;
 mod support;
 #[path = "support/vm.rs"]
 mod vm;
@@ -19,6 +21,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use archive::Archive;
+use strace::{CALLS, Calls};
 use support::daemon::Daemon;
 use support::{eventually, free_port, tool};
 use vm::{Client, Vm, identity, install, output, step};
@@ -60,6 +63,28 @@ for port in 2375 846; do until ss -tlnH "sport = :$port" | grep -q .; do sleep 0
 for port in 1025 1027; do until ss -lH -f vsock | grep -q ":$port "; do sleep 0.1; done; done
 "#;
 
+/// The same for a daemon under strace: vsock with each kind of socket on either side, an echo behind each, and how many bytes came back.
+const TRACE: &str = r#"
+set -eu
+cd /run
+serve() { unit=$1; shift; systemd-run --quiet --unit "$unit" "$@"; }
+serve echo-unix socat UNIX-LISTEN:/run/echo-unix.sock,fork EXEC:cat
+serve echo-tcp socat TCP-LISTEN:1034,bind=127.0.0.1,fork EXEC:cat
+serve traced strace -f -s0 -e "trace=$CALLS" -o /run/traced.trace /root/gvproxy -pid-file /run/traced.pid \
+    -forward-sock /run/traced.sock -forward-dest vsock://1:1027 -forward-sock tcp://127.0.0.1:1033 -forward-dest vsock://1:1027 \
+    -forward-sock vsock://:1030 -forward-dest unix:///run/echo-unix.sock -forward-sock vsock://:1031 -forward-dest tcp://127.0.0.1:1034 \
+    -forward-sock vsock://:1032 -forward-dest vsock://1:1027
+until ss -lH -f vsock | grep -q ":1032 "; do sleep 0.1; done
+for to in UNIX:traced.sock TCP:127.0.0.1:1033 VSOCK-CONNECT:1:1030 VSOCK-CONNECT:1:1031 VSOCK-CONNECT:1:1032; do
+    head -c "$BYTES" /dev/zero | timeout 60 socat -t60 - "$to" | wc -c
+done
+pid=$(cat traced.pid)
+kill "$pid"
+until ! systemctl --quiet is-active traced; do sleep 0.1; done
+echo "$pid"
+cat traced.trace
+"#;
+
 #[test]
 fn podman_by_every_way_into_a_machine() {
     let megabytes = std::env::var("ARCHIVE_MB").map_or(ARCHIVE_MB, |mb| mb.parse().expect("ARCHIVE_MB"));
@@ -77,6 +102,7 @@ fn podman_by_every_way_into_a_machine() {
         drive(way, &archive, limit);
     }
     step("the agent on vsock; half-closed inside", || rig.by_hand());
+    step("vsock under strace", || rig.trace());
     step("the agent beside SSH", || rig.measure());
     step("all ways at once", || {
         thread::scope(|scope| {
@@ -188,6 +214,19 @@ impl Rig {
         assert_eq!(echoed, "hello");
     }
 
+    /// Vsock beside each kind of socket: `sockets_rate` does the other pairs, on the host, which has no vsock.
+    #[track_caller]
+    fn trace(&self) {
+        const BYTES: u64 = 4 << 20;
+        let said = self.vm.ssh("root", &format!("CALLS={CALLS} BYTES={BYTES}\n{TRACE}"));
+        let mut lines = said.splitn(7, '\n');
+        let echoed: Vec<_> = lines.by_ref().take(5).collect();
+        assert_eq!(echoed, [BYTES.to_string().as_str(); 5], "{said}");
+        let (pid, trace) = (lines.next().expect("a number"), lines.next().expect("a trace"));
+        let calls = Calls::read(trace, pid.parse().expect("a number")).unwrap_or_else(|| panic!("{trace}"));
+        calls.assert_spliced(5 * 2 * BYTES);
+    }
+
     /// Prints what the agent carries beside what SSH does, whose cryptography the machine's processor pays for, in turns.
     #[track_caller]
     fn measure(&self) {
@@ -283,7 +322,7 @@ impl Way {
 #[track_caller]
 fn megabytes_per_second(socket: &Path, up: bool) -> f64 {
     const WARM: usize = 8 << 20;
-    const WINDOW: Duration = Duration::from_secs(3);
+    const WINDOW: Duration = Duration::from_secs(2);
     let mut stream = UnixStream::connect(socket).expect("the daemon's socket");
     stream.set_read_timeout(Some(LIMIT)).expect("a timeout");
     stream.set_write_timeout(Some(LIMIT)).expect("a timeout");

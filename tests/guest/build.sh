@@ -15,7 +15,7 @@ packages=(
     systemd systemd-sysv systemd-resolved udev dbus dbus-user-session libpam-systemd kmod sudo
     openssh-server
     podman crun catatonit netavark aardvark-dns nftables iptables uidmap slirp4netns fuse-overlayfs
-    iproute2 iputils-ping iperf3 curl bind9-dnsutils socat busybox-static jq
+    iproute2 iputils-ping iperf3 curl bind9-dnsutils socat busybox-static jq strace
 )
 
 step() { printf 'guest: %s (%d s)\n' "$*" "$SECONDS"; }
