@@ -15,21 +15,24 @@ mod support;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::thread::{JoinHandle, spawn};
+use std::thread::spawn;
 use std::time::{Duration, Instant};
 
 use guest_agent::{Agent, binary};
 use rustix::process::Signal;
+use socket2::Socket;
 use support::daemon::Daemon;
 use support::eventually;
 use support::exposed::{Asker, Bench};
 use support::guest::{self, Guest};
 use support::net::plug;
 use support::ns::Namespace;
+use support::streams;
 use support::traffic::{check, send_from};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -123,30 +126,22 @@ fn connect(daemon: &Daemon, name: &str) -> UnixStream {
     stream
 }
 
-/// Sends, ends its half, and reads to the end.
-fn exchange(mut stream: UnixStream, bytes: &[u8]) -> io::Result<Vec<u8>> {
-    stream.write_all(bytes)?;
-    stream.shutdown(Shutdown::Write)?;
-    let mut got = Vec::new();
-    stream.read_to_end(&mut got)?;
-    Ok(got)
+fn into_socket(stream: UnixStream) -> Socket {
+    OwnedFd::from(stream).into()
+}
+
+fn exchange(stream: UnixStream, bytes: &[u8]) -> io::Result<Vec<u8>> {
+    streams::exchange(&into_socket(stream), bytes)
 }
 
 #[track_caller]
 fn assert_echo(stream: UnixStream, bytes: &[u8]) {
-    match exchange(stream, bytes) {
-        Ok(got) => assert!(got == bytes, "{} of {} bytes come back", got.len(), bytes.len()),
-        Err(error) => panic!("no echo: {error}"),
-    }
+    streams::assert_echo(&into_socket(stream), bytes);
 }
 
-/// The client is closed without a byte.
 #[track_caller]
-fn assert_closed(mut stream: UnixStream) {
-    let mut bytes = Vec::new();
-    let end = stream.read_to_end(&mut bytes);
-    let closed = end.as_ref().map_or_else(|error| error.kind() == io::ErrorKind::ConnectionReset, |_| true);
-    assert!(closed && bytes.is_empty(), "{end:?} after {bytes:?}");
+fn assert_closed(stream: UnixStream) {
+    streams::assert_closed(&into_socket(stream));
 }
 
 #[track_caller]
@@ -187,7 +182,9 @@ fn bytes_and_half_closes_go_each_way() {
     let mut client = rig.connect();
     client.write_all(b"e").unwrap();
     assert_echo(client, b"hello");
-    assert_echo_after(rig.connect(), &vec![7; 3 << 20]);
+    let mut client = rig.connect();
+    client.write_all(b"e").unwrap();
+    streams::assert_echo_while_read(&into_socket(client), &vec![7; 3 << 20]);
     let mut client = rig.connect();
     client.write_all(b"f").unwrap();
     let mut bytes = Vec::new();
@@ -198,21 +195,6 @@ fn bytes_and_half_closes_go_each_way() {
     // One that only looks, and one that says nothing.
     drop(rig.connect());
     assert_eq!(exchange(rig.connect(), b"").unwrap(), b"");
-}
-
-/// Echo of more than fits anywhere, read and written at once.
-#[track_caller]
-fn assert_echo_after(mut client: UnixStream, bytes: &[u8]) {
-    client.write_all(b"e").unwrap();
-    let (mut to, all) = (client.try_clone().unwrap(), bytes.to_vec());
-    let sending = spawn(move || {
-        to.write_all(&all).unwrap();
-        to.shutdown(Shutdown::Write).unwrap();
-    });
-    let mut got = Vec::new();
-    client.read_to_end(&mut got).unwrap();
-    sending.join().unwrap();
-    assert!(got == bytes, "{} of {} bytes come back", got.len(), bytes.len());
 }
 
 #[test]
@@ -288,26 +270,7 @@ fn two_hundred_clients_at_once() {
         eventually("descriptors are back", PATIENCE, || (process() <= most).then_some(()));
     };
     let before = (rig.daemon.fds(), rig.agent.process().fds());
-    let clients: Vec<UnixStream> = (0..COUNT).map(|_| rig.connect()).collect();
-    // Each is through to the server before the first one goes.
-    let clients: Vec<JoinHandle<UnixStream>> = clients
-        .into_iter()
-        .enumerate()
-        .map(|(number, mut client)| {
-            spawn(move || {
-                let bytes = number.to_be_bytes();
-                client.write_all(&bytes).unwrap();
-                let mut back = [0; 8];
-                client.read_exact(&mut back).unwrap_or_else(|error| panic!("client {number}: {error}"));
-                assert_eq!(back, bytes);
-                client
-            })
-        })
-        .collect();
-    let clients: Vec<UnixStream> = clients.into_iter().map(|client| client.join().unwrap()).collect();
-    for client in clients {
-        assert_echo(client, &[3; 1000]);
-    }
+    streams::assert_echo_of_all((0..COUNT).map(|_| into_socket(rig.connect())).collect());
     settled(&|| rig.daemon.fds(), before.0 + 4);
     // And the pipes that are kept.
     settled(&|| rig.agent.process().fds(), before.1 + 4 + 2 * 16);

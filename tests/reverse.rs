@@ -178,26 +178,7 @@ fn two_hundred_clients_at_once(way: Way) {
     let _server = rig.serve(echo);
     rig.assert_echo(b"warm");
     let before = rig.daemon.fds();
-    let clients: Vec<_> = (0..COUNT).map(|_| rig.connect()).collect();
-    // Each is through to the server before the first one goes.
-    let clients: Vec<_> = clients
-        .into_iter()
-        .enumerate()
-        .map(|(number, mut client)| {
-            spawn(move || {
-                let bytes = number.to_be_bytes();
-                client.write_all(&bytes).unwrap();
-                let mut back = [0; 8];
-                client.read_exact(&mut back).unwrap_or_else(|error| panic!("client {number}: {error}"));
-                assert_eq!(back, bytes);
-                client
-            })
-        })
-        .collect();
-    let clients: Vec<_> = clients.into_iter().map(|client| client.join().unwrap()).collect();
-    for client in clients {
-        streams::assert_echo(&client.into_socket(), &[3; 1000]);
-    }
+    streams::assert_echo_of_all((0..COUNT).map(|_| rig.connect().into_socket()).collect());
     // And the pipes that are kept.
     eventually("descriptors are back", PATIENCE, || (rig.daemon.fds() <= before + 4 + 2 * 16).then_some(()));
     rig.assert_echo(b"more");

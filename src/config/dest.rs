@@ -66,6 +66,14 @@ pub struct SshDest {
     pub secure: bool,
 }
 
+impl SshDest {
+    /// The sshd of the guest with the lease `ip`, whose key of its own is new with each machine. No key yet to log in with.
+    pub(super) fn of_guest(ip: Ipv4Addr, user: String, path: String) -> Self {
+        let sshd = Place { host: ip.to_string(), port: SSH_PORT };
+        Self { sshd, user, path, key: None, passphrase: None, password: None, secure: false }
+    }
+}
+
 impl Dest {
     /// Reads a URL.
     ///

@@ -11,11 +11,10 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, ensure};
 
 use super::asked::Asked;
-use super::dest::{Dest, SSH_PORT, SshDest};
+use super::dest::{Dest, SshDest};
 use super::file::{self, Text};
 use super::source::Source;
 use crate::cli::RawArgs;
-use crate::dial::Place;
 use crate::listen;
 use crate::text::{quote, reason};
 
@@ -105,9 +104,7 @@ impl SocketForward {
                 };
                 let (path, user) =
                     (utf8("forward-dest", dest)?, utf8("forward-user", &user.unwrap_or_default())?);
-                let sshd = Place { host: device.to_string(), port: SSH_PORT };
-                let (passphrase, password) = (None, None);
-                let ssh = SshDest { sshd, user, path, key: None, passphrase, password, secure: false };
+                let ssh = SshDest::of_guest(device, user, path);
                 with_key(Dest::Ssh(ssh), Some(identity.unwrap_or_default()), &OsString::new())?
             }
         };

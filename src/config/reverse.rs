@@ -9,11 +9,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, anyhow, ensure};
 
 use super::asked::Asked;
-use super::dest::{Dest, SSH_PORT, SshDest};
+use super::dest::{Dest, SshDest};
 use super::file::{self, Text};
 use super::forwards::{ensure_readable, is_url};
 use crate::cli::RawArgs;
-use crate::dial::Place;
 use crate::listen::PATH_MAX;
 use crate::text::quote;
 
@@ -90,15 +89,10 @@ fn guest(typed: &OsStr, login: Login<'_>, device: Ipv4Addr) -> Result<Dest, Stri
     let text = typed.to_str().ok_or("not UTF-8")?;
     let dest = match (is_url(typed), login) {
         (true, _) => Dest::parse(text)?,
-        (false, Login { user: Some(user), identity: Some(_) }) => Dest::Ssh(SshDest {
-            sshd: Place { host: device.to_string(), port: SSH_PORT },
-            user: user.to_str().ok_or("-forward-user is not UTF-8")?.to_owned(),
-            path: text.to_owned(),
-            key: None,
-            passphrase: None,
-            password: None,
-            secure: false,
-        }),
+        (false, Login { user: Some(user), identity: Some(_) }) => {
+            let user = user.to_str().ok_or("-forward-user is not UTF-8")?.to_owned();
+            Dest::Ssh(SshDest::of_guest(device, user, text.to_owned()))
+        }
         (false, Login { user: None, identity: None }) => Dest::of_agent(text)?,
         (false, _) => {
             return Err("a user and a key are needed, want ssh://user@host:port/path?key=/file".into());

@@ -15,14 +15,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
 use super::offers::{Offers, Unoffered, Waiting};
-use crate::agent::{ACCEPT, ONLY};
+use crate::agent::{ACCEPT, ONLY, next_line};
 use crate::config::Source;
 use crate::logging::Limited;
 use crate::relay::Relays;
@@ -239,21 +239,10 @@ impl Server {
 
     /// What was asked for, and what came behind the line; or why it cannot be had.
     async fn open(&self, host: &mut (impl AsyncRead + Unpin)) -> io::Result<Result<Opened, String>> {
-        let mut bytes = Vec::with_capacity(MAX_LINE);
-        let end = loop {
-            if let Some(end) = bytes.iter().position(|&byte| byte == b'\n') {
-                break end;
-            }
-            if bytes.len() >= MAX_LINE {
-                return Ok(Err("the line is too long".into()));
-            }
-            let room = (MAX_LINE - bytes.len()) as u64;
-            if (&mut *host).take(room).read_buf(&mut bytes).await? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
+        let mut early = Vec::with_capacity(MAX_LINE);
+        let Some(bytes) = next_line(host, &mut early, MAX_LINE).await? else {
+            return Ok(Err("the line is too long".into()));
         };
-        let early = bytes.split_off(end + 1);
-        bytes.pop();
         if let Some(path) = bytes.strip_prefix(ACCEPT) {
             let rest = path.strip_prefix(ONLY);
             let (path, only) = (rest.unwrap_or(path), rest.is_some());

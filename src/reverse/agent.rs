@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::{FAREWELL, Host, MAX_CLIENTS, Retry, stopped};
-use crate::agent::{ACCEPT, CLIENT, ONLY, PORT, SIGN_LIMIT};
+use crate::agent::{ACCEPT, CLIENT, ONLY, PORT, SIGN_LIMIT, next_line};
 use crate::dial::{Dial, stream};
 use crate::text::{quote, shown};
 
@@ -148,21 +148,10 @@ struct Lines {
 impl Lines {
     /// The next line, without its end.
     async fn next(&mut self) -> Result<Vec<u8>, Failure> {
-        loop {
-            if let Some(end) = self.heard.iter().position(|&byte| byte == b'\n') {
-                let rest = self.heard.split_off(end + 1);
-                let mut line = std::mem::replace(&mut self.heard, rest);
-                line.pop();
-                return Ok(line);
-            }
-            let room = MAX_LINE - self.heard.len();
-            if room == 0 {
-                return Err(Failure::Garbage(quote(&self.heard)));
-            }
-            match (&mut self.stream).take(room as u64).read_buf(&mut self.heard).await {
-                Ok(0) | Err(_) => return Err(Failure::Left),
-                Ok(_) => {}
-            }
+        match next_line(&mut self.stream, &mut self.heard, MAX_LINE).await {
+            Ok(Some(line)) => Ok(line),
+            Ok(None) => Err(Failure::Garbage(quote(&self.heard))),
+            Err(_) => Err(Failure::Left),
         }
     }
 }

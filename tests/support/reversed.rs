@@ -3,11 +3,10 @@
 //! Owns: all that runs. Read next: `../reverse.rs`.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Shutdown};
+use std::io::{self, Write};
+use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::thread::spawn;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -130,15 +129,7 @@ impl Rig {
     pub(crate) fn assert_echo_after(&self, bytes: &[u8]) {
         let mut client = self.connect();
         client.write_all(b"e").unwrap();
-        let (mut to, all) = (client.try_clone().unwrap(), bytes.to_vec());
-        let sending = spawn(move || {
-            to.write_all(&all).unwrap();
-            to.shutdown(Shutdown::Write).unwrap();
-        });
-        let mut got = Vec::new();
-        client.read_to_end(&mut got).unwrap();
-        sending.join().unwrap();
-        assert!(got == bytes, "{} of {} bytes come back", got.len(), bytes.len());
+        streams::assert_echo_while_read(&client.into_socket(), bytes);
     }
 
     /// Until it is served again.

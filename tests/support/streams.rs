@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::thread::{JoinHandle, spawn};
+use std::thread::{JoinHandle, scope, spawn};
 use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -45,6 +45,42 @@ pub(crate) fn assert_echo(socket: &Socket, bytes: &[u8]) {
     match exchange(socket, bytes) {
         Ok(got) => assert!(got == bytes, "{} of {} bytes come back", got.len(), bytes.len()),
         Err(error) => panic!("no echo: {error}"),
+    }
+}
+
+/// The same for more than fits anywhere, read and written at once.
+#[track_caller]
+pub(crate) fn assert_echo_while_read(socket: &Socket, bytes: &[u8]) {
+    let mut got = Vec::new();
+    scope(|scope| {
+        scope.spawn(|| {
+            let mut to = socket;
+            to.write_all(bytes).unwrap();
+            to.shutdown(Shutdown::Write).unwrap();
+        });
+        let mut from = socket;
+        from.read_to_end(&mut got).unwrap();
+    });
+    assert!(got == bytes, "{} of {} bytes come back", got.len(), bytes.len());
+}
+
+/// All of them are through to a server that echoes before the first one goes.
+#[track_caller]
+pub(crate) fn assert_echo_of_all(clients: Vec<Socket>) {
+    let numbered = clients.into_iter().enumerate().map(|(number, mut client)| {
+        spawn(move || {
+            let bytes = number.to_be_bytes();
+            client.write_all(&bytes).unwrap();
+            let mut back = [0; 8];
+            client.read_exact(&mut back).unwrap_or_else(|error| panic!("client {number}: {error}"));
+            assert_eq!(back, bytes);
+            client
+        })
+    });
+    let threads: Vec<_> = numbered.collect();
+    let clients: Vec<_> = threads.into_iter().map(|client| client.join().unwrap()).collect();
+    for client in clients {
+        assert_echo(&client, &[3; 1000]);
     }
 }
 
