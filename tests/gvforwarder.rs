@@ -48,6 +48,15 @@ impl Forwarder {
     }
 
     fn start_after(args: &[&str], prepare: impl FnOnce(&Namespace)) -> Self {
+        Self::start_program_after(binary(), args, prepare)
+    }
+
+    /// A program that turns into gvforwarder.
+    fn start_program(program: &str, args: &[&str]) -> Self {
+        Self::start_program_after(program, args, |_| {})
+    }
+
+    fn start_program_after(program: &str, args: &[&str], prepare: impl FnOnce(&Namespace)) -> Self {
         let (ns, dir) = (Namespace::new(), tempfile::tempdir().unwrap());
         let resolv_conf = dir.path().join("resolv.conf");
         fs::write(&resolv_conf, NAMESERVER).unwrap();
@@ -55,7 +64,7 @@ impl Forwarder {
         prepare(&ns);
         let stderr = fs::File::create(dir.path().join("stderr")).unwrap();
         let child =
-            ns.command(binary()).args(args).stdin(Stdio::null()).stderr(stderr).spawn().expect("nsenter");
+            ns.command(program).args(args).stdin(Stdio::null()).stderr(stderr).spawn().expect("nsenter");
         Self { child, ns, dir }
     }
 
@@ -168,6 +177,10 @@ fn assert_upgrade(stream: &mut impl BufRead) {
     assert!(head.starts_with("POST /connect HTTP/1.1\r\nHost: \r\n"), "{head}");
 }
 
+fn unix_url(socket: &Path) -> String {
+    format!("unix://{}", socket.display())
+}
+
 fn host() -> Host {
     Host::new("search office.lan\nnameserver 127.0.0.1\n")
 }
@@ -202,6 +215,26 @@ fn every_signal_to_end_is_one() {
         assert_eq!(forwarder.end(signal).code(), Some(0), "{}", forwarder.stderr());
         forwarder.assert_nothing_left();
     }
+}
+
+/// As under nohup(1), and in the background of a script.
+#[test]
+fn a_signal_that_was_ignored_at_the_start_stays_so() {
+    let (dir, host) = (tempfile::tempdir().unwrap(), host());
+    let socket = dir.path().join("net.sock");
+    let _peer = Peer::start(&socket, &host, &[]);
+    let args = ["-c", r#"trap '' HUP INT; exec "$@""#, "sh", binary(), "-url"];
+    let mut forwarder = Forwarder::start_program("sh", &[&args[..], &[&unix_url(&socket)]].concat());
+    forwarder.wait_for_lease();
+    for signal in [Signal::HUP, Signal::INT] {
+        kill_process(Pid::from_child(&forwarder.child), signal).unwrap();
+    }
+    // A signal that ends it does so before traffic that was begun later has passed.
+    forwarder.exchange(&host, 1 << 20);
+    assert!(forwarder.child.try_wait().unwrap().is_none(), "{}", forwarder.stderr());
+    assert_eq!(forwarder.end(Signal::TERM).code(), Some(0), "{}", forwarder.stderr());
+    assert!(forwarder.stderr().contains("gvforwarder exiting: terminated"), "{}", forwarder.stderr());
+    forwarder.assert_nothing_left();
 }
 
 #[test]

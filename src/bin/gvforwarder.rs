@@ -26,7 +26,7 @@ mod linux {
     use gvproxy::guest::settings::{Parsed, RawArgs, Settings, parse};
     use gvproxy::guest::{Guest, existing};
     use gvproxy::logging::Log;
-    use tokio::signal::unix::{SignalKind, signal};
+    use tokio::signal::unix::{Signal, SignalKind, signal};
     use tracing::level_filters::LevelFilter;
 
     const VERSION: &str = concat!("gvforwarder version v", env!("CARGO_PKG_VERSION"));
@@ -75,8 +75,8 @@ mod linux {
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("runtime")?;
         let ended = runtime.block_on(async {
             let mut end = signal(SignalKind::terminate())?;
-            let mut interrupt = signal(SignalKind::interrupt())?;
-            let mut hangup = signal(SignalKind::hangup())?;
+            let mut interrupt = unless_ignored(SignalKind::interrupt())?;
+            let mut hangup = unless_ignored(SignalKind::hangup())?;
             let agent = settings.map(Agent::bind).transpose()?;
             if agent.is_some() {
                 gvproxy::sys::prepare_process();
@@ -97,8 +97,8 @@ mod linux {
                 never = tap => match never {},
                 never = agent => match never {},
                 _ = end.recv() => anyhow::Ok("terminated"),
-                _ = interrupt.recv() => Ok("interrupt"),
-                _ = hangup.recv() => Ok("hangup"),
+                () = heard(&mut interrupt) => Ok("interrupt"),
+                () = heard(&mut hangup) => Ok("hangup"),
             }
         })?;
         drop(guest);
@@ -106,6 +106,18 @@ mod linux {
         runtime.shutdown_background();
         tracing::info!("gvforwarder exiting: {ended}");
         Ok(())
+    }
+
+    /// The signal, unless it was ignored at the start: under nohup(1), or in the background of a script.
+    fn unless_ignored(kind: SignalKind) -> io::Result<Option<Signal>> {
+        if gvproxy::sys::is_ignored(kind) { Ok(None) } else { signal(kind).map(Some) }
+    }
+
+    async fn heard(signal: &mut Option<Signal>) {
+        match signal {
+            Some(signal) => drop(signal.recv().await),
+            None => std::future::pending().await,
+        }
     }
 
     /// A reader that went away is no failure of ours.

@@ -90,6 +90,18 @@ pub fn grow_pipe(pipe: std::os::fd::BorrowedFd<'_>, bytes: usize) {
     let _ = (pipe, bytes);
 }
 
+/// Whether the process ignores `signal`. At the start that is its parent's word, as nohup(1) and a shell give it: not to be overruled.
+pub fn is_ignored(signal: tokio::signal::unix::SignalKind) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    #[expect(unsafe_code, reason = "rustix leaves signal handlers to libc")]
+    // SAFETY: the call only asks, and writes one action to where it is told; all zeros are one, too, where it fails.
+    let action = unsafe {
+        libc::sigaction(signal.as_raw_value(), std::ptr::null(), action.as_mut_ptr());
+        action.assume_init()
+    };
+    action.sa_sigaction == libc::SIG_IGN
+}
+
 /// Bytes that a stream socket was given and its peer's system has not yet taken; `None` where the system does not tell.
 pub fn unsent(socket: std::os::fd::BorrowedFd<'_>) -> Option<usize> {
     #[cfg(target_os = "linux")]
