@@ -1,15 +1,17 @@
 //! How the control plane reaches a TCP port, in the virtual network or elsewhere.
-//! Owns: the trait between who wants a stream and who knows the way. May not: know the engine, or who dials.
+//! Owns: the trait between who wants a stream and who knows the way; connecting over the host's own network. May not: know the engine,
+//! or who dials.
 //! Read next: `ssh`, its main user; `forward/mod.rs`, the daemon's way.
 
 use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use tokio::net::UnixStream;
+use socket2::SockRef;
+use tokio::net::{TcpStream, UnixStream};
 
 /// A TCP port of an address or a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +51,39 @@ pub trait Dial: Send + Sync + 'static {
     /// # Errors
     /// What the peer or the network answered: refused, unreachable, or timed out.
     fn dial(&self, place: &Place, limit: Duration) -> impl Future<Output = io::Result<UnixStream>> + Send;
+}
+
+/// Connects over the host's own network, to the first address of `place` that answers.
+///
+/// # Errors
+/// The last address's, or the resolver's.
+pub async fn connect(place: &Place) -> io::Result<TcpStream> {
+    let mut failure = io::Error::from(io::ErrorKind::NotFound);
+    for address in tokio::net::lookup_host((place.host.as_str(), place.port)).await? {
+        match TcpStream::connect(address).await.and_then(refuse_self) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}
+
+/// Refuses a connected TCP socket whose other end is itself. A connect to an address of the host may be given the very port that it asks
+/// for as its source, if nobody listens there, and then meets itself: a simultaneous open (RFC 9293, section 3.5). The port is free at
+/// once for whoever is to listen, where an orderly close would leave it in TIME-WAIT.
+///
+/// # Errors
+/// `ConnectionRefused`.
+pub fn refuse_self<S: AsFd>(stream: S) -> io::Result<S> {
+    let socket = SockRef::from(&stream);
+    // One that has no peer any more had another.
+    if let (Ok(local), Ok(peer)) = (socket.local_addr(), socket.peer_addr())
+        && local.as_socket() == peer.as_socket()
+    {
+        let _ = socket.set_linger(Some(Duration::ZERO));
+        return Err(rustix::io::Errno::CONNREFUSED.into());
+    }
+    Ok(stream)
 }
 
 /// A connected stream socket of any family: all of them read, write, shut down and tell their readiness by the same calls. Only its

@@ -5,7 +5,7 @@
 use std::io;
 use std::time::Duration;
 
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{Address, Client, ConnectError, HandshakeError, Timeouts};
@@ -23,7 +23,7 @@ impl Client {
                 Ok(Err(source)) => Err(source),
                 Err(_) => return Err(ConnectError::Timeout { address: address.clone(), after }),
             },
-            Address::Tcp(target) => match timeout(after, TcpStream::connect(target)).await {
+            Address::Tcp(target) => match timeout(after, connect_tcp(target)).await {
                 Ok(Ok(stream)) => Ok(Self::handshake(stream, timeouts).await),
                 Ok(Err(source)) => Err(source),
                 Err(_) => return Err(ConnectError::Timeout { address: address.clone(), after }),
@@ -72,6 +72,23 @@ impl Client {
             pause = (pause * 2).min(PAUSE.1);
         }
     }
+}
+
+/// Connects to the first address of `target` that answers. A connect to a port of the host's own on which nobody listens may be given that
+/// very port as its source, and meets itself: that is a refusal, and leaves the port free for QEMU.
+async fn connect_tcp(target: &str) -> io::Result<TcpStream> {
+    let mut failure = io::Error::from(io::ErrorKind::NotFound);
+    for address in lookup_host(target).await? {
+        match TcpStream::connect(address).await {
+            Ok(stream) if stream.local_addr().ok() == stream.peer_addr().ok() => {
+                stream.set_zero_linger()?;
+                failure = io::ErrorKind::ConnectionRefused.into();
+            }
+            Ok(stream) => return Ok(stream),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
 }
 
 impl ConnectError {

@@ -10,12 +10,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 
 use super::clients::{Quiet, close, has_left, tune};
-use crate::dial::Place;
+use crate::dial::{self, Place};
 use crate::relay::Relays;
 use crate::text::reason;
 use crate::vsock;
@@ -44,8 +44,8 @@ impl Direct {
     pub(super) async fn connect(&self) -> io::Result<OwnedFd> {
         Ok(match self {
             Self::Unix(path) => UnixStream::connect(path).await?.into_std()?.into(),
-            Self::Tcp(Place { host, port }) => {
-                let socket = TcpStream::connect((host.as_str(), *port)).await?.into_std()?.into();
+            Self::Tcp(place) => {
+                let socket = dial::connect(place).await?.into_std()?.into();
                 tune(&socket);
                 socket
             }

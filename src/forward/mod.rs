@@ -22,12 +22,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::config::{Dest, SocketForward, SshDest};
-use crate::dial::{Dial, Place, stream};
+use crate::dial::{self, Dial, Place, stream};
 use crate::engine::{Handle, Permit};
 use crate::listen::{self, Bound};
 use crate::relay::Relays;
@@ -90,7 +90,7 @@ impl Dial for Ways {
         if let Some(guest) = place.within(self.subnet) {
             return self.engine.dial(guest, limit).await;
         }
-        let socket = timeout(limit, TcpStream::connect((place.host.as_str(), place.port))).await??;
+        let socket = timeout(limit, dial::connect(place)).await??;
         let socket = socket.into_std()?.into();
         clients::tune(&socket);
         stream(socket)

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::config::url::{Url, unescape};
+use crate::dial::refuse_self;
 use crate::text::reason;
 
 /// How long frames are held back behind the request. COMPAT(gvproxy): the original loses what comes before its server has handed the connection over,
@@ -140,8 +141,8 @@ fn connect(domain: Domain, addresses: &[SockAddr]) -> Result<Socket> {
     for address in addresses {
         let domain = if address.is_ipv6() { Domain::IPV6 } else { domain };
         let socket = Socket::new(domain, Type::STREAM, None)?;
-        match socket.connect_timeout(address, CONNECT) {
-            Ok(()) => return Ok(socket),
+        match socket.connect_timeout(address, CONNECT).and_then(|()| refuse_self(socket)) {
+            Ok(socket) => return Ok(socket),
             Err(error) => failure = said(error),
         }
     }

@@ -9,6 +9,8 @@ use mio::event::{Event, Source};
 use mio::net::{TcpStream, UnixStream};
 use socket2::{SockRef, TcpKeepalive};
 
+use crate::dial::refuse_self;
+
 /// As the original's: a peer that vanished is noticed though nobody writes.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
@@ -24,6 +26,7 @@ impl HostStream {
     pub(crate) fn connect(to: SocketAddr) -> io::Result<(Self, bool)> {
         let stream = TcpStream::connect(to)?;
         let connected = to.ip().is_loopback() && stream.peer_addr().is_ok();
+        let stream = if connected { refuse_self(stream)? } else { stream };
         tune(&stream);
         Ok((Self::Tcp(stream), connected))
     }
@@ -47,17 +50,17 @@ impl HostStream {
     /// Whether a connection that was started is there, after `event`: `Ok(false)` means not yet.
     pub(crate) fn is_connected(&self, event: &Event) -> io::Result<bool> {
         let Self::Tcp(stream) = self else { return Ok(true) };
-        if event.is_writable() && !event.is_error() && !event.is_read_closed() && !event.is_write_closed() {
-            return Ok(true);
+        if !event.is_writable() || event.is_error() || event.is_read_closed() || event.is_write_closed() {
+            if let Some(error) = stream.take_error()? {
+                return Err(error);
+            }
+            match stream.peer_addr() {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(false),
+                Err(error) => return Err(error),
+            }
         }
-        if let Some(error) = stream.take_error()? {
-            return Err(error);
-        }
-        match stream.peer_addr() {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
-            Err(error) => Err(error),
-        }
+        refuse_self(stream).map(|_| true)
     }
 
     /// Whether the connection is over both ways. Takes the error, so that it is told once.

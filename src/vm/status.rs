@@ -18,6 +18,7 @@ use socket2::Socket;
 
 use super::{attach, session};
 use crate::config::{Config, Endpoint};
+use crate::dial::refuse_self;
 
 /// How long a daemon may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -225,7 +226,7 @@ fn of_daemon(endpoint: &Endpoint) -> Result<Vec<Status>> {
         Endpoint::Unix(path) => UnixStream::connect(path).with_context(|| path.display().to_string())?.into(),
         Endpoint::Tcp { host, port } => {
             let host = if host.is_empty() { "127.0.0.1" } else { host };
-            TcpStream::connect((host, *port))?.into()
+            refuse_self(TcpStream::connect((host, *port))?)?.into()
         }
         Endpoint::Vsock { .. } => bail!("a vsock endpoint is not for programs of the host"),
     };
