@@ -424,10 +424,10 @@ async fn resolve(handle: Handle, api: Arc<Api>, mut requests: mpsc::Receiver<Req
                     drop(permit);
                 });
             }
-            Request::HttpStream { guest, stream } => {
-                tokio::spawn(Arc::clone(&api).serve_guest(guest, stream));
+            Request::HttpStream { guest, link, stream } => {
+                tokio::spawn(Arc::clone(&api).serve_guest(guest, link, stream));
             }
-            Request::DnsStream(stream) => {
+            Request::DnsStream { stream, .. } => {
                 let Ok(permit) = Arc::clone(&streams).try_acquire_owned() else { continue };
                 let Ok(stream) = UnixStream::from_std(stream) else { continue };
                 tokio::spawn(async move {

@@ -4,6 +4,7 @@ pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod config;
+pub mod connection_limit;
 pub mod daemon;
 pub mod dial;
 pub mod docker_sock;

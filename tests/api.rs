@@ -7,12 +7,13 @@ mod support;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use support::daemon::{Builder, Daemon};
 use support::frames;
-use support::http::{Answer, ask, exchange, read_to_end};
-use support::net::{GATEWAY, Host, Net};
+use support::guest::Guest;
+use support::http::{Answer, ask, ask_and_keep, exchange, read_to_end};
+use support::net::{GATEWAY, Host, Net, plug};
 use support::{eventually, free_port};
 
 /// No answer takes longer, on a slow machine; the daemon itself gives up after 10 s.
@@ -283,20 +284,66 @@ mod ours {
     }
 
     #[test]
-    fn one_guest_has_few_connections_to_the_gateway() {
+    fn what_is_kept_open_keeps_nobody_out_at_the_gateway() {
         let net = Net::with(Host::new("nameserver 127.0.0.1\n"), served().binary(OURS), 1500);
-        let streams: Vec<_> = (0..40).map(|_| at_gateway(&net)).collect();
-        let mut served = 0;
-        for mut stream in &streams {
-            let _ = stream.write_all(&support::http::request("GET", ALL, ""));
-            served += usize::from(Answer::of(&read_to_end(stream)).status == 200);
-        }
-        assert_eq!(served, 16);
-        drop(streams);
-        let answer = eventually("room again", PATIENCE, || {
-            Some(ask(at_gateway(&net), "GET", ALL, "")).filter(|answer| answer.status == 200)
+        // More than there are places, each of them half a request.
+        let half: Vec<_> = (0..1100)
+            .map(|_| {
+                let mut stream = at_gateway(&net);
+                stream.write_all(b"POST /services/forwarder/expose HTTP/1.1\r\nHost: x\r\n").unwrap();
+                stream
+            })
+            .collect();
+        // What just came may still be completed, which takes 2 s at most.
+        let start = Instant::now();
+        let answer = eventually("a place", Duration::from_secs(4), || {
+            Some(ask_and_keep(&at_gateway(&net), "GET", ALL, "")).filter(|answer| answer.status == 200)
         });
-        assert_eq!(answer.body, "[]\n");
+        assert_eq!(answer.body, "[]\n", "after {:?}", start.elapsed());
+        drop(half);
+    }
+
+    #[test]
+    fn one_guest_keeps_no_other_out_of_the_gateway() {
+        let host = Host::new("nameserver 127.0.0.1\n");
+        let daemon = served().args(["-keep-running"]).binary(OURS).through(host.prefix()).start();
+        let [greedy, other] = ["5a:94:ef:00:00:01", "5a:94:ef:00:00:02"].map(|mac| {
+            let guest = Guest::start(plug(&daemon), mac, 1500);
+            guest.dhcp();
+            guest
+        });
+        let gateway = SocketAddr::from((GATEWAY, 80));
+        let held: Vec<_> = (0..1030).map(|_| greedy.connect(gateway)).collect();
+        let stream = other.connect(gateway).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let start = Instant::now();
+        let answer = ask(&stream, "GET", ALL, "");
+        let after = start.elapsed();
+        assert!(
+            answer.status == 200 && after < Duration::from_secs(1),
+            "{answer:?} after {after:?}, beside {}",
+            held.len()
+        );
+    }
+
+    #[test]
+    fn idle_clients_on_the_host_keep_nobody_out() {
+        let daemon = served().binary(OURS).descriptors(256).start();
+        let mut idle = Vec::new();
+        for number in 0..400 {
+            let stream = connect(&daemon, "api");
+            let start = Instant::now();
+            let answer = ask_and_keep(&stream, "GET", "/cam", "");
+            let after = start.elapsed();
+            assert!(
+                answer.status == 200 && after < Duration::from_secs(2),
+                "{number}: {answer:?} after {after:?}"
+            );
+            idle.push(stream);
+        }
+        // Whoever was closed read an end, and no reset.
+        let mut first = &idle[0];
+        assert_eq!(first.read(&mut [0; 16]).unwrap(), 0);
     }
 
     #[test]

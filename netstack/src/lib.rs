@@ -255,8 +255,8 @@ impl Stack {
         self.tcp.get_mut(flow)
     }
 
-    /// The guest's end of a TCP flow.
-    pub fn tcp_guest(&self, flow: FlowId) -> Option<SocketAddr> {
+    /// The guest's end of a TCP flow, and the port that it is behind.
+    pub fn tcp_guest(&self, flow: FlowId) -> Option<(SocketAddr, PortId)> {
         self.tcp.guest(flow)
     }
 

@@ -10,6 +10,8 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use hyper::Request;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -18,6 +20,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::listener::Stream;
 use super::{Answer, Api, Client, TakeOver};
+use crate::forward::clients::close;
 
 /// Bytes of a request's head, and of what is read with it.
 const MAX_HEAD: usize = 64 << 10;
@@ -27,21 +30,30 @@ const MAX_HEADERS: usize = 100;
 const HEAD_TIME: Duration = Duration::from_secs(10);
 /// How long after its request an answer may take to be made and read.
 const ANSWER_TIME: Duration = Duration::from_secs(60);
+/// How long what is in progress may go on when the connection has to make room for another.
+const CLOSE_TIME: Duration = Duration::from_secs(2);
 /// How long, and for how many bytes, to listen to a client that still sends: it would not see the answer if the stream were closed.
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: u64 = 1 << 20;
 
-/// Serves `client`'s requests to their end.
+/// Serves `client`'s requests to their end, or until its place is wanted for another.
 pub(super) async fn serve(api: Arc<Api>, stream: Stream, client: Client) {
     let last_request = Mutex::new(Instant::now());
     let taken_over: Mutex<Option<TakeOver>> = Mutex::default();
-    let service = service_fn(|request| {
+    let service = service_fn(|request: Request<Incoming>| {
         *lock(&last_request) = Instant::now();
         let (api, client, taken_over) = (&api, &client, &taken_over);
         Box::pin(async move {
             tracing::debug!(method = %request.method(), path = request.uri().path(), scope = ?client.scope, "request");
+            match request.body().is_end_stream() {
+                true => client.place.set_busy(),
+                false => client.place.set_receiving(),
+            }
             match api.answer(client, request).await {
-                Answer::Reply(reply) => Ok(reply),
+                Answer::Reply(reply) => {
+                    client.place.set_idle();
+                    Ok(reply)
+                }
                 Answer::TakeOver(endpoint) => {
                     *lock(taken_over) = Some(endpoint);
                     Err(TakenOver)
@@ -57,28 +69,45 @@ pub(super) async fn serve(api: Arc<Api>, stream: Stream, client: Client) {
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADERS)
         .serve_connection(TokioIo::new(stream), service);
+    let mut close_by = None;
     loop {
-        let deadline = *lock(&last_request) + ANSWER_TIME;
+        let answer_by = || *lock(&last_request) + ANSWER_TIME;
+        let deadline = close_by.map_or_else(answer_by, |at: Instant| at.min(answer_by()));
         let ended = pin!(poll_fn(|context| connection.poll_without_shutdown(context)));
         tokio::select! {
+            biased;
+            // What the client has sent by now is answered even if its place is wanted.
             ended = ended => {
                 if let Err(error) = ended && lock(&taken_over).is_none() {
                     tracing::debug!(%error, "connection ended badly");
                 }
                 break;
             }
+            () = client.place.told_to_close(), if close_by.is_none() => {
+                std::pin::Pin::new(&mut connection).graceful_shutdown();
+                close_by = Some(Instant::now() + CLOSE_TIME);
+            }
             () = sleep_until(deadline) => {
-                if *lock(&last_request) + ANSWER_TIME <= Instant::now() {
+                let now = Instant::now();
+                if close_by.is_some_and(|at| at <= now) {
+                    break;
+                }
+                if answer_by() <= now {
                     return;
                 }
             }
         }
     }
-    let parts = connection.into_parts();
-    let stream = parts.io.into_inner();
+    let http1::Parts { io, read_buf, .. } = connection.into_parts();
+    let stream = io.into_inner();
     let endpoint = lock(&taken_over).take();
     match endpoint {
-        Some(endpoint) => endpoint.run(&api, stream, parts.read_buf).await,
+        Some(endpoint) => {
+            // What carries raw bytes is no connection of the API's any more.
+            drop(client);
+            endpoint.run(&api, stream, read_buf).await;
+        }
+        None if close_by.is_some() => drop(stream.into_fd().inspect(close)),
         None => linger(stream).await,
     }
 }

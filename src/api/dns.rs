@@ -9,9 +9,9 @@ use netstack::dns::{Record, Zone};
 use regex::Regex;
 use serde::Serialize;
 
-use super::Api;
 use super::decode::Object;
 use super::reply::{Refusal, Reply, done, json, posted};
+use super::{Api, Client};
 
 /// A regular expression that needs more memory than this is refused.
 const REGEXP_SIZE: usize = 1 << 20;
@@ -41,8 +41,12 @@ pub(super) async fn answer_all(api: &Api) -> Result<Reply, Refusal> {
     json(&Some(zones).filter(|zones| !zones.is_empty()))
 }
 
-pub(super) async fn answer_add(api: &Api, request: Request<Incoming>) -> Result<Reply, Refusal> {
-    let body = posted(request).await?;
+pub(super) async fn answer_add(
+    api: &Api,
+    client: &Client,
+    request: Request<Incoming>,
+) -> Result<Reply, Refusal> {
+    let body = posted(client, request).await?;
     let zone = zone(Object::decode("Zone", &body)?)?;
     tracing::debug!(zone = zone.name, records = zone.records.len(), "zone added");
     api.handle.add_zone(zone).await;

@@ -5,17 +5,18 @@ use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::{Request, StatusCode};
 
-use super::Api;
 use super::decode::Object;
 use super::reply::{Refusal, Reply, done, posted};
+use super::{Api, Client};
 use crate::forward::local::split_host_port;
 use crate::forward::registry::{Asker, ExposeError, Exposed, Protocol};
 
 /// What may be exposed: the names in the request, without one it is TCP.
 const PROTOCOLS: [Protocol; 4] = [Protocol::Tcp, Protocol::Udp, Protocol::Unix, Protocol::Npipe];
 
-pub(super) async fn answer(api: &Api, asker: Asker, request: Request<Incoming>) -> Result<Reply, Refusal> {
-    let Wish { local, remote, protocol } = Wish::decode("ExposeRequest", posted(request).await?)?;
+pub(super) async fn answer(api: &Api, client: &Client, request: Request<Incoming>) -> Result<Reply, Refusal> {
+    let asker = client.scope.asker();
+    let Wish { local, remote, protocol } = Wish::decode("ExposeRequest", posted(client, request).await?)?;
     let remote = match protocol_of(&protocol) {
         Some(Protocol::Unix | Protocol::Npipe) => remote,
         _ => complete(remote, asker).map_err(Refusal::bad_request)?,

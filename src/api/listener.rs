@@ -16,7 +16,7 @@ use tokio::time::sleep;
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
 use super::origin::Names;
-use super::{Api, Client, Scope, connection};
+use super::{Api, Client, Peer, Scope, connection, limit};
 use crate::config::Endpoint;
 use crate::listen::{RemoveOnDrop, tcp_listener, unix_listener};
 use crate::logging::Limited;
@@ -24,10 +24,11 @@ use crate::text::reason;
 
 /// Whoever may use the daemon's sockets may use the daemon.
 const MODE: u32 = 0o600;
-/// Clients of one listener at a time, those that were taken over among them; more wait in the backlog.
+/// Clients of one listener at a time, without those that were taken over. When as many requests are at work others wait in the backlog.
 const MAX_CLIENTS: usize = 4096;
-/// The pause after the process ran out of descriptors.
+/// The pause after the process ran out of descriptors, or of places for clients; and where one is about to be free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+const CLOSE_PAUSE: Duration = Duration::from_millis(5);
 /// A process on this machine, by way of vsock's loopback (vsock(7)).
 const VMADDR_CID_LOCAL: u32 = 1;
 
@@ -75,19 +76,27 @@ impl Listener {
     pub async fn run(self, api: Arc<Api>, mut stopped: watch::Receiver<bool>) {
         let mut clients = JoinSet::new();
         let failures = Limited::new(1, Duration::from_secs(60));
+        let limit = limit(MAX_CLIENTS);
         let accepting = async {
             loop {
                 tokio::select! {
                     Some(_) = clients.join_next() => {}
-                    accepted = self.socket.accept(self.role), if clients.len() < MAX_CLIENTS => match accepted {
-                        Ok((stream, client)) => {
+                    accepted = self.socket.accept(self.role) => match accepted {
+                        Ok((stream, scope, peer)) => {
+                            let place = loop {
+                                match limit.admit(peer) {
+                                    Some(place) => break place,
+                                    None => sleep(ACCEPT_PAUSE).await,
+                                }
+                            };
+                            let client = Client { scope, place, names: self.socket.names() };
                             clients.spawn(connection::serve(Arc::clone(&api), stream, client));
                         }
                         Err(error) => {
                             if let Some(suppressed) = failures.admit(std::time::Instant::now()) {
                                 tracing::warn!(url = %self.endpoint, %error, suppressed, "cannot accept clients, trying again");
                             }
-                            sleep(ACCEPT_PAUSE).await;
+                            sleep(if limit.shed() { CLOSE_PAUSE } else { ACCEPT_PAUSE }).await;
                         }
                     },
                 }
@@ -125,24 +134,36 @@ impl Socket {
         }
     }
 
-    async fn accept(&self, role: Role) -> io::Result<(Stream, Client)> {
+    fn names(&self) -> Option<Arc<Names>> {
+        match self {
+            Self::Tcp(_, names) => Some(Arc::clone(names)),
+            Self::Unix(_) | Self::Vsock(_) => None,
+        }
+    }
+
+    async fn accept(&self, role: Role) -> io::Result<(Stream, Scope, Peer)> {
         let scope = match role {
             Role::Control => Scope::Control,
             Role::Services => Scope::Services,
         };
         Ok(match self {
-            Self::Unix(listener) => (Stream::Unix(listener.accept().await?.0), Client { scope, names: None }),
-            Self::Tcp(listener, names) => {
+            Self::Unix(listener) => (Stream::Unix(listener.accept().await?.0), scope, Peer(0)),
+            Self::Tcp(listener, _) => {
                 let (stream, _) = listener.accept().await?;
                 // It is slower without, not wrong.
                 let _ = stream.set_nodelay(true);
-                (Stream::Tcp(stream), Client { scope, names: Some(Arc::clone(names)) })
+                (Stream::Tcp(stream), scope, Peer(0))
             }
             Self::Vsock(listener) => {
                 let (stream, peer) = listener.accept().await?;
                 let here = matches!(peer.cid(), VMADDR_CID_HOST | VMADDR_CID_LOCAL);
-                let scope = if here { scope } else { Scope::Machine { control: role == Role::Control } };
-                (Stream::Vsock(stream), Client { scope, names: None })
+                match here {
+                    true => (Stream::Vsock(stream), scope, Peer(0)),
+                    false => {
+                        let scope = Scope::Machine { control: role == Role::Control };
+                        (Stream::Vsock(stream), scope, Peer(peer.cid()))
+                    }
+                }
             }
         })
     }

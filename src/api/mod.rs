@@ -21,25 +21,27 @@ mod stats;
 mod tunnel;
 mod unexpose;
 
-use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::HOST;
-use hyper::{Method, Request, StatusCode, Version};
+use hyper::{Method, Request, Version};
+use netstack::PortId;
 use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
 
+use crate::connection_limit::{Admitted, ConnectionLimit};
 use crate::engine::Handle;
 use crate::forward::Ways;
+use crate::forward::clients::Places;
 use crate::forward::registry::{Asker, Registry};
 use crate::link::Framing;
 use crate::logging::Limited;
 use crate::relay::Relays;
+use crate::sys::descriptor_limit;
 use crate::vm::status::Board;
 
 use listener::Stream;
@@ -48,11 +50,10 @@ use origin::Names;
 use reply::{Refusal, Reply};
 use tunnel::Tunnel;
 
-/// Connections of guests at the gateway's port, and of one guest; more are closed at once.
-const MAX_GATEWAY_CONNECTIONS: usize = 64;
-const MAX_GUEST_CONNECTIONS: usize = 16;
-/// Connections that were taken over, all together.
-const MAX_TAKEN_OVER: usize = 4096;
+/// Connections of guests at the gateway's port. Guests keep theirs open: podman's makes one for each port.
+const MAX_GATEWAY_CONNECTIONS: usize = 1024;
+/// All connections to one place may take at most this part of the descriptors.
+const SHARE: usize = 8;
 
 /// What answers; one for all endpoints.
 #[derive(Debug)]
@@ -61,10 +62,8 @@ pub struct Api {
     registry: Registry,
     connect_framing: Framing,
     board: Board,
-    taken_over: Arc<Semaphore>,
-    gateway: Arc<Semaphore>,
-    /// Of the guests that are connected.
-    guests: Mutex<HashMap<Ipv4Addr, Arc<Semaphore>>>,
+    places: Places,
+    gateway: ConnectionLimit<Peer>,
     failed_dials: Limited,
     relays: Arc<Relays>,
 }
@@ -85,10 +84,15 @@ enum Scope {
     },
 }
 
+/// Whose share a connection is of: a guest's at the gateway, by its port; a machine's by its vsock context; 0 for processes of the host.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+struct Peer(u32);
+
 /// One connection's client.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Client {
     scope: Scope,
+    place: Admitted<Peer>,
     /// Where browsers can reach the endpoint: what it may be called.
     names: Option<Arc<Names>>,
 }
@@ -102,7 +106,7 @@ enum Answer {
 /// An endpoint that goes on with the connection's raw bytes.
 enum TakeOver {
     Tunnel(Tunnel),
-    Connect(connect::Attachment),
+    Connect,
 }
 
 impl Api {
@@ -114,28 +118,20 @@ impl Api {
             registry,
             connect_framing,
             board,
-            taken_over: Arc::new(Semaphore::new(MAX_TAKEN_OVER)),
-            gateway: Arc::new(Semaphore::new(MAX_GATEWAY_CONNECTIONS)),
-            guests: Mutex::default(),
+            places: ways.places.clone(),
+            gateway: limit(MAX_GATEWAY_CONNECTIONS),
             failed_dials: Limited::new(10, Duration::from_secs(60)),
         }
     }
 
-    /// Serves a connection that `guest` made to the gateway's port.
-    pub async fn serve_guest(self: Arc<Self>, guest: Ipv4Addr, stream: StdUnixStream) {
-        let permits = (Arc::clone(&self.gateway).try_acquire_owned(), self.guest(guest).try_acquire_owned());
-        let ((Ok(_all), Ok(_own)), Ok(stream)) = (permits, UnixStream::from_std(stream)) else {
-            return tracing::debug!(%guest, "too many connections to the gateway");
+    /// Serves a connection that `guest` made, from behind the port `link`, to the gateway's port.
+    pub async fn serve_guest(self: Arc<Self>, guest: Ipv4Addr, link: PortId, stream: StdUnixStream) {
+        let (Some(place), Ok(stream)) = (self.gateway.admit(Peer(link.0)), UnixStream::from_std(stream))
+        else {
+            return tracing::debug!(%guest, "too many requests at the gateway");
         };
-        let client = Client { scope: Scope::Gateway(guest), names: Some(Arc::default()) };
+        let client = Client { scope: Scope::Gateway(guest), names: Some(Arc::default()), place };
         connection::serve(self, Stream::Unix(stream), client).await;
-    }
-
-    fn guest(&self, guest: Ipv4Addr) -> Arc<Semaphore> {
-        let mut guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
-        // A permit that is held holds on to its semaphore.
-        guests.retain(|_, permits| Arc::strong_count(permits) > 1);
-        Arc::clone(guests.entry(guest).or_insert_with(|| Arc::new(Semaphore::new(MAX_GUEST_CONNECTIONS))))
     }
 
     async fn answer(&self, client: &Client, request: Request<Incoming>) -> Answer {
@@ -171,11 +167,11 @@ impl Api {
         }
         let reply = match path.as_str() {
             "/services/forwarder/all" => reply::json(&self.registry.seen_by(client.scope.asker())),
-            "/services/forwarder/expose" => expose::answer(self, client.scope.asker(), request).await,
-            "/services/forwarder/unexpose" => unexpose::answer(self, client.scope.asker(), request).await,
+            "/services/forwarder/expose" => expose::answer(self, client, request).await,
+            "/services/forwarder/unexpose" => unexpose::answer(self, client, request).await,
             "/services/dhcp/leases" | "/leases" => leases::answer(self).await,
             "/services/dns/all" => dns::answer_all(self).await,
-            "/services/dns/add" => dns::answer_add(self, request).await,
+            "/services/dns/add" => dns::answer_add(self, client, request).await,
             "/stats" => stats::answer(self).await,
             "/qmp" => qmp::answer(self),
             "/cam" => cam::answer(self).await,
@@ -185,7 +181,7 @@ impl Api {
             }
             "/connect" => {
                 ensure_no_body(&request)?;
-                return connect::Attachment::new(self).map(TakeOver::Connect).map(Answer::TakeOver);
+                return Ok(Answer::TakeOver(TakeOver::Connect));
             }
             _ => Err(Refusal::not_found()),
         };
@@ -198,7 +194,7 @@ impl TakeOver {
     async fn run(self, api: &Api, stream: Stream, early: Bytes) {
         match self {
             Self::Tunnel(tunnel) => tunnel.run(api, stream, early).await,
-            Self::Connect(attachment) => attachment.run(api, stream, early).await,
+            Self::Connect => connect::run(api, stream, early).await,
         }
     }
 }
@@ -244,9 +240,9 @@ fn ensure_no_body(request: &Request<Incoming>) -> Result<(), Refusal> {
     }
 }
 
-/// As many are served as there may be.
-fn busy() -> Refusal {
-    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too many connections")
+/// `max` connections, or fewer where descriptors are few.
+fn limit(max: usize) -> ConnectionLimit<Peer> {
+    ConnectionLimit::new(max.min(descriptor_limit() / SHARE).max(1))
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@ use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, X_CONTENT_T
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 
+use super::Client;
+
 /// An answer with its whole body.
 pub(super) type Reply = Response<Full<Bytes>>;
 
@@ -90,17 +92,20 @@ fn reply<const N: usize>(
     reply
 }
 
-/// The body of a request that changes something.
+/// The body of `client`'s request that changes something.
 ///
 /// # Errors
 /// It is no POST, its body is too long, or does not arrive.
-pub(super) async fn posted(request: Request<Incoming>) -> Result<Bytes, Refusal> {
+pub(super) async fn posted(client: &Client, request: Request<Incoming>) -> Result<Bytes, Refusal> {
     if request.method() != Method::POST {
         return Err(Refusal::bad_request("post only"));
     }
     let body = Limited::new(request.into_body(), MAX_BODY).collect();
     match tokio::time::timeout(BODY_TIME, body).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Ok(body)) => {
+            client.place.set_busy();
+            Ok(body.to_bytes())
+        }
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(Refusal::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             format!("request body too large: the limit is {MAX_BODY} bytes"),

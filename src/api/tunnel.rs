@@ -2,17 +2,16 @@
 //! has been dialled; what the client sent behind its request is the first that the guest gets. Read next: `crate::engine::Handle::lead`.
 
 use std::net::SocketAddrV4;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper::StatusCode;
 use tokio::io::AsyncWriteExt as _;
 
+use super::Api;
 use super::listener::Stream;
 use super::path::value;
 use super::reply::Refusal;
-use super::{Api, busy};
 use crate::engine::{Permit, Said, Turned};
 use crate::forward::clients::close;
 use crate::text::quote;
@@ -28,12 +27,17 @@ pub(super) struct Tunnel {
 
 impl Tunnel {
     /// # Errors
-    /// The query names no port of a guest, or there are too many tunnels.
+    /// The query names no port of a guest, or there are as many clients as descriptors allow.
     pub(super) fn new(api: &Api, query: Option<&str>) -> Result<Self, Refusal> {
         let to = target(query.unwrap_or_default())
             .map_err(|text| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, text))?;
-        let permit = Arc::clone(&api.taken_over).try_acquire_owned().map_err(|_| busy())?;
-        Ok(Self { to, permit: Arc::new(permit) })
+        let permit = api.places.try_take().ok_or_else(|| {
+            Refusal::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "as many connections as the limit of open files allows",
+            )
+        })?;
+        Ok(Self { to, permit })
     }
 
     /// Gives the client to the engine, which carries bytes, and the end of each way, until both have ended.

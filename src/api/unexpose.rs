@@ -3,14 +3,14 @@
 use hyper::Request;
 use hyper::body::Incoming;
 
-use super::Api;
 use super::expose::{Wish, protocol_of};
 use super::reply::{Refusal, Reply, done, posted};
-use crate::forward::registry::{Asker, ExposeError};
+use super::{Api, Client};
+use crate::forward::registry::ExposeError;
 
-pub(super) async fn answer(api: &Api, asker: Asker, request: Request<Incoming>) -> Result<Reply, Refusal> {
-    let Wish { local, protocol, .. } = Wish::decode("UnexposeRequest", posted(request).await?)?;
+pub(super) async fn answer(api: &Api, client: &Client, request: Request<Incoming>) -> Result<Reply, Refusal> {
+    let Wish { local, protocol, .. } = Wish::decode("UnexposeRequest", posted(client, request).await?)?;
     let protocol = protocol_of(&protocol).ok_or(ExposeError::NotFound)?;
-    api.registry.unexpose(protocol, &local, asker).await?;
+    api.registry.unexpose(protocol, &local, client.scope.asker()).await?;
     Ok(done())
 }

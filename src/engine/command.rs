@@ -65,11 +65,18 @@ pub enum Request {
         target: IpAddr,
     },
     /// A guest connected to the gateway's DNS port.
-    DnsStream(UnixStream),
+    DnsStream {
+        /// The port that the guest is behind: unlike its address it cannot be forged.
+        link: PortId,
+        /// The near end for the control plane.
+        stream: UnixStream,
+    },
     /// A guest connected to the gateway's HTTP port.
     HttpStream {
         /// The guest's address.
         guest: Ipv4Addr,
+        /// As of a DNS stream.
+        link: PortId,
         /// The near end for the control plane.
         stream: UnixStream,
     },

@@ -259,6 +259,14 @@ impl Engine {
         }
     }
 
+    /// Asks what is lost if the control plane is behind, as on a busy server; the guest asks again. Half of the channel is left to
+    /// connections, which would be refused.
+    fn ask(&self, request: Request) {
+        if self.requests.capacity() > CHANNEL / 2 {
+            let _ = self.requests.try_send(request);
+        }
+    }
+
     fn handle_stack_events(&mut self) {
         while let Some(event) = self.stack.poll_event() {
             match event {
@@ -266,12 +274,10 @@ impl Engine {
                 Event::TcpOpen { flow, target: Target::Gateway(port) } => self.connect_gateway(flow, port),
                 Event::UdpClosed(flow) => self.close_udp(flow),
                 Event::DnsQuestion { client, message } => {
-                    // A full channel loses the question, as a busy server would; the guest asks again.
-                    let _ = self.requests.try_send(Request::DnsQuestion { client, message });
+                    self.ask(Request::DnsQuestion { client, message });
                 }
                 Event::Echo { echo, target } => {
-                    // As with a question.
-                    let _ = self.requests.try_send(Request::Echo { echo, target });
+                    self.ask(Request::Echo { echo, target });
                 }
                 Event::AddressLearned(mac) => self.tell(Notice::ConnectionEstablished(mac)),
                 Event::AddressLost(mac) => self.tell(Notice::ConnectionClosed(mac)),

@@ -55,11 +55,12 @@ impl Engine {
     /// A guest dialled the gateway: the control plane serves it, at the far end of a socket pair.
     pub(super) fn connect_gateway(&mut self, flow: FlowId, port: u16) {
         let served = socket_pair().and_then(|(near, far)| {
-            let request = match (port, self.stack.tcp_guest(flow)) {
-                (netstack::HTTP_PORT, Some(SocketAddr::V4(guest))) => {
-                    Request::HttpStream { guest: *guest.ip(), stream: far }
+            let guest = self.stack.tcp_guest(flow).ok_or(io::ErrorKind::ConnectionRefused)?;
+            let request = match (port, guest) {
+                (netstack::HTTP_PORT, (SocketAddr::V4(guest), link)) => {
+                    Request::HttpStream { guest: *guest.ip(), link, stream: far }
                 }
-                _ => Request::DnsStream(far),
+                (_, (_, link)) => Request::DnsStream { link, stream: far },
             };
             self.requests.try_send(request).map_err(|_| io::ErrorKind::ConnectionRefused)?;
             Ok(near)

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::case::{Case, On, Table};
 use crate::support::free_port;
-use crate::support::http::{Answer, exchange, read_to_end, request};
+use crate::support::http::{Answer, ask_and_keep, exchange, read_to_end, request};
 use crate::support::traffic::{accept, impatient};
 use crate::web::{
     ADD_ZONE, ALL, EXPOSE, NOT_FOUND, SERVED, UNEXPOSE, ZONES, ask, connect, get, post, raw, served, shown,
@@ -23,6 +23,7 @@ pub(crate) fn cases() -> Vec<Case> {
     zones(&mut table);
     requests(&mut table);
     tunnels(&mut table);
+    kept_open(&mut table);
     table.done()
 }
 
@@ -397,6 +398,42 @@ fn requests(table: &mut Table) {
             modes.join(", ")
         },
     );
+}
+
+/// podman in a guest makes an HTTP client for each start and stop of a container, and leaves its connection open.
+fn kept_open(table: &mut Table) {
+    for (at, count) in [("the gateway", 25), ("the gateway", 300), ("-services", 300)] {
+        let seen = format!("exposed {count}, unexposed {count} of {count}");
+        table.same(format!("{count} clients at {at} that keep their connections"), seen, move |on| {
+            let net = on.net(SERVED);
+            let mut kept: Vec<Box<dyn std::any::Any>> = Vec::new();
+            let done = [EXPOSE, UNEXPOSE].map(|path| {
+                let ports = (20_000..).take(count);
+                let statuses = ports.map(|port| {
+                    let body = format!(r#"{{"local":"127.0.0.1:{port}","remote":"192.168.127.2:80"}}"#);
+                    match at {
+                        "-services" => {
+                            let stream = connect(&net.daemon, "services");
+                            let status = ask_and_keep(&stream, "POST", path, &body).status;
+                            kept.push(Box::new(stream));
+                            status
+                        }
+                        _ => {
+                            let Ok(stream) = net.guest.connect(([192, 168, 127, 1], 80).into()) else {
+                                return 0;
+                            };
+                            let stream = impatient(stream);
+                            let status = ask_and_keep(&stream, "POST", path, &body).status;
+                            kept.push(Box::new(stream));
+                            status
+                        }
+                    }
+                });
+                statuses.filter(|&status| status == 200).count()
+            });
+            format!("exposed {}, unexposed {} of {count}", done[0], done[1])
+        });
+    }
 }
 
 fn tunnels(table: &mut Table) {

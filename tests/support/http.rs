@@ -80,6 +80,28 @@ pub(crate) fn ask(stream: impl Read + Write, method: &str, path: &str, body: &st
     Answer::of(&exchange(stream, &request(method, path, body)))
 }
 
+/// Asks on a connection that stays open, and gives the answer, or what came before its end.
+#[track_caller]
+pub(crate) fn ask_and_keep(mut stream: impl Read + Write, method: &str, path: &str, body: &str) -> Answer {
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let _ = stream.write_all(request.as_bytes());
+    let mut received = Vec::new();
+    let mut part = [0; 4096];
+    loop {
+        let answer = Answer::of(&received);
+        if answer.status != 0 && answer.header("content-length").parse() == Ok(answer.body.len()) {
+            return answer;
+        }
+        match stream.read(&mut part) {
+            Ok(len @ 1..) => received.extend_from_slice(&part[..len]),
+            Ok(_) => return answer,
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return answer,
+            Err(error) => panic!("{error} after {answer:?}"),
+        }
+    }
+}
+
 fn dechunk(mut rest: &str) -> String {
     let mut body = String::new();
     while let Some((length, after)) = rest.split_once("\r\n") {

@@ -173,9 +173,9 @@ impl Table {
         self.flows.get_mut(id)
     }
 
-    /// The guest's end.
-    pub(crate) fn guest(&self, id: FlowId) -> Option<SocketAddr> {
-        self.flows.get(id).map(|flow| flow.guest)
+    /// The guest's end, and the port that it is behind.
+    pub(crate) fn guest(&self, id: FlowId) -> Option<(SocketAddr, PortId)> {
+        self.flows.get(id).map(|flow| (flow.guest, flow.route.port))
     }
 
     /// Takes one segment: a whole, unfragmented IP packet from `route.to` at `route.port`.
