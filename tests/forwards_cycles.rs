@@ -111,3 +111,33 @@ fn nothing_stays_of_a_thousand_ports() {
     });
     assert!(echoed.load(Ordering::Relaxed) > 10, "the load went on: {echoed:?}");
 }
+
+/// More connections than there are ports to dial from, within the minute for which the guest, which closes first, remembers each.
+#[test]
+fn connections_do_not_wait_for_a_port_that_comes_again() {
+    const CONNECTIONS: usize = 120_000;
+    const CLIENTS: usize = 4;
+    let bench = Bench::start();
+    let listener = bench.guest.listen("0.0.0.0:80".parse().unwrap());
+    let port = free_port();
+    bench.expose("tcp", &format!(":{port}"), "192.168.127.2:80");
+    std::thread::scope(|scope| {
+        scope.spawn(|| (0..CONNECTIONS).for_each(|_| drop(listener.accept().unwrap())));
+        let client = || {
+            let mut slowest = Duration::ZERO;
+            for _ in 0..CONNECTIONS / CLIENTS {
+                let start = std::time::Instant::now();
+                let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                assert_eq!(stream.read(&mut [0]).unwrap(), 0, "the guest closes");
+                slowest = slowest.max(start.elapsed());
+            }
+            slowest
+        };
+        let start = std::time::Instant::now();
+        let clients = [(); CLIENTS].map(|()| scope.spawn(client));
+        let slowest = clients.map(|client| client.join().unwrap()).into_iter().max().unwrap();
+        eprintln!("{CONNECTIONS} connections in {:?}, the slowest {slowest:?}", start.elapsed());
+        assert!(slowest < Duration::from_millis(500), "{slowest:?} for one connection");
+    });
+}

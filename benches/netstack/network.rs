@@ -14,7 +14,7 @@ const BATCH: usize = 512 << 10;
 const EARLY_WRITE: usize = 64 << 10;
 /// Batches written in one turn at most; the memory is not touched before it is used.
 const BATCHES: usize = 64;
-const SEED: u64 = 7;
+const SEED: u128 = 7;
 
 /// The virtual network and what drives it.
 pub(crate) struct Network {

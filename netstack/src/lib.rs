@@ -16,6 +16,7 @@ mod drop;
 pub mod ether;
 mod icmp;
 mod ipv4;
+mod keys;
 mod link;
 mod mtu;
 mod nat;
@@ -44,6 +45,7 @@ pub use udp::{Datagram, UdpFlowId};
 use arp::{Due, Neighbours, Resolved, Waiter};
 use ether::EtherType;
 use ipv4::{Header, Reassembly, Route};
+use keys::Keys;
 use nat::{Nat, Verdict};
 use switch::{Destination, Learned, Switch};
 use tcp::Segment;
@@ -151,17 +153,18 @@ struct Place {
 
 impl Stack {
     /// `seed` is for sequence numbers and hash tables, and has to be unpredictable for the guest.
-    pub fn new(config: NetworkConfig, seed: u64, now: Instant) -> Self {
+    pub fn new(config: NetworkConfig, seed: u128, now: Instant) -> Self {
+        let keys = Keys::new(seed);
         Self {
-            switch: Switch::new(config.assumed_mtu, seed),
-            neighbours: Neighbours::new(seed),
-            reassembly: Reassembly::new(seed),
+            switch: Switch::new(config.assumed_mtu, keys.tables),
+            neighbours: Neighbours::new(keys.tables),
+            reassembly: Reassembly::new(keys.tables),
             assembled: Vec::new(),
             nat: Nat::new(&config),
             dhcp: dhcp::DhcpServer::new(&config),
             zones: dns::Zones::new(config.zones.clone()),
-            tcp: tcp::Table::new(config.mtu, config.gateway_mac, seed, now),
-            udp: udp::Table::new(seed),
+            tcp: tcp::Table::new(config.mtu, config.gateway_mac, &keys, now),
+            udp: udp::Table::new(&keys),
             events: VecDeque::new(),
             drops: DropCounts::default(),
             scratch: Vec::new(),
@@ -735,7 +738,7 @@ impl Stack {
         sink: &mut impl FrameSink,
     ) {
         match flow {
-            Waiter::Tcp(flow) => self.tcp.resolved(flow, neighbour),
+            Waiter::Tcp(flow) => self.tcp.resolved(flow, neighbour, now),
             Waiter::Udp(flow) => {
                 let route = neighbour.map(|(to, port)| Route { port, from: self.config.gateway_mac, to });
                 for datagram in self.udp.resolved(flow, route) {

@@ -119,7 +119,7 @@ impl Engine {
     ///
     /// # Errors
     /// The system has no event queue to give.
-    pub fn new(network: NetworkConfig, seed: u64) -> io::Result<(Self, Handle, mpsc::Receiver<Request>)> {
+    pub fn new(network: NetworkConfig, seed: u128) -> io::Result<(Self, Handle, mpsc::Receiver<Request>)> {
         let poll = Poll::new()?;
         let mut sources = Slab::new();
         let waker = Arc::new(Waker::new(poll.registry(), Token(sources.insert(Source::Waker)))?);

@@ -139,8 +139,8 @@ pub fn vsock_takes_no_more(socket: std::os::fd::BorrowedFd<'_>) -> bool {
 ///
 /// # Errors
 /// The system has no source of randomness.
-pub fn random_seed() -> std::io::Result<u64> {
-    let mut bytes = [0; 8];
+pub fn random_seed() -> std::io::Result<u128> {
+    let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(std::io::Error::from)?;
-    Ok(u64::from_ne_bytes(bytes))
+    Ok(u128::from_ne_bytes(bytes))
 }

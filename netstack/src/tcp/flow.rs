@@ -119,6 +119,8 @@ pub struct Flow {
     finished: bool,
     /// A RST ended it before both halves were closed, or the guest was given up.
     aborted: bool,
+    /// The SYN to the guest was sent again before its time.
+    pub(super) dialled_again: bool,
     /// When it came to TIME-WAIT.
     time_wait: Option<Instant>,
 }
@@ -145,6 +147,7 @@ impl Flow {
             guest_sent: None,
             finished: false,
             aborted: false,
+            dialled_again: false,
             time_wait: None,
         }
     }

@@ -8,6 +8,7 @@ mod device;
 mod flow;
 mod recovery;
 mod replay;
+mod sequence;
 mod window;
 
 use core::net::SocketAddr;
@@ -15,13 +16,11 @@ use std::collections::{HashMap, VecDeque};
 
 use foldhash::fast::FixedState;
 use slotmap::SlotMap;
-use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketSet};
+use smoltcp::iface::{Interface, PollIngressSingleResult, PollResult, SocketSet};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::tcp::{Socket, State};
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{
-    HardwareAddress, IpProtocol, Ipv4Packet, TcpControl, TcpOption, TcpPacket, TcpRepr, TcpSeqNumber,
-};
+use smoltcp::wire::{IpProtocol, Ipv4Packet, TcpControl, TcpOption, TcpPacket, TcpRepr, TcpSeqNumber};
 
 pub use flow::{Abort, Flow, Phase};
 pub(crate) use window::WindowBudget;
@@ -29,12 +28,14 @@ pub(crate) use window::WindowBudget;
 use crate::buffer::IdleMemory;
 use crate::ether::{self, EtherType};
 use crate::ipv4::{self, Route};
+use crate::keys::Keys;
 use crate::timer::Timers;
 use crate::{DropReason, FrameSink, Mac, PortId};
 use device::{Blueprint, OneCall};
 use flow::{PooledSocket, Stage};
 use recovery::Verdict;
 use replay::ReplayBudget;
+use sequence::InitialSequence;
 
 slotmap::new_key_type! {
     /// Names a TCP flow; never used again for another one.
@@ -95,6 +96,7 @@ struct Budgets {
 /// The flow table.
 pub(crate) struct Table {
     interface: Interface,
+    initial: InitialSequence,
     mtu: u16,
     gateway_mac: Mac,
     flows: SlotMap<FlowId, Flow>,
@@ -122,26 +124,24 @@ impl core::fmt::Debug for Table {
 }
 
 impl Table {
-    pub(crate) fn new(mtu: u16, gateway_mac: Mac, seed: u64, now: Instant) -> Self {
-        let mut config = Config::new(HardwareAddress::Ip);
-        config.random_seed = seed;
-        // One interface serves every flow: it holds no state of a connection, and any-IP makes every address its own.
-        let mut interface = Interface::new(config, &mut Blueprint { mtu: usize::from(mtu) }, now);
-        interface.set_any_ip(true);
+    pub(crate) fn new(mtu: u16, gateway_mac: Mac, keys: &Keys, now: Instant) -> Self {
+        // One interface serves every flow: it holds no state of a connection.
+        let mut blueprint = Blueprint { mtu: usize::from(mtu) };
         Self {
-            interface,
+            interface: sequence::interface(&mut blueprint, TcpSeqNumber(0), now),
+            initial: InitialSequence(keys.sequence),
             mtu,
             gateway_mac,
             flows: SlotMap::with_key(),
-            keys: HashMap::with_hasher(FixedState::with_seed(seed)),
+            keys: HashMap::with_hasher(FixedState::with_seed(keys.tables)),
             deep: 0,
             ready: VecDeque::new(),
             blocked: Vec::new(),
             idle: VecDeque::new(),
             timers: Timers::new(),
-            budgets: HashMap::with_hasher(FixedState::with_seed(seed)),
+            budgets: HashMap::with_hasher(FixedState::with_seed(keys.tables)),
             pool: Vec::new(),
-            next_port: EPHEMERAL_FIRST + (seed % u64::from(EPHEMERAL_COUNT)) as u16,
+            next_port: EPHEMERAL_FIRST + (keys.ports % u64::from(EPHEMERAL_COUNT)) as u16,
             scratch: Vec::new(),
             rewritten: Vec::new(),
         }
@@ -276,6 +276,10 @@ impl Table {
                 let Some((mut device, sockets, _)) = called else { return Ok(Segment::Done) };
                 let _: PollIngressSingleResult =
                     self.interface.poll_ingress_single(now, &mut device, sockets);
+                if before == State::SynSent && segment.ack() && !segment.syn() && !segment.rst() {
+                    self.dial_again(id, now, sink);
+                    return Ok(Segment::Done);
+                }
             }
         }
         if is_duplicate {
@@ -331,9 +335,11 @@ impl Table {
         let Some(flow) = self.flows.get_mut(id) else { return };
         let Stage::Held(syn) = core::mem::replace(&mut flow.stage, Stage::Dead) else { return };
         flow.listen(self.pool.pop().unwrap_or_else(PooledSocket::new));
+        let number = self.initial.number(flow.guest, flow.remote, now);
         let called = flow.device(Some(&syn), sink, usize::from(self.mtu), now, &mut self.scratch);
         let Some((mut device, sockets, _)) = called else { return };
-        let _: PollIngressSingleResult = self.interface.poll_ingress_single(now, &mut device, sockets);
+        let mut interface = sequence::interface(&mut device, number, now);
+        let _: PollIngressSingleResult = interface.poll_ingress_single(now, &mut device, sockets);
         flow.after_segment(State::Listen, false);
         self.mark_ready(id);
     }
@@ -397,7 +403,7 @@ impl Table {
     }
 
     /// A dialled flow's guest has been found, or not.
-    pub(crate) fn resolved(&mut self, id: FlowId, neighbour: Option<(Mac, PortId)>) {
+    pub(crate) fn resolved(&mut self, id: FlowId, neighbour: Option<(Mac, PortId)>, now: Instant) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         if !matches!(flow.stage, Stage::Resolving) {
             return;
@@ -405,11 +411,23 @@ impl Table {
         match neighbour {
             Some((to, port)) => {
                 flow.route = Route { port, from: self.gateway_mac, to };
-                flow.connect(self.pool.pop().unwrap_or_else(PooledSocket::new), &mut self.interface);
+                let number = self.initial.number(flow.guest, flow.remote, now);
+                let mut blueprint = Blueprint { mtu: usize::from(self.mtu) };
+                let mut interface = sequence::interface(&mut blueprint, number, now);
+                flow.connect(self.pool.pop().unwrap_or_else(PooledSocket::new), &mut interface);
             }
             None => flow.stage = Stage::Dead,
         }
         self.mark_ready(id);
+    }
+
+    /// The guest answered a SYN as somebody who has another connection between the same ends, open or in TIME-WAIT; by now it has a RST
+    /// for that (RFC 9293 3.5.1). The SYN is sent again, once, without waiting for its timer.
+    fn dial_again(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) {
+        let is_first = |flow: &mut Flow| !core::mem::replace(&mut flow.dialled_again, true);
+        if self.flows.get_mut(id).is_some_and(is_first) {
+            self.hurry(id, now, sink);
+        }
     }
 
     /// The next flow that has something to do.
@@ -475,7 +493,7 @@ impl Table {
                 self.replay(id, now, sink);
             }
         } else if flow.persist_at().is_some_and(|at| at <= now) {
-            self.probe(id, now, sink);
+            self.hurry(id, now, sink);
         }
         self.deepen(id);
         let Some(flow) = self.flows.get_mut(id) else { return };

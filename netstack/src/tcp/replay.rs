@@ -38,8 +38,8 @@ impl ReplayBudget {
 }
 
 impl Table {
-    /// Probes a closed window. smoltcp is told that its timer for that has run out.
-    pub(super) fn probe(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) {
+    /// Has smoltcp do now what it would do when its timer runs out: probe a closed window, or send a SYN again.
+    pub(super) fn hurry(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         let called = flow.device(None, sink, usize::from(self.mtu), now, &mut self.scratch);
         let Some((mut device, sockets, _)) = called else { return };

@@ -14,6 +14,7 @@ use smoltcp::wire::{IpProtocol, Ipv4Packet, UdpPacket};
 use crate::checksum;
 use crate::ether::{self, EtherType};
 use crate::ipv4::{self, Header, Route};
+use crate::keys::Keys;
 use crate::timer::Timers;
 use crate::{DropReason, FrameSink, PortId};
 use shares::{Owner, Place, Shares};
@@ -80,15 +81,15 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub(crate) fn new(keys: &Keys) -> Self {
         Self {
             flows: SlotMap::with_key(),
-            keys: HashMap::with_hasher(FixedState::with_seed(seed)),
-            shares: Shares::new(seed),
+            keys: HashMap::with_hasher(FixedState::with_seed(keys.tables)),
+            shares: Shares::new(keys.tables),
             timers: Timers::new(),
             closed: VecDeque::new(),
             held: 0,
-            next_port: EPHEMERAL_FIRST + (seed % u64::from(EPHEMERAL_COUNT)) as u16,
+            next_port: EPHEMERAL_FIRST + (keys.ports % u64::from(EPHEMERAL_COUNT)) as u16,
             ident: 0,
             scratch: Vec::new(),
         }
@@ -354,7 +355,7 @@ mod tests {
 
     #[test]
     fn a_dialled_flow_holds_what_it_may() {
-        let mut table = Table::new(1);
+        let mut table = Table::new(&Keys::new(1));
         let send =
             |table: &mut Table, id, len| table.send(id, &vec![1; len], 1500, Instant::ZERO, &mut NoSink);
         let dial = |table: &mut Table| table.dial(guest(9), [10, 0, 0, 1].into(), Instant::ZERO).unwrap();
@@ -378,7 +379,7 @@ mod tests {
 
     #[test]
     fn the_least_recently_used_makes_room() {
-        let mut table = Table::new(1);
+        let mut table = Table::new(&Keys::new(1));
         let now = Instant::ZERO;
         let ids: Vec<_> =
             (0..MAX_FLOWS as u16).map(|port| table.open(guest(port + 1), remote(9), ROUTE, now)).collect();
@@ -394,7 +395,7 @@ mod tests {
 
     #[test]
     fn a_flood_costs_who_makes_it() {
-        let mut table = Table::new(1);
+        let mut table = Table::new(&Keys::new(1));
         let now = Instant::ZERO;
         let other = Route { port: PortId(1), ..ROUTE };
         let quiet = table.open(guest(1), remote(1), other, now);
@@ -419,7 +420,7 @@ mod tests {
 
     #[test]
     fn idle_flows_end() {
-        let mut table = Table::new(1);
+        let mut table = Table::new(&Keys::new(1));
         let long = table.open(guest(1), remote(9), ROUTE, Instant::ZERO);
         let short = table.open(guest(1), remote(53), ROUTE, Instant::ZERO);
         table.handle_timeout(Instant::from_secs(15));

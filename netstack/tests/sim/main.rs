@@ -24,6 +24,7 @@ mod dial_in;
 mod dial_out;
 mod mtu;
 mod random;
+mod sequence;
 mod services;
 mod shrinking;
 mod stale;

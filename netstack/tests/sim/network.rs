@@ -208,7 +208,7 @@ impl Sim {
         Self {
             seed,
             now: Instant::ZERO,
-            stack: Stack::new(config, seed, Instant::ZERO),
+            stack: Stack::new(config, seed.into(), Instant::ZERO),
             batches: Batches::default(),
             ports: Vec::new(),
             hosts: BTreeMap::new(),

@@ -1,0 +1,22 @@
+//! Secrets of one network, all from one seed, so that none tells anything of another. Owns: what they are. May not: draw randomness.
+//! Read next: `tcp/sequence.rs`.
+
+use siphasher::sip::SipHasher24;
+
+/// What has to be unpredictable for a guest.
+pub(crate) struct Keys {
+    /// Of the sequence numbers that connections begin with.
+    pub(crate) sequence: SipHasher24,
+    /// Of hash tables.
+    pub(crate) tables: u64,
+    /// Where the ports of flows to guests begin.
+    pub(crate) ports: u64,
+}
+
+impl Keys {
+    pub(crate) fn new(seed: u128) -> Self {
+        let secret = SipHasher24::new_with_keys(seed as u64, (seed >> 64) as u64);
+        let [first, second, tables, ports] = [0, 1, 2, 3].map(|number| secret.hash(&[number]));
+        Self { sequence: SipHasher24::new_with_keys(first, second), tables, ports }
+    }
+}

@@ -1,0 +1,141 @@
+//! The sequence number that a connection begins with (RFC 9293 3.4.1, RFC 6528). Owns: the key. May not: read a clock.
+//! Read next: `flow.rs`, which begins connections.
+//!
+//! It grows with the time between the same two ends: a guest that still has the connection before in TIME-WAIT knows that a new one comes.
+//! And nobody learns from those of two ends where those of two others are.
+
+use core::net::{IpAddr, SocketAddr};
+use std::hash::Hasher;
+
+use siphasher::sip::SipHasher24;
+use smoltcp::iface::{Config, Interface};
+use smoltcp::phy::Device;
+use smoltcp::time::Instant;
+use smoltcp::wire::{HardwareAddress, TcpSeqNumber};
+
+/// Microseconds in which the number grows by one.
+const TICK: i64 = 4;
+
+/// Gives first sequence numbers to connections.
+pub(super) struct InitialSequence(pub(super) SipHasher24);
+
+impl InitialSequence {
+    /// The number for a connection between these two that begins now.
+    pub(super) fn number(&self, guest: SocketAddr, remote: SocketAddr, now: Instant) -> TcpSeqNumber {
+        let mut hasher = self.0;
+        for end in [guest, remote] {
+            match end.ip() {
+                IpAddr::V4(ip) => hasher.write(&ip.octets()),
+                IpAddr::V6(ip) => hasher.write(&ip.octets()),
+            }
+            hasher.write(&end.port().to_be_bytes());
+        }
+        TcpSeqNumber(hasher.finish().wrapping_add((now.total_micros() / TICK) as u64) as i32)
+    }
+}
+
+/// An interface whose first connection begins with `number`. smoltcp draws that, and before it the identifier of a packet, from a
+/// generator that starts where it is told to; and whose steps can be taken back.
+pub(super) fn interface(device: &mut impl Device, number: TcpSeqNumber, now: Instant) -> Interface {
+    // What is drawn of a state below 2^61 is what is above its lowest 29 bits. Those are free, since no identifier is zero.
+    let before = (0..).map(|free: u64| step_back((u64::from(number.0 as u32) << 29) | free)).find(|state| {
+        let drawn = (*state >> (29 - (*state >> 61))) as u32;
+        (drawn ^ (drawn >> 16)) as u16 != 0
+    });
+    let mut config = Config::new(HardwareAddress::Ip);
+    config.random_seed = step_back(before.unwrap_or_default());
+    let mut interface = Interface::new(config, device, now);
+    interface.set_any_ip(true);
+    interface
+}
+
+/// smoltcp's generator goes from a state to `state * 0xbb2efcec3c39611d + 0x7590ef39`.
+fn step_back(state: u64) -> u64 {
+    const INVERSE: u64 = 0x4eab_3c1d_3452_6935;
+    state.wrapping_sub(0x7590_ef39).wrapping_mul(INVERSE)
+}
+
+#[cfg(test)]
+mod tests {
+    use smoltcp::iface::{SocketSet, SocketStorage};
+    use smoltcp::socket::tcp::{Socket, SocketBuffer};
+    use smoltcp::time::Duration;
+    use smoltcp::wire::{IpAddress, Ipv4Packet, TcpPacket};
+
+    use super::*;
+    use crate::ipv4::Route;
+    use crate::link::FrameSink;
+    use crate::tcp::device::OneCall;
+    use crate::tcp::recovery::Recovery;
+    use crate::tcp::window::WindowLimit;
+    use crate::{Mac, PortId};
+
+    /// Keeps the last frame.
+    #[derive(Default)]
+    struct Last(Vec<u8>);
+
+    impl FrameSink for Last {
+        fn has_room(&self, _: PortId, _: usize) -> bool {
+            true
+        }
+
+        fn frame(&mut self, _: PortId, len: usize) -> Option<&mut [u8]> {
+            self.0 = vec![0; len];
+            Some(&mut self.0)
+        }
+    }
+
+    /// The first number of a connection that smoltcp dials with `interface`.
+    fn dialled(number: TcpSeqNumber) -> TcpSeqNumber {
+        let (now, mut sink) = (Instant::ZERO, Last::default());
+        let (mut window, mut recovery, mut scratch) = (WindowLimit::new(0), Recovery::new(0), Vec::new());
+        let mut device = OneCall {
+            packet: None,
+            sink: &mut sink,
+            route: Route { port: PortId(0), from: Mac([2; 6]), to: Mac([4; 6]) },
+            mtu: 1500,
+            window: &mut window,
+            recovery: &mut recovery,
+            now,
+            scratch: &mut scratch,
+        };
+        let mut interface = interface(&mut device, number, now);
+        let mut sockets = SocketSet::new(vec![SocketStorage::EMPTY]);
+        let ring = || SocketBuffer::new(vec![0; 64]);
+        let handle = sockets.add(Socket::new(ring(), ring()));
+        let from = |last, port| (IpAddress::v4(10, 0, 0, last), port);
+        let socket = sockets.get_mut::<Socket<'_>>(handle);
+        socket.connect(interface.context(), from(2, 22), from(1, 16_000)).unwrap();
+        interface.poll(now, &mut device, &mut sockets);
+        let packet = Ipv4Packet::new_checked(&sink.0[14..]).unwrap();
+        TcpPacket::new_checked(packet.payload()).unwrap().seq_number()
+    }
+
+    #[test]
+    fn a_connection_begins_with_the_number() {
+        for number in [0, 1, -1, i32::MAX, i32::MIN].into_iter().map(TcpSeqNumber) {
+            assert_eq!(dialled(number), number);
+        }
+        // Among so many are some for which the lowest bits have to differ.
+        for step in 0..300_000_i32 {
+            let number = TcpSeqNumber(step.wrapping_mul(0x9e37_79b9_u32 as i32));
+            assert_eq!(dialled(number), number);
+        }
+    }
+
+    #[test]
+    fn the_same_ends_count_up_and_others_are_elsewhere() {
+        let numbers = InitialSequence(SipHasher24::new_with_keys(1, 2));
+        let (guest, remote) = ("10.0.0.2:22".parse().unwrap(), "10.0.0.1:16000".parse().unwrap());
+        let at = |remote, now| numbers.number(guest, remote, now);
+        let (start, later) = (Instant::from_secs(5), Instant::from_secs(5) + Duration::from_millis(500));
+        assert_eq!(at(remote, later) - at(remote, start), 125_000);
+        let mut all: Vec<i32> =
+            (0..1000).map(|port| at(SocketAddr::new(remote.ip(), port), start).0 >> 16).collect();
+        all.sort_unstable();
+        all.dedup();
+        assert!(all.len() > 950, "{} of 1000 differ in their upper halves", all.len());
+        let other = InitialSequence(SipHasher24::new_with_keys(1, 3));
+        assert_ne!(other.number(guest, remote, start), at(remote, start));
+    }
+}
