@@ -165,8 +165,8 @@ pub(crate) fn emit_header<T: AsRef<[u8]> + AsMut<[u8]>>(
     packet.set_dst_addr(header.destination);
 }
 
-/// Puts fragments together again. A fragment that overlaps another ends the whole datagram: no honest sender makes one
-/// (RFC 5722 says so for IPv6), and the dishonest ones live from the ambiguity.
+/// Puts fragments together again. A fragment that comes again is ignored. One that overlaps another and says something else ends the whole
+/// datagram: no honest sender makes one (RFC 5722 says so for IPv6), and the dishonest ones live from the ambiguity.
 #[derive(Debug)]
 pub(crate) struct Reassembly {
     incomplete: HashMap<Key, Incomplete, FixedState>,
@@ -257,8 +257,10 @@ impl Incomplete {
             return Err(DropReason::Fragment);
         }
         let at = self.have.partition_point(|range| range.end <= start);
-        if self.have.get(at).is_some_and(|next| next.start < end) {
-            return Err(DropReason::Fragment);
+        if let Some(range) = self.have.get(at).filter(|range| range.start < end) {
+            let is_known = range.start <= start && end <= range.end && (!last || self.total == Some(end));
+            let known = self.packet.get(HEADER_LEN + start..HEADER_LEN + end).filter(|_| is_known);
+            return if known == Some(fragment.payload()) { Ok(()) } else { Err(DropReason::Fragment) };
         }
         if last {
             self.total = Some(end);
@@ -331,11 +333,37 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_again_is_ignored() {
+        let payload: Vec<u8> = (0..48).collect();
+        let piece = |from: usize, to: usize| fragment(from, &payload[from..to], to < 48);
+        // The last one completes it; before that each comes once more at every place after its first.
+        for order in
+            [&[0, 0, 1, 2], &[0, 1, 0, 2], &[0, 1, 1, 2], &[2, 2, 1, 0], &[2, 1, 2, 0], &[1, 0, 1, 2]]
+        {
+            let mut table = Reassembly::new(1);
+            let pieces = [piece(0, 16), piece(16, 32), piece(32, 48)];
+            let mut done = None;
+            for i in order {
+                assert_eq!(done, None);
+                done = add(&mut table, &pieces[*i], 0).unwrap();
+            }
+            assert_eq!(done.unwrap()[HEADER_LEN..], payload, "{order:?}");
+        }
+        // Cut another way by another router, as long as it brings nothing new.
+        let mut table = Reassembly::new(1);
+        assert_eq!(add(&mut table, &piece(0, 32), 0), Ok(None));
+        assert_eq!(add(&mut table, &piece(8, 24), 0), Ok(None));
+        assert_eq!(add(&mut table, &piece(32, 48), 0).unwrap().unwrap()[HEADER_LEN..], payload);
+    }
+
+    #[test]
     fn overlap_oversize_and_contradiction_end_the_datagram() {
         let first = fragment(0, &[1; 16], true);
         for second in [
             fragment(8, &[2; 16], true),
-            fragment(0, &[1; 16], true),
+            fragment(8, &[1; 16], true),
+            fragment(0, &[2; 16], true),
+            fragment(8, &[1; 8], false),
             fragment(8, &[2; 4], false),
             fragment(16, &[2; 9], true),
             fragment(65528, &[2; 16], false),
