@@ -28,9 +28,8 @@ slotmap::new_key_type! {
 pub(crate) const HEADER_LEN: usize = 8;
 /// Flows at most that guests open, each a socket on the host; and as many that are opened to guests.
 pub const MAX_FLOWS: usize = 4096;
-/// A flow without a datagram for this long is over (RFC 4787 asks for two minutes or more by default, and accepts less for
-/// well-known ports; the original takes 90 s).
-const IDLE: Duration = Duration::from_secs(90);
+/// A flow without a datagram for this long is over: not less than two minutes (RFC 4787 4.3, REQ-5), but for well-known ports.
+const IDLE: Duration = Duration::from_secs(120);
 /// The same where one question has one answer: DNS and NTP.
 const IDLE_SHORT: Duration = Duration::from_secs(15);
 
@@ -426,10 +425,10 @@ mod tests {
         table.handle_timeout(Instant::from_secs(15));
         assert_eq!(table.poll_closed(), Some(short));
         assert_eq!(table.find(guest(1), remote(9), ROUTE, Instant::from_secs(60)), Ok(Some(long)));
-        table.handle_timeout(Instant::from_secs(90));
+        table.handle_timeout(Instant::from_secs(120));
         assert_eq!(table.poll_closed(), None);
-        assert_eq!(table.poll_timeout(), Some(Instant::from_secs(150)));
-        table.handle_timeout(Instant::from_secs(150));
+        assert_eq!(table.poll_timeout(), Some(Instant::from_secs(180)));
+        table.handle_timeout(Instant::from_secs(180));
         assert_eq!(table.poll_closed(), Some(long));
         assert_eq!((table.len(), table.poll_timeout()), (0, None));
     }

@@ -175,7 +175,7 @@ fn idle_flows_end() {
     assert_eq!(sim.asked.closed, [flows[1]]);
     // An answer keeps it as well as a question does.
     sim.stack.udp_send(flows[0], b"y", sim.now, &mut sim.batches);
-    sim.run_for(Duration::from_secs(89));
+    sim.run_for(Duration::from_secs(119));
     assert_eq!(sim.stack.flows(), (0, 1));
     sim.run_for(Duration::from_secs(2));
     assert_eq!(sim.asked.closed, [flows[1], flows[0]]);
@@ -294,7 +294,7 @@ fn a_flow_that_starts_here_waits_for_its_guest() {
     let third = sim.stack.udp_connect(guest, sim.now, &mut sim.batches).unwrap();
     sim.stack.udp_send(third, b"at once", sim.now, &mut sim.batches);
     assert_eq!(received(&mut sim).len(), 1);
-    sim.run_until("all are idle", Duration::from_secs(100), |sim| sim.stack.flows() == (0, 0));
+    sim.run_until("all are idle", Duration::from_secs(130), |sim| sim.stack.flows() == (0, 0));
     assert_eq!(sim.asked.closed.len(), 3);
 }
 
