@@ -61,11 +61,14 @@ pub enum DropReason {
     /// The guest that it is for has not shown to take packets of this size, and it cannot be cut.
     #[error("longer than the guest takes")]
     TooLong,
+    /// It may be forwarded no further: its TTL is used up.
+    #[error("time to live exceeded in transit")]
+    HopLimit,
 }
 
 /// How often each [`DropReason`] happened.
 #[derive(Clone, Debug, Default)]
-pub struct DropCounts([u64; 19]);
+pub struct DropCounts([u64; 20]);
 
 impl DropCounts {
     pub(crate) fn count(&mut self, reason: DropReason) {

@@ -1,8 +1,11 @@
-//! ICMP (RFC 792): echo to the gateway and beyond, and unreachable messages to the guest. Owns: nothing.
+//! ICMP (RFC 792): echo to the gateway and beyond, and messages to the guest about what it sent. Owns: how many of those there are.
 
 use core::net::{Ipv4Addr, SocketAddrV4};
 
-use smoltcp::wire::{Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet, UdpPacket};
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{
+    Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, Icmpv4TimeExceeded, IpProtocol, Ipv4Packet, UdpPacket,
+};
 
 use crate::ipv4::{self, Header, Route};
 use crate::{DropReason, FrameSink};
@@ -86,7 +89,47 @@ pub(crate) fn send_unreachable(
     mtu: u16,
 ) -> Result<(), DropReason> {
     let header = Header { source: from, destination: to, protocol: IpProtocol::Icmp };
-    send_error(sink, route, header, (reason, 0), original, mtu)
+    let kind = (Icmpv4Message::DstUnreachable, reason.into());
+    send_error(sink, route, header, kind, 0, original, mtu)
+}
+
+/// Tells the guest that what it sent was to go further than it may, like [`send_unreachable`].
+pub(crate) fn send_time_exceeded(
+    sink: &mut impl FrameSink,
+    route: Route,
+    from: Ipv4Addr,
+    to: Ipv4Addr,
+    original: &[u8],
+    mtu: u16,
+) -> Result<(), DropReason> {
+    let header = Header { source: from, destination: to, protocol: IpProtocol::Icmp };
+    let kind = (Icmpv4Message::TimeExceeded, Icmpv4TimeExceeded::TtlExpired.into());
+    send_error(sink, route, header, kind, 0, original, mtu)
+}
+
+/// How many messages of a kind a port gets: a burst after a pause, and then one in each interval (RFC 1812 4.3.2.8).
+#[derive(Debug)]
+pub(crate) struct Limit {
+    /// Up to when the intervals are given away.
+    used: Instant,
+}
+
+impl Limit {
+    const INTERVAL: Duration = Duration::from_millis(10);
+    const BURST: u32 = 50;
+
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { used: now }
+    }
+
+    pub(crate) fn allows(&mut self, now: Instant) -> bool {
+        let used = self.used.max(now);
+        let allowed = used < now + Self::INTERVAL * Self::BURST;
+        if allowed {
+            self.used = used + Self::INTERVAL;
+        }
+        allowed
+    }
 }
 
 /// Tells the guest that what it sent may not be cut and is longer than the `next_hop` bytes that its receiver takes (RFC 1191), like
@@ -101,14 +144,16 @@ pub(crate) fn send_too_long(
     mtu: u16,
 ) -> Result<(), DropReason> {
     let header = Header { source: from, destination: to, protocol: IpProtocol::Icmp };
-    send_error(sink, route, header, (Icmpv4DstUnreachable::FragRequired, next_hop), original, mtu)
+    let kind = (Icmpv4Message::DstUnreachable, Icmpv4DstUnreachable::FragRequired.into());
+    send_error(sink, route, header, kind, next_hop, original, mtu)
 }
 
 fn send_error(
     sink: &mut impl FrameSink,
     route: Route,
     header: Header,
-    (reason, next_hop_mtu): (Icmpv4DstUnreachable, u16),
+    (kind, code): (Icmpv4Message, u8),
+    next_hop_mtu: u16,
     original: &[u8],
     mtu: u16,
 ) -> Result<(), DropReason> {
@@ -120,8 +165,8 @@ fn send_error(
         field.copy_from_slice(&next_hop_mtu.to_be_bytes());
     }
     let mut packet = Icmpv4Packet::new_unchecked(&mut *message);
-    packet.set_msg_type(Icmpv4Message::DstUnreachable);
-    packet.set_msg_code(reason.into());
+    packet.set_msg_type(kind);
+    packet.set_msg_code(code);
     packet.data_mut().copy_from_slice(quoted);
     packet.fill_checksum();
     ipv4::send(sink, route, header, message, 0, mtu)

@@ -26,9 +26,10 @@ mod timer;
 pub mod udp;
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 
+use foldhash::fast::FixedState;
 pub use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, Icmpv4DstUnreachable, IpProtocol, Ipv4Packet, UdpPacket};
 
@@ -128,6 +129,8 @@ pub struct Stack {
     tcp: tcp::Table,
     udp: udp::Table,
     events: VecDeque<Event>,
+    /// For each port, how many of its packets are answered with ICMP time exceeded.
+    exceeded: HashMap<PortId, icmp::Limit, FixedState>,
     drops: DropCounts,
     scratch: Vec<u8>,
 }
@@ -166,6 +169,7 @@ impl Stack {
             tcp: tcp::Table::new(config.mtu, config.gateway_mac, &keys, now),
             udp: udp::Table::new(&keys),
             events: VecDeque::new(),
+            exceeded: HashMap::with_hasher(FixedState::with_seed(keys.tables)),
             drops: DropCounts::default(),
             scratch: Vec::new(),
             config,
@@ -176,6 +180,7 @@ impl Stack {
     pub fn attach_port(&mut self, now: Instant) -> PortId {
         let port = self.switch.attach();
         self.tcp.attach(port, now);
+        self.exceeded.insert(port, icmp::Limit::new(now));
         port
     }
 
@@ -185,6 +190,7 @@ impl Stack {
         self.neighbours.detach(port);
         self.tcp.detach(port);
         self.udp.detach(port);
+        self.exceeded.remove(&port);
     }
 
     /// Takes one frame from a port, without FCS. A UDP datagram for the host comes back to be sent at once.
@@ -481,6 +487,9 @@ impl Stack {
                 if header.to.is_group() && !to.is_multicast() && !to.is_broadcast() {
                     return Err(DropReason::Martian);
                 }
+                if packet.hop_limit() <= 1 && self.is_beyond(to) {
+                    return self.expire(route, &packet, now, sink).map(|()| None);
+                }
                 if !packet.more_frags() && packet.frag_offset() == 0 {
                     let place = self.handle_packet(route, &packet, now, sink)?;
                     return Ok(place.map(|place| place.shifted(ether::HEADER_LEN)));
@@ -529,9 +538,10 @@ impl Stack {
         sink: &mut impl FrameSink,
     ) -> Result<Option<Place>, DropReason> {
         let (source, destination) = (packet.src_addr(), packet.dst_addr());
-        // A guest speaks from the subnet, and not for the gateway; before it has an address, from none.
-        let is_guest = nat::in_subnet(self.config.subnet, source) && !self.is_gateway(source);
-        if nat::is_martian(destination) || !(is_guest || source.is_unspecified()) {
+        // A guest speaks from the subnet, and not for the gateway; before it has an address, from none. To the DHCP server it may speak from
+        // one of another network: it hears that it needs another (RFC 2131 4.3.2).
+        let is_expected = self.is_guest(source) || source.is_unspecified() || self.is_from_elsewhere(packet);
+        if nat::is_martian(destination) || !is_expected {
             return Err(DropReason::Martian);
         }
         match packet.next_header() {
@@ -707,6 +717,45 @@ impl Stack {
     fn mtu_to(&self, to: Mac, len: usize) -> u16 {
         let assumed = self.config.assumed_mtu;
         if len <= usize::from(assumed) { assumed } else { self.switch.mtu(to).min(self.config.mtu) }
+    }
+
+    /// A packet that has come as far as it may: its sender hears so from the gateway (RFC 1812 5.3.1).
+    fn expire(
+        &mut self,
+        route: Route,
+        packet: &Ipv4Packet<&[u8]>,
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) -> Result<(), DropReason> {
+        let (from, to) = (self.config.gateway, packet.src_addr());
+        let is_reported = self.is_guest(to) && mtu::may_be_reported(packet);
+        if is_reported && self.exceeded.get_mut(&route.port).is_some_and(|limit| limit.allows(now)) {
+            let original = packet.clone().into_inner();
+            icmp::send_time_exceeded(sink, route, from, to, original, self.config.assumed_mtu)?;
+        }
+        Err(DropReason::HopLimit)
+    }
+
+    fn is_guest(&self, ip: Ipv4Addr) -> bool {
+        nat::in_subnet(self.config.subnet, ip) && !self.is_gateway(ip)
+    }
+
+    /// Whether packets to `ip` are forwarded.
+    fn is_beyond(&self, ip: Ipv4Addr) -> bool {
+        !nat::in_subnet(self.config.subnet, ip)
+            && !self.is_gateway(ip)
+            && !ip.is_multicast()
+            && !ip.is_broadcast()
+    }
+
+    /// Whether this is for the DHCP server, from an address of another network.
+    fn is_from_elsewhere(&self, packet: &Ipv4Packet<&[u8]>) -> bool {
+        let source = packet.src_addr();
+        packet.next_header() == IpProtocol::Udp
+            && UdpPacket::new_checked(packet.payload())
+                .is_ok_and(|datagram| datagram.dst_port() == dhcp::SERVER_PORT)
+            && self.is_beyond(source)
+            && !nat::is_martian(source)
     }
 
     fn is_gateway(&self, ip: Ipv4Addr) -> bool {

@@ -53,7 +53,7 @@ pub(crate) fn forward(
 }
 
 /// Whether an ICMP error may be about `packet` (RFC 1122 3.2.2).
-fn may_be_reported(packet: &Ipv4Packet<&[u8]>) -> bool {
+pub(crate) fn may_be_reported(packet: &Ipv4Packet<&[u8]>) -> bool {
     let is_error = packet.next_header() == IpProtocol::Icmp
         && packet.payload().first().is_none_or(|kind| {
             !matches!(Icmpv4Message::from(*kind), Icmpv4Message::EchoRequest | Icmpv4Message::EchoReply)

@@ -79,6 +79,11 @@ impl Leases {
         }
     }
 
+    /// Whether this is an address of the subnet.
+    pub(super) fn has(&self, address: Ipv4Addr) -> bool {
+        self.pool.contains(&address.to_bits())
+    }
+
     pub(super) fn subnet_mask(&self) -> Ipv4Addr {
         self.mask.into()
     }
@@ -172,7 +177,7 @@ impl Leases {
     }
 
     fn is_free(&self, address: Ipv4Addr, now: Duration) -> bool {
-        self.pool.contains(&address.to_bits())
+        self.has(address)
             && !self.reserved.contains(&address)
             && match self.table.get(&address) {
                 Some(lease) => lease.until <= now,

@@ -31,7 +31,7 @@ const MAX_SEARCH_LIST_LEN: usize = 1024;
 /// Where the reply in `out` goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// The client's own address where it already speaks from one, else 255.255.255.255.
+    /// The client's own address where it already speaks from one of the subnet, else 255.255.255.255.
     pub destination: SocketAddrV4,
     /// Whom the reply is for; a broadcast one need not reach the other guests.
     pub client: Mac,
@@ -154,8 +154,8 @@ impl DhcpServer {
             out.resize(MIN_REPLY_LEN, 0);
         }
         // RFC 2131 section 4.3.2: who is refused its address cannot be reached at it.
-        let destination =
-            if nak || source.ip().is_unspecified() { Ipv4Addr::BROADCAST } else { *source.ip() };
+        let is_reachable = !nak && self.leases.has(*source.ip());
+        let destination = if is_reachable { *source.ip() } else { Ipv4Addr::BROADCAST };
         Ok(Reply { destination: SocketAddrV4::new(destination, source.port()), client: request.client })
     }
 

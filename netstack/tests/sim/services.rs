@@ -202,6 +202,129 @@ fn an_address_by_dhcp() {
     assert_eq!(sim.stack.flows(), (0, 0));
 }
 
+/// A guest that was in another network, whatever it asks with: told to ask anew (RFC 2131 4.3.2), and then served.
+#[test]
+fn an_address_of_another_network() {
+    let (mut sim, old) = (new_sim(98), Ipv4Addr::new(10, 0, 2, 15));
+    let ask = |sim: &mut Sim, from: Ipv4Addr, to: (netstack::Mac, Ipv4Addr), message: &[u8]| {
+        let (from, at) = (SocketAddrV4::new(from, 68), SocketAddrV4::new(to.1, 67));
+        let sent = ipv4(*from.ip(), to.1, IpProtocol::Udp, &udp(from, at, message));
+        sim.inject(0, &ethernet(guest_mac(2), to.0, EthernetProtocol::Ipv4, &sent));
+        let answers = answers(sim, 67).into_iter();
+        let answers: Vec<_> = answers
+            .map(|(frame, answer)| {
+                let answer = Message::decode(&mut Decoder::new(&answer)).unwrap();
+                // The guest can be reached at none of its addresses.
+                assert_eq!(
+                    (&frame[..6], packet(&frame).unwrap().dst_addr()),
+                    (&BROADCAST.0[..], Ipv4Addr::BROADCAST)
+                );
+                (answer.opts().msg_type().unwrap(), answer.yiaddr())
+            })
+            .collect();
+        answers
+    };
+    let of = |kind| {
+        let mut message = Message::decode(&mut Decoder::new(&dhcp(kind, &[]))).unwrap();
+        message.set_ciaddr(old);
+        message.to_vec().unwrap()
+    };
+    let (everybody, server) = ((BROADCAST, Ipv4Addr::BROADCAST), (GATEWAY_MAC, Ipv4Addr::new(10, 0, 2, 2)));
+    let refused = [(MessageType::Nak, Ipv4Addr::UNSPECIFIED)];
+    // REBINDING asks everybody, RENEWING the server of then, INIT-REBOOT with option 50 and maybe an address.
+    assert_eq!(ask(&mut sim, old, everybody, &of(MessageType::Request)), refused);
+    assert_eq!(ask(&mut sim, old, server, &of(MessageType::Request)), refused);
+    let reboot = dhcp(MessageType::Request, &[DhcpOption::RequestedIpAddress(old)]);
+    assert_eq!(ask(&mut sim, old, everybody, &reboot), refused);
+    assert_eq!(ask(&mut sim, Ipv4Addr::UNSPECIFIED, everybody, &reboot), refused);
+    let offers = ask(&mut sim, old, everybody, &dhcp(MessageType::Discover, &[]));
+    let [(MessageType::Offer, address)] = offers[..] else { panic!("{offers:?}") };
+    let wish = [DhcpOption::RequestedIpAddress(address), DhcpOption::ServerIdentifier(GATEWAY)];
+    let bound = ask(&mut sim, old, everybody, &dhcp(MessageType::Request, &wish));
+    assert_eq!(bound, [(MessageType::Ack, address)]);
+    // Who has a lease and asks for another's address is refused as well.
+    assert_eq!(ask(&mut sim, old, everybody, &of(MessageType::Request)), refused);
+    // Nothing else is taken from there, and nothing from what is nobody's address or the gateway's.
+    for from in [Ipv4Addr::LOCALHOST, Ipv4Addr::new(224, 0, 0, 5), Ipv4Addr::BROADCAST, GATEWAY, HOST] {
+        assert_eq!(ask(&mut sim, from, everybody, &of(MessageType::Request)), []);
+    }
+    send_ipv4(&mut sim, old, GATEWAY, IpProtocol::Icmp, &echo_request(1, 1, b"x"));
+    assert!(sim.received(0).is_empty());
+    assert_eq!(sim.stack.drops().of(DropReason::Martian), 6);
+}
+
+/// What may go no further than the gateway.
+#[test]
+fn a_time_to_live_of_one_ends_at_the_gateway() {
+    let mut sim = new_sim(99);
+    sim.answer = crate::network::Answer::Nothing;
+    let send = |sim: &mut Sim,
+                to: Ipv4Addr,
+                ttl: u8,
+                protocol: IpProtocol,
+                range: std::ops::Range<usize>,
+                all: &[u8]| {
+        let mut packet = crate::frames::fragment(guest_ip(2), to, protocol, 5, range, all);
+        let mut header = Ipv4Packet::new_unchecked(&mut packet);
+        header.set_hop_limit(ttl);
+        header.fill_checksum();
+        sim.inject(0, &ethernet(guest_mac(2), GATEWAY_MAC, EthernetProtocol::Ipv4, &packet));
+        packet
+    };
+    let at = |ip, port| SocketAddrV4::new(ip, port);
+    let mut syn =
+        crate::raw::Raw::new(0, at(guest_ip(2), 40_000), at(OUTSIDE, 80)).frame(crate::raw::SYN, &[]);
+    syn.drain(..34);
+    let datagram = udp(at(guest_ip(2), 4000), at(OUTSIDE, 33_434), &[7; 32]);
+    let echo = echo_request(3, 4, &[7; 56]);
+    for (protocol, payload) in
+        [(IpProtocol::Tcp, &syn), (IpProtocol::Udp, &datagram), (IpProtocol::Icmp, &echo)]
+    {
+        for ttl in [0, 1] {
+            let original = send(&mut sim, OUTSIDE, ttl, protocol, 0..payload.len(), payload);
+            let frames = sim.received(0);
+            let [frame] = &frames[..] else { panic!("{protocol}: {frames:?}") };
+            let answer = packet(frame).unwrap();
+            assert_eq!((answer.src_addr(), answer.dst_addr()), (GATEWAY, guest_ip(2)));
+            let message = Icmpv4Packet::new_checked(answer.payload()).unwrap();
+            assert!(message.verify_checksum());
+            assert_eq!((message.msg_type(), message.msg_code()), (Icmpv4Message::TimeExceeded, 0));
+            assert_eq!(message.data(), &original[..28]);
+        }
+        send(&mut sim, OUTSIDE, 2, protocol, 0..payload.len(), payload);
+        sim.settle();
+    }
+    let asked = &sim.asked;
+    assert_eq!((asked.opened.len(), asked.datagrams.len(), asked.echoes.len()), (1, 1, 1), "each with 2");
+    // Of fragments the first is answered, and neither counts for a whole.
+    send(&mut sim, OUTSIDE, 1, IpProtocol::Icmp, 0..32, &echo);
+    send(&mut sim, OUTSIDE, 1, IpProtocol::Icmp, 32..64, &echo);
+    let errors = payloads(&sim.received(0), IpProtocol::Icmp);
+    assert_eq!(errors.iter().filter(|message| message[0] == 11).count(), 1);
+    // The gateway's own addresses, other guests', and what is for many need no more.
+    for to in [GATEWAY, HOST] {
+        send(&mut sim, to, 1, IpProtocol::Icmp, 0..echo.len(), &echo);
+        assert_eq!(payloads(&sim.received(0), IpProtocol::Icmp)[0][0], 0, "an echo reply from {to}");
+    }
+    for to in [guest_ip(9), Ipv4Addr::new(224, 0, 0, 251), Ipv4Addr::BROADCAST] {
+        send(&mut sim, to, 1, IpProtocol::Udp, 0..datagram.len(), &datagram);
+    }
+    // Never about an error, and not more of them than needed.
+    let mut error = echo.clone();
+    error[0] = 3;
+    send(&mut sim, OUTSIDE, 1, IpProtocol::Icmp, 0..error.len(), &error);
+    assert!(sim.received(0).is_empty());
+    for _ in 0..1000 {
+        send(&mut sim, OUTSIDE, 1, IpProtocol::Icmp, 0..echo.len(), &echo);
+    }
+    assert_eq!(sim.received(0).len(), 50, "a burst");
+    sim.run_for(Duration::from_secs(1));
+    for _ in 0..1000 {
+        send(&mut sim, OUTSIDE, 1, IpProtocol::Icmp, 0..echo.len(), &echo);
+    }
+    assert_eq!(sim.received(0).len(), 50, "and as much after a pause");
+}
+
 fn question(name: &str) -> Vec<u8> {
     let mut message = DnsMessage::new(4711, DnsType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
