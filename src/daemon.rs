@@ -18,7 +18,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::api::{Api, Listener as ApiListener, Role};
-use crate::config::{Address, Config, LinkConfig, RESOLV_CONF};
+use crate::config::{Address, Config, Endpoint, LinkConfig, RESOLV_CONF};
 use crate::engine::{Counters, Engine, Handle, Request, Traffic};
 use crate::forward::clients::Places;
 use crate::forward::registry::Registry;
@@ -27,7 +27,8 @@ use crate::host::dns::{Upstream, serve_stream};
 use crate::host::icmp;
 use crate::link::Framing;
 use crate::link::listener::{Listener, Presence, Terms};
-use crate::listen;
+use crate::listen::succession::{Paths, Predecessors};
+use crate::listen::{self, RemoveOnDrop};
 use crate::logging::frames::FrameLog;
 use crate::notify::{Notice, Notifier};
 use crate::pcap::Capture;
@@ -55,6 +56,8 @@ pub enum Exit {
     Signal,
     /// The virtual machine closed its end.
     GuestLeft,
+    /// Nobody can reach it: its sockets' paths are another process's.
+    Replaced,
 }
 
 impl fmt::Display for Exit {
@@ -62,6 +65,7 @@ impl fmt::Display for Exit {
         f.write_str(match self {
             Self::Signal => "signal caught",
             Self::GuestLeft => "virtual machine left",
+            Self::Replaced => "another process has its sockets' paths",
         })
     }
 }
@@ -148,6 +152,8 @@ struct Daemon {
     machines: Vec<Machine>,
     terms: Arc<Terms>,
     goes_on: GoesOn,
+    paths: Paths,
+    has_other_ways: bool,
     keep_device: bool,
     exit_with_vm: bool,
 }
@@ -163,6 +169,13 @@ impl Link {
         match config {
             LinkConfig::Qemu(Address::Unix(path)) => QemuLink::bind(path).map(Self::Qemu),
             other => Listener::bind(other).map(Self::Other),
+        }
+    }
+
+    fn file(&self) -> Option<&RemoveOnDrop> {
+        match self {
+            Self::Qemu(link) => link.file(),
+            Self::Other(listener) => listener.file(),
         }
     }
 
@@ -207,7 +220,19 @@ impl Daemon {
         for forward in config.port_forwards {
             registry.configure(&mut engine, forward).context("cannot add network services")?;
         }
-        let forwards = config.forwards.iter().map(Forward::bind).collect::<Result<_>>()?;
+        let bind_links = || {
+            let links = config.links.iter().map(Link::bind).collect::<Result<Vec<_>>>()?;
+            let machines = config.machines.iter().map(|machine| Machine::bind(machine, &config.links));
+            Ok((links, machines.collect::<Result<Vec<_>>>()?))
+        };
+        let bind_links = || bind_links().inspect_err(|_: &anyhow::Error| terms.tell_failure());
+        let files = config.forwards.iter().filter_map(|forward| forward.source.path());
+        let endpoints = config.listen.iter().chain(&config.services);
+        let before = Predecessors::at(files.chain(endpoints.filter_map(Endpoint::path)));
+        // Nobody takes those of virtual machines. Of two that are started at once and would both take over, one gets no further.
+        let early = (!before.is_empty()).then(bind_links).transpose()?;
+        before.make_way()?;
+        let forwards = config.forwards.iter().map(Forward::bind).collect::<Result<Vec<_>>>()?;
         let reverse =
             config.reverse.iter().map(|reverse| Reverse::new(reverse, &ways)).collect::<Result<_>>()?;
         let mut apis = Vec::new();
@@ -224,10 +249,17 @@ impl Daemon {
         };
         let connect_framing = LinkConfig::connect_framing(&config.links);
         // The last, so that whoever waits for one finds the rest there.
-        let links = config.links.iter().map(Link::bind).collect::<Result<_>>();
-        let links = links.inspect_err(|_| terms.tell_failure())?;
-        let machines = config.machines.iter().map(|machine| Machine::bind(machine, &config.links));
-        let machines = machines.collect::<Result<_>>().inspect_err(|_| terms.tell_failure())?;
+        let (links, machines) = match early {
+            Some(bound) => bound,
+            None => bind_links()?,
+        };
+        let taken = forwards.iter().map(Forward::file).chain(apis.iter().map(ApiListener::file));
+        let (taken, kept) = (taken.collect::<Vec<_>>(), links.iter().map(Link::file).collect::<Vec<_>>());
+        let has_other_ways = !machines.is_empty() || taken.iter().chain(&kept).any(Option::is_none);
+        let made = |files: Vec<Option<&RemoveOnDrop>>| {
+            files.into_iter().flatten().map(|file| file.made().clone()).collect()
+        };
+        let paths = Paths { taken: made(taken), kept: made(kept) };
         Ok(Self {
             engine,
             handle,
@@ -242,6 +274,8 @@ impl Daemon {
             machines,
             terms,
             goes_on,
+            paths,
+            has_other_ways,
             keep_device: config.keep_device,
             exit_with_vm: config.exit_with_vm,
         })
@@ -299,6 +333,7 @@ impl Daemon {
             result = &mut end => engine_end(result),
             exit = links_end(&mut linked, self.goes_on) => exit,
             exit = machines_end(&mut followed) => exit,
+            exit = replaced(self.paths, self.has_other_ways, &handle) => Ok(exit),
             () = signals.any() => Ok(Exit::Signal),
             Some(failure) = forwarding.join_next() => forward_failure(failure),
         };
@@ -372,6 +407,16 @@ async fn machines_end(machines: &mut JoinSet<Result<()>>) -> Result<Exit> {
         }
     }
     std::future::pending().await
+}
+
+/// Waits until neither a virtual machine is attached nor a way in is left, as another process has taken over the paths.
+async fn replaced(paths: Paths, has_other_ways: bool, handle: &Handle) -> Exit {
+    paths.lost().await;
+    if has_other_ways {
+        std::future::pending::<()>().await;
+    }
+    handle.without_links().await;
+    Exit::Replaced
 }
 
 /// A forward runs as long as the daemon; one that ended by itself has failed.

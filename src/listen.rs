@@ -1,8 +1,9 @@
 //! Sockets that the daemon listens on. Unix sockets are made private, a dead predecessor's is replaced, all are removed at the end.
 //! Owns: the files of its sockets, through [`RemoveOnDrop`]. May not: remove what is not a socket, or not its own.
-//! Read next: `config/source.rs`, where a forward's socket may be; `listen/inherited.rs`.
+//! Read next: `config/source.rs`, where a forward's socket may be; `listen/inherited.rs`; `listen/succession.rs`.
 
 mod inherited;
+pub mod succession;
 
 use std::fs::{self, Metadata, Permissions};
 use std::io;
@@ -13,9 +14,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid, chownat, fchmod};
+use rustix::process::geteuid;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::config::Source;
+use crate::sys::owner::of_socket;
 use crate::sys::sockets::{abstract_address, vsock_address};
 use crate::text::{quote, reason};
 
@@ -75,27 +78,44 @@ fn listen_at(source: &Source, address: io::Result<SockAddr>) -> Result<Socket> {
     address.and_then(listen).map_err(|error| anyhow!("listen {source}: bind: {}", reason(&error)))
 }
 
-/// Removes a socket's file, if it is still the one that was made.
-///
-/// To be dropped while the listener is open: the open socket holds on to its inode, so that no other file can have
-/// the same number.
-#[derive(Debug)]
-pub struct RemoveOnDrop {
+/// A socket's file, by the path that it was made at.
+#[derive(Clone, Debug)]
+pub struct Made {
     path: PathBuf,
     file: FileId,
 }
 
-impl RemoveOnDrop {
+impl Made {
+    /// Where it was made.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Whether the file that was made still has its name.
     pub fn is_there(&self) -> bool {
         fs::symlink_metadata(&self.path).is_ok_and(|found| FileId::of(&found) == self.file)
     }
 }
 
+/// Removes a socket's file, if it is still the one that was made.
+///
+/// To be dropped while the listener is open: the open socket holds on to its inode, so that no other file can have
+/// the same number.
+#[derive(Debug)]
+pub struct RemoveOnDrop(Made);
+
+impl RemoveOnDrop {
+    /// The file.
+    pub fn made(&self) -> &Made {
+        &self.0
+    }
+}
+
 impl Drop for RemoveOnDrop {
     fn drop(&mut self) {
-        if let Err(error) = remove(&self.path, self.file) {
-            tracing::warn!(path = %self.path.display(), reason = reason(&error), "cannot remove socket");
+        let Made { path, file } = &self.0;
+        if let Err(error) = remove(path, *file) {
+            tracing::warn!(path = %path.display(), reason = reason(&error), "cannot remove socket");
         }
     }
 }
@@ -149,7 +169,7 @@ fn bind_file(path: &Path, access: Access, kind: Type) -> Result<(Socket, RemoveO
     let _ = fchmod(&socket, Mode::from_raw_mode(mode));
     socket.bind(&address(path)?).map_err(failed("bind"))?;
     let made = fs::symlink_metadata(path).map_err(failed("stat"))?;
-    let guard = RemoveOnDrop { path: path.to_owned(), file: FileId::of(&made) };
+    let guard = RemoveOnDrop(Made { path: path.to_owned(), file: FileId::of(&made) });
     if made.permissions().mode() & 0o777 != mode {
         fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed("chmod"))?;
     }
@@ -211,6 +231,14 @@ pub fn ensure_vacant(path: &Path) -> Result<()> {
     stale_socket(path).map(drop)
 }
 
+/// The same where a socket of another gvproxy would be taken over.
+///
+/// # Errors
+/// As [`unix_listener`].
+pub fn ensure_to_be_had(path: &Path) -> Result<()> {
+    ensure_vacant(path).or_else(|error| succession::of_gvproxy(path).map(drop).ok_or(error))
+}
+
 fn address(path: &Path) -> Result<SockAddr> {
     let len = path.as_os_str().len();
     ensure!(len > 0, "the path of a unix socket is empty");
@@ -239,9 +267,21 @@ fn stale_socket(path: &Path) -> Result<Option<FileId>> {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(Some(FileId::of(&found))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            bail!("{} already exists: permission denied", shown(path))
+            bail!("{} already exists: permission denied{}", shown(path), owner(path, &found))
         }
-        _ => bail!("{} already exists and is in use", shown(path)),
+        _ => bail!("{} already exists and is in use{}", shown(path), owner(path, &found)),
+    }
+}
+
+/// Whose a socket is, as far as the system tells, for the end of a message.
+fn owner(path: &Path, found: &Metadata) -> String {
+    let owners: Vec<_> = std::path::absolute(path)
+        .map(|path| of_socket(&path).iter().map(ToString::to_string).collect())
+        .unwrap_or_default();
+    match (owners.is_empty(), found.uid()) {
+        (false, _) => format!(" (by {})", owners.join("; ")),
+        (true, uid) if uid != geteuid().as_raw() => format!(" (it is user {uid}'s)"),
+        _ => String::new(),
     }
 }
 
@@ -362,7 +402,7 @@ mod tests {
     fn a_unix_source_is_made_as_asked() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let (user, group) = (geteuid().as_raw(), rustix::process::getegid().as_raw());
         let url = format!("unix://{}?mode=0660&owner={user}&group={group}", path.display());
         let bound = of(&url);
         assert_ready(&bound.socket);

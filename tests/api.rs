@@ -204,16 +204,16 @@ mod ours {
 
     #[test]
     fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
-        let first = ours();
-        let path = first.dir().join("api").display().to_string();
-        let mut second = Daemon::builder().binary(OURS).args(["-listen", &format!("unix://{path}")]).spawn();
-        let status = second.wait(PATIENCE).expect("the end of the second daemon");
-        assert_eq!(status.code(), Some(1));
-        let why = second.stderr();
-        assert!(why.contains("cannot listen") && why.contains("already exists and is in use"), "{why}");
-        assert_eq!(get(&first, "/cam").status, 200);
-
         let dir = tempfile::tempdir_in("/tmp").unwrap();
+        let live = dir.path().join("live");
+        let _listener = std::os::unix::net::UnixListener::bind(&live).unwrap();
+        let url = format!("unix://{}", live.display());
+        let mut daemon = Daemon::builder().binary(OURS).args(["-listen", &url]).spawn();
+        let status = daemon.wait(PATIENCE).expect("the end of the daemon");
+        assert_eq!(status.code(), Some(1));
+        let why = daemon.stderr();
+        assert!(why.contains("cannot listen") && why.contains("already exists and is in use"), "{why}");
+
         let dead = dir.path().join("dead");
         drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
         let url = format!("unix://{}", dead.display());

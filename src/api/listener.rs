@@ -45,7 +45,7 @@ pub enum Role {
 #[derive(Debug)]
 pub struct Listener {
     /// Before the socket, as it must be dropped first.
-    _file: Option<RemoveOnDrop>,
+    file: Option<RemoveOnDrop>,
     socket: Socket,
     endpoint: Endpoint,
     role: Role,
@@ -69,7 +69,12 @@ impl Listener {
             Role::Control => tracing::info!(url = %endpoint, "listening"),
             Role::Services => tracing::info!(url = %endpoint, "enabling services API. Listening"),
         }
-        Ok(Self { _file: file, socket, endpoint: endpoint.clone(), role })
+        Ok(Self { file, socket, endpoint: endpoint.clone(), role })
+    }
+
+    /// The socket's file, if it has one.
+    pub fn file(&self) -> Option<&RemoveOnDrop> {
+        self.file.as_ref()
     }
 
     /// Serves clients until `stopped` turns true or its sender is gone; then drops them and removes the socket.

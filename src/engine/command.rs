@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use mio::Waker;
 use netstack::{DnsClient, Echo, Mac, PortId, dns};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::attach::NewLink;
 use super::forwards::ForwardCommand;
@@ -87,6 +87,8 @@ pub enum Request {
 pub struct Handle {
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) waker: Arc<Waker>,
+    /// How many there are.
+    pub(super) links: watch::Receiver<usize>,
 }
 
 impl Handle {
@@ -110,6 +112,13 @@ impl Handle {
     /// The client with this hardware address needs its address no more; it gets it again as long as nobody else does.
     pub async fn end_lease(&self, client: Mac) {
         self.send(Command::EndLease(client)).await;
+    }
+
+    /// Waits until no virtual machine is attached.
+    pub async fn without_links(&self) {
+        let mut links = self.links.clone();
+        // An engine that has ended has none.
+        let _ = links.wait_for(|links| *links == 0).await;
     }
 
     /// Ends the run.

@@ -255,6 +255,7 @@ impl Engine {
             Ok(link) => {
                 self.batches.attach(port, framing);
                 self.links.push(link);
+                self.linked.send_replace(self.links.len());
                 Ok(port)
             }
             Err(error) => {
@@ -377,6 +378,7 @@ impl Engine {
     pub(super) fn detach_links(&mut self) {
         while let Some(index) = self.links.iter().position(|link| link.over.is_some()) {
             let mut link = self.links.remove(index);
+            self.linked.send_replace(self.links.len());
             self.batches.ports.remove(index);
             // Another descriptor of the same socket may stay open, and would go on to be reported.
             let registry = self.poll.registry();

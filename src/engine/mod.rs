@@ -29,7 +29,7 @@ use mio::{Events, Poll, Token, Waker};
 use netstack::{Event, FlowId, Instant, NetworkConfig, PortId, Stack, Target, UdpFlowId};
 use slab::Slab;
 use slotmap::SecondaryMap;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 pub use attach::Attachment;
 pub use command::{Handle, Request};
@@ -92,6 +92,8 @@ pub struct Engine {
     batches: Batches,
     sources: Slab<Source>,
     links: Vec<Link>,
+    /// Tells how many there are.
+    linked: watch::Sender<usize>,
     /// Bytes that the turn read and wrote, of links and descriptors.
     carried: usize,
     received: Traffic,
@@ -125,6 +127,7 @@ impl Engine {
         let waker = Arc::new(Waker::new(poll.registry(), Token(sources.insert(Source::Waker)))?);
         let (commands, command_receiver) = mpsc::channel(CHANNEL);
         let (requests, request_receiver) = mpsc::channel(CHANNEL);
+        let (linked, links) = watch::channel(0);
         let mtu = network.mtu;
         let engine = Self {
             poll,
@@ -135,6 +138,7 @@ impl Engine {
             batches: Batches::default(),
             sources,
             links: Vec::new(),
+            linked,
             carried: 0,
             received: Traffic::default(),
             mtu,
@@ -153,7 +157,7 @@ impl Engine {
             no_descriptors: Limited::new(1, Duration::from_secs(60)),
             moved: Limited::new(1, Duration::from_secs(60)),
         };
-        Ok((engine, Handle { commands, waker }, request_receiver))
+        Ok((engine, Handle { commands, waker, links }, request_receiver))
     }
 
     /// Tells `notifier` of machines that come and go.

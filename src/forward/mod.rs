@@ -29,7 +29,7 @@ use tokio::time::timeout;
 use crate::config::{Dest, SocketForward, SshDest};
 use crate::dial::{self, Dial, Place, stream};
 use crate::engine::{Handle, Permit};
-use crate::listen::{self, Bound};
+use crate::listen::{self, Bound, RemoveOnDrop};
 use crate::relay::Relays;
 use crate::ssh::load_key;
 
@@ -122,6 +122,11 @@ impl Forward {
     /// The socket cannot be bound.
     pub fn listen(forward: &SocketForward) -> Result<Self> {
         Ok(Self { bound: listen::bind(&forward.source)?, dest: forward.dest.clone() })
+    }
+
+    /// The socket's file, if it has one.
+    pub fn file(&self) -> Option<&RemoveOnDrop> {
+        self.bound.file.as_ref()
     }
 
     /// Serves clients until `shutdown` turns true or its sender is gone; then drops those that are not the engine's, and removes the

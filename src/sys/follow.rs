@@ -16,14 +16,22 @@ impl NameWatch {
     /// # Errors
     /// There is no such directory, or the system has no watch to give.
     pub fn of_directory(directory: &Path) -> io::Result<Self> {
+        Self::of_directories([directory].into_iter())
+    }
+
+    /// A name comes to be in one of `directories`.
+    ///
+    /// # Errors
+    /// There is no such directory, or the system has no watch to give.
+    pub fn of_directories<'a>(directories: impl Iterator<Item = &'a Path>) -> io::Result<Self> {
         #[cfg(target_os = "linux")]
         {
             use rustix::fs::inotify::WatchFlags;
             let gone = WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF;
-            Self::new(directory, WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR | gone)
+            Self::new(directories, WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR | gone)
         }
         #[cfg(not(target_os = "linux"))]
-        std::fs::metadata(directory).map(|_| Self {})
+        Self::new(directories)
     }
 
     /// The file that is at `path` now loses that name, among other things.
@@ -31,21 +39,37 @@ impl NameWatch {
     /// # Errors
     /// There is no such file, or the system has no watch to give.
     pub fn of_file(path: &Path) -> io::Result<Self> {
+        Self::of_files([path].into_iter())
+    }
+
+    /// The same for several: one of them is enough to be told.
+    ///
+    /// # Errors
+    /// One of the files is not there, or the system has no watch to give.
+    pub fn of_files<'a>(paths: impl Iterator<Item = &'a Path>) -> io::Result<Self> {
         #[cfg(target_os = "linux")]
         {
             use rustix::fs::inotify::WatchFlags;
-            Self::new(path, WatchFlags::ATTRIB | WatchFlags::MOVE_SELF | WatchFlags::DELETE_SELF)
+            Self::new(paths, WatchFlags::ATTRIB | WatchFlags::MOVE_SELF | WatchFlags::DELETE_SELF)
         }
         #[cfg(not(target_os = "linux"))]
-        std::fs::metadata(path).map(|_| Self {})
+        Self::new(paths)
     }
 
     #[cfg(target_os = "linux")]
-    fn new(path: &Path, flags: rustix::fs::inotify::WatchFlags) -> io::Result<Self> {
+    fn new<'a>(
+        mut paths: impl Iterator<Item = &'a Path>,
+        flags: rustix::fs::inotify::WatchFlags,
+    ) -> io::Result<Self> {
         use rustix::fs::inotify::{CreateFlags, add_watch, init};
         let fd = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
-        add_watch(&fd, path, flags)?;
+        paths.try_for_each(|path| add_watch(&fd, path, flags).map(drop))?;
         Ok(Self { events: super::watch(fd, tokio::io::Interest::READABLE)? })
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn new<'a>(mut paths: impl Iterator<Item = &'a Path>) -> io::Result<Self> {
+        paths.try_for_each(|path| std::fs::metadata(path).map(drop)).map(|()| Self {})
     }
 
     /// Waits. Where the system tells nothing, a second.

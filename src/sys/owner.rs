@@ -1,6 +1,9 @@
 //! Which process has a port of the host, for the message that somebody else's attempt gets. Owns: nothing.
 //! May not: be asked often; it looks at every process.
 
+use std::fmt;
+use std::path::Path;
+
 /// The name and id of a process that has the port, as far as the system tells us.
 pub fn of_port(udp: bool, port: u16) -> Option<String> {
     #[cfg(target_os = "linux")]
@@ -12,12 +15,34 @@ pub fn of_port(udp: bool, port: u16) -> Option<String> {
     }
 }
 
-/// The programs of other processes that have a listening unix socket that was bound to `path`, as far as the system tells us.
-pub fn of_socket(path: &std::path::Path) -> Vec<String> {
+/// A process that has something we want.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The name of the program's file, which a process cannot make up as it can its own.
+    pub program: String,
+    /// Its id.
+    pub pid: u32,
+}
+
+impl Owner {
+    /// Whether it is another gvproxy, of ours or the original; its file may have been replaced or deleted since.
+    pub fn is_gvproxy(&self) -> bool {
+        self.program.starts_with("gvproxy")
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, pid {}", self.program, self.pid)
+    }
+}
+
+/// The other processes that have a listening unix socket that was bound to `path`, as far as the system tells us.
+pub fn of_socket(path: &Path) -> Vec<Owner> {
     of_socket_but(path, std::process::id())
 }
 
-fn of_socket_but(path: &std::path::Path, own: u32) -> Vec<String> {
+fn of_socket_but(path: &Path, own: u32) -> Vec<Owner> {
     #[cfg(target_os = "linux")]
     return linux::of_socket(path, own);
     #[cfg(not(target_os = "linux"))]
@@ -32,6 +57,8 @@ fn of_socket_but(path: &std::path::Path, own: u32) -> Vec<String> {
 mod linux {
     use std::fs;
     use std::path::Path;
+
+    use super::Owner;
 
     /// `TCP_LISTEN`.
     const LISTEN: &str = "0A";
@@ -48,14 +75,14 @@ mod linux {
         Some(format!("{}, pid {id}", name.trim()))
     }
 
-    pub(super) fn of_socket(path: &Path, own: u32) -> Vec<String> {
+    pub(super) fn of_socket(path: &Path, own: u32) -> Vec<Owner> {
         let table = fs::read("/proc/net/unix").unwrap_or_default();
         let table = String::from_utf8_lossy(&table);
         let sockets: Vec<String> = table.lines().filter_map(|line| listener(line, path)).collect();
         if sockets.is_empty() {
             return Vec::new();
         }
-        processes_with(&sockets).filter(|id| *id != own).filter_map(name).collect()
+        processes_with(&sockets).filter(|id| *id != own).filter_map(owner).collect()
     }
 
     /// The ids of the processes that have one of the sockets.
@@ -65,10 +92,9 @@ mod linux {
         ids.filter(|id| has_any(&format!("/proc/{id}/fd"), sockets))
     }
 
-    /// The program's file, which a process cannot make up as it can its name.
-    fn name(id: u32) -> Option<String> {
-        let program = fs::read_link(format!("/proc/{id}/exe")).ok()?;
-        Some(program.file_name()?.to_string_lossy().into_owned())
+    fn owner(pid: u32) -> Option<Owner> {
+        let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+        Some(Owner { program: program.file_name()?.to_string_lossy().into_owned(), pid })
     }
 
     /// What the descriptors of the table's socket link to, if it listens at `path`, which may have been given as a relative one.
@@ -115,7 +141,8 @@ mod tests {
         assert!(of_socket_but(&path, 0).is_empty());
         let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let own = std::env::current_exe().unwrap();
-        assert_eq!(of_socket_but(&path, 0), [own.file_name().unwrap().to_string_lossy()]);
+        let program = own.file_name().unwrap().to_string_lossy().into_owned();
+        assert_eq!(of_socket_but(&path, 0), [Owner { program, pid: std::process::id() }]);
         assert!(of_socket(&path).is_empty(), "nobody else has it");
         let _connected = std::os::unix::net::UnixStream::connect(&path).unwrap();
         drop(listener);

@@ -22,7 +22,7 @@ use super::status::{Connection, Entry};
 use super::{Surroundings, VmChange, bind_beside};
 use crate::config::{Address, DEVICE_MAC, LinkConfig};
 use crate::link::listener::{Listener, Presence, Terms};
-use crate::listen::ensure_vacant;
+use crate::listen::{RemoveOnDrop, ensure_vacant};
 use crate::sys::follow::NameWatch;
 use crate::sys::owner;
 
@@ -61,12 +61,11 @@ enum Owner {
 
 impl Owner {
     fn of(path: &Path) -> Self {
-        let names = owner::of_socket(path);
-        let any = |program: &str| names.iter().any(|name| name.starts_with(program));
-        match names.is_empty() {
+        let owners = owner::of_socket(path);
+        match owners.is_empty() {
             true => Self::Unknown,
-            false if any("gvproxy") => Self::Gvproxy,
-            false => Self::Other { is_qemu: any("qemu") },
+            false if owners.iter().any(owner::Owner::is_gvproxy) => Self::Gvproxy,
+            false => Self::Other { is_qemu: owners.iter().any(|owner| owner.program.starts_with("qemu")) },
         }
     }
 
@@ -101,6 +100,11 @@ impl QemuLink {
             listener => Some(listener?),
         };
         Ok(Self { path: path.to_owned(), listener })
+    }
+
+    /// The socket's file, if it is ours.
+    pub fn file(&self) -> Option<&RemoveOnDrop> {
+        self.listener.as_ref()?.file()
     }
 
     /// Serves who connects, or attaches who took the path over. Returns when the run is over because of it.
@@ -156,7 +160,7 @@ impl QemuLink {
 
 /// Waits until another socket is in the place of the listener's own.
 async fn taken_over(listener: &Listener, path: &Path) {
-    let Some(file) = listener.file() else { return std::future::pending().await };
+    let Some(file) = listener.file().map(RemoveOnDrop::made) else { return std::future::pending().await };
     let watch = NameWatch::of_file(path);
     while file.is_there() {
         match &watch {

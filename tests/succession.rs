@@ -1,0 +1,257 @@
+//! A gvproxy that was left over from a run before, and the next one with the same paths, as a machine manager that was killed and started again
+//! makes them; and who else has a path.
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
+mod support;
+
+use std::fs;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::net::sockopt::socket_peercred;
+use support::daemon::{Builder, Daemon, binary, is_peer};
+use support::{eventually, tool};
+
+const OURS: &str = env!("CARGO_BIN_EXE_gvproxy");
+const PATIENCE: Duration = Duration::from_secs(10);
+/// What a user of the host finds a machine by.
+const TAKEN: [&str; 3] = ["api", "forward", "services"];
+
+/// What a machine manager names to each gvproxy of one machine.
+struct Machine(tempfile::TempDir);
+
+impl Machine {
+    fn new() -> Self {
+        let machine = Self(tempfile::Builder::new().prefix("gv").tempdir_in("/tmp").unwrap());
+        let keygen = Command::new(tool("ssh-keygen", "openssh-client"))
+            .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+            .arg(machine.path("key"))
+            .status();
+        assert!(keygen.unwrap().success());
+        fs::remove_file(machine.path("key.pub")).unwrap();
+        machine
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn gvproxy(&self, program: impl Into<PathBuf>) -> Builder {
+        let words = "-listen-qemu unix://@/qemu -listen unix://@/api -services unix://@/services -pid-file @/pid \
+            -forward-sock @/forward -forward-dest /run/podman.sock -forward-user root -forward-identity @/key";
+        let words = words.replace("@/", &format!("{}/", self.0.path().display()));
+        let words: Vec<_> = words.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect();
+        Daemon::builder().without_qemu().binary(program).args(words)
+    }
+
+    /// Starts one, and waits until all of its sockets are its own.
+    #[track_caller]
+    fn start(&self, builder: Builder) -> Daemon {
+        let mut daemon = builder.spawn();
+        for name in ["qemu", "api", "forward", "services"] {
+            eventually(&format!("its socket {name}"), PATIENCE, || {
+                assert!(daemon.is_running(), "it has ended: {}", daemon.stderr());
+                let is_its = match name {
+                    // Whoever connects there is its virtual machine.
+                    "qemu" => self.path(name).exists(),
+                    _ => self.owner(name) == Some(daemon.pid()),
+                };
+                is_its.then_some(())
+            });
+        }
+        daemon
+    }
+
+    /// Who listens there.
+    fn owner(&self, name: &str) -> Option<u32> {
+        let stream = UnixStream::connect(self.path(name)).ok()?;
+        Some(socket_peercred(&stream).unwrap().pid.as_raw_pid().cast_unsigned())
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.0.path()).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// What is wrong with the last one's files, which the end of the one before may not have touched.
+    #[track_caller]
+    fn assert_all_of(&self, daemon: &Daemon) {
+        for name in TAKEN {
+            assert_eq!(self.owner(name), Some(daemon.pid()), "{name}");
+        }
+        assert_eq!(fs::read_to_string(self.path("pid")).unwrap(), daemon.pid().to_string());
+        assert_eq!(self.names(), ["api", "forward", "key", "pid", "qemu", "services"]);
+    }
+}
+
+#[track_caller]
+fn assert_told(daemon: &Daemon, path: &PathBuf, what: &str, pid: u32) {
+    let log = daemon.stderr();
+    let is_it = |line: &&str| {
+        line.contains(what) && line.contains(&path.display().to_string()) && line.contains(&pid.to_string())
+    };
+    assert_eq!(log.lines().filter(is_it).count(), 1, "want {what:?} of {path:?} once, with {pid}: {log}");
+}
+
+const TAKING: &str = "taking over the socket of another gvproxy";
+const LOST: &str = "another process has taken over the socket's path";
+
+#[test]
+fn what_a_gvproxy_left_over_has_is_taken_over_and_it_ends() {
+    let machine = Machine::new();
+    // With GVPROXY=/path the one left over is of another make.
+    let mut before = machine.start(machine.gvproxy(binary()));
+    // podman removes this one, and no other.
+    fs::remove_file(machine.path("qemu")).unwrap();
+    let mut next = machine.start(machine.gvproxy(OURS));
+    for name in TAKEN {
+        assert_told(&next, &machine.path(name), TAKING, before.pid());
+    }
+    if !is_peer() {
+        let status = before.wait(PATIENCE).expect("the end of the one before");
+        assert!(status.success(), "{status}: {}", before.stderr());
+        for name in TAKEN {
+            assert_told(&before, &machine.path(name), LOST, next.pid());
+        }
+    }
+    machine.assert_all_of(&next);
+    assert!(next.terminate().success());
+    assert_eq!(machine.names(), ["key"]);
+}
+
+#[test]
+fn it_ends_when_its_virtual_machine_has_left() {
+    for words in [&[][..], &["-keep-running"]] {
+        let machine = Machine::new();
+        let mut before = machine.start(machine.gvproxy(OURS).args(words));
+        let vm = UnixStream::connect(machine.path("qemu")).unwrap();
+        eventually("the machine", PATIENCE, || {
+            before.stderr().contains("virtual machine connected").then_some(())
+        });
+        fs::remove_file(machine.path("qemu")).unwrap();
+        let next = machine.start(machine.gvproxy(OURS));
+        eventually("its word on each path", PATIENCE, || {
+            (before.stderr().matches(LOST).count() == TAKEN.len()).then_some(())
+        });
+        // Its machine has its network as before.
+        assert_eq!(before.wait(Duration::from_millis(300)), None, "{}", before.stderr());
+        drop(vm);
+        let status = before.wait(PATIENCE).expect("its end with its virtual machine");
+        assert!(status.success(), "{status}: {}", before.stderr());
+        machine.assert_all_of(&next);
+    }
+}
+
+#[test]
+fn it_goes_on_while_it_has_a_way_in() {
+    let machine = Machine::new();
+    let mut before = machine.start(machine.gvproxy(OURS).args(["-keep-running"]));
+    let words = ["-listen".to_owned(), format!("unix://{}", machine.path("api").display())];
+    let next = Daemon::builder().binary(OURS).args(words).start();
+    eventually("its word", PATIENCE, || before.stderr().contains(LOST).then_some(()));
+    eventually("the next one's API", PATIENCE, || (machine.owner("api") == Some(next.pid())).then_some(()));
+    assert_eq!(before.wait(Duration::from_millis(300)), None, "{}", before.stderr());
+    assert_eq!(machine.owner("forward"), Some(before.pid()));
+    let _vm = UnixStream::connect(machine.path("qemu")).unwrap();
+    eventually("a machine of its own", PATIENCE, || {
+        before.stderr().contains("virtual machine connected").then_some(())
+    });
+}
+
+#[test]
+fn a_virtual_machines_socket_is_not_taken_and_then_nothing_is() {
+    let machine = Machine::new();
+    let mut before = machine.start(machine.gvproxy(OURS));
+    let mut next = machine.gvproxy(OURS).spawn();
+    let status = next.wait(PATIENCE).expect("an end");
+    let want = format!("qemu\\\" already exists and is in use (by gvproxy, pid {})", before.pid());
+    assert!(status.code() == Some(1) && next.stderr().contains(&want), "{status}: {}", next.stderr());
+    for name in TAKEN {
+        assert_eq!(machine.owner(name), Some(before.pid()), "{name}");
+    }
+    assert!(before.terminate().success(), "{}", before.stderr());
+}
+
+#[test]
+fn of_two_at_once_one_has_everything() {
+    for round in 0..10 {
+        let machine = Machine::new();
+        let left_over = (round % 2 == 0).then(|| machine.start(machine.gvproxy(OURS)));
+        let _ = fs::remove_file(machine.path("qemu"));
+        let mut both = [(); 2].map(|()| machine.gvproxy(OURS).spawn());
+        let ended =
+            eventually("the end of one", PATIENCE, || both.iter_mut().position(|one| !one.is_running()));
+        let [first, second] = &mut both;
+        let (winner, loser) = if ended == 0 { (second, first) } else { (first, second) };
+        let why = loser.stderr();
+        assert!(why.contains("in use"), "round {round}: {why}");
+        for name in TAKEN {
+            eventually(&format!("round {round}: {name} of the other one"), PATIENCE, || {
+                assert!(winner.is_running(), "{}{why}", winner.stderr());
+                (machine.owner(name) == Some(winner.pid())).then_some(())
+            });
+        }
+        assert!(machine.path("qemu").exists());
+        if let Some(mut left_over) = left_over {
+            left_over.wait(PATIENCE).expect("the end of the one left over");
+        }
+        assert!(winner.is_running(), "{}", winner.stderr());
+    }
+}
+
+#[test]
+fn what_another_program_has_stays_with_it() {
+    let machine = Machine::new();
+    for name in TAKEN {
+        let listener = UnixListener::bind(machine.path(name)).unwrap();
+        let mut daemon = machine.gvproxy(OURS).spawn();
+        let status = daemon.wait(PATIENCE).expect("an end");
+        let log = daemon.stderr();
+        let (want, pid) = (format!("{name}\\\" already exists and is in use (by "), std::process::id());
+        assert!(status.code() == Some(1), "{status}: {log}");
+        assert!(log.contains(&want) && log.contains(&format!(", pid {pid})")), "{log}");
+        listener.set_nonblocking(true).unwrap();
+        assert!(listener.accept().is_err(), "whoever listens there has seen a connection");
+        fs::remove_file(machine.path(name)).unwrap();
+    }
+}
+
+#[test]
+fn what_a_gvproxy_has_that_cannot_be_seen_stays_with_it() {
+    let machine = Machine::new();
+    let mut before = machine.start(machine.gvproxy(OURS));
+    fs::remove_file(machine.path("qemu")).unwrap();
+    // As a user who may not look at other users' processes.
+    let unshare = tool("unshare", "util-linux").display().to_string();
+    let blind = "mount -t tmpfs none /proc && exec \"$@\"";
+    let words = [&unshare, "--user", "--map-root-user", "--mount", "sh", "-c", blind, "sh"];
+    let mut next = machine.gvproxy(OURS).through(words).spawn();
+    let status = next.wait(PATIENCE).expect("an end");
+    let log = next.stderr();
+    assert!(status.code() == Some(1) && log.contains("already exists and is in use"), "{status}: {log}");
+    for name in TAKEN {
+        assert_eq!(machine.owner(name), Some(before.pid()), "{name}");
+    }
+    assert!(before.terminate().success(), "{}", before.stderr());
+}
+
+#[test]
+fn a_path_that_is_only_removed_ends_nothing() {
+    let machine = Machine::new();
+    let mut daemon = machine.start(machine.gvproxy(OURS));
+    for name in ["qemu", "api", "forward", "services"] {
+        fs::remove_file(machine.path(name)).unwrap();
+    }
+    assert_eq!(daemon.wait(Duration::from_millis(300)), None, "{}", daemon.stderr());
+    assert!(!daemon.stderr().contains(LOST), "{}", daemon.stderr());
+    // Whoever binds them later has taken them.
+    let _others = TAKEN.map(|name| UnixListener::bind(machine.path(name)).unwrap());
+    let status = daemon.wait(PATIENCE).expect("its end");
+    assert!(status.success(), "{status}: {}", daemon.stderr());
+    assert_eq!(machine.names(), ["api", "forward", "key", "services"]);
+}
