@@ -382,7 +382,7 @@ fn tcp_to_the_gateway() {
     sim.run_until("asked for", Duration::from_secs(1), |sim| sim.asked.opened.len() > 1);
     let (flow, target) = sim.asked.opened[1];
     assert_eq!(target, netstack::Target::Gateway(netstack::HTTP_PORT));
-    assert_eq!(sim.stack.tcp_guest(flow).map(|guest| guest.ip()), Some(guest_ip(2).into()));
+    assert_eq!(sim.stack.tcp_guest(flow).map(|(guest, _)| guest.ip()), Some(guest_ip(2).into()));
 }
 
 #[test]
