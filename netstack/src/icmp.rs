@@ -1,10 +1,11 @@
-//! ICMP (RFC 792): echo to the gateway and beyond, and messages to the guest about what it sent. Owns: how many of those there are.
+//! ICMP (RFC 792): echo to the gateway and beyond, messages to the guest about what it sent, and from it about what was sent to it. Owns: how many of those there are.
 
-use core::net::{Ipv4Addr, SocketAddrV4};
+use core::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
-    Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, Icmpv4TimeExceeded, IpProtocol, Ipv4Packet, UdpPacket,
+    Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, Icmpv4TimeExceeded, IpProtocol, Ipv4Packet,
+    TcpSeqNumber, UdpPacket,
 };
 
 use crate::ipv4::{self, Header, Route};
@@ -74,6 +75,73 @@ impl Echo {
         packet.set_msg_type(Icmpv4Message::EchoReply);
         packet.set_msg_code(0);
         packet.fill_checksum();
+    }
+}
+
+/// What a guest, or somebody behind it, says about a packet that was sent to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Report {
+    pub(crate) fault: Fault,
+    pub(crate) protocol: IpProtocol,
+    /// Of the packet: where it came from and where it was to go, with ports.
+    pub(crate) remote: SocketAddr,
+    pub(crate) guest: SocketAddr,
+    /// Its bytes in all, header included.
+    pub(crate) len: u16,
+    /// Its sequence number, if it was TCP.
+    pub(crate) seq: TcpSeqNumber,
+}
+
+/// Why a packet did not arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The next hop takes so many bytes, and it may not be cut; 0 from a router that does not say (RFC 1191 4).
+    TooLong(u16),
+    /// Nobody has that port, or that protocol.
+    Refused,
+    /// There is no way, or none that is allowed.
+    Unreachable,
+}
+
+/// Whether this is an ICMP message about a packet of the receiver's (RFC 1122 3.2.2).
+pub(crate) fn is_report(message: &[u8]) -> bool {
+    let kind = message.first().map(|kind| Icmpv4Message::from(*kind));
+    matches!(kind, Some(Icmpv4Message::DstUnreachable | Icmpv4Message::TimeExceeded))
+}
+
+impl Report {
+    /// A message to `to` for which [`is_report`] holds. The checksum is verified, as in [`echo_reply`].
+    pub(crate) fn parse(message: &[u8], to: Ipv4Addr) -> Result<Self, DropReason> {
+        let message = Icmpv4Packet::new_checked(message).map_err(|_| DropReason::Icmp)?;
+        let fault = match (message.msg_type(), message.msg_code()) {
+            (Icmpv4Message::DstUnreachable, 2 | 3) => Fault::Refused,
+            (Icmpv4Message::DstUnreachable, 4) => {
+                let next_hop = message.clone().into_inner().get(6..HEADER_LEN);
+                let next_hop = next_hop.and_then(|field| field.try_into().ok()).map(u16::from_be_bytes);
+                Fault::TooLong(next_hop.unwrap_or(0))
+            }
+            (Icmpv4Message::DstUnreachable, _) | (Icmpv4Message::TimeExceeded, 0) => Fault::Unreachable,
+            _ => return Err(DropReason::Icmp),
+        };
+        // What is quoted is a header and at least eight bytes, mostly not the whole packet (RFC 792).
+        let quoted = message.data();
+        let packet = Ipv4Packet::new_unchecked(quoted);
+        if quoted.len() < ipv4::HEADER_LEN || packet.version() != 4 || !message.verify_checksum() {
+            return Err(DropReason::Icmp);
+        }
+        let start = quoted.get(usize::from(packet.header_len())..).and_then(<[u8]>::first_chunk::<8>);
+        let &[a, b, c, d, seq @ ..] = start.ok_or(DropReason::Icmp)?;
+        if packet.frag_offset() != 0 || packet.src_addr() != to {
+            return Err(DropReason::Icmp);
+        }
+        Ok(Self {
+            fault,
+            protocol: packet.next_header(),
+            remote: SocketAddr::new(packet.src_addr().into(), u16::from_be_bytes([a, b])),
+            guest: SocketAddr::new(packet.dst_addr().into(), u16::from_be_bytes([c, d])),
+            len: packet.total_len(),
+            seq: TcpSeqNumber(i32::from_be_bytes(seq)),
+        })
     }
 }
 

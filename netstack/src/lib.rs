@@ -539,7 +539,7 @@ impl Stack {
     ) -> Result<Option<Place>, DropReason> {
         let (source, destination) = (packet.src_addr(), packet.dst_addr());
         // A guest speaks from the subnet, and not for the gateway; before it has an address, from none. To the DHCP server it may speak from
-        // one of another network: it hears that it needs another (RFC 2131 4.3.2).
+        // one of another network: it hears that it needs another (RFC 2131 4.3.2). And routers behind it have addresses of their own.
         let is_expected = self.is_guest(source) || source.is_unspecified() || self.is_from_elsewhere(packet);
         if nat::is_martian(destination) || !is_expected {
             return Err(DropReason::Martian);
@@ -548,6 +548,9 @@ impl Stack {
             IpProtocol::Udp => self.handle_datagram(route, packet, now, sink),
             _ if source.is_unspecified() => Err(DropReason::Martian),
             IpProtocol::Tcp => self.handle_segment(route, packet, now, sink).map(|()| None),
+            IpProtocol::Icmp if icmp::is_report(packet.payload()) => self
+                .handle_report(route, icmp::Report::parse(packet.payload(), destination)?, now)
+                .map(|()| None),
             IpProtocol::Icmp => {
                 let from = match destination {
                     to if self.is_gateway(to) => to,
@@ -568,6 +571,15 @@ impl Stack {
                 }
                 Err(DropReason::Protocol)
             }
+        }
+    }
+
+    /// What was sent to a guest did not arrive. Of that only who is on the way there may tell, and only of what is on its way.
+    fn handle_report(&mut self, route: Route, report: icmp::Report, now: Instant) -> Result<(), DropReason> {
+        match report.protocol {
+            IpProtocol::Tcp => self.tcp.handle_report(route, &report, now),
+            IpProtocol::Udp => self.udp.handle_report(route, &report),
+            _ => Err(DropReason::Icmp),
         }
     }
 
@@ -748,14 +760,16 @@ impl Stack {
             && !ip.is_broadcast()
     }
 
-    /// Whether this is for the DHCP server, from an address of another network.
+    /// Whether this is what may come from an address of another network: something for the DHCP server, or about a packet to a guest.
     fn is_from_elsewhere(&self, packet: &Ipv4Packet<&[u8]>) -> bool {
+        let is_taken = match packet.next_header() {
+            IpProtocol::Udp => UdpPacket::new_checked(packet.payload())
+                .is_ok_and(|datagram| datagram.dst_port() == dhcp::SERVER_PORT),
+            IpProtocol::Icmp => icmp::is_report(packet.payload()),
+            _ => false,
+        };
         let source = packet.src_addr();
-        packet.next_header() == IpProtocol::Udp
-            && UdpPacket::new_checked(packet.payload())
-                .is_ok_and(|datagram| datagram.dst_port() == dhcp::SERVER_PORT)
-            && self.is_beyond(source)
-            && !nat::is_martian(source)
+        is_taken && self.is_beyond(source) && !nat::is_martian(source)
     }
 
     fn is_gateway(&self, ip: Ipv4Addr) -> bool {

@@ -56,9 +56,9 @@ pub enum Phase {
 /// Why a flow that the driver dialled was aborted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Abort {
-    /// There is no such guest, or its link is gone.
+    /// There is no such guest, or no way to it, or its link is gone.
     Unreachable,
-    /// It refused with a RST, or was given up.
+    /// It refused with a RST or ICMP port unreachable, or was given up.
     Reset,
     /// It did not answer.
     Silence,
@@ -121,6 +121,8 @@ pub struct Flow {
     aborted: bool,
     /// The SYN to the guest was sent again before its time.
     pub(super) dialled_again: bool,
+    /// Bytes of the longest IP packet that the way to the guest takes (RFC 1191), where that is less than the two ends named.
+    pub(super) path_mtu: Option<u16>,
     /// When it came to TIME-WAIT.
     time_wait: Option<Instant>,
 }
@@ -148,6 +150,7 @@ impl Flow {
             finished: false,
             aborted: false,
             dialled_again: false,
+            path_mtu: None,
             time_wait: None,
         }
     }
@@ -185,8 +188,8 @@ impl Flow {
     /// Why it is [`Phase::Aborted`].
     pub fn abort_reason(&self) -> Abort {
         match self.stage {
-            Stage::Dead => Abort::Unreachable,
             _ if self.aborted => Abort::Reset,
+            Stage::Dead => Abort::Unreachable,
             _ => Abort::Silence,
         }
     }
@@ -367,6 +370,12 @@ impl Flow {
             },
             None => matches!(self.stage, Stage::Dead),
         }
+    }
+
+    /// Ends the flow without a RST: the guest knows of no connection.
+    pub(super) fn refuse(&mut self, by_guest: bool) {
+        self.aborted = by_guest;
+        self.stage = Stage::Dead;
     }
 
     /// Takes note of what a segment led to; `rst` says that it was a RST.

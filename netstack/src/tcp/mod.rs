@@ -27,6 +27,7 @@ pub(crate) use window::WindowBudget;
 
 use crate::buffer::IdleMemory;
 use crate::ether::{self, EtherType};
+use crate::icmp::{Fault, Report};
 use crate::ipv4::{self, Route};
 use crate::keys::Keys;
 use crate::timer::Timers;
@@ -53,6 +54,11 @@ const TURN_SEGMENTS: usize = 8;
 const GIVE_UP: Duration = Duration::from_secs(900);
 /// The same for a SYN-ACK: whoever sent that SYN may never have wanted a connection.
 const GIVE_UP_SYN: Duration = Duration::from_secs(60);
+/// Bytes of the longest packet on a way that is said to take less than this, as Linux (net.ipv4.route.min_pmtu) has it: nobody may have
+/// everything cut to pieces (RFC 5927 7.2).
+const MIN_PATH_MTU: u16 = 552;
+/// What ways take that do not say how much (RFC 1191 7).
+const PLATEAUS: [u16; 7] = [32_000, 17_914, 8166, 4352, 2002, 1492, 1006];
 /// When to look again at a flow that is due and yet sends nothing.
 const RETRY: Duration = Duration::from_millis(10);
 
@@ -298,6 +304,48 @@ impl Table {
         Ok(Segment::Done)
     }
 
+    /// A segment to a guest did not arrive. What is no error of a segment that is under way is nobody's business (RFC 5927 4.1).
+    ///
+    /// A connection that is being opened ends by it, as with most systems; one that is open never does (RFC 5927 5.2), and learns how
+    /// long its segments may be.
+    pub(crate) fn handle_report(
+        &mut self,
+        route: Route,
+        report: &Report,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        let key = Key { guest: report.guest, remote: report.remote };
+        let id = self.keys.get(&key).copied().ok_or(DropReason::Icmp)?;
+        let flow = self.flows.get_mut(id).ok_or(DropReason::Icmp)?;
+        if flow.route != route {
+            return Err(DropReason::OtherPort);
+        }
+        let state = flow.socket().map(Socket::state);
+        if !flow.recovery.is_under_way(report.seq) {
+            return Err(DropReason::Icmp);
+        }
+        match report.fault {
+            Fault::TooLong(next_hop) if state.is_some_and(flow::is_synchronized) => {
+                let len = usize::from(report.len).min(flow.window.packet());
+                // Of a router that does not say, the next plateau (RFC 1191 7.1).
+                let plateau = || PLATEAUS.into_iter().find(|mtu| usize::from(*mtu) < len);
+                let mtu = if next_hop == 0 { plateau().unwrap_or(0) } else { next_hop }.max(MIN_PATH_MTU);
+                if usize::from(mtu) >= len {
+                    return Err(DropReason::Icmp);
+                }
+                flow.path_mtu = Some(mtu);
+                flow.window.limit_packet(mtu);
+                flow.recovery.handle_path(usize::from(mtu) - window::HEADERS, now);
+            }
+            Fault::Refused | Fault::Unreachable if state == Some(State::SynSent) => {
+                flow.refuse(report.fault == Fault::Refused);
+            }
+            _ => return Ok(()),
+        }
+        self.mark_ready(id);
+        Ok(())
+    }
+
     /// Keeps a SYN until the driver has connected the other end.
     pub(crate) fn hold(
         &mut self,
@@ -497,6 +545,8 @@ impl Table {
         }
         self.deepen(id);
         let Some(flow) = self.flows.get_mut(id) else { return };
+        let mut own = None;
+        let interface = interface(&mut self.interface, &mut own, flow.path_mtu, now);
         let called = flow.device(None, sink, mtu, now, &mut self.scratch);
         let Some((mut device, sockets, handle)) = called else { return };
         let mut segments = (TURN / mtu).max(TURN_SEGMENTS);
@@ -504,11 +554,11 @@ impl Table {
         // Without room smoltcp would forget a fast retransmission that it cannot send, and wait for ever.
         while segments > 0
             && device.has_room()
-            && self.interface.poll_egress(now, &mut device, sockets) == PollResult::SocketStateChanged
+            && interface.poll_egress(now, &mut device, sockets) == PollResult::SocketStateChanged
         {
             segments -= 1;
         }
-        let due = self.interface.poll_at(now, sockets);
+        let due = interface.poll_at(now, sockets);
         let timed_out = open && !sockets.get::<Socket<'_>>(handle).is_open();
         let mut room = sink.has_room(flow.route.port, ether::HEADER_LEN + mtu);
         if let Some(held) = flow.wants_window_update() {
@@ -648,6 +698,22 @@ impl Table {
 /// The ports that this side dials from, as the original's.
 const EPHEMERAL_FIRST: u16 = 16_000;
 const EPHEMERAL_COUNT: u16 = u16::MAX - EPHEMERAL_FIRST;
+
+/// The interface for a flow: `shared`, but where the way to the guest takes less, one that makes no longer packets, in `own`.
+fn interface<'a>(
+    shared: &'a mut Interface,
+    own: &'a mut Option<Interface>,
+    path_mtu: Option<u16>,
+    now: Instant,
+) -> &'a mut Interface {
+    match path_mtu {
+        None => shared,
+        Some(mtu) => {
+            let mut blueprint = Blueprint { mtu: usize::from(mtu) };
+            own.insert(sequence::interface(&mut blueprint, TcpSeqNumber(0), now))
+        }
+    }
+}
 
 /// Copies a guest's segment with another window field. With a sequence number, it has that and no data: smoltcp answers a segment of
 /// which it has all the data, but reads neither what that acknowledges nor its window.

@@ -6,7 +6,7 @@ use smoltcp::socket::tcp::Socket;
 use smoltcp::time::{Duration, Instant};
 
 use super::device::Blueprint;
-use super::{FlowId, Table, send_update};
+use super::{FlowId, Table, interface, send_update};
 use crate::FrameSink;
 
 /// Longer than smoltcp's retransmission timer ever runs, which is a minute.
@@ -41,12 +41,14 @@ impl Table {
     /// Has smoltcp do now what it would do when its timer runs out: probe a closed window, or send a SYN again.
     pub(super) fn hurry(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) {
         let Some(flow) = self.flows.get_mut(id) else { return };
+        let mut own = None;
+        let interface = interface(&mut self.interface, &mut own, flow.path_mtu, now);
         let called = flow.device(None, sink, usize::from(self.mtu), now, &mut self.scratch);
         let Some((mut device, sockets, _)) = called else { return };
         // Whenever smoltcp would do it; from then on it waits from there.
-        let at = self.interface.poll_at(now, sockets).unwrap_or(now);
+        let at = interface.poll_at(now, sockets).unwrap_or(now);
         if device.has_room() {
-            let _: PollResult = self.interface.poll_egress(at, &mut device, sockets);
+            let _: PollResult = interface.poll_egress(at, &mut device, sockets);
         }
     }
 
@@ -60,15 +62,16 @@ impl Table {
             return self.timers.arm(id, at, &mut flow.armed);
         }
         let Some(end) = flow.recovery.begin_replay() else { return };
+        let mut own = None;
+        let interface = interface(&mut self.interface, &mut own, flow.path_mtu, now);
         let called = flow.device(None, sink, usize::from(self.mtu), now, &mut self.scratch);
         let Some((mut device, sockets, _)) = called else { return };
         // A device that takes nothing: smoltcp goes back to the first byte, and starts its timer at the true time below.
         let mut nothing = Blueprint { mtu: usize::from(self.mtu) };
-        let _: PollResult = self.interface.poll_egress(now + PAST_TIMERS, &mut nothing, sockets);
+        let _: PollResult = interface.poll_egress(now + PAST_TIMERS, &mut nothing, sockets);
         while device.recovery.is_replaying_before(end)
-            && self.interface.poll_egress(now, &mut device, sockets) == PollResult::SocketStateChanged
-        {
-        }
+            && interface.poll_egress(now, &mut device, sockets) == PollResult::SocketStateChanged
+        {}
         let held_back = flow.recovery.end_replay();
         if held_back.is_some_and(|ack| flow.window.acknowledged().is_some_and(|last| ack > last)) {
             let held = flow.socket().map_or(0, Socket::recv_queue);

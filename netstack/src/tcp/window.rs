@@ -14,7 +14,7 @@ const BUDGET_FRAMES: usize = 700;
 /// Bytes of the longest packet of a guest that did not name its MSS.
 const ASSUMED_PACKET: usize = 1500;
 /// Bytes of an IPv4 and a TCP header without options: what an MSS leaves out (RFC 6691).
-const HEADERS: usize = 40;
+pub(super) const HEADERS: usize = 40;
 /// smoltcp takes no smaller MSS for true, in bytes.
 const MIN_MSS: usize = 48;
 /// The budget's bounds, in bytes.
@@ -117,6 +117,11 @@ impl WindowLimit {
     /// Bytes of the longest IP packet of the flow: the smaller of what the two ends named.
     pub(super) fn packet(&self) -> usize {
         self.packet
+    }
+
+    /// The way to the guest takes no longer packets.
+    pub(super) fn limit_packet(&mut self, mtu: u16) {
+        self.packet = self.packet.min(usize::from(mtu));
     }
 
     /// Lowers the window of a segment that smoltcp made to what the share leaves.

@@ -13,6 +13,7 @@ use smoltcp::wire::{IpProtocol, Ipv4Packet, UdpPacket};
 
 use crate::checksum;
 use crate::ether::{self, EtherType};
+use crate::icmp::{Fault, Report};
 use crate::ipv4::{self, Header, Route};
 use crate::keys::Keys;
 use crate::timer::Timers;
@@ -189,6 +190,20 @@ impl Table {
             self.keys.remove(&(flow.guest, flow.remote));
             self.held -= flow.held.iter().map(Vec::len).sum::<usize>();
         }
+    }
+
+    /// A datagram to a guest did not arrive. The flow ends when nobody takes them: then whoever sends more can hear that as well. That there
+    /// is no way at the moment is no reason (RFC 1122 4.1.3.3).
+    pub(crate) fn handle_report(&mut self, route: Route, report: &Report) -> Result<(), DropReason> {
+        let id = self.keys.get(&(report.guest, report.remote)).copied().ok_or(DropReason::Icmp)?;
+        if self.ends(id).is_none_or(|(_, _, known)| known != route) {
+            return Err(DropReason::OtherPort);
+        }
+        if report.fault == Fault::Refused {
+            self.close(id);
+            self.closed.push_back(id);
+        }
+        Ok(())
     }
 
     /// Ends the flows of a port that is gone.

@@ -11,6 +11,7 @@
 )]
 
 mod checker;
+mod errors;
 mod frames;
 mod guest;
 mod link;

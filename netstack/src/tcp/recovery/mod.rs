@@ -96,6 +96,34 @@ impl Recovery {
         self.selective = options.sack_permitted;
     }
 
+    /// Whether the guest has not acknowledged the byte, or the SYN, with this sequence number, which was sent.
+    pub(super) fn is_under_way(&self, seq: TcpSeqNumber) -> bool {
+        self.board.edges.is_some_and(|(una, next)| {
+            let first = if self.is_unanswered() { una - 1 } else { una };
+            first <= seq && seq < next
+        })
+    }
+
+    /// Whether a SYN was sent, and the guest has not answered it.
+    fn is_unanswered(&self) -> bool {
+        self.send_window.told.is_none() && self.board.is_empty()
+    }
+
+    /// The way to the guest takes segments of `mss` bytes: what is under way and longer was thrown away.
+    pub(super) fn handle_path(&mut self, mss: usize, now: Instant) {
+        self.mss = self.mss.min(mss);
+        if self.board.is_empty() {
+            return;
+        }
+        for run in self.board.runs.iter_mut().filter(|run| run.state != State::Sacked) {
+            run.state = State::Lost;
+        }
+        self.board.marked = true;
+        // No network is full.
+        self.credit = self.credit.max(self.send_window.room());
+        (self.started, self.timeouts, self.probed) = (now, 0, false);
+    }
+
     /// Whether the guest knows of selective acknowledgements (RFC 2018).
     pub(super) fn is_selective(&self) -> bool {
         self.selective
