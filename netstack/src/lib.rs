@@ -276,6 +276,9 @@ impl Stack {
 
     /// Sends what the flow has to send, up to a turn's worth.
     pub fn flush(&mut self, flow: FlowId, now: Instant, sink: &mut impl FrameSink) {
+        if let Some(guest) = self.tcp.keep_alive_due(flow, now) {
+            self.tcp.keep_alive(flow, self.switch.seen(guest), now, sink);
+        }
         self.tcp.flush(flow, now, sink);
     }
 
@@ -444,7 +447,7 @@ impl Stack {
         if header.from.is_group() || header.from == self.config.gateway_mac {
             return Err(DropReason::BadSource);
         }
-        match self.switch.learn(header.from, port) {
+        match self.switch.learn(header.from, port, now) {
             Learned::Nothing => {}
             Learned::New => self.events.push_back(Event::AddressLearned(header.from)),
             Learned::Moved(_) if matches!(self.events.back(), Some(Event::AddressMoved { .. })) => {}

@@ -1,9 +1,10 @@
-//! The learning switch. Owns: which port has which hardware address, and the largest packet that each has shown to take. May not:
-//! look past the Ethernet header. Read next: `lib.rs`, `Stack::handle_frame`; `mtu.rs`, what a frame shows.
+//! The learning switch. Owns: which port has which hardware address, when it was last seen, and the largest packet that it has shown to
+//! take. May not: look past the Ethernet header. Read next: `lib.rs`, `Stack::handle_frame`; `mtu.rs`, what a frame shows.
 
 use std::collections::HashMap;
 
 use foldhash::fast::FixedState;
+use smoltcp::time::Instant;
 
 use crate::{Mac, PortId};
 
@@ -42,6 +43,8 @@ pub(crate) struct Switch {
 struct Entry {
     port: PortId,
     mtu: u16,
+    /// When a frame came from it.
+    seen: Instant,
 }
 
 impl Switch {
@@ -72,14 +75,17 @@ impl Switch {
     }
 
     /// Remembers that `source` is behind `port`. A full table learns nothing more: frames to the rest are flooded.
-    pub(crate) fn learn(&mut self, source: Mac, port: PortId) -> Learned {
+    pub(crate) fn learn(&mut self, source: Mac, port: PortId, now: Instant) -> Learned {
         let mtu = self.assumed_mtu;
         let has_room = self.addresses.len() < MAX_ADDRESSES;
         match self.addresses.get_mut(&source) {
-            Some(known) if known.port == port => Learned::Nothing,
-            Some(known) => Learned::Moved(std::mem::replace(known, Entry { port, mtu }).port),
+            Some(known) if known.port == port => {
+                known.seen = now;
+                Learned::Nothing
+            }
+            Some(known) => Learned::Moved(std::mem::replace(known, Entry { port, mtu, seen: now }).port),
             None if has_room => {
-                self.addresses.insert(source, Entry { port, mtu });
+                self.addresses.insert(source, Entry { port, mtu, seen: now });
                 Learned::New
             }
             None => Learned::Nothing,
@@ -105,6 +111,11 @@ impl Switch {
         self.addresses.get(&to).map_or(self.assumed_mtu, |entry| entry.mtu)
     }
 
+    /// When the last frame came from `source`.
+    pub(crate) fn seen(&self, source: Mac) -> Option<Instant> {
+        self.addresses.get(&source).map(|entry| entry.seen)
+    }
+
     pub(crate) fn destination(&self, to: Mac) -> Destination {
         if to.is_group() {
             return Destination::Flood;
@@ -128,10 +139,10 @@ mod tests {
         let mut switch = Switch::new(1500, 1);
         let (one, two) = (switch.attach(), switch.attach());
         assert_eq!(switch.destination(A), Destination::Flood);
-        assert_eq!(switch.learn(A, one), Learned::New);
+        assert_eq!(switch.learn(A, one, Instant::ZERO), Learned::New);
         assert_eq!(switch.destination(A), Destination::Port(one, 1500));
-        assert_eq!(switch.learn(A, two), Learned::Moved(one));
-        assert_eq!(switch.learn(A, two), Learned::Nothing);
+        assert_eq!(switch.learn(A, two, Instant::ZERO), Learned::Moved(one));
+        assert_eq!(switch.learn(A, two, Instant::ZERO), Learned::Nothing);
         assert_eq!(switch.destination(A), Destination::Port(two, 1500));
         assert_eq!(switch.detach(two).collect::<Vec<_>>(), [A]);
         assert_eq!(switch.destination(A), Destination::Flood);
@@ -144,12 +155,12 @@ mod tests {
         let (one, two) = (switch.attach(), switch.attach());
         switch.shown(A, 9000);
         assert_eq!(switch.mtu(A), 1500, "nobody is known by that address");
-        switch.learn(A, one);
+        switch.learn(A, one, Instant::ZERO);
         switch.shown(A, 9000);
         switch.shown(A, 4000);
-        switch.learn(A, one);
+        switch.learn(A, one, Instant::ZERO);
         assert_eq!((switch.mtu(A), switch.destination(A)), (9000, Destination::Port(one, 9000)));
-        switch.learn(A, two);
+        switch.learn(A, two, Instant::ZERO);
         assert_eq!(switch.mtu(A), 1500, "it came to another port");
         switch.shown(A, 100_000);
         assert_eq!(switch.mtu(A), u16::MAX);
@@ -157,7 +168,7 @@ mod tests {
         assert_eq!(switch.mtu(A), 1500);
         switch.shown(A, 9000);
         assert_eq!(switch.detach(two).count(), 1);
-        switch.learn(A, one);
+        switch.learn(A, one, Instant::ZERO);
         assert_eq!(switch.mtu(A), 1500, "the port went");
     }
 
@@ -167,7 +178,7 @@ mod tests {
         let port = switch.attach();
         for i in 0..=MAX_ADDRESSES as u32 {
             let [a, b, c, d] = i.to_be_bytes();
-            let learned = switch.learn(Mac([2, 0, a, b, c, d]), port);
+            let learned = switch.learn(Mac([2, 0, a, b, c, d]), port, Instant::ZERO);
             assert_eq!(learned == Learned::New, i < MAX_ADDRESSES as u32);
         }
         assert_eq!(switch.addresses().count(), MAX_ADDRESSES);

@@ -42,6 +42,11 @@ impl<K: Ord + Copy> Timers<K> {
         Some((deadline, key))
     }
 
+    /// Forgets everything: there are no owners.
+    pub(crate) fn clear(&mut self) {
+        self.heap.clear();
+    }
+
     /// Throws leftovers away when they outnumber `live` owners by far. `is_armed` says whether an entry is what its key's owner
     /// remembers.
     pub(crate) fn shed(&mut self, live: usize, is_armed: impl Fn(K, Instant) -> bool) {

@@ -10,6 +10,7 @@ use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{IpAddress, IpEndpoint, IpListenEndpoint, TcpPacket, TcpSeqNumber};
 
 use super::device::OneCall;
+use super::keepalive::Keepalive;
 use super::recovery::Recovery;
 use super::window::WindowLimit;
 use super::{FlowId, GIVE_UP, GIVE_UP_SYN};
@@ -123,6 +124,7 @@ pub struct Flow {
     pub(super) dialled_again: bool,
     /// Bytes of the longest IP packet that the way to the guest takes (RFC 1191), where that is less than the two ends named.
     pub(super) path_mtu: Option<u16>,
+    pub(super) keepalive: Keepalive,
     /// When it came to TIME-WAIT.
     time_wait: Option<Instant>,
 }
@@ -151,6 +153,7 @@ impl Flow {
             aborted: false,
             dialled_again: false,
             path_mtu: None,
+            keepalive: Keepalive::new(),
             time_wait: None,
         }
     }
@@ -423,6 +426,13 @@ impl Flow {
             State::Closed => None,
             _ => (socket.send_queue() > 0).then_some(GIVE_UP),
         }
+    }
+
+    /// When to ask a guest that says nothing whether it still knows of the connection, where nothing else would find out.
+    pub(super) fn keep_alive_at(&self) -> Option<Instant> {
+        let socket = self.socket()?;
+        let is_open = matches!(socket.state(), State::Established | State::FinWait2 | State::CloseWait);
+        (is_open && socket.send_queue() == 0).then(|| self.keepalive.at())
     }
 
     /// How much the ring holds, if the guest should hear that there is room and smoltcp will not say so.

@@ -6,6 +6,7 @@
 
 mod device;
 mod flow;
+mod keepalive;
 mod recovery;
 mod replay;
 mod sequence;
@@ -213,6 +214,7 @@ impl Table {
             return Ok(Segment::Syn { guest, remote });
         }
         flow.route = route;
+        flow.keepalive.hear(now);
         if flow.is_repeated_ack(&segment) {
             return Ok(Segment::Done);
         }
@@ -605,6 +607,11 @@ impl Table {
                 None => {}
             },
         }
+        if flow.armed.is_none()
+            && let Some(at) = flow.keep_alive_at()
+        {
+            self.timers.arm(id, at, &mut flow.armed);
+        }
         match due {
             None => {}
             Some(at) if at > now => self.timers.arm(id, at, &mut flow.armed),
@@ -612,6 +619,34 @@ impl Table {
             // `handle_room` goes on.
             Some(_) if !room => flow.block(id, &mut self.blocked),
             Some(_) => self.timers.arm(id, now + RETRY, &mut flow.armed),
+        }
+    }
+
+    /// The hardware address of the flow's guest, if that is to be asked whether it still knows of the flow.
+    pub(crate) fn keep_alive_due(&self, id: FlowId, now: Instant) -> Option<Mac> {
+        let flow = self.flows.get(id)?;
+        flow.keep_alive_at().filter(|at| *at <= now).map(|_| flow.route.to)
+    }
+
+    /// Asks the flow's guest, or gives it up. `seen` is when it last sent a frame.
+    pub(crate) fn keep_alive(
+        &mut self,
+        id: FlowId,
+        seen: Option<Instant>,
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) {
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        if !sink.has_room(flow.route.port, ether::HEADER_LEN + flow.window.packet()) {
+            return flow.block(id, &mut self.blocked);
+        }
+        if flow.keepalive.ask(seen, now) {
+            flow.abort();
+            return self.mark_ready(id);
+        }
+        let held = flow.socket().map_or(0, Socket::recv_queue);
+        if let Some((seq, ack, window)) = flow.window.update(held) {
+            send_update(sink, flow, seq - 1, ack, window, None);
         }
     }
 
@@ -686,6 +721,10 @@ impl Table {
 
     fn remove(&mut self, id: FlowId) -> Option<Flow> {
         let flow = self.flows.remove(id)?;
+        if self.flows.is_empty() {
+            // So that nothing wakes a daemon that has nothing to do.
+            self.timers.clear();
+        }
         self.deep -= usize::from(flow.deep);
         let key = Key { guest: flow.guest, remote: flow.remote };
         if self.keys.get(&key) == Some(&id) {

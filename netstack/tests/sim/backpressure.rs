@@ -194,7 +194,7 @@ fn a_flow_that_waits_for_room_and_is_replaced() {
         connections.iter().all(|connection| sim.guest(other).end(*connection).got.len() == LEN)
     });
     sim.run_for(SECOND * 5);
-    assert_eq!(sim.stack.poll_timeout(), None);
+    assert!(sim.stack.poll_timeout().is_none_or(|at| at > sim.now + SECOND * 60), "but keep-alives");
 }
 
 #[test]

@@ -119,9 +119,8 @@ fn idle_for_an_hour() {
     // The timers of what is done with.
     sim.run_for(SECOND * 5);
     let wakeups = sim.wakeups;
-    assert_eq!(sim.stack.poll_timeout(), None);
     sim.run_for(SECOND * 3600);
-    assert_eq!((sim.stack.poll_timeout(), sim.wakeups), (None, wakeups));
+    assert!(sim.wakeups - wakeups <= 60, "{} wakeups in an hour", sim.wakeups - wakeups);
     assert_eq!(sim.stack.flow(flow).unwrap().phase(), Phase::Open);
     // And it still works.
     sim.host(flow).end.out.extend_from_slice(b"still there?");

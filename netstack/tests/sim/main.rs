@@ -14,6 +14,7 @@ mod checker;
 mod errors;
 mod frames;
 mod guest;
+mod keepalive;
 mod link;
 mod loss;
 mod network;
