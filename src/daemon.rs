@@ -97,7 +97,7 @@ impl ControlPlane {
     /// It could not start, or could not go on.
     pub fn run(self, config: Config) -> Result<Exit> {
         crate::sys::prepare_process();
-        self.runtime.block_on(async {
+        let exit = self.runtime.block_on(async {
             let (notifier, delivery) = config.notification.clone().map(Notifier::new).unzip();
             let delivery = delivery.map(|delivery| tokio::spawn(delivery.run()));
             let exit = match Daemon::bind(config, notifier) {
@@ -113,7 +113,10 @@ impl ControlPlane {
                 tracing::warn!("notifications were not read in time");
             }
             exit
-        })
+        });
+        // A thread that looks up a name may hang with the host's files.
+        self.runtime.shutdown_background();
+        exit
     }
 }
 

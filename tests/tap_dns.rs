@@ -4,14 +4,16 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use support::daemon::Daemon;
 use support::dns::{
-    A, AAAA, CAA, CNAME, HTTPS, MX, NOERROR, NS, NXDOMAIN, PTR, SOA, SRV, Server, TXT, ask_tcp, ask_udp,
-    code, count, is_truncated, question, try_ask_udp,
+    A, AAAA, CAA, CNAME, HTTPS, MX, NOERROR, NS, NXDOMAIN, PTR, SOA, SRV, Scripted, Server, TXT, answer,
+    ask_tcp, ask_udp, code, count, is_truncated, question, try_ask_udp,
 };
 use support::eventually;
+use support::http::{Answer, exchange};
 use support::net::{GATEWAY, Host, Net};
 use support::traffic::impatient;
 
@@ -193,6 +195,84 @@ fn fails_over_to_the_next_resolver() {
                 answer.escape_ascii()
             );
         }
+    }
+}
+
+/// As with a VPN: the first resolver alone knows the internal names.
+#[test]
+fn one_slow_answer_of_the_first_resolver_is_waited_for_and_changes_nothing() {
+    let host = Host::new("nameserver 127.0.0.1\nnameserver 127.0.0.2\n");
+    let mut slow = Some(Duration::from_millis(2500));
+    let _first = Scripted::start(&host, "127.0.0.1", move |question| {
+        Some((slow.take().unwrap_or_default(), answer(question, NOERROR, Some([10, 1, 1, 1]))))
+    });
+    let _second = Scripted::start(&host, "127.0.0.2", |question| {
+        Some((Duration::ZERO, answer(question, NXDOMAIN, None)))
+    });
+    let net = Net::with(host, Daemon::builder(), 1500);
+    let internal =
+        |n: u32| ask_udp(&net.guest, GATEWAY_DNS, &question(&format!("host{n}.corp.example"), A, None));
+    let right = (0..20).map(internal).filter(|answer| answer.ends_with(&[0, 4, 10, 1, 1, 1])).count();
+    assert_eq!(right, 20);
+}
+
+#[test]
+fn a_resolver_whose_tcp_is_silent_answers_a_question_over_tcp_all_the_same() {
+    let host = Host::new("nameserver 127.0.0.1\n");
+    let _udp = Scripted::start(&host, "127.0.0.1", |question| {
+        Some((Duration::ZERO, answer(question, NOERROR, Some([10, 1, 1, 1]))))
+    });
+    // Connections to it come to be, and nobody reads them.
+    let _silent = host.listen(upstream());
+    let net = Net::with(host, Daemon::builder(), 1500);
+    let answers = ask_tcp(&net.guest, GATEWAY_DNS, &[question("a.test", A, None)]);
+    assert_eq!((code(&answers[0]), count(&answers[0])), (NOERROR, 1));
+}
+
+/// A file system that hangs: nothing but questions for others waits for it, and these not for long.
+#[test]
+fn files_that_cannot_be_read_hold_up_nothing() {
+    for (file, from_the_start) in
+        [("resolv.conf", false), ("hosts", false), ("resolv.conf", true), ("hosts", true)]
+    {
+        let host = Host::new("nameserver 127.0.0.1\n");
+        let _server = Scripted::start(&host, "127.0.0.1", |question| {
+            Some((Duration::ZERO, answer(question, NOERROR, Some([10, 1, 1, 1]))))
+        });
+        if from_the_start {
+            host.clog(file);
+        }
+        let mut net = Net::with(host, Daemon::builder(), 1500);
+        let foreign = question("a.example", A, None);
+        if !from_the_start {
+            assert_eq!(count(&ask_udp(&net.guest, GATEWAY_DNS, &foreign)), 1);
+            net.host.clog(file);
+        }
+        let socket = net.guest.udp("0.0.0.0:0".parse().unwrap());
+        let mut slowest = Duration::ZERO;
+        let start = Instant::now();
+        // Longer than a file is taken to be what it was.
+        while start.elapsed() < Duration::from_millis(1500) {
+            socket.send_to(&foreign, GATEWAY_DNS).unwrap();
+            let begin = Instant::now();
+            let zone = ask_udp(&net.guest, GATEWAY_DNS, &question("gateway.containers.internal", A, None));
+            assert_eq!((code(&zone), count(&zone)), (NOERROR, 1));
+            assert!(net.guest.ping(GATEWAY, 56));
+            let stream = impatient(net.guest.connect(SocketAddr::from((GATEWAY, 80))).unwrap());
+            let request =
+                b"GET /services/forwarder/all HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n";
+            assert_eq!(Answer::of(&exchange(stream, request)).status, 200);
+            slowest = slowest.max(begin.elapsed());
+        }
+        assert!(slowest < Duration::from_millis(500), "{file}: {slowest:?}");
+        let answer = ask_udp(&net.guest, GATEWAY_DNS, &foreign);
+        assert_eq!(
+            (code(&answer), count(&answer)),
+            (NOERROR, 1),
+            "{file}: what was known of it is still true"
+        );
+        net.daemon.signal(Signal::TERM);
+        assert!(net.daemon.wait(Duration::from_secs(5)).is_some(), "{file}: the daemon ends");
     }
 }
 

@@ -1,18 +1,21 @@
 //! The host's DNS search list, which the guest gets by DHCP. Owns: nothing. Read next: `../config.rs`.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
+use std::time::Duration;
+
+use crate::host::files;
 
 /// More of a `resolv.conf` is not read, in bytes.
 const FILE_MAX: u64 = 64 * 1024;
+/// How long the file may hold up the start.
+const READ_TIME: Duration = Duration::from_secs(1);
 /// More domains are left out; option 119 has to fit a DHCP message with everything else.
 pub(super) const DOMAINS_MAX: usize = 32;
 
 /// The search list in the file at `path`, as resolv.conf(5) describes it.
 pub(super) fn domains(path: &Path) -> io::Result<Vec<String>> {
-    let mut text = Vec::new();
-    File::open(path)?.take(FILE_MAX).read_to_end(&mut text)?;
+    let text = files::read_within(path, FILE_MAX, READ_TIME)?;
     Ok(parse(&String::from_utf8_lossy(&text)))
 }
 

@@ -2,6 +2,7 @@
 //! Read next: `tcp.rs`; `dns/`, the host's resolvers.
 
 pub mod dns;
+pub(crate) mod files;
 pub mod icmp;
 pub(crate) mod stream;
 pub(crate) mod tcp;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use netstack::dns::Transport;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::task::JoinHandle;
 
 /// A running unbound; ends with the value.
@@ -191,6 +191,97 @@ pub(crate) fn serve_udp_from(
     }))
 }
 
+/// Sends what `answer` makes of each query, each message after its time.
+pub(crate) fn serve_slowly(
+    address: SocketAddr,
+    mut answer: impl FnMut(&[u8]) -> Vec<(Duration, Vec<u8>)> + Send + 'static,
+) -> Server {
+    let socket = std::net::UdpSocket::bind(address).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let socket = std::sync::Arc::new(UdpSocket::from_std(socket).unwrap());
+    Server(tokio::spawn(async move {
+        let mut query = vec![0; 4096];
+        loop {
+            let (len, client) = socket.recv_from(&mut query).await.unwrap();
+            for (after, message) in answer(&query[..len]) {
+                let socket = std::sync::Arc::clone(&socket);
+                tokio::spawn(async move {
+                    tokio::time::sleep(after).await;
+                    let _ = socket.send_to(&message, client).await;
+                });
+            }
+        }
+    }))
+}
+
+/// A server that knows 10.9.8.`which` for every name.
+pub(crate) fn answering(address: SocketAddr, which: u8) -> Server {
+    serve_udp(address, move |query| vec![give(query, which)])
+}
+
+/// What is wrong with a server's TCP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Broken {
+    Closes,
+    Resets,
+    Silent,
+    /// It closes within the answer.
+    Partial,
+    /// Connections wait for ever.
+    NeverAccepts,
+}
+
+/// A server that takes connections, or not even these, and answers none.
+pub(crate) fn serve_broken_tcp(address: SocketAddr, broken: Broken) -> Server {
+    let listener = listen(address, if broken == Broken::NeverAccepts { 0 } else { 16 });
+    Server(tokio::spawn(async move {
+        // One connection fits the backlog of 0; with two in it the next one's SYN is dropped.
+        let mut held = Vec::new();
+        while broken == Broken::NeverAccepts && held.len() < 2 {
+            held.push(tokio::spawn(TcpStream::connect(address)));
+        }
+        if broken == Broken::NeverAccepts {
+            std::future::pending::<()>().await;
+        }
+        let mut silent = Vec::new();
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut query = vec![0; 512];
+            match broken {
+                Broken::Closes => {}
+                Broken::Resets => stream.set_zero_linger().unwrap(),
+                Broken::Partial => {
+                    let _ = stream.read(&mut query).await;
+                    let _ = stream.write_all(&[0, 99, 1, 2, 3]).await;
+                }
+                Broken::Silent | Broken::NeverAccepts => silent.push(stream),
+            }
+        }
+    }))
+}
+
+/// Closes the first connection, and joins the others to `to`.
+pub(crate) fn relay_second_connection(address: SocketAddr, to: SocketAddr) -> Server {
+    let listener = listen(address, 16);
+    Server(tokio::spawn(async move {
+        drop(listener.accept().await.unwrap());
+        loop {
+            let (mut near, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut far = TcpStream::connect(to).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    }))
+}
+
+fn listen(address: SocketAddr, backlog: u32) -> TcpListener {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(address).unwrap();
+    socket.listen(backlog).unwrap()
+}
+
 /// A server that takes questions and answers none.
 pub(crate) fn silent(address: SocketAddr) -> Server {
     serve_udp(address, |_| vec![])
@@ -201,6 +292,23 @@ pub(crate) fn refuse(query: &[u8], rcode: u8) -> Vec<u8> {
     let mut message = query.to_vec();
     message[2] |= 0x80;
     message[3] = 0x80 | rcode;
+    message
+}
+
+/// The response to `query` with the address 10.9.8.`which`.
+pub(crate) fn give(query: &[u8], which: u8) -> Vec<u8> {
+    // Behind the header, the name and four bytes of type and class; what the client says besides is left out.
+    let end = 12 + query[12..].iter().position(|&byte| byte == 0).unwrap() + 5;
+    let mut message = refuse(&query[..end], 0);
+    message[6..12].copy_from_slice(&[0, 1, 0, 0, 0, 0]);
+    message.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 10, 9, 8, which]);
+    message
+}
+
+/// The response to `query` with all records left out (TC).
+pub(crate) fn cut(query: &[u8]) -> Vec<u8> {
+    let mut message = refuse(query, 0);
+    message[2] |= 2;
     message
 }
 

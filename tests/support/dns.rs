@@ -4,7 +4,10 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use super::ns::Namespace;
 use super::{eventually, tool, traffic::impatient, uninterrupted};
@@ -89,6 +92,69 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A server that does what a test says: answers each question after a time, or not at all.
+#[derive(Debug)]
+pub(crate) struct Scripted {
+    ended: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Scripted {
+    /// A server on `address`:53.
+    #[track_caller]
+    pub(crate) fn start(
+        ns: &Namespace,
+        address: &str,
+        mut answer: impl FnMut(&[u8]) -> Option<(Duration, Vec<u8>)> + Send + 'static,
+    ) -> Self {
+        let socket = ns.udp(SocketAddr::new(address.parse().unwrap(), 53));
+        socket.set_read_timeout(Some(Duration::from_millis(2))).unwrap();
+        let ended = Arc::new(AtomicBool::new(false));
+        let end = Arc::clone(&ended);
+        let thread = std::thread::spawn(move || {
+            let mut waiting: Vec<(Instant, Vec<u8>, SocketAddr)> = Vec::new();
+            let mut question = [0; 4096];
+            while !end.load(Ordering::Relaxed) {
+                if let Ok((length, client)) = socket.recv_from(&mut question)
+                    && let Some((after, message)) = answer(&question[..length])
+                {
+                    waiting.push((Instant::now() + after, message, client));
+                }
+                let now = Instant::now();
+                for (_, message, client) in waiting.extract_if(.., |(at, ..)| *at <= now) {
+                    let _ = socket.send_to(&message, client);
+                }
+            }
+        });
+        Self { ended, thread: Some(thread) }
+    }
+}
+
+impl Drop for Scripted {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// The answer to `question` with this code and no record, or with an address.
+pub(crate) fn answer(question: &[u8], code: u8, address: Option<[u8; 4]>) -> Vec<u8> {
+    let end = 12 + question[12..].iter().position(|&byte| byte == 0).unwrap() + 5;
+    let mut message = question[..end].to_vec();
+    message[2..4].copy_from_slice(&[0x81, 0x80 | code]);
+    message[6..12].copy_from_slice(&[0, u8::from(address.is_some()), 0, 0, 0, 0]);
+    if let Some(address) = address {
+        message.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+        message.extend(address);
+    }
+    message
+}
+
+/// Whether the first label of the name in `question` begins with `start`.
+pub(crate) fn is_about(question: &[u8], start: &str) -> bool {
+    question.get(13..).is_some_and(|name| name.starts_with(start.as_bytes()))
 }
 
 /// A recursive question; with `edns` as the largest datagram that the client takes.

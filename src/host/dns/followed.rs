@@ -1,27 +1,44 @@
 //! A file that others rewrite.
-//! Owns: the last content read. May not: watch the file; it is looked at when someone wants to know.
+//! Owns: the last content read, and the threads that read. May not: watch the file, it is looked at when someone
+//! wants to know; make whoever asks wait for a file system that hangs.
 
-use std::fs::{File, Metadata};
-use std::io::{self, Read as _};
+use std::fs::Metadata;
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+use crate::host::files;
 
 /// How long the file is taken to be what it was.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long to wait for a reader; after that the content is what it was.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// A reader that takes longer may be stuck: another one tries its luck, as long as there are not too many.
+const STUCK: Duration = Duration::from_secs(10);
+const MAX_READERS: usize = 3;
 /// A file younger than this when it was read may have changed since without a new time stamp.
 const TIMESTAMP_STEP: Duration = Duration::from_secs(2);
 /// Bytes read; a hosts file that blocks advertisers has a few million.
 const MAX_LEN: u64 = 16 << 20;
 
-/// A file's parsed content, read again when the file was rewritten or replaced. A file that cannot be read is
-/// empty.
+/// A file's parsed content, read again when the file was rewritten or replaced. A file that is not there is
+/// empty; one that cannot be read is what it was.
 #[derive(Debug)]
-pub(super) struct Followed<T> {
+pub(super) struct Followed<T>(Arc<Shared<T>>);
+
+#[derive(Debug)]
+struct Shared<T> {
     path: PathBuf,
     parse: fn(&str) -> T,
     state: Mutex<State<T>>,
+    /// How many readers have come to an end.
+    done: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
@@ -30,10 +47,16 @@ struct State<T> {
     checked: Option<Instant>,
     /// What the file was when `value` was read; `None` to read it again in any case.
     stamp: Option<Stamp>,
+    /// When the newest reader was started, while it reads.
+    reading: Option<Instant>,
+    /// Readers that are still at it, the number of the newest, and of the one that `value` is from.
+    readers: usize,
+    newest: u64,
+    accepted: u64,
 }
 
 /// Differs after every change but those within [`TIMESTAMP_STEP`].
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Stamp {
     file: (u64, u64),
     len: u64,
@@ -57,56 +80,102 @@ impl Stamp {
     }
 }
 
-impl<T> Followed<T> {
+impl<T: Send + Sync + 'static> Followed<T> {
     pub(super) fn new(path: PathBuf, parse: fn(&str) -> T) -> Self {
-        let state = State { value: Arc::new(parse("")), checked: None, stamp: None };
-        Self { path, parse, state: Mutex::new(state) }
+        let state = State {
+            value: Arc::new(parse("")),
+            checked: None,
+            stamp: None,
+            reading: None,
+            readers: 0,
+            newest: 0,
+            accepted: 0,
+        };
+        Self(Arc::new(Shared { path, parse, state: Mutex::new(state), done: watch::Sender::new(0) }))
     }
 
-    /// The content, at most [`CHECK_INTERVAL`] old.
-    pub(super) fn current(&self) -> Arc<T> {
-        let mut state = self.lock();
-        if state.checked.is_none_or(|checked| checked.elapsed() >= CHECK_INTERVAL) {
-            self.check(&mut state);
-        }
-        Arc::clone(&state.value)
+    /// The content, at most [`CHECK_INTERVAL`] old where the file can be read.
+    pub(super) async fn current(&self) -> Arc<T> {
+        self.look(CHECK_INTERVAL).await
     }
 
     /// The content as it is now.
-    pub(super) fn reread(&self) -> Arc<T> {
-        let mut state = self.lock();
-        state.stamp = None;
-        self.check(&mut state);
-        Arc::clone(&state.value)
+    pub(super) async fn reread(&self) -> Arc<T> {
+        self.0.lock().stamp = None;
+        self.look(Duration::ZERO).await
     }
 
+    async fn look(&self, max_age: Duration) -> Arc<T> {
+        let mut done = self.0.done.subscribe();
+        if let Some(since) = self.0.start_reader(max_age) {
+            let _ = timeout_at(since + PATIENCE, done.changed()).await;
+        }
+        Arc::clone(&self.0.lock().value)
+    }
+}
+
+impl<T: Send + Sync + 'static> Shared<T> {
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn check(&self, state: &mut State<T>) {
-        state.checked = Some(Instant::now());
-        let unchanged = match (&state.stamp, std::fs::metadata(&self.path)) {
-            (Some(stamp), Ok(meta)) => *stamp == Stamp::of(&meta),
-            _ => false,
+    /// Has the file looked at if that is due. Since when somebody does.
+    fn start_reader(self: &Arc<Self>, max_age: Duration) -> Option<Instant> {
+        let mut state = self.lock();
+        let now = Instant::now();
+        let due = match state.reading {
+            Some(since) => now - since >= STUCK && state.readers < MAX_READERS,
+            None => state.checked.is_none_or(|checked| now - checked >= max_age),
         };
-        if unchanged {
-            return;
+        if due {
+            let number = state.newest + 1;
+            let shared = Arc::clone(self);
+            let reader = thread::Builder::new().name("file reader".to_owned());
+            match reader.spawn(move || shared.check(number)) {
+                Ok(_) => {
+                    (state.newest, state.reading) = (number, Some(now));
+                    state.readers += 1;
+                }
+                Err(error) => tracing::debug!(path = %self.path.display(), %error, "cannot read"),
+            }
         }
-        let (text, stamp) = self.read().unwrap_or_else(|error| {
-            tracing::debug!(path = %self.path.display(), %error, "not readable");
-            Default::default()
-        });
-        state.value = Arc::new((self.parse)(&text));
-        state.stamp = stamp.filter(Stamp::is_settled);
+        state.reading
     }
 
-    fn read(&self) -> io::Result<(String, Option<Stamp>)> {
-        let file = File::open(&self.path)?;
-        let stamp = Stamp::of(&file.metadata()?);
-        let mut bytes = Vec::new();
-        file.take(MAX_LEN).read_to_end(&mut bytes)?;
-        Ok((String::from_utf8_lossy(&bytes).into_owned(), Some(stamp)))
+    /// What reader `number` does.
+    fn check(&self, number: u64) {
+        let known = self.lock().stamp.clone();
+        let unchanged = known
+            .is_some_and(|known| std::fs::metadata(&self.path).is_ok_and(|meta| Stamp::of(&meta) == known));
+        let read = if unchanged { None } else { Some(self.read()) };
+        let mut state = self.lock();
+        state.readers -= 1;
+        if state.newest == number {
+            state.reading = None;
+        }
+        if state.accepted < number {
+            state.accepted = number;
+            state.checked = Some(Instant::now());
+            match read {
+                None => {}
+                Some(Ok((value, stamp))) => (state.value, state.stamp) = (Arc::new(value), stamp),
+                Some(Err(error)) => {
+                    tracing::debug!(path = %self.path.display(), %error, "not readable");
+                    state.stamp = None;
+                }
+            }
+        }
+        drop(state);
+        self.done.send_modify(|done| *done += 1);
+    }
+
+    fn read(&self) -> io::Result<(T, Option<Stamp>)> {
+        let (bytes, stamp) = match files::read(&self.path, MAX_LEN) {
+            Ok((bytes, meta)) => (bytes, Some(Stamp::of(&meta)).filter(Stamp::is_settled)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (Vec::new(), None),
+            Err(error) => return Err(error),
+        };
+        Ok(((self.parse)(&String::from_utf8_lossy(&bytes)), stamp))
     }
 }
 
@@ -114,18 +183,51 @@ impl<T> Followed<T> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_young_file_is_not_trusted_to_be_unchanged() {
+    #[tokio::test]
+    async fn a_young_file_is_not_trusted_to_be_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         let followed = Followed::new(path.clone(), str::to_owned);
-        assert_eq!(*followed.reread(), "", "missing");
+        assert_eq!(*followed.reread().await, "", "missing");
         std::fs::write(&path, b"text \xff").unwrap();
-        assert_eq!(*followed.current(), "", "looked at a moment ago");
-        assert_eq!(*followed.reread(), "text \u{fffd}");
-        assert_eq!(followed.lock().stamp, None);
+        assert_eq!(*followed.current().await, "", "looked at a moment ago");
+        assert_eq!(*followed.reread().await, "text \u{fffd}");
+        assert_eq!(followed.0.lock().stamp, None);
 
         let old = Stamp { changed: (1, 0), ..Stamp::of(&std::fs::metadata(&path).unwrap()) };
         assert!(old.is_settled());
+
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert_eq!(*followed.reread().await, "text \u{fffd}", "not readable");
+        std::fs::remove_dir(&path).unwrap();
+        assert_eq!(*followed.reread().await, "", "gone");
+    }
+
+    /// The parser stands for a file system that hangs: it waits for the file `go`.
+    #[tokio::test]
+    async fn a_reader_that_hangs_is_waited_for_once() {
+        fn parse(text: &str) -> String {
+            while !text.is_empty() && !std::path::Path::new(text).exists() {
+                thread::yield_now();
+            }
+            text.to_owned()
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (path, go) = (dir.path().join("file"), dir.path().join("go"));
+        std::fs::write(&path, go.to_str().unwrap()).unwrap();
+        let followed = Followed::new(path, parse);
+        let start = Instant::now();
+        assert_eq!(*followed.current().await, "");
+        let waited = start.elapsed();
+        for _ in 0..100 {
+            assert_eq!(*followed.reread().await, "");
+        }
+        assert!(start.elapsed() - waited < PATIENCE / 2, "{waited:?}, {:?}", start.elapsed());
+        assert_eq!(followed.0.lock().readers, 1);
+        std::fs::write(&go, "").unwrap();
+        while *followed.reread().await != go.to_str().unwrap() {
+            assert!(start.elapsed() < Duration::from_secs(10));
+        }
     }
 }

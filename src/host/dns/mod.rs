@@ -1,41 +1,41 @@
 //! Questions that the zones do not answer: the host's `/etc/hosts`, then the host's resolvers.
-//! Owns: which resolver is asked, for how long, and how many questions are on their way. May not: read a
-//! message further than its question, change one (but its id), or cache answers. Read next: `exchange.rs`,
-//! one question to one server; `stream.rs`, DNS over TCP with the guest.
+//! Owns: what is known of the two files and of the resolvers. May not: read a message further than its question,
+//! change one (but its id), or cache answers; bound how many questions there are. Read next: `race.rs`, one question
+//! to all servers; `stream.rs`, DNS over TCP with the guest.
 //!
 //! Nothing here runs but while a question is on its way; the files are looked at when one comes.
 
 mod exchange;
 mod followed;
+mod health;
 mod hosts_file;
+mod race;
 mod resolv_conf;
 mod stream;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use netstack::dns::message::{NotAQuery, TYPE_A, TYPE_AAAA, write_rejection};
 use netstack::dns::{Query, Rcode, Transport};
-use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
+use exchange::Question;
 use followed::Followed;
+use health::Health;
 use hosts_file::HostsFile;
+use race::Race;
 use resolv_conf::ResolvConf;
 pub use stream::serve_stream;
 
-/// Questions on their way; each costs a socket. More are answered SERVFAIL.
-const MAX_IN_FLIGHT: usize = 256;
 /// The longest that a question may take over all servers and attempts; clients gave up before.
-const ASK_TIME: Duration = Duration::from_secs(20);
-/// How long the first attempt waits for a server while there is another to try.
-const IMPATIENCE: Duration = Duration::from_millis(1500);
-/// How long a server that failed is asked last.
-const PENALTY: Duration = Duration::from_secs(60);
-/// A writer of `resolv.conf` may leave it without servers for a moment: so often, and that far apart, it is
-/// read again before that is believed.
+const ASK_TIME: Duration = Duration::from_secs(30);
+/// How long the resolvers stay known when the file has none any more: VPN clients leave it empty, or away, for a moment.
+const KEEP_TIME: Duration = Duration::from_secs(5);
+/// A file without servers is read again so often, and that far apart, before that is believed when none were known.
 const REREADS: usize = 5;
 const REREAD_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -45,9 +45,16 @@ pub struct Upstream {
     resolv_conf: Followed<ResolvConf>,
     hosts: Followed<HostsFile>,
     port: u16,
-    in_flight: Semaphore,
-    /// Servers that did not answer, and until when they are asked last. No longer than the list of servers.
-    penalties: Mutex<Vec<(SocketAddr, Instant)>>,
+    known: Mutex<Known>,
+    health: Health,
+    questions: AtomicUsize,
+}
+
+/// The last `resolv.conf` with servers, and since when there are none in it.
+#[derive(Debug, Default)]
+struct Known {
+    conf: Option<Arc<ResolvConf>>,
+    lost: Option<Instant>,
 }
 
 impl Upstream {
@@ -57,8 +64,9 @@ impl Upstream {
             resolv_conf: Followed::new(resolv_conf, ResolvConf::parse),
             hosts: Followed::new(hosts, HostsFile::parse),
             port: 53,
-            in_flight: Semaphore::new(MAX_IN_FLIGHT),
-            penalties: Mutex::default(),
+            known: Mutex::default(),
+            health: Health::default(),
+            questions: AtomicUsize::new(0),
         }
     }
 
@@ -73,8 +81,8 @@ impl Upstream {
     /// cut to what the client takes (TC set). The resolver is asked over the client's transport. SERVFAIL
     /// when none answers. `None` for a message that is no query.
     ///
-    /// The first of the servers in `resolv.conf` is asked first, except one that failed within the last
-    /// minute; a refusal (SERVFAIL, NOTIMP, REFUSED) is only believed when every server refuses.
+    /// The servers of `resolv.conf` are asked in its order, each question anew; a refusal (SERVFAIL, NOTIMP, REFUSED)
+    /// is only believed when every server refuses.
     pub async fn ask(&self, message: &[u8], transport: Transport) -> Option<Vec<u8>> {
         let mut out = Vec::new();
         let query = match Query::parse(message) {
@@ -85,11 +93,11 @@ impl Upstream {
                 return Some(out);
             }
         };
-        if let Some(addresses) = self.in_hosts_file(&query) {
+        if let Some(addresses) = self.in_hosts_file(&query).await {
             query.write_reply(Rcode::NoError, &addresses, transport, &mut out);
             return Some(out);
         }
-        match self.ask_servers(&query, message, transport).await {
+        match self.ask_servers(message, transport).await {
             Some(answer) if answer.len() <= query.reply_limit(transport) => out = answer,
             Some(answer) => query.write_truncated(&answer, &mut out),
             None => query.write_reply(Rcode::ServFail, &[], transport, &mut out),
@@ -98,83 +106,61 @@ impl Upstream {
     }
 
     /// The answer for a name that the hosts file has, which is empty for AAAA: the guest has no IPv6 path.
-    fn in_hosts_file(&self, query: &Query<'_>) -> Option<Vec<Ipv4Addr>> {
+    async fn in_hosts_file(&self, query: &Query<'_>) -> Option<Vec<Ipv4Addr>> {
         if !matches!(query.qtype(), TYPE_A | TYPE_AAAA) {
             return None;
         }
-        let hosts = self.hosts.current();
+        let hosts = self.hosts.current().await;
         let addresses = hosts.find(&query.name())?;
         Some(if query.wants_a() { addresses.to_vec() } else { Vec::new() })
     }
 
-    async fn ask_servers(&self, query: &Query<'_>, message: &[u8], transport: Transport) -> Option<Vec<u8>> {
-        let Ok(_permit) = self.in_flight.try_acquire() else {
-            tracing::debug!(limit = MAX_IN_FLIGHT, "too many questions on their way");
-            return None;
-        };
-        timeout(ASK_TIME, self.try_servers(query, message, transport)).await.ok().flatten()
-    }
-
-    async fn try_servers(&self, query: &Query<'_>, message: &[u8], transport: Transport) -> Option<Vec<u8>> {
+    async fn ask_servers(&self, message: &[u8], transport: Transport) -> Option<Vec<u8>> {
         let conf = self.resolvers().await;
-        for attempt in 0..conf.attempts {
-            let servers = self.in_order(&conf);
-            let mut refusal = None;
-            for (at, server) in servers.iter().enumerate() {
-                let hurry = attempt == 0 && at + 1 < servers.len();
-                let patience = if hurry { conf.timeout.min(IMPATIENCE) } else { conf.timeout };
-                let result = match timeout(patience, exchange::ask(*server, query, message, transport)).await
-                {
-                    Ok(result) => result,
-                    Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
-                };
-                self.note(*server, result.is_ok());
-                match result {
-                    Ok(answer) if exchange::is_refusal(&answer) => refusal = Some(answer),
-                    Ok(answer) => return Some(answer),
-                    Err(error) => tracing::debug!(%server, %error, "resolver did not answer"),
-                }
-            }
-            if refusal.is_some() {
-                return refusal;
-            }
+        let mut servers = conf.servers.clone();
+        servers.iter_mut().for_each(|server| server.set_port(self.port));
+        if servers.is_empty() {
+            // As resolv.conf(5) has it.
+            servers.push((Ipv4Addr::LOCALHOST, self.port).into());
         }
-        None
+        if conf.rotate {
+            let first = self.questions.fetch_add(1, Ordering::Relaxed) % servers.len();
+            servers.rotate_left(first);
+        }
+        let question = Question {
+            message: message.to_vec(),
+            transport,
+            use_tcp: conf.use_vc,
+            timeout: conf.timeout,
+            attempts: conf.attempts,
+            hedge: conf.timeout / 5,
+            others: servers.len() > 1,
+        };
+        let limit = ASK_TIME.min(conf.timeout * conf.attempts);
+        Race::new(question, &servers, &self.health, limit).run().await
     }
 
-    /// The resolvers as they stand in `resolv.conf`; without any the host's own, as resolv.conf(5) has it.
-    async fn resolvers(&self) -> ResolvConf {
-        let mut conf = self.resolv_conf.current();
+    /// The resolvers as they stand in `resolv.conf`.
+    async fn resolvers(&self) -> Arc<ResolvConf> {
+        let mut conf = self.resolv_conf.current().await;
         for _ in 0..REREADS {
-            if !conf.servers.is_empty() {
-                break;
+            if let Some(known) = self.known(&conf) {
+                return known;
             }
             sleep(REREAD_INTERVAL).await;
-            conf = self.resolv_conf.reread();
+            conf = self.resolv_conf.reread().await;
         }
-        let mut conf = ResolvConf::clone(&conf);
-        if conf.servers.is_empty() {
-            conf.servers.push((Ipv4Addr::LOCALHOST, 0).into());
-        }
-        conf.servers.iter_mut().for_each(|server| server.set_port(self.port));
         conf
     }
 
-    /// The servers in the order of the file, those that failed lately behind the others.
-    fn in_order(&self, conf: &ResolvConf) -> Vec<SocketAddr> {
-        let now = Instant::now();
-        let mut penalties = self.penalties.lock().unwrap_or_else(PoisonError::into_inner);
-        penalties.retain(|(server, until)| now < *until && conf.servers.contains(server));
-        let mut servers = conf.servers.clone();
-        servers.sort_by_key(|server| penalties.iter().any(|(failed, _)| failed == server));
-        servers
-    }
-
-    fn note(&self, server: SocketAddr, answered: bool) {
-        let mut penalties = self.penalties.lock().unwrap_or_else(PoisonError::into_inner);
-        penalties.retain(|(failed, _)| *failed != server);
-        if !answered {
-            penalties.push((server, Instant::now() + PENALTY));
+    /// `conf`, or what stood there a moment ago if there are no servers in it.
+    fn known(&self, conf: &Arc<ResolvConf>) -> Option<Arc<ResolvConf>> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if !conf.servers.is_empty() {
+            *known = Known { conf: Some(Arc::clone(conf)), lost: None };
+        } else if known.lost.get_or_insert_with(Instant::now).elapsed() >= KEEP_TIME {
+            known.conf = None;
         }
+        known.conf.clone()
     }
 }

@@ -18,12 +18,24 @@ pub(super) struct ResolvConf {
     pub(super) timeout: Duration,
     /// How often each is asked.
     pub(super) attempts: u32,
+    /// Over TCP and nothing else.
+    pub(super) use_vc: bool,
+    /// Beginning with the next one at each question.
+    pub(super) rotate: bool,
+}
+
+impl Default for ResolvConf {
+    fn default() -> Self {
+        let timeout = Duration::from_secs(5);
+        Self { servers: Vec::new(), timeout, attempts: 2, use_vc: false, rotate: false }
+    }
 }
 
 impl ResolvConf {
-    /// Lines that are not understood count for nothing, as with every resolver library.
+    /// Lines that are not understood count for nothing, as with every resolver library. Nor do options about what a
+    /// query says or how names are completed (`edns0`, `trust-ad`, `ndots`): queries are the guest's own.
     pub(super) fn parse(text: &str) -> Self {
-        let mut conf = Self { servers: Vec::new(), timeout: Duration::from_secs(5), attempts: 2 };
+        let mut conf = Self::default();
         for line in text.lines() {
             let mut words = line.split_ascii_whitespace();
             match words.next() {
@@ -39,6 +51,8 @@ impl ResolvConf {
 
     fn set_option(&mut self, option: &str) {
         match option.split_once(':').map(|(name, value)| (name, value.parse::<u64>())) {
+            None if option == "use-vc" => self.use_vc = true,
+            None if option == "rotate" => self.rotate = true,
             Some(("timeout", Ok(value))) => self.timeout = Duration::from_secs(value.clamp(1, MAX_TIMEOUT)),
             Some(("attempts", Ok(value))) => self.attempts = value.clamp(1, MAX_ATTEMPTS.into()) as u32,
             _ => {}
@@ -64,7 +78,8 @@ mod tests {
     #[track_caller]
     fn check(text: &str, servers: &[&str], timeout: u64, attempts: u32) {
         let servers = servers.iter().map(|address| address.parse().unwrap()).collect();
-        let expected = ResolvConf { servers, timeout: Duration::from_secs(timeout), attempts };
+        let expected =
+            ResolvConf { servers, timeout: Duration::from_secs(timeout), attempts, ..Default::default() };
         assert_eq!(ResolvConf::parse(text), expected, "{text:?}");
     }
 
@@ -104,10 +119,18 @@ mod tests {
     }
 
     #[test]
+    fn options_without_a_value() {
+        let options = |text: &str| (ResolvConf::parse(text).use_vc, ResolvConf::parse(text).rotate);
+        assert_eq!(options("options edns0 use-vc trust-ad"), (true, false));
+        assert_eq!(options("options rotate timeout:2\noptions use-vc"), (true, true));
+        assert_eq!(options("options rotate:1 use_vc no-rotate\n#options rotate"), (false, false));
+    }
+
+    #[test]
     fn options_are_bounded() {
         check("options timeout:1 attempts:3", &[], 1, 3);
         check("options timeout:0 attempts:0", &[], 1, 1);
-        check("options timeout:99 attempts:99\noptions rotate", &[], 30, 5);
+        check("options timeout:99 attempts:99\noptions ndots:2", &[], 30, 5);
         check("options timeout:x attempts: timeout", &[], 5, 2);
         check("options timeout:99999999999999999999999", &[], 5, 2);
     }

@@ -1,0 +1,212 @@
+//! One question to all servers, in the order of `resolv.conf`.
+//! Owns: who is asked when, and whose answer counts. May not: speak to a server; `exchange.rs` does.
+//!
+//! Every question begins with the first server, whatever became of the one before: an internal name is known to the
+//! first alone, and the next would deny it. The next is asked as well when the first is slow, but its answer waits for
+//! the first's as long as the library of the host would wait, within what clients wait. Only of a server that is
+//! known to be dead little is expected.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use netstack::dns::Transport;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use super::exchange::{self, Question};
+use super::health::Health;
+
+/// How long the answers of others wait for a server that is known to be dead.
+const GRACE: Duration = Duration::from_millis(100);
+/// A server that refuses may be about to start again: how long the answers of others wait for that, how long the
+/// client does when there is none, and how often it is asked meanwhile.
+const RESTART: Duration = Duration::from_millis(500);
+const LONG_RESTART: Duration = Duration::from_secs(2);
+const KNOCK: Duration = Duration::from_millis(100);
+
+/// A question on its way.
+#[derive(Debug)]
+pub(super) struct Race {
+    question: Arc<Question>,
+    health: Health,
+    start: Instant,
+    end: Instant,
+    entrants: Vec<Entrant>,
+    exchanges: JoinSet<(usize, std::io::Result<Vec<u8>>)>,
+}
+
+#[derive(Debug)]
+struct Entrant {
+    server: SocketAddr,
+    dead: bool,
+    asked: Option<Instant>,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Not yet asked.
+    Waiting,
+    Asked,
+    /// It cannot be reached, and is asked again then.
+    Refused(Instant),
+    /// It cannot be reached.
+    Out,
+    /// It answered, but another may know better.
+    Weak(Vec<u8>),
+    Answered(Vec<u8>),
+}
+
+impl Race {
+    /// Asks `servers` for at most `limit`.
+    pub(super) fn new(question: Question, servers: &[SocketAddr], health: &Health, limit: Duration) -> Self {
+        health.retain(servers);
+        let entrants = servers.iter().map(|&server| Entrant {
+            server,
+            dead: health.is_dead(server),
+            asked: None,
+            state: State::Waiting,
+        });
+        let start = Instant::now();
+        Self {
+            entrants: entrants.collect(),
+            question: Arc::new(question),
+            health: health.clone(),
+            start,
+            end: start + limit,
+            exchanges: JoinSet::new(),
+        }
+    }
+
+    /// The answer that counts; if all refuse, the first of these.
+    pub(super) async fn run(mut self) -> Option<Vec<u8>> {
+        loop {
+            let now = Instant::now();
+            self.ask_those_due(now);
+            let until = match self.find(now) {
+                Ok(until) => until,
+                Err(found) => {
+                    self.note_missing(found.unwrap_or(self.entrants.len()));
+                    return self.take(found?);
+                }
+            };
+            tokio::select! {
+                Some(ended) = self.exchanges.join_next() => if let Ok((index, result)) = ended {
+                    self.note(index, result);
+                },
+                () = sleep_until(until) => {}
+            }
+        }
+    }
+
+    fn ask_those_due(&mut self, now: Instant) {
+        let mut due = true;
+        for (index, entrant) in self.entrants.iter_mut().enumerate() {
+            let again = matches!(entrant.state, State::Refused(again) if again <= now);
+            if again || due && matches!(entrant.state, State::Waiting) {
+                let (server, question) = (entrant.server, Arc::clone(&self.question));
+                self.exchanges.spawn(async move { (index, exchange::ask(server, &question).await) });
+                entrant.asked.get_or_insert(now);
+                entrant.state = State::Asked;
+            }
+            due = match entrant.state {
+                State::Waiting => false,
+                State::Asked => {
+                    entrant.dead || entrant.asked.is_some_and(|asked| now >= asked + self.question.hedge)
+                }
+                _ => true,
+            };
+        }
+    }
+
+    fn note(&mut self, index: usize, result: std::io::Result<Vec<u8>>) {
+        let now = Instant::now();
+        let Some(entrant) = self.entrants.get_mut(index) else { return };
+        entrant.state = match result {
+            Ok(answer) => {
+                self.health.heard(entrant.server);
+                let cut = self.question.transport == Transport::Tcp && exchange::is_truncated(&answer);
+                match cut || exchange::is_refusal(&answer) {
+                    true => State::Weak(answer),
+                    false => State::Answered(answer),
+                }
+            }
+            Err(error) => {
+                tracing::debug!(server = %entrant.server, %error, "resolver did not answer");
+                match entrant.dead || now >= self.start + LONG_RESTART {
+                    true => State::Out,
+                    false => State::Refused(now + KNOCK),
+                }
+            }
+        };
+    }
+
+    /// How long to wait, or else whose answer counts.
+    fn find(&self, now: Instant) -> Result<Instant, Option<usize>> {
+        let mut weak = None;
+        let mut under_way = false;
+        for (index, entrant) in self.entrants.iter().enumerate() {
+            match &entrant.state {
+                State::Answered(_) => return Err(Some(index)),
+                State::Weak(_) => weak = weak.or(Some(index)),
+                State::Out => {}
+                State::Waiting | State::Asked | State::Refused(_) => {
+                    under_way = true;
+                    if now < self.end.min(self.start + self.patience(entrant)) {
+                        return Ok(self.next_event(now));
+                    }
+                }
+            }
+        }
+        match weak {
+            None if under_way && now < self.end => Ok(self.next_event(now)),
+            weak => Err(weak),
+        }
+    }
+
+    /// When something is due if no server answers.
+    fn next_event(&self, now: Instant) -> Instant {
+        let events = self.entrants.iter().flat_map(|entrant| {
+            let again = match entrant.state {
+                State::Refused(again) => Some(again),
+                _ => None,
+            };
+            let hedge = entrant.asked.map(|asked| asked + self.question.hedge);
+            [again, hedge, Some(self.start + self.patience(entrant))]
+        });
+        events.flatten().filter(|&at| at > now).min().unwrap_or(self.end).min(self.end)
+    }
+
+    /// How long after the start the answers of later servers wait for this one's.
+    fn patience(&self, entrant: &Entrant) -> Duration {
+        // Clients give up after the same time as the library would: what they get has to be there before.
+        let whole = self.question.timeout * 9 / 10;
+        match entrant.state {
+            _ if entrant.dead => GRACE.min(whole),
+            State::Refused(_) | State::Out => RESTART.min(whole),
+            _ => whole,
+        }
+    }
+
+    /// Notes that those before `found` have not answered.
+    fn note_missing(&self, found: usize) {
+        for entrant in self.entrants.iter().take(found) {
+            let Some(asked) = entrant.asked else { continue };
+            match entrant.state {
+                State::Asked if entrant.dead => self.health.probe(entrant.server, &self.question),
+                State::Asked | State::Refused(_) | State::Out => {
+                    self.health.missed(entrant.server, asked, self.patience(entrant));
+                }
+                State::Waiting | State::Weak(_) | State::Answered(_) => {}
+            }
+        }
+    }
+
+    fn take(self, index: usize) -> Option<Vec<u8>> {
+        match self.entrants.into_iter().nth(index)?.state {
+            State::Weak(answer) | State::Answered(answer) => Some(answer),
+            State::Waiting | State::Asked | State::Refused(_) | State::Out => None,
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Files of the host that others write: resolv.conf, hosts.
+//! Owns: nothing. May not: be called where nothing may wait, but for [`read_within`] with a short limit.
+//!
+//! The file may be on a file system that is slow or hangs, and anything may stand in its place.
+
+use std::fs::{File, Metadata};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+/// The first `max` bytes of a regular file, and what it was when it was opened.
+///
+/// # Errors
+/// The system's. What is no regular file is not read: a FIFO, say, might keep the reader for ever.
+pub(crate) fn read(path: &Path, max: u64) -> io::Result<(Vec<u8>, Metadata)> {
+    let file = open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(max).read_to_end(&mut bytes)?;
+    Ok((bytes, meta))
+}
+
+/// The same by a thread of its own, which is left alone when it takes longer than `limit`.
+///
+/// # Errors
+/// As [`read`], and when the time is over.
+pub(crate) fn read_within(path: &Path, max: u64, limit: Duration) -> io::Result<Vec<u8>> {
+    let (sender, done) = mpsc::channel();
+    let file = PathBuf::from(path);
+    thread::Builder::new().name("file reader".to_owned()).spawn(move || {
+        let _ = sender.send(read(&file, max));
+    })?;
+    done.recv_timeout(limit).unwrap_or(Err(io::ErrorKind::TimedOut.into())).map(|(bytes, _)| bytes)
+}
+
+/// Without waiting for a writer where a FIFO is in the file's place (fifo(7)).
+fn open(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    File::options().read(true).custom_flags(nonblocking).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_regular_files_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let fifo = dir.path().join("fifo");
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
+        assert!(made.success());
+        std::fs::write(&path, "some text").unwrap();
+        let limit = Duration::from_secs(10);
+        assert_eq!(read_within(&path, 4, limit).unwrap(), b"some");
+        for no_file in [&fifo, dir.path(), Path::new("/dev/zero")] {
+            let error = read_within(no_file, 4, limit).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{}", no_file.display());
+        }
+        let error = read_within(&dir.path().join("none"), 4, limit).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}
