@@ -11,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use netstack::PortId;
 use netstack::dns::{Transport, Verdict};
 use tokio::net::UnixStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -25,6 +26,7 @@ use crate::forward::registry::Registry;
 use crate::forward::{Forward, Ways};
 use crate::host::dns::{Upstream, serve_stream};
 use crate::host::icmp;
+use crate::in_flight::InFlight;
 use crate::link::Framing;
 use crate::link::listener::{Listener, Presence, Terms};
 use crate::listen::succession::{Paths, Predecessors};
@@ -44,6 +46,8 @@ const LAST_NOTICES: Duration = Duration::from_secs(1);
 const COUNTED_EVERY: Duration = Duration::from_secs(5);
 /// How long it may take to take cards out of virtual machines.
 const LAST_CARDS: Duration = Duration::from_secs(4);
+/// Questions of guests to the host's resolvers at a time, each with a socket or a few of the host.
+const MAX_DNS_QUESTIONS: usize = 512;
 /// DNS connections of guests at a time; more are closed at once.
 const MAX_DNS_STREAMS: usize = 256;
 /// Pings of guests that wait for an answer at a time, each with a socket of the host; more are lost.
@@ -451,17 +455,20 @@ async fn count(handle: Handle) {
 /// Serves what the engine asks: questions about names, pings, and what guests ask the gateway itself.
 async fn resolve(handle: Handle, api: Arc<Api>, mut requests: mpsc::Receiver<Request>) {
     let upstream = Arc::new(Upstream::new(PathBuf::from(RESOLV_CONF), PathBuf::from(HOSTS)));
+    let questions = Arc::new(InFlight::new(MAX_DNS_QUESTIONS));
     let streams = Arc::new(Semaphore::new(MAX_DNS_STREAMS));
     let pings = Arc::new(Semaphore::new(MAX_PINGS));
     while let Some(request) = requests.recv().await {
         let (handle, upstream) = (handle.clone(), Arc::clone(&upstream));
         match request {
             Request::DnsQuestion { client, message } => {
-                tokio::spawn(async move {
+                // Of this very task, so that no more of them are there than places.
+                let place = questions.admit(Some(client.port()));
+                tokio::spawn(place.hold(async move {
                     if let Some(answer) = upstream.ask(&message, Transport::Udp).await {
                         handle.dns_answer(client, answer).await;
                     }
-                });
+                }));
             }
             Request::Echo { echo, target } => {
                 let Ok(permit) = Arc::clone(&pings).try_acquire_owned() else { continue };
@@ -478,9 +485,12 @@ async fn resolve(handle: Handle, api: Arc<Api>, mut requests: mpsc::Receiver<Req
             Request::DnsStream { stream, .. } => {
                 let Ok(permit) = Arc::clone(&streams).try_acquire_owned() else { continue };
                 let Ok(stream) = UnixStream::from_std(stream) else { continue };
+                let questions = Arc::clone(&questions);
                 tokio::spawn(async move {
-                    serve_stream(stream, |message| answer(handle.clone(), Arc::clone(&upstream), message))
-                        .await;
+                    let asked = |message| {
+                        answer(handle.clone(), Arc::clone(&upstream), Arc::clone(&questions), message)
+                    };
+                    serve_stream(stream, asked).await;
                     drop(permit);
                 });
             }
@@ -489,11 +499,16 @@ async fn resolve(handle: Handle, api: Arc<Api>, mut requests: mpsc::Receiver<Req
 }
 
 /// Answers one DNS message that came by TCP.
-async fn answer(handle: Handle, upstream: Arc<Upstream>, message: Vec<u8>) -> Option<Vec<u8>> {
+async fn answer(
+    handle: Handle,
+    upstream: Arc<Upstream>,
+    questions: Arc<InFlight<Option<PortId>>>,
+    message: Vec<u8>,
+) -> Option<Vec<u8>> {
     let (verdict, reply) = handle.dns_query(message.clone()).await;
     match verdict {
         Verdict::Reply => Some(reply),
-        Verdict::Forward => upstream.ask(&message, Transport::Tcp).await,
+        Verdict::Forward => questions.admit(None).hold(upstream.ask(&message, Transport::Tcp)).await?,
         Verdict::Drop => None,
     }
 }

@@ -13,6 +13,7 @@ pub mod forward;
 #[cfg(target_os = "linux")]
 pub mod guest;
 pub mod host;
+pub mod in_flight;
 pub mod link;
 pub mod listen;
 pub mod logging;

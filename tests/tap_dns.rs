@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use support::daemon::Daemon;
 use support::dns::{
     A, AAAA, CAA, CNAME, HTTPS, MX, NOERROR, NS, NXDOMAIN, PTR, SOA, SRV, Scripted, Server, TXT, answer,
-    ask_tcp, ask_udp, code, count, is_truncated, question, try_ask_udp,
+    ask_tcp, ask_udp, code, count, is_about, is_truncated, question, try_ask_udp,
 };
 use support::eventually;
 use support::http::{Answer, exchange};
@@ -214,6 +214,39 @@ fn one_slow_answer_of_the_first_resolver_is_waited_for_and_changes_nothing() {
         |n: u32| ask_udp(&net.guest, GATEWAY_DNS, &question(&format!("host{n}.corp.example"), A, None));
     let right = (0..20).map(internal).filter(|answer| answer.ends_with(&[0, 4, 10, 1, 1, 1])).count();
     assert_eq!(right, 20);
+}
+
+#[test]
+fn names_that_nobody_answers_for_keep_no_other_waiting() {
+    let host = Host::new("nameserver 127.0.0.1\n");
+    let _server = Scripted::start(&host, "127.0.0.1", |question| {
+        let living = !is_about(question, "dark");
+        living.then(|| (Duration::from_millis(20), answer(question, NOERROR, Some([10, 1, 1, 1]))))
+    });
+    let net = Net::with(host, Daemon::builder(), 1500);
+    let (dark, living) =
+        (net.guest.udp("0.0.0.0:0".parse().unwrap()), net.guest.udp("0.0.0.0:0".parse().unwrap()));
+    let mut asked = 0;
+    let mut ask_dark = |count: u32| {
+        for _ in 0..count {
+            asked += 1;
+            dark.send_to(&question(&format!("dark{asked}.example"), A, None), GATEWAY_DNS).unwrap();
+        }
+    };
+    let mut answered = 0;
+    // As many as 40 a second are in 15 s, and then for each living one as many more as in half a second.
+    for round in 0..20 {
+        ask_dark(if round == 0 { 600 } else { 20 });
+        let question = question(&format!("living{round}.example"), A, None);
+        let answer = try_ask_udp(&living, GATEWAY_DNS, &question, Duration::from_secs(1));
+        answered += u32::from(answer.is_some_and(|answer| (code(&answer), count(&answer)) == (NOERROR, 1)));
+        // One by TCP beside it.
+        if round % 5 == 0 {
+            let answer = ask_tcp(&net.guest, GATEWAY_DNS, std::slice::from_ref(&question));
+            assert_eq!((code(&answer[0]), count(&answer[0])), (NOERROR, 1), "over TCP");
+        }
+    }
+    assert_eq!(answered, 20);
 }
 
 #[test]

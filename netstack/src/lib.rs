@@ -106,6 +106,13 @@ pub struct DnsClient {
     address: SocketAddr,
 }
 
+impl DnsClient {
+    /// The port that it is behind: unlike its address it cannot be forged.
+    pub fn port(&self) -> PortId {
+        self.port
+    }
+}
+
 /// The virtual network.
 ///
 /// Methods are of four kinds. *Input*: [`handle_frame`](Self::handle_frame), [`handle_timeout`](Self::handle_timeout),
