@@ -1,7 +1,10 @@
 //! Many datagrams of a connected unix socket in one system call, where the system has one for it; and who sent the first one.
 //! Owns: nothing. Read next: `link/datagram.rs`, `link/vfkit.rs`.
-// UNSAFETY: no crate wraps recvmmsg and sendmmsg for borrowed buffers, nor credentials of a process of another namespace.
-#![cfg_attr(target_os = "linux", expect(unsafe_code, reason = "recvmmsg, sendmmsg, control messages"))]
+// UNSAFETY: no crate lays out messages for recvmmsg and sendmmsg from borrowed buffers, nor credentials of a process of another namespace.
+#![cfg_attr(
+    target_os = "linux",
+    expect(unsafe_code, reason = "messages for recvmmsg and sendmmsg, control messages")
+)]
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -23,6 +26,7 @@ mod linux {
     use std::mem::{size_of, zeroed};
     use std::os::fd::AsRawFd;
 
+    use super::super::messages;
     use super::{BorrowedFd, CUT, MESSAGES, OwnedFd, io};
 
     pub(super) fn receive(
@@ -46,14 +50,7 @@ mod linux {
                 message.msg_hdr.msg_iovlen = 1;
                 slots += 1;
             }
-            let count = libc::recvmmsg(
-                socket.as_raw_fd(),
-                messages.as_mut_ptr(),
-                slots,
-                libc::MSG_DONTWAIT as _,
-                std::ptr::null_mut(),
-            );
-            let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+            let count = messages::receive(socket.as_raw_fd(), messages.get_mut(..slots).unwrap_or_default())?;
             lens.extend(messages.iter().take(count).map(|message| {
                 if message.msg_hdr.msg_flags & libc::MSG_TRUNC == 0 { message.msg_len as usize } else { CUT }
             }));
@@ -69,7 +66,7 @@ mod linux {
         let mut messages: [libc::mmsghdr; MESSAGES];
         let mut used = 0;
         // SAFETY: as in `receive`; the kernel only reads the datagrams.
-        let sent = unsafe {
+        unsafe {
             (parts, messages) = (zeroed(), zeroed());
             for ((message, part), datagram) in messages.iter_mut().zip(&mut parts).zip(datagrams) {
                 *part =
@@ -78,10 +75,8 @@ mod linux {
                 message.msg_hdr.msg_iovlen = 1;
                 used += 1;
             }
-            let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-            libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), used, flags as _)
-        };
-        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+            messages::send(socket.as_raw_fd(), messages.get_mut(..used).unwrap_or_default())
+        }
     }
 
     /// The process that sent the datagram that is next, if the socket passes credentials and the process can be seen from here.

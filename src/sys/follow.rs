@@ -7,14 +7,14 @@ use std::path::Path;
 #[derive(Debug)]
 pub struct NameWatch {
     #[cfg(target_os = "linux")]
-    events: tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>,
+    events: Option<tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>>,
 }
 
 impl NameWatch {
     /// A name comes to be in `directory`.
     ///
     /// # Errors
-    /// There is no such directory, or the system has no watch to give.
+    /// There is no such directory.
     pub fn of_directory(directory: &Path) -> io::Result<Self> {
         Self::of_directories([directory].into_iter())
     }
@@ -22,7 +22,7 @@ impl NameWatch {
     /// A name comes to be in one of `directories`.
     ///
     /// # Errors
-    /// There is no such directory, or the system has no watch to give.
+    /// There is no such directory.
     pub fn of_directories<'a>(directories: impl Iterator<Item = &'a Path>) -> io::Result<Self> {
         #[cfg(target_os = "linux")]
         {
@@ -37,7 +37,7 @@ impl NameWatch {
     /// The file that is at `path` now loses that name, among other things.
     ///
     /// # Errors
-    /// There is no such file, or the system has no watch to give.
+    /// There is no such file.
     pub fn of_file(path: &Path) -> io::Result<Self> {
         Self::of_files([path].into_iter())
     }
@@ -45,7 +45,7 @@ impl NameWatch {
     /// The same for several: one of them is enough to be told.
     ///
     /// # Errors
-    /// One of the files is not there, or the system has no watch to give.
+    /// One of the files is not there.
     pub fn of_files<'a>(paths: impl Iterator<Item = &'a Path>) -> io::Result<Self> {
         #[cfg(target_os = "linux")]
         {
@@ -62,9 +62,13 @@ impl NameWatch {
         flags: rustix::fs::inotify::WatchFlags,
     ) -> io::Result<Self> {
         use rustix::fs::inotify::{CreateFlags, add_watch, init};
-        let fd = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
+        // A user has few of them, and a filter may keep them from the process.
+        let Ok(fd) = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC) else {
+            paths.try_for_each(|path| std::fs::metadata(path).map(drop))?;
+            return Ok(Self { events: None });
+        };
         paths.try_for_each(|path| add_watch(&fd, path, flags).map(drop))?;
-        Ok(Self { events: super::watch(fd, tokio::io::Interest::READABLE)? })
+        Ok(Self { events: Some(super::watch(fd, tokio::io::Interest::READABLE)?) })
     }
 
     #[cfg(not(target_os = "linux"))]
@@ -75,11 +79,11 @@ impl NameWatch {
     /// Waits. Where the system tells nothing, a second.
     pub async fn changed(&self) {
         #[cfg(target_os = "linux")]
-        {
+        if let Some(events) = &self.events {
             // Room for many events; what does not fit comes with the next call.
             let mut buffer = [0; 4096];
             let read = |fd: &std::os::fd::OwnedFd| rustix::io::read(fd, &mut buffer).map_err(io::Error::from);
-            if self.events.async_io(tokio::io::Interest::READABLE, read).await.is_ok() {
+            if events.async_io(tokio::io::Interest::READABLE, read).await.is_ok() {
                 return;
             }
         }

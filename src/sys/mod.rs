@@ -3,6 +3,8 @@
 pub mod datagram;
 pub mod follow;
 pub mod memory;
+#[cfg(target_os = "linux")]
+mod messages;
 pub mod owner;
 pub mod pipe;
 pub mod sockets;
@@ -135,12 +137,24 @@ pub fn vsock_takes_no_more(socket: std::os::fd::BorrowedFd<'_>) -> bool {
     }
 }
 
+/// Whether the system has no such call, or a filter keeps it from this process, as a container's does (seccomp(2)).
+pub fn is_withheld(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    matches!(Errno::from_io_error(error), Some(Errno::NOSYS | Errno::PERM | Errno::ACCESS))
+}
+
 /// Unpredictable bits, for sequence numbers and hash tables.
 ///
 /// # Errors
 /// The system has no source of randomness.
 pub fn random_seed() -> std::io::Result<u128> {
     let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(std::io::Error::from)?;
+    getrandom::fill(&mut bytes).map_err(std::io::Error::from).or_else(|error| {
+        use std::io::Read as _;
+        if !is_withheld(&error) {
+            return Err(error);
+        }
+        std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)
+    })?;
     Ok(u128::from_ne_bytes(bytes))
 }

@@ -8,11 +8,12 @@ pub use linux::Pipe;
 #[cfg(not(target_os = "linux"))]
 pub use none::Pipe;
 
-/// Whether the failure says that descriptors of this kind cannot be spliced at all.
+/// Whether the failure says that descriptors of this kind, or any, cannot be spliced at all.
 pub fn is_unsupported(error: &io::Error) -> bool {
     use rustix::io::Errno;
     error.kind() == io::ErrorKind::Unsupported
-        || matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP))
+        || super::is_withheld(error)
+        || matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::OPNOTSUPP))
 }
 
 #[cfg(target_os = "linux")]
