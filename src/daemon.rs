@@ -25,7 +25,6 @@ use crate::forward::clients::Places;
 use crate::forward::registry::Registry;
 use crate::forward::{Forward, Ways};
 use crate::host::dns::{Upstream, serve_stream};
-use crate::host::icmp;
 use crate::in_flight::InFlight;
 use crate::link::Framing;
 use crate::link::listener::{Listener, Presence, Terms};
@@ -50,8 +49,6 @@ const LAST_CARDS: Duration = Duration::from_secs(4);
 const MAX_DNS_QUESTIONS: usize = 512;
 /// DNS connections of guests at a time; more are closed at once.
 const MAX_DNS_STREAMS: usize = 256;
-/// Pings of guests that wait for an answer at a time, each with a socket of the host; more are lost.
-const MAX_PINGS: usize = 256;
 
 /// Why a run ended without a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -452,12 +449,11 @@ async fn count(handle: Handle) {
     }
 }
 
-/// Serves what the engine asks: questions about names, pings, and what guests ask the gateway itself.
+/// Serves what the engine asks: questions about names, and what guests ask the gateway itself.
 async fn resolve(handle: Handle, api: Arc<Api>, mut requests: mpsc::Receiver<Request>) {
     let upstream = Arc::new(Upstream::new(PathBuf::from(RESOLV_CONF), PathBuf::from(HOSTS)));
     let questions = Arc::new(InFlight::new(MAX_DNS_QUESTIONS));
     let streams = Arc::new(Semaphore::new(MAX_DNS_STREAMS));
-    let pings = Arc::new(Semaphore::new(MAX_PINGS));
     while let Some(request) = requests.recv().await {
         let (handle, upstream) = (handle.clone(), Arc::clone(&upstream));
         match request {
@@ -469,15 +465,6 @@ async fn resolve(handle: Handle, api: Arc<Api>, mut requests: mpsc::Receiver<Req
                         handle.dns_answer(client, answer).await;
                     }
                 }));
-            }
-            Request::Echo { echo, target } => {
-                let Ok(permit) = Arc::clone(&pings).try_acquire_owned() else { continue };
-                tokio::spawn(async move {
-                    if let Some(answer) = icmp::ask(target, echo.message()).await {
-                        handle.echo_answer(echo, answer).await;
-                    }
-                    drop(permit);
-                });
             }
             Request::HttpStream { guest, link, stream } => {
                 tokio::spawn(Arc::clone(&api).serve_guest(guest, link, stream));

@@ -9,7 +9,7 @@ use smoltcp::wire::{
 };
 
 use crate::ipv4::{self, Header, Route};
-use crate::{DropReason, FrameSink};
+use crate::{DropReason, FrameSink, PortId};
 
 /// Bytes of an ICMP header.
 const HEADER_LEN: usize = 8;
@@ -44,12 +44,35 @@ impl Echo {
         if message.msg_type() != Icmpv4Message::EchoRequest || !message.verify_checksum() {
             return Err(DropReason::Icmp);
         }
-        Ok(Self { route, packet: packet.clone().into_inner().to_vec() })
+        let len = usize::from(packet.total_len());
+        Ok(Self { route, packet: packet.clone().into_inner().get(..len).ok_or(DropReason::Icmp)?.to_vec() })
+    }
+
+    /// What it takes to answer, without the data of the request.
+    pub fn head(&self) -> Self {
+        let end = self.packet.len() - self.message().len().saturating_sub(HEADER_LEN);
+        Self { route: self.route, packet: self.packet.get(..end).unwrap_or_default().to_vec() }
     }
 
     /// The ICMP message as the guest sent it.
     pub fn message(&self) -> &[u8] {
-        Ipv4Packet::new_unchecked(self.packet.as_slice()).payload()
+        let header = Ipv4Packet::new_unchecked(self.packet.as_slice()).header_len();
+        self.packet.get(usize::from(header)..).unwrap_or_default()
+    }
+
+    /// The port of the guest that asks.
+    pub fn port(&self) -> PortId {
+        self.route.port
+    }
+
+    /// The guest that asks.
+    pub fn guest(&self) -> Ipv4Addr {
+        self.ends().0
+    }
+
+    /// The identifier, which tells the guest's askers apart (RFC 792).
+    pub fn ident(&self) -> u16 {
+        Icmpv4Packet::new_unchecked(self.message()).echo_ident()
     }
 
     pub(crate) fn route(&self) -> Route {
@@ -66,14 +89,15 @@ impl Echo {
         &self.packet
     }
 
-    /// The reply that the guest gets, in `reply`, where `data` came back.
-    pub(crate) fn reply(&self, data: &[u8], reply: &mut Vec<u8>) {
+    /// The reply that the guest gets, in `reply`, where `data` came back under this number.
+    pub(crate) fn reply(&self, number: u16, data: &[u8], reply: &mut Vec<u8>) {
         reply.clear();
         reply.extend_from_slice(self.message().get(..HEADER_LEN).unwrap_or_default());
         reply.extend_from_slice(data);
         let mut packet = Icmpv4Packet::new_unchecked(reply);
         packet.set_msg_type(Icmpv4Message::EchoReply);
         packet.set_msg_code(0);
+        packet.set_echo_seq_no(number);
         packet.fill_checksum();
     }
 }

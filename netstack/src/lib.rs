@@ -383,11 +383,12 @@ impl Stack {
         }
     }
 
-    /// `data` came back for an [`Event::Echo`]: what follows the header of the reply.
-    pub fn echo_reply(&mut self, echo: &Echo, data: &[u8], sink: &mut impl FrameSink) {
+    /// `data` came back for an [`Event::Echo`], or for a later one of the same guest, target and identifier: what follows the header of the
+    /// reply, and the sequence number in it.
+    pub fn echo_reply(&mut self, echo: &Echo, number: u16, data: &[u8], sink: &mut impl FrameSink) {
         let (guest, remote) = echo.ends();
         let mut reply = core::mem::take(&mut self.scratch);
-        echo.reply(data, &mut reply);
+        echo.reply(number, data, &mut reply);
         let header = Header { source: remote, destination: guest, protocol: IpProtocol::Icmp };
         let mtu = self.mtu_to(echo.route().to, ipv4::HEADER_LEN + reply.len());
         let ident = Ipv4Packet::new_unchecked(echo.packet()).ident();

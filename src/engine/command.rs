@@ -2,20 +2,19 @@
 //! Read next: `mod.rs`, which serves commands; `daemon.rs`, which serves requests.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mio::Waker;
-use netstack::{DnsClient, Echo, Mac, PortId, dns};
+use netstack::{DnsClient, Mac, PortId, dns};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::attach::NewLink;
 use super::forwards::ForwardCommand;
 use super::lead::Wish;
 use super::readout::Readout;
-use crate::host::icmp::Answer;
 
 /// Commands, and requests, that may be under way at once.
 pub(super) const CHANNEL: usize = 512;
@@ -31,8 +30,6 @@ pub(super) enum Command {
     DnsQuery { message: Vec<u8>, reply: oneshot::Sender<(dns::Verdict, Vec<u8>)> },
     /// Answers [`Request::DnsQuestion`].
     DnsAnswer { client: DnsClient, message: Vec<u8> },
-    /// Answers [`Request::Echo`].
-    EchoAnswer { echo: Echo, answer: Answer },
     /// Ends the run.
     Stop,
     /// Shows what the engine knows, or adds a zone.
@@ -56,13 +53,6 @@ pub enum Request {
         client: DnsClient,
         /// The message as it came.
         message: Vec<u8>,
-    },
-    /// A guest pings an address outside, answered by [`Handle::echo_answer`].
-    Echo {
-        /// The request.
-        echo: Echo,
-        /// Whom to ask.
-        target: IpAddr,
     },
     /// A guest connected to the gateway's DNS port.
     DnsStream {
@@ -95,11 +85,6 @@ impl Handle {
     /// Sends the answer to [`Request::DnsQuestion`].
     pub async fn dns_answer(&self, client: DnsClient, message: Vec<u8>) {
         self.send(Command::DnsAnswer { client, message }).await;
-    }
-
-    /// Sends what became of [`Request::Echo`].
-    pub async fn echo_answer(&self, echo: Echo, answer: Answer) {
-        self.send(Command::EchoAnswer { echo, answer }).await;
     }
 
     /// What the gateway's zones say to a message that came by TCP, and the reply if there is one.

@@ -14,6 +14,7 @@ mod command;
 mod forwards;
 mod lead;
 mod links;
+mod ping;
 mod readout;
 mod tcp;
 mod udp;
@@ -37,7 +38,7 @@ pub use forwards::{ForwardId, Listener};
 pub use lead::{Permit, Refused, Said, Turned};
 pub use readout::Counters;
 
-use crate::host::icmp::Answer;
+use crate::host::icmp::{PingId, Pings};
 use crate::host::udp::{HostUdp, Outbox};
 use crate::logging::Limited;
 use crate::notify::{Notice, Notifier};
@@ -63,6 +64,7 @@ enum Source {
     Forward(ForwardId),
     Tcp(FlowId),
     Udp(UdpFlowId),
+    Ping(PingId),
 }
 
 /// Frames one way, without the framing's own bytes.
@@ -104,6 +106,7 @@ pub struct Engine {
     greetings: VecDeque<(Instant, FlowId)>,
     udp: SecondaryMap<UdpFlowId, HostUdp>,
     udp_ready: VecDeque<UdpFlowId>,
+    pings: Pings,
     /// The datagrams read last, and those to be sent together.
     inbox: Inbox,
     outbox: Outbox,
@@ -113,6 +116,7 @@ pub struct Engine {
     tap: Option<Tap>,
     stopped: bool,
     no_descriptors: Limited,
+    no_pings: Limited,
     moved: Limited,
 }
 
@@ -147,6 +151,7 @@ impl Engine {
             greetings: VecDeque::new(),
             udp: SecondaryMap::new(),
             udp_ready: VecDeque::new(),
+            pings: Pings::default(),
             inbox: Inbox::new(),
             outbox: Outbox::new(),
             commands: command_receiver,
@@ -155,6 +160,7 @@ impl Engine {
             tap: None,
             stopped: false,
             no_descriptors: Limited::new(1, Duration::from_secs(60)),
+            no_pings: Limited::new(1, Duration::from_secs(60)),
             moved: Limited::new(1, Duration::from_secs(60)),
         };
         Ok((engine, Handle { commands, waker, links }, request_receiver))
@@ -209,8 +215,8 @@ impl Engine {
         }
         let retry = self.links.iter().filter_map(|link| link.retry).min();
         let greeting = self.greetings.front().map(|(until, _)| *until);
-        let next =
-            [self.stack.poll_timeout(), self.forwards.again, retry, greeting].into_iter().flatten().min()?;
+        let others = [self.forwards.again, self.pings.expiry, retry, greeting];
+        let next = others.into_iter().chain([self.stack.poll_timeout()]).flatten().min()?;
         Some(if next > self.now { (next - self.now).into() } else { Duration::ZERO })
     }
 
@@ -224,6 +230,10 @@ impl Engine {
             Some(Source::Udp(flow)) => {
                 let flow = *flow;
                 self.queue_udp(flow);
+            }
+            Some(Source::Ping(id)) => {
+                let id = *id;
+                self.serve_ping(id);
             }
             Some(Source::Link(port)) => {
                 let port = *port;
@@ -240,6 +250,7 @@ impl Engine {
         self.read_links();
         self.serve_forwards();
         self.end_greetings();
+        self.expire_pings();
         self.handle_stack_events();
         // Flows that become ready meanwhile have their turn after the links had theirs.
         for _ in 0..self.stack.ready_len() {
@@ -280,9 +291,7 @@ impl Engine {
                 Event::DnsQuestion { client, message } => {
                     self.ask(Request::DnsQuestion { client, message });
                 }
-                Event::Echo { echo, target } => {
-                    self.ask(Request::Echo { echo, target });
-                }
+                Event::Echo { echo, target } => self.handle_echo(&echo, target),
                 Event::AddressLearned(mac) => self.tell(Notice::ConnectionEstablished(mac)),
                 Event::AddressLost(mac) => self.tell(Notice::ConnectionClosed(mac)),
                 Event::AddressMoved { mac, from, to } => {
@@ -312,12 +321,6 @@ impl Engine {
                 }
                 Command::DnsAnswer { client, message } => {
                     self.stack.dns_answer(client, &message, &mut self.batches);
-                }
-                Command::EchoAnswer { echo, answer: Answer::Reply(data) } => {
-                    self.stack.echo_reply(&echo, &data, &mut self.batches);
-                }
-                Command::EchoAnswer { echo, answer: Answer::Unreachable } => {
-                    self.stack.echo_unreachable(&echo, &mut self.batches);
                 }
                 Command::Stop => self.stopped = true,
                 Command::Read(readout) => self.read_out(readout),

@@ -1,78 +1,189 @@
 //! Pings of guests, asked again by the host, which needs no privilege where the system gives sockets for it.
-//! Owns: a socket for each. May not: know a guest. Read next: `daemon.rs`, which bounds how many there are.
+//!
+//! What a guest asks one target under one identifier is a session (RFC 5508), with a socket of its own: the system tells the answers of
+//! sessions apart, and packets that wait for a neighbour that is not there fill no other session's socket. Nobody waits for an answer.
+//! There are so many sessions; then whoever has most loses the one that was used least recently.
+//!
+//! Owns: the sockets. May not: know what the guest is told. Read next: `engine/ping.rs`, which watches them.
 
+use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
+use mio::Token;
+use mio::net::UdpSocket;
+use netstack::{Echo, Instant, PortId};
+use slotmap::SlotMap;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::UdpSocket;
-use tokio::time::timeout;
 
-use crate::logging::Limited;
+use super::hearing::Hearing;
 
-/// How long an answer may take, as the original's may.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Sessions at a time, of all guests.
+const MAX_SESSIONS: usize = 256;
+/// Sessions that a guest may open in a second: each takes some ten microseconds of everybody's time.
+const MAX_OPENED: usize = 1024;
+const SECOND: Duration = Duration::from_secs(1);
+/// How long an idle session is kept: RFC 5508, REQ-2.
+const IDLE: Duration = Duration::from_secs(60);
 /// Bytes of an ICMP header, and the type of a reply (RFC 792).
 const HEADER: usize = 8;
 const ECHO_REPLY: u8 = 0;
-/// Bytes of the longest IP packet.
-const MAX_PACKET: usize = 65_535;
 
-/// What became of a ping.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// This came back, without the header.
-    Reply(Vec<u8>),
-    /// There is no way there.
-    Unreachable,
+slotmap::new_key_type! {
+    /// Names a session; never used again for another one.
+    pub(crate) struct PingId;
 }
 
-/// Asks `target` for an echo, with the number and the data of `request`. `None` where nobody answers, or the host may not ask.
-pub async fn ask(target: IpAddr, request: &[u8]) -> Option<Answer> {
-    static REFUSED: Limited = Limited::new(1, Duration::from_secs(60));
-    match timeout(PATIENCE, exchange(target, request)).await.ok()? {
-        Ok(data) => Some(Answer::Reply(data)),
-        Err(error) => match error.kind() {
-            io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Some(Answer::Unreachable),
-            _ => {
-                if let Some(suppressed) = REFUSED.admit(Instant::now()) {
-                    let hint = "Linux gives sockets for it to the groups in net.ipv4.ping_group_range";
-                    tracing::warn!(%target, %error, hint, suppressed, "cannot ping for the guest");
-                }
-                None
-            }
-        },
+/// What makes a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Key {
+    port: PortId,
+    guest: Ipv4Addr,
+    target: Ipv4Addr,
+    ident: u16,
+}
+
+#[derive(Debug)]
+pub(crate) struct Session {
+    key: Key,
+    /// The latest request, without its data.
+    pub(crate) echo: Echo,
+    pub(crate) socket: UdpSocket,
+    pub(crate) token: Token,
+    used: Instant,
+    pub(crate) hearing: Hearing,
+}
+
+/// What one guest has.
+#[derive(Debug)]
+struct Share {
+    sessions: usize,
+    /// Sessions opened since then.
+    opened: usize,
+    since: Instant,
+}
+
+/// All sessions.
+#[derive(Debug, Default)]
+pub(crate) struct Pings {
+    sessions: SlotMap<PingId, Session>,
+    shares: HashMap<PortId, Share>,
+    /// When a session may have been idle for long enough to go.
+    pub(crate) expiry: Option<Instant>,
+}
+
+impl Pings {
+    /// The session of `echo` with `target`, if there is one.
+    pub(crate) fn find(&self, echo: &Echo, target: Ipv4Addr) -> Option<PingId> {
+        let key = Key::new(echo, target);
+        self.sessions.iter().find(|(_, session)| session.key == key).map(|(id, _)| id)
+    }
+
+    /// Whether this guest may open a session now.
+    pub(crate) fn may_open(&mut self, port: PortId, now: Instant) -> bool {
+        let share = self.shares.entry(port).or_insert(Share { sessions: 0, opened: 0, since: now });
+        if now - share.since >= SECOND.into() {
+            (share.opened, share.since) = (0, now);
+        }
+        share.opened += 1;
+        share.opened <= MAX_OPENED
+    }
+
+    /// The session that has to go so that another may come.
+    pub(crate) fn surplus(&self) -> Option<PingId> {
+        if self.sessions.len() < MAX_SESSIONS {
+            return None;
+        }
+        let (most, _) = self.shares.iter().max_by_key(|(_, share)| share.sessions)?;
+        let theirs = self.sessions.iter().filter(|(_, session)| session.key.port == *most);
+        theirs.min_by_key(|(_, session)| session.used).map(|(id, _)| id)
+    }
+
+    pub(crate) fn insert(&mut self, session: Session, now: Instant) -> PingId {
+        if let Some(share) = self.shares.get_mut(&session.key.port) {
+            share.sessions += 1;
+        }
+        self.expiry.get_or_insert_with(|| now + IDLE.into());
+        self.sessions.insert(session)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: PingId) -> Option<&mut Session> {
+        self.sessions.get_mut(id)
+    }
+
+    pub(crate) fn remove(&mut self, id: PingId) -> Option<Session> {
+        let session = self.sessions.remove(id)?;
+        if let Some(share) = self.shares.get_mut(&session.key.port) {
+            share.sessions = share.sessions.saturating_sub(1);
+        }
+        Some(session)
+    }
+
+    /// A session that was idle for long enough; `None` once there is none, and `expiry` is right again.
+    pub(crate) fn expired(&mut self, now: Instant) -> Option<PingId> {
+        if self.expiry.is_none_or(|at| at > now) {
+            return None;
+        }
+        let oldest = self.sessions.iter().min_by_key(|(_, session)| session.used);
+        let oldest = oldest.map(|(id, session)| (id, session.used + IDLE.into()));
+        self.expiry = oldest.map(|(_, at)| at);
+        self.shares.retain(|_, share| share.sessions > 0 || now - share.since < SECOND.into());
+        oldest.filter(|(_, at)| *at <= now).map(|(id, _)| id)
     }
 }
 
-async fn exchange(target: IpAddr, request: &[u8]) -> io::Result<Vec<u8>> {
-    if !target.is_ipv4() {
-        return Err(io::ErrorKind::NetworkUnreachable.into());
+impl Key {
+    fn new(echo: &Echo, target: Ipv4Addr) -> Self {
+        Self { port: echo.port(), guest: echo.guest(), target, ident: echo.ident() }
     }
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::ICMPV4))?;
-    socket.set_nonblocking(true)?;
-    socket.connect(&SocketAddr::new(target, 0).into())?;
-    // To the runtime a socket with messages is like another.
-    let socket = UdpSocket::from_std(socket.into())?;
-    socket.send(request).await?;
-    let mut buffer = vec![0; MAX_PACKET];
-    loop {
-        let len = socket.recv(&mut buffer).await?;
-        if let Some(data) = reply_to(request, buffer.get(..len).unwrap_or_default()) {
-            return Ok(data.to_vec());
+}
+
+impl Session {
+    pub(crate) fn new(echo: &Echo, target: Ipv4Addr, socket: UdpSocket, token: Token, now: Instant) -> Self {
+        let (key, echo) = (Key::new(echo, target), echo.head());
+        Self { key, echo, socket, token, used: now, hearing: Hearing::new(now) }
+    }
+
+    /// Whether nothing comes back, and the host's way to the target is another by now.
+    pub(crate) fn is_astray(&mut self, now: Instant) -> bool {
+        self.hearing.is_astray(now, &self.socket, (self.key.target, 1).into())
+    }
+
+    /// Asks the target for an echo, with the number and the data of `echo`. A full socket loses it, as a network may.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(crate) fn send(&mut self, echo: &Echo, now: Instant) -> io::Result<()> {
+        (self.used, self.echo) = (now, echo.head());
+        // The first error may be an earlier request's, and is taken by being told.
+        let sent = self.socket.send(echo.message()).or_else(|_| self.socket.send(echo.message()));
+        match sent {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            sent => sent.map(|_| ()),
         }
     }
 }
 
-/// The data of `message`, if it answers `request`. The system has put an identifier of its own into both.
-fn reply_to<'a>(request: &[u8], message: &'a [u8]) -> Option<&'a [u8]> {
+/// A socket that asks `target` for echoes. To the rest of the program a socket with messages is like another.
+///
+/// # Errors
+/// The system has no such socket to give, or no way there.
+pub(crate) fn open(target: Ipv4Addr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::ICMPV4))?;
+    socket.set_nonblocking(true)?;
+    socket.connect(&SocketAddr::new(IpAddr::V4(target), 0).into())?;
+    Ok(UdpSocket::from_std(socket.into()))
+}
+
+/// Number and data of `message`, if it is a reply. The system has put an identifier of its own into it.
+pub(crate) fn reply(message: &[u8]) -> Option<(u16, &[u8])> {
     let first = *message.first()?;
     // Some systems leave the IP header there, which begins with its version and its length in words.
     let header_len = if first >> 4 == 4 { usize::from(first & 15) * 4 } else { 0 };
-    let (header, data) = message.get(header_len..)?.split_at_checked(HEADER)?;
-    let is_reply = header.first() == Some(&ECHO_REPLY) && header.get(6..) == request.get(6..HEADER);
-    is_reply.then_some(data)
+    let (header, data) = message.get(header_len..)?.split_first_chunk::<HEADER>()?;
+    let &[kind, .., high, low] = header;
+    (kind == ECHO_REPLY).then_some((u16::from_be_bytes([high, low]), data))
 }
 
 #[cfg(test)]
@@ -81,16 +192,13 @@ mod tests {
 
     #[test]
     fn replies() {
+        let message = [0, 0, 9, 9, 7, 7, 1, 9, b'x', b'y'];
+        assert_eq!(reply(&message), Some((265, &b"xy"[..])));
+        let packet = [&[0x46; 24][..], &message].concat();
+        assert_eq!(reply(&packet), Some((265, &b"xy"[..])));
         let request = [8, 0, 1, 2, 3, 4, 0, 9, b'x'];
-        let reply = [0, 0, 9, 9, 7, 7, 0, 9, b'x', b'y'];
-        assert_eq!(reply_to(&request, &reply), Some(&b"xy"[..]));
-        let packet = [&[0x46; 24][..], &reply].concat();
-        assert_eq!(reply_to(&request, &packet), Some(&b"xy"[..]));
-        let mut other = reply;
-        other[7] = 8;
-        assert_eq!(reply_to(&request, &other), None, "another number");
-        for message in [&request[..], &reply[..7], &packet[..26], &[]] {
-            assert_eq!(reply_to(&request, message), None, "{message:?}");
+        for message in [&request[..], &message[..7], &packet[..26], &[]] {
+            assert_eq!(reply(message), None, "{message:?}");
         }
     }
 }

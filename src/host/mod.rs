@@ -3,7 +3,8 @@
 
 pub mod dns;
 pub(crate) mod files;
-pub mod icmp;
+mod hearing;
+pub(crate) mod icmp;
 pub(crate) mod stream;
 pub(crate) mod tcp;
 pub(crate) mod udp;

@@ -232,7 +232,7 @@ impl<'a> Driver<'a> {
                 Some(Event::AddressLearned(_) | Event::AddressLost(_) | Event::AddressMoved { .. }) => {}
                 Some(Event::Echo { echo, .. }) => {
                     let data = echo.message().to_vec();
-                    self.stack.echo_reply(&echo, &data, &mut self.sink);
+                    self.stack.echo_reply(&echo.head(), echo.ident(), &data, &mut self.sink);
                     self.stack.echo_unreachable(&echo, &mut self.sink);
                 }
                 None => return,

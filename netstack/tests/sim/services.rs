@@ -120,8 +120,9 @@ fn echo_of_an_address_outside() {
 
     // More than fits into one packet goes in fragments.
     let data = vec![5; 4000];
-    sim.stack.echo_reply(first, &data, &mut sim.batches);
+    sim.stack.echo_reply(&first.head(), 4, &data, &mut sim.batches);
     let frames = sim.received(0);
+    assert_eq!((first.guest(), first.ident()), (guest_ip(2), 3));
     assert!(frames.len() == 3 && frames.iter().all(|frame| packet(frame).unwrap().src_addr() == OUTSIDE));
     let answer = payloads(&frames, IpProtocol::Icmp).concat();
     let answer = Icmpv4Packet::new_checked(&answer[..]).unwrap();

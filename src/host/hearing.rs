@@ -1,0 +1,56 @@
+//! Whether a flow of datagrams is heard. A connected socket keeps the source address that it was given, also when the host's way to the
+//! other end changes, as a VPN comes up: what it sends is lost then, and whoever sends it is not told.
+//! Owns: nothing. Read next: `udp.rs` and `icmp.rs`, which look before they send.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use mio::net::UdpSocket;
+use netstack::Instant;
+
+/// How long nothing comes back before the way is looked up again.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// What was heard of the other end lately.
+#[derive(Debug)]
+pub(crate) struct Hearing {
+    heard: bool,
+    since: Instant,
+}
+
+impl Hearing {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { heard: true, since: now }
+    }
+
+    /// Something came back.
+    pub(crate) fn hear(&mut self) {
+        self.heard = true;
+    }
+
+    /// Whether nothing came back for a while, and a new socket to `to` would have another source address than `socket` has. Where something
+    /// does come back the flow is left alone, since of several ways each socket may be given another.
+    pub(crate) fn is_astray(&mut self, now: Instant, socket: &UdpSocket, to: SocketAddr) -> bool {
+        if now - self.since < SILENCE.into() {
+            return false;
+        }
+        self.since = now;
+        if std::mem::replace(&mut self.heard, false) {
+            return false;
+        }
+        let own = socket.local_addr().map(|own| own.ip());
+        matches!((own, source_to(to)), (Ok(own), Ok(source)) if own != source)
+    }
+}
+
+/// The address that a new socket to `to` would have.
+fn source_to(to: SocketAddr) -> io::Result<IpAddr> {
+    let any: IpAddr = match to {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0).into())?;
+    socket.connect(to)?;
+    Ok(socket.local_addr()?.ip())
+}
