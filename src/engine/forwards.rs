@@ -8,7 +8,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
@@ -23,7 +23,7 @@ use super::udp::TURN;
 use super::{EARLY_WRITE, Engine, Handle, Source};
 use crate::host::stream::HostStream;
 use crate::host::udp::HostUdp;
-use crate::sys::udp::{MESSAGES, receive_uncut};
+use crate::sys::udp::{Client, MESSAGES, receive_uncut, tell_asked};
 
 /// Connections taken from one listener in a turn.
 const ACCEPT_TURN: usize = 64;
@@ -57,7 +57,8 @@ struct Forward {
     remote: SocketAddrV4,
     /// In one of the lists of those that may have something.
     queued: bool,
-    clients: HashMap<SocketAddr, UdpFlowId>,
+    /// A client that asks two addresses of the host has two flows.
+    clients: HashMap<Client, UdpFlowId>,
     /// The flow of the datagram that came last: its port is where the next ones go.
     latest: Option<UdpFlowId>,
 }
@@ -122,6 +123,9 @@ impl Engine {
                 socket.set_nonblocking(true)?;
                 let mut socket = UdpSocket::from_std(socket);
                 receive_uncut(&socket);
+                if socket.local_addr().is_ok_and(|address| address.ip().is_unspecified()) {
+                    tell_asked(&socket);
+                }
                 registry.register(&mut socket, token, Interest::READABLE)?;
                 Socket::Udp(Arc::new(socket))
             }
@@ -229,9 +233,8 @@ impl Engine {
                     }
                 };
                 if known.is_none() {
-                    tracing::debug!(%client, remote = %forward.remote, "forwarding datagrams");
-                    let host = HostUdp::new(Arc::clone(socket), forward.token, Some(client));
-                    self.udp.insert(flow, host);
+                    tracing::debug!(client = %client.address, remote = %forward.remote, "forwarding datagrams");
+                    self.udp.insert(flow, HostUdp::shared(socket, forward.token, client));
                     forward.clients.insert(client, flow);
                 }
                 forward.latest = Some(flow);
@@ -244,7 +247,7 @@ impl Engine {
     }
 
     /// The flow of one client has ended.
-    pub(super) fn forget_client(&mut self, token: Token, client: SocketAddr) {
+    pub(super) fn forget_client(&mut self, token: Token, client: Client) {
         if let Some(Source::Forward(id)) = self.sources.get(token.0)
             && let Some(forward) = self.forwards.table.get_mut(*id)
         {

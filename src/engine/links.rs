@@ -340,11 +340,12 @@ impl Engine {
             let sent = if self.outbox.takes(flow, payload.len()) {
                 None
             } else {
-                udp::send(&mut self.outbox, &mut self.udp)
+                udp::send(&mut self.outbox, &mut self.udp, self.poll.registry(), self.now)
             };
             self.outbox.push(flow, payload);
             let registry = self.poll.registry();
-            udp::open(&datagram, &mut self.udp, &mut self.sources, registry, &mut self.no_descriptors);
+            let limited = &mut self.no_descriptors;
+            udp::open(&datagram, &mut self.udp, &mut self.sources, registry, self.now, limited);
             self.handle_udp_sent(sent);
             if opens {
                 // What made room for the new flow is closed before the next one opens.

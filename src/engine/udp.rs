@@ -3,13 +3,13 @@
 use std::io;
 use std::time::Instant as Clock;
 
-use mio::{Interest, Registry, Token};
-use netstack::{Datagram, UdpFlowId};
+use mio::{Registry, Token};
+use netstack::{Datagram, Instant, UdpFlowId};
 use slab::Slab;
 use slotmap::SecondaryMap;
 
 use super::{EARLY_WRITE, Engine, Source};
-use crate::host::udp::{HostUdp, Outbox, is_refused};
+use crate::host::udp::{Far, HostUdp, Outbox, is_refused};
 use crate::logging::Limited;
 use crate::sys::udp::MESSAGES;
 
@@ -35,17 +35,14 @@ pub(super) fn open(
     sockets: &mut SecondaryMap<UdpFlowId, HostUdp>,
     sources: &mut Slab<Source>,
     registry: &Registry,
+    now: Instant,
     no_descriptors: &mut Limited,
 ) {
     let Some(to) = datagram.open else { return };
     let token = Token(sources.insert(Source::Udp(datagram.flow)));
-    let opened = HostUdp::connect(to).and_then(|mut socket| {
-        registry.register(&mut socket, token, Interest::READABLE)?;
-        Ok(socket)
-    });
-    match opened {
-        Ok(socket) => {
-            sockets.insert(datagram.flow, HostUdp::new(socket, token, None));
+    match HostUdp::connect(to, token, registry, now) {
+        Ok(host) => {
+            sockets.insert(datagram.flow, host);
         }
         Err(error) => {
             sources.remove(token.0);
@@ -60,16 +57,23 @@ pub(super) fn open(
 pub(super) fn send(
     outbox: &mut Outbox,
     sockets: &mut SecondaryMap<UdpFlowId, HostUdp>,
+    registry: &Registry,
+    now: Instant,
 ) -> Option<(UdpFlowId, Sent)> {
     let flow = outbox.flow()?;
-    let sent = sockets.get_mut(flow).map_or(Sent::Failed, |host| match host.send(outbox) {
-        Ok(()) => Sent::Yes,
-        Err(error) if is_refused(&error) => {
-            // The error is an earlier datagram's; these have not been sent. What it says then comes with the next.
-            let _ = host.send(outbox);
-            Sent::Refused
+    let sent = sockets.get_mut(flow).map_or(Sent::Failed, |host| {
+        host.follow_route(registry, now);
+        match host.send_first(outbox, registry) {
+            Ok(()) => Sent::Yes,
+            Err(error) if is_refused(&error) => {
+                if !host.ends_refused() {
+                    // The error is an earlier datagram's; these have not been sent. What it says then comes with the next.
+                    let _ = host.send(outbox);
+                }
+                Sent::Refused
+            }
+            Err(_) => Sent::Failed,
         }
-        Err(_) => Sent::Failed,
     });
     outbox.clear();
     Some((flow, sent))
@@ -102,13 +106,20 @@ impl Engine {
             }
             match self.inbox.receive(&host.socket, room) {
                 Ok(()) => {
+                    host.hear();
                     for datagram in self.inbox.datagrams() {
                         taken += 1;
                         self.stack.udp_send(flow, datagram, self.now, &mut self.batches);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if is_refused(&error) => self.stack.udp_refused(flow, &mut self.batches),
+                Err(error) if is_refused(&error) => {
+                    let ends = host.ends_refused();
+                    self.stack.udp_refused(flow, &mut self.batches);
+                    if ends {
+                        return self.end_udp(flow);
+                    }
+                }
                 // A pending error stands before what is queued, and is taken by being told.
                 Err(_) => taken += 1,
             }
@@ -118,7 +129,7 @@ impl Engine {
 
     /// Sends what waits in the outbox.
     pub(super) fn flush_udp(&mut self) {
-        let sent = send(&mut self.outbox, &mut self.udp);
+        let sent = send(&mut self.outbox, &mut self.udp, self.poll.registry(), self.now);
         self.handle_udp_sent(sent);
     }
 
@@ -126,19 +137,27 @@ impl Engine {
     pub(super) fn handle_udp_sent(&mut self, sent: Option<(UdpFlowId, Sent)>) {
         match sent {
             None | Some((_, Sent::Yes)) => {}
-            Some((flow, Sent::Refused)) => self.stack.udp_refused(flow, &mut self.batches),
-            Some((flow, Sent::Failed)) => {
-                self.close_udp(flow);
-                self.stack.udp_close(flow);
+            Some((flow, Sent::Refused)) => {
+                self.stack.udp_refused(flow, &mut self.batches);
+                if self.udp.get(flow).is_some_and(HostUdp::ends_refused) {
+                    self.end_udp(flow);
+                }
             }
+            Some((flow, Sent::Failed)) => self.end_udp(flow),
         }
+    }
+
+    /// The next datagram is to open another.
+    fn end_udp(&mut self, flow: UdpFlowId) {
+        self.close_udp(flow);
+        self.stack.udp_close(flow);
     }
 
     pub(super) fn close_udp(&mut self, flow: UdpFlowId) {
         let Some(host) = self.udp.remove(flow) else { return };
-        match host.client {
-            None => self.forget(host.token),
-            Some(client) => self.forget_client(host.token, client),
+        match host.far {
+            Far::Remote { .. } => self.forget(host.token),
+            Far::Client { client, .. } => self.forget_client(host.token, client),
         }
     }
 }

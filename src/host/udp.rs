@@ -3,44 +3,103 @@
 //! Owns: the socket. Read next: `engine/udp.rs`; `sys/udp.rs`, how many go at once.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use mio::Token;
 use mio::net::UdpSocket;
-use netstack::UdpFlowId;
+use mio::{Interest, Registry, Token};
+use netstack::{Instant, UdpFlowId};
 
-use crate::sys::udp::{MAX_MESSAGE, MAX_SEGMENTS, receive_uncut, send_segments};
+use super::hearing::Hearing;
+use crate::sys::udp::{Client, MAX_MESSAGE, MAX_SEGMENTS, receive_uncut, send_one, send_segments};
 
 #[derive(Debug)]
 pub(crate) struct HostUdp {
     pub(crate) socket: Arc<UdpSocket>,
     /// The socket's: of this flow alone, or of the port that it was exposed by.
     pub(crate) token: Token,
-    /// The client that the flow belongs to, where it shares its socket with others'.
-    pub(crate) client: Option<SocketAddr>,
+    pub(crate) far: Far,
     /// In the list of sockets that have something to be read.
     pub(crate) queued: bool,
     /// The kernel cuts one message into many datagrams on this path.
     cuts: bool,
 }
 
+/// Who is at the host's end of a flow.
+#[derive(Debug)]
+pub(crate) enum Far {
+    /// Whom a guest asked; the socket is this flow's alone, and connected.
+    Remote { to: SocketAddr, hearing: Hearing, untried: bool },
+    /// Who asked a guest; the socket is shared with other clients, and answers leave from this address of the host.
+    Client { client: Client, source: Option<IpAddr> },
+}
+
 impl HostUdp {
-    /// A flow's own socket; with a `client`, that client's part of an exposed port's.
-    pub(crate) fn new(socket: impl Into<Arc<UdpSocket>>, token: Token, client: Option<SocketAddr>) -> Self {
-        Self { socket: socket.into(), token, client, queued: false, cuts: true }
+    /// A new socket of a flow's own, connected to `to`.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(crate) fn connect(
+        to: SocketAddr,
+        token: Token,
+        registry: &Registry,
+        now: Instant,
+    ) -> io::Result<Self> {
+        let socket = connect(to, token, registry)?;
+        let far = Far::Remote { to, hearing: Hearing::new(now), untried: true };
+        Ok(Self { socket: Arc::new(socket), token, far, queued: false, cuts: true })
     }
 
-    /// A new socket, connected to `to`.
-    pub(crate) fn connect(to: SocketAddr) -> io::Result<UdpSocket> {
-        let any = match to {
-            SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-            SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-        };
-        let socket = UdpSocket::bind(any)?;
-        socket.connect(to)?;
-        receive_uncut(&socket);
-        Ok(socket)
+    /// A client's part of an exposed port's socket.
+    pub(crate) fn shared(socket: &Arc<UdpSocket>, token: Token, client: Client) -> Self {
+        let far = Far::Client { client, source: client.asked };
+        Self { socket: Arc::clone(socket), token, far, queued: false, cuts: true }
+    }
+
+    /// Whether the flow ends with a refusal: on the host's own loopback a service may come back at the other address.
+    pub(crate) fn ends_refused(&self) -> bool {
+        matches!(self.far, Far::Remote { to, .. } if to.ip().is_loopback())
+    }
+
+    /// Something came from the other end.
+    pub(crate) fn hear(&mut self) {
+        if let Far::Remote { hearing, .. } = &mut self.far {
+            hearing.hear();
+        }
+    }
+
+    /// Takes another socket if the host has another way to the other end by now.
+    pub(crate) fn follow_route(&mut self, registry: &Registry, now: Instant) {
+        if let Far::Remote { to, hearing, .. } = &mut self.far
+            && hearing.is_astray(now, &self.socket, *to)
+            && let Ok(socket) = connect(*to, self.token, registry)
+        {
+            self.socket = Arc::new(socket);
+        }
+    }
+
+    /// Sends the first of a flow to the host's own services. Where nobody is at 127.0.0.1, the service may be at `::1` alone.
+    ///
+    /// # Errors
+    /// As [`Self::send`]; a refusal is of these datagrams.
+    pub(crate) fn send_first(&mut self, outbox: &Outbox, registry: &Registry) -> io::Result<()> {
+        let sent = self.send(outbox);
+        let Far::Remote { to, untried, .. } = &mut self.far else { return sent };
+        if !std::mem::take(untried) || !to.ip().is_loopback() {
+            return sent;
+        }
+        // On the loopback interface the answer to a datagram is there when it is sent.
+        let refused = self.socket.take_error()?.filter(is_refused);
+        match refused {
+            Some(error) if to.is_ipv4() => {
+                *to = (Ipv6Addr::LOCALHOST, to.port()).into();
+                self.socket = Arc::new(connect(*to, self.token, registry).map_err(|_| error)?);
+                self.send(outbox)?;
+                self.socket.take_error()?.filter(is_refused).map_or(Ok(()), Err)
+            }
+            Some(error) => Err(error),
+            None => sent,
+        }
     }
 
     /// Sends what `outbox` holds. A full socket, or a datagram too long for the path, loses datagrams, as a network may.
@@ -50,7 +109,7 @@ impl HostUdp {
     pub(crate) fn send(&mut self, outbox: &Outbox) -> io::Result<()> {
         let bytes = outbox.bytes.as_slice();
         if self.cuts && outbox.count > 1 {
-            match send_segments(&self.socket, bytes, outbox.segment, self.client) {
+            match send_segments(&self.socket, bytes, outbox.segment, self.client()) {
                 Err(error) if is_refused(&error) => return Err(error),
                 Ok(()) => return Ok(()),
                 // This path does not take them together, as one whose datagrams go in fragments.
@@ -64,16 +123,50 @@ impl HostUdp {
         bytes.chunks(usize::from(outbox.segment).max(1)).try_for_each(|datagram| self.send_one(datagram))
     }
 
-    fn send_one(&self, datagram: &[u8]) -> io::Result<()> {
-        let sent = match self.client {
-            None => self.socket.send(datagram),
-            Some(client) => self.socket.send_to(datagram, client),
-        };
-        match sent {
+    fn send_one(&mut self, datagram: &[u8]) -> io::Result<()> {
+        match send_one(&self.socket, datagram, self.client()) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock || is_too_long(&error) => Ok(()),
-            result => result.map(|_| ()),
+            Err(error) if !is_refused(&error) && self.take_source().is_some() => self.send_one(datagram),
+            sent => sent,
         }
     }
+
+    /// Whom the shared socket sends to, and as whom.
+    fn client(&self) -> Option<Client> {
+        match self.far {
+            Far::Remote { .. } => None,
+            Far::Client { client, source } => Some(Client { asked: source, ..client }),
+        }
+    }
+
+    /// From now on the system chooses the address that answers leave from: this was a group's, or is the host's no more.
+    fn take_source(&mut self) -> Option<IpAddr> {
+        match &mut self.far {
+            Far::Remote { .. } => None,
+            Far::Client { source, .. } => source.take(),
+        }
+    }
+}
+
+/// A socket that is connected to `to`, and watched.
+fn connect(to: SocketAddr, token: Token, registry: &Registry) -> io::Result<UdpSocket> {
+    let any = match to {
+        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+    };
+    let connected = || {
+        let socket = UdpSocket::bind(any)?;
+        socket.connect(to)?;
+        io::Result::Ok(socket)
+    };
+    let mut socket = connected()?;
+    if socket.local_addr()? == to {
+        // It has the very port that it asks for, where nobody is then, and would hear itself. Another one cannot have it as well.
+        socket = connected()?;
+    }
+    receive_uncut(&socket);
+    registry.register(&mut socket, token, Interest::READABLE)?;
+    Ok(socket)
 }
 
 /// Datagrams of one flow and one size, the last of which may be shorter.

@@ -2,12 +2,13 @@
 //! Read next: `host/udp.rs`.
 //!
 //! To the network: datagrams of one size as one message that the kernel cuts (`UDP_SEGMENT`, udp(7)). From it: several messages at once
-//! (recvmmsg(2)), each of which may be such datagrams uncut (`UDP_GRO`).
-// UNSAFETY: no crate wraps recvmmsg and these control messages without changing other options of the socket.
-#![cfg_attr(target_os = "linux", expect(unsafe_code, reason = "recvmmsg, control messages"))]
+//! (recvmmsg(2)), each of which may be such datagrams uncut (`UDP_GRO`). Which address of the host a datagram was sent to, and from which
+//! one an answer goes (`IP_PKTINFO`, ip(7); RFC 3542).
+// UNSAFETY: no crate wraps these control messages without changing other options of the socket.
+#![cfg_attr(target_os = "linux", expect(unsafe_code, reason = "messages for recvmmsg, control messages"))]
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use mio::net::UdpSocket;
 
@@ -21,6 +22,15 @@ pub const MESSAGES: usize = 8;
 /// Room for one message. One more than the longest, so that none is cut.
 const SLOT: usize = 64 << 10;
 
+/// Who sent a datagram to a socket of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Client {
+    /// Its address.
+    pub address: SocketAddr,
+    /// The address of the host that it sent to, of the same family, where the socket has many and the system tells.
+    pub asked: Option<IpAddr>,
+}
+
 /// What the last call received.
 #[derive(Debug)]
 pub struct Inbox {
@@ -33,7 +43,7 @@ pub struct Inbox {
 struct Received {
     len: usize,
     segment: usize,
-    from: Option<SocketAddr>,
+    from: Option<Client>,
 }
 
 impl Inbox {
@@ -49,7 +59,7 @@ impl Inbox {
     }
 
     /// The messages of the last call, in order: who sent it, where [`Self::receive_from`] was the call, and its datagrams.
-    pub fn messages(&self) -> impl Iterator<Item = (Option<SocketAddr>, impl Iterator<Item = &[u8]>)> {
+    pub fn messages(&self) -> impl Iterator<Item = (Option<Client>, impl Iterator<Item = &[u8]>)> {
         self.buffer.chunks(SLOT).zip(&self.received).map(|(slot, message)| {
             let bytes = slot.get(..message.len).unwrap_or_default();
             let empty = bytes.is_empty().then_some(bytes);
@@ -61,44 +71,93 @@ impl Inbox {
 #[cfg(target_os = "linux")]
 mod linux {
     use std::mem::{size_of, zeroed};
-    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV6};
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV6};
     use std::os::fd::AsRawFd;
 
     use socket2::SockAddr;
 
-    use super::{Inbox, MESSAGES, Received, SLOT, SocketAddr, UdpSocket, io};
+    use super::super::messages;
+    use super::{Client, Inbox, MESSAGES, Received, SLOT, SocketAddr, UdpSocket, io};
 
-    /// Room for one control message that holds an `int`, aligned as its header.
+    /// Room for the control messages of one message, aligned as their headers: the length of its datagrams and an address.
     #[derive(Clone, Copy)]
     #[repr(C, align(8))]
-    struct Control([u8; 32]);
+    struct Control([u8; 96]);
 
-    /// A failure leaves datagrams one by one.
-    pub(super) fn enable(socket: &UdpSocket) {
+    impl Control {
+        const EMPTY: Self = Self([0; 96]);
+
+        /// Puts `value` behind the first `len` bytes, and returns how many there are then. There is room for two of the largest.
+        fn put<T>(&mut self, len: usize, (level, kind): (libc::c_int, libc::c_int), value: T) -> usize {
+            const { assert!(size_of::<T>() <= size_of::<libc::in6_pktinfo>()) };
+            // SAFETY: the message lies within the buffer, as `len` is 0 or what this returned once, and is aligned as the macros keep it.
+            unsafe {
+                let header = self.0.as_mut_ptr().add(len).cast::<libc::cmsghdr>();
+                (*header).cmsg_level = level;
+                (*header).cmsg_type = kind;
+                (*header).cmsg_len = libc::CMSG_LEN(size_of::<T>() as u32) as _;
+                libc::CMSG_DATA(header).cast::<T>().write_unaligned(value);
+                len + libc::CMSG_SPACE(size_of::<T>() as u32) as usize
+            }
+        }
+
+        /// Has the message leave from this address.
+        fn put_source(&mut self, len: usize, source: IpAddr) -> usize {
+            match source {
+                IpAddr::V4(ip) => {
+                    let source = libc::in_addr { s_addr: ip.to_bits().to_be() };
+                    let any = libc::in_addr { s_addr: 0 };
+                    let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: source, ipi_addr: any };
+                    self.put(len, (libc::IPPROTO_IP, libc::IP_PKTINFO), info)
+                }
+                IpAddr::V6(ip) => {
+                    let source = libc::in6_addr { s6_addr: ip.octets() };
+                    let info = libc::in6_pktinfo { ipi6_addr: source, ipi6_ifindex: 0 };
+                    self.put(len, (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO), info)
+                }
+            }
+        }
+    }
+
+    /// A failure leaves datagrams one by one, or without an address.
+    fn enable(socket: &UdpSocket, level: libc::c_int, option: libc::c_int) {
         let on: libc::c_int = 1;
+        let len = size_of::<libc::c_int>() as libc::socklen_t;
         // SAFETY: the option's value is an int, which outlives the call.
         unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_UDP,
-                libc::UDP_GRO,
-                (&raw const on).cast(),
-                size_of::<libc::c_int>() as libc::socklen_t,
-            );
+            libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), len);
+        }
+    }
+
+    pub(super) fn receive_uncut(socket: &UdpSocket) {
+        enable(socket, libc::SOL_UDP, libc::UDP_GRO);
+    }
+
+    pub(super) fn tell_asked(socket: &UdpSocket) {
+        match socket.local_addr() {
+            Ok(SocketAddr::V4(_)) => enable(socket, libc::IPPROTO_IP, libc::IP_PKTINFO),
+            // For datagrams of IPv4 too.
+            _ => enable(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
         }
     }
 
     pub(super) fn send(
         socket: &UdpSocket,
         bytes: &[u8],
-        segment: u16,
-        to: Option<SocketAddr>,
+        segment: Option<u16>,
+        to: Option<Client>,
     ) -> io::Result<()> {
-        let to = to.map(SockAddr::from);
+        let (mut control, mut len) = (Control::EMPTY, 0);
+        if let Some(segment) = segment {
+            len = control.put(len, (libc::SOL_UDP, libc::UDP_SEGMENT), segment);
+        }
+        if let Some(source) = to.and_then(|to| to.asked) {
+            len = control.put_source(len, source);
+        }
+        let to = to.map(|to| SockAddr::from(to.address));
         let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-        let mut control = Control([0; 32]);
-        // SAFETY: all of these are plain data, for which zeroes are valid; pointers are to locals that outlive the call, and the
-        // control message is within `control`, whose alignment is that of its header. The kernel only reads `bytes`.
+        // SAFETY: all of these are plain data, for which zeroes are valid; pointers are to locals that outlive the call. The kernel only
+        // reads `bytes`.
         let sent = unsafe {
             let mut message: libc::msghdr = zeroed();
             if let Some(to) = &to {
@@ -108,19 +167,14 @@ mod linux {
             message.msg_iov = &raw mut part;
             message.msg_iovlen = 1;
             message.msg_control = (&raw mut control).cast();
-            message.msg_controllen = libc::CMSG_SPACE(size_of::<u16>() as u32) as _;
-            let header = libc::CMSG_FIRSTHDR(&raw const message);
-            (*header).cmsg_level = libc::SOL_UDP;
-            (*header).cmsg_type = libc::UDP_SEGMENT;
-            (*header).cmsg_len = libc::CMSG_LEN(size_of::<u16>() as u32) as _;
-            libc::CMSG_DATA(header).cast::<u16>().write_unaligned(segment);
+            message.msg_controllen = len as _;
             libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL)
         };
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     pub(super) fn receive(inbox: &mut Inbox, socket: &UdpSocket, most: usize, names: bool) -> io::Result<()> {
-        let mut controls = [Control([0; 32]); MESSAGES];
+        let mut controls = [Control::EMPTY; MESSAGES];
         let mut senders: [libc::sockaddr_storage; MESSAGES];
         let mut parts: [libc::iovec; MESSAGES];
         let mut messages: [libc::mmsghdr; MESSAGES];
@@ -143,27 +197,33 @@ mod linux {
                 message.msg_hdr.msg_control = (&raw mut *control).cast();
                 message.msg_hdr.msg_controllen = size_of::<Control>() as _;
             }
-            let most = most.min(MESSAGES) as libc::c_uint;
-            let count = libc::recvmmsg(
-                socket.as_raw_fd(),
-                messages.as_mut_ptr(),
-                most,
-                libc::MSG_DONTWAIT as _,
-                std::ptr::null_mut(),
-            );
-            let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+            let wanted = messages.get_mut(..most.min(MESSAGES)).unwrap_or_default();
+            let count = messages::receive(socket.as_raw_fd(), wanted)?;
             for (message, sender) in messages.iter().zip(&senders).take(count) {
                 let len = message.msg_len as usize;
-                let header = libc::CMSG_FIRSTHDR(&raw const message.msg_hdr);
-                let mut segment = len;
-                if !header.is_null()
-                    && (*header).cmsg_level == libc::SOL_UDP
-                    && (*header).cmsg_type == libc::UDP_GRO
-                {
-                    let announced = libc::CMSG_DATA(header).cast::<libc::c_int>().read_unaligned();
-                    segment = usize::try_from(announced).unwrap_or(len);
+                let (mut segment, mut asked) = (len, None);
+                let mut header = libc::CMSG_FIRSTHDR(&raw const message.msg_hdr);
+                while !header.is_null() {
+                    let data = libc::CMSG_DATA(header);
+                    match ((*header).cmsg_level, (*header).cmsg_type) {
+                        (libc::SOL_UDP, libc::UDP_GRO) => {
+                            let announced = data.cast::<libc::c_int>().read_unaligned();
+                            segment = usize::try_from(announced).unwrap_or(len);
+                        }
+                        (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                            let info = data.cast::<libc::in_pktinfo>().read_unaligned();
+                            asked = Some(Ipv4Addr::from(u32::from_be(info.ipi_spec_dst.s_addr)).into());
+                        }
+                        (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                            let info = data.cast::<libc::in6_pktinfo>().read_unaligned();
+                            asked = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
+                        }
+                        _ => {}
+                    }
+                    header = libc::CMSG_NXTHDR(&raw const message.msg_hdr, header);
                 }
                 let from = if names { address(sender) } else { None };
+                let from = from.map(|address| Client { address, asked });
                 inbox.received.push(Received { len, segment, from });
             }
         }
@@ -221,7 +281,8 @@ impl Inbox {
         {
             let _ = most;
             let (len, from) = socket.recv_from(self.buffer.get_mut(..SLOT).unwrap_or_default())?;
-            self.received.push(Received { len, segment: len, from: Some(from) });
+            let from = Some(Client { address: from, asked: None });
+            self.received.push(Received { len, segment: len, from });
             Ok(())
         }
     }
@@ -230,27 +291,43 @@ impl Inbox {
 /// Lets `socket` receive many datagrams as one message, where the system can.
 pub fn receive_uncut(socket: &UdpSocket) {
     #[cfg(target_os = "linux")]
-    linux::enable(socket);
+    linux::receive_uncut(socket);
     #[cfg(not(target_os = "linux"))]
     let _ = socket;
 }
 
-/// Sends `bytes` as datagrams of `segment` bytes, the last of which may be shorter, where the socket is connected or `to`.
+/// Has `socket`, which is bound to every address of the host, tell which one a datagram was sent to, where the system can.
+pub fn tell_asked(socket: &UdpSocket) {
+    #[cfg(target_os = "linux")]
+    linux::tell_asked(socket);
+    #[cfg(not(target_os = "linux"))]
+    let _ = socket;
+}
+
+/// Sends `bytes` as datagrams of `segment` bytes, the last of which may be shorter, where the socket is connected or to a client.
 ///
 /// # Errors
 /// The socket's; `Unsupported` where there is no such call.
-pub fn send_segments(
-    socket: &UdpSocket,
-    bytes: &[u8],
-    segment: u16,
-    to: Option<SocketAddr>,
-) -> io::Result<()> {
+pub fn send_segments(socket: &UdpSocket, bytes: &[u8], segment: u16, to: Option<Client>) -> io::Result<()> {
     #[cfg(target_os = "linux")]
-    return linux::send(socket, bytes, segment, to);
+    return linux::send(socket, bytes, Some(segment), to);
     #[cfg(not(target_os = "linux"))]
     {
         let _ = (socket, bytes, segment, to);
         Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// Sends one datagram where the socket is connected, or to a client, from the address that it asked.
+///
+/// # Errors
+/// The socket's; also where the host has that address no more.
+pub fn send_one(socket: &UdpSocket, datagram: &[u8], to: Option<Client>) -> io::Result<()> {
+    match to {
+        None => socket.send(datagram).map(|_| ()),
+        #[cfg(target_os = "linux")]
+        Some(Client { asked: Some(_), .. }) => linux::send(socket, datagram, None, to),
+        Some(Client { address, .. }) => socket.send_to(datagram, address).map(|_| ()),
     }
 }
 
@@ -304,6 +381,7 @@ mod tests {
         {
             let server = UdpSocket::bind(any.parse().unwrap()).unwrap();
             receive_uncut(&server);
+            tell_asked(&server);
             let port = server.local_addr().unwrap().port();
             for client in clients {
                 let client = std::net::UdpSocket::bind(client).unwrap();
@@ -312,7 +390,10 @@ mod tests {
                 inbox.receive_from(&server, MESSAGES).unwrap();
                 let (from, datagrams) = inbox.messages().next().unwrap();
                 let from = from.unwrap();
-                assert_eq!((from.ip().to_canonical(), from.port()), (own.ip(), own.port()), "{any}");
+                let address = from.address;
+                assert_eq!((address.ip().to_canonical(), address.port()), (own.ip(), own.port()), "{any}");
+                #[cfg(target_os = "linux")]
+                assert_eq!(from.asked.map(|asked| asked.to_canonical()), Some(own.ip()), "{any}");
                 assert_eq!(datagrams.collect::<Vec<_>>(), [b"hello"]);
                 let mut buffer = [0; 4000];
                 #[cfg(target_os = "linux")]
@@ -321,7 +402,7 @@ mod tests {
                     assert_eq!(client.recv(&mut buffer).unwrap(), 1000);
                     assert_eq!(client.recv(&mut buffer).unwrap(), 500);
                 }
-                server.send_to(b"bye", from).unwrap();
+                send_one(&server, b"bye", Some(from)).unwrap();
                 assert_eq!(client.recv(&mut buffer).unwrap(), 3);
             }
         }
