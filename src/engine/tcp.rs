@@ -2,7 +2,7 @@
 //! guest is told. Read next: `host/tcp.rs`, which moves the bytes.
 
 use std::io;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::time::Instant as Clock;
@@ -33,8 +33,8 @@ pub(super) struct Connection {
 pub(super) enum Opening {
     /// Nothing.
     Done,
-    /// The host's side of a flow that a guest dialled.
-    Host,
+    /// The host's side of a flow that a guest dialled, which is connected to this.
+    Host(SocketAddr),
     /// The guest's side of a flow that this side dialled; whoever asked for it gets the far end of the pair.
     Guest(Option<(oneshot::Sender<io::Result<StdUnixStream>>, StdUnixStream)>),
     /// The same for a client that comes back if it fails; and perhaps the word of the guest's agent.
@@ -46,10 +46,26 @@ impl Engine {
     pub(super) fn connect_host(&mut self, flow: FlowId, to: SocketAddr) {
         tracing::debug!(%to, "guest connects");
         match HostStream::connect(to) {
-            Ok((stream, false)) => self.adopt(flow, stream, Opening::Host),
+            Ok((stream, false)) => self.adopt(flow, stream, Opening::Host(to)),
             Ok((stream, true)) => self.accept(flow, stream),
-            Err(error) => self.refuse(flow, &error),
+            Err(error) => self.handle_unconnected(flow, to, &error),
         }
+    }
+
+    /// The host does not connect to `to`. A service of its own may listen on `::1` alone, and a guest has one address for both.
+    fn handle_unconnected(&mut self, flow: FlowId, to: SocketAddr, error: &io::Error) {
+        let is_refused = error.kind() == io::ErrorKind::ConnectionRefused;
+        if is_refused && to.ip() == Ipv4Addr::LOCALHOST {
+            self.drop_connection(flow);
+            return self.connect_host(flow, (Ipv6Addr::LOCALHOST, to.port()).into());
+        }
+        // A host that has no IPv6 has refused before.
+        let has_none =
+            matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::NetworkUnreachable);
+        if has_none && to.ip() == Ipv6Addr::LOCALHOST {
+            return self.refuse(flow, &io::ErrorKind::ConnectionRefused.into());
+        }
+        self.refuse(flow, error);
     }
 
     /// A guest dialled the gateway: the control plane serves it, at the far end of a socket pair.
@@ -116,7 +132,7 @@ impl Engine {
 
     pub(super) fn handle_tcp_event(&mut self, flow: FlowId, event: &Readiness) {
         let Some(connection) = self.tcp.get_mut(flow) else { return };
-        if matches!(connection.opening, Opening::Host) {
+        if let Opening::Host(to) = connection.opening {
             match connection.relay.stream().is_connected(event) {
                 Ok(true) => {
                     connection.opening = Opening::Done;
@@ -124,7 +140,7 @@ impl Engine {
                     self.stack.tcp_accept(flow, self.now, &mut self.batches);
                 }
                 Ok(false) => {}
-                Err(error) => self.refuse(flow, &error),
+                Err(error) => self.handle_unconnected(flow, to, &error),
             }
         } else {
             connection.relay.handle_event(event);
@@ -144,7 +160,7 @@ impl Engine {
             Phase::Connecting => {}
             Phase::Open | Phase::Finished => {
                 match &mut connection.opening {
-                    Opening::Done | Opening::Host => {}
+                    Opening::Done | Opening::Host(_) => {}
                     Opening::Guest(waiting) => {
                         if let Some((reply, far)) = waiting.take()
                             && reply.send(Ok(far)).is_err()
@@ -194,7 +210,7 @@ impl Engine {
     /// Gives the flow its descriptor.
     pub(super) fn adopt(&mut self, flow: FlowId, stream: HostStream, opening: Opening) {
         let token = Token(self.sources.insert(Source::Tcp(flow)));
-        let connected = !matches!(opening, Opening::Host);
+        let connected = !matches!(opening, Opening::Host(_));
         match Relay::new(stream, token, connected, self.poll.registry()) {
             Ok(relay) => {
                 self.tcp.insert(flow, Connection { relay, opening, _permit: None });

@@ -97,6 +97,8 @@ fn open(request: &str) -> io::Result<Vec<OwnedFd>> {
         ("tcp", _) => socket(Type::STREAM, None),
         ("tcps", _) => return (0..MOST).map(|_| socket(Type::STREAM, None)).collect(),
         ("udp", _) => socket(Type::DGRAM, None),
+        ("tcp6", _) => Ok(Socket::new(Domain::IPV6, Type::STREAM, None)?.into()),
+        ("udp6", _) => Ok(Socket::new(Domain::IPV6, Type::DGRAM, None)?.into()),
         ("ping", _) => socket(Type::DGRAM, Some(Protocol::ICMPV4)),
         ("tap", name) => tap(name),
         // The datagram socket of another process: its own name, and whom it greets.

@@ -136,7 +136,8 @@ impl Namespace {
     /// A listening socket in this network, with a long backlog.
     #[track_caller]
     pub(crate) fn listen(&self, at: SocketAddr) -> TcpListener {
-        let socket = self.tcp();
+        let what = if at.is_ipv4() { "tcp" } else { "tcp6" };
+        let socket = Socket::from(self.open(what).expect("a TCP socket"));
         socket.set_reuse_address(true).unwrap();
         socket.bind(&at.into()).unwrap_or_else(|error| panic!("bind {at}: {error}"));
         socket.listen(4096).unwrap();
@@ -146,7 +147,8 @@ impl Namespace {
     /// A UDP socket bound in this network.
     #[track_caller]
     pub(crate) fn udp(&self, at: SocketAddr) -> UdpSocket {
-        let socket = Socket::from(self.open("udp").expect("a UDP socket"));
+        let what = if at.is_ipv4() { "udp" } else { "udp6" };
+        let socket = Socket::from(self.open(what).expect("a UDP socket"));
         // A process that another test starts holds a copy of a socket just closed, until it runs its own program.
         super::eventually(&format!("{at} is free"), CONNECT, || match socket.bind(&at.into()) {
             Ok(()) => Some(()),
