@@ -159,8 +159,8 @@ impl File {
             .map_err(failed)?;
         let wrong = || format!("failed to parse configuration: {}", path.display());
         anyhow::ensure!(bytes.len() as u64 <= MAX_LEN, "{}: larger than {MAX_LEN} bytes", wrong());
-        let text = String::from_utf8(bytes).map_err(|_| anyhow!("not UTF-8")).with_context(wrong)?;
-        Self::parse(&text).with_context(|| format!("failed to parse configuration: {}", path.display()))
+        let text = decode(&bytes).with_context(wrong)?;
+        Self::parse(&text).with_context(wrong)
     }
 
     fn parse(text: &str) -> Result<Self> {
@@ -180,6 +180,23 @@ impl File {
             anyhow!("{line}{key}{message}")
         })
     }
+}
+
+/// What a file says by its byte order mark, which editors of Windows write; without one it is UTF-8 (YAML 1.2.2, 5.2).
+fn decode(bytes: &[u8]) -> Result<String> {
+    let (units, order): (_, fn([u8; 2]) -> u16) = match bytes {
+        [0xff, 0xfe, rest @ ..] => (rest, u16::from_le_bytes),
+        [0xfe, 0xff, rest @ ..] => (rest, u16::from_be_bytes),
+        _ => {
+            let text = std::str::from_utf8(bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes));
+            // Half of UTF-16 is zeros.
+            let text = text.ok().filter(|text| !text.contains('\0')).map(str::to_owned);
+            return text.context("neither UTF-8, nor UTF-16 with a byte order mark");
+        }
+    };
+    let (units, rest) = units.as_chunks();
+    let text = char::decode_utf16(units.iter().map(|unit| order(*unit))).collect::<Result<_, _>>();
+    text.ok().filter(|_| rest.is_empty()).context("its byte order mark is UTF-16's, but the text is not")
 }
 
 /// `stack.dns[0].name: `
@@ -244,6 +261,28 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn encodings_of_editors() {
+        let text = "stack:\n  gatewayIP: é😀\n";
+        let utf16 = |order: fn(u16) -> [u8; 2]| {
+            std::iter::once(0xfeff).chain(text.encode_utf16()).flat_map(order).collect::<Vec<u8>>()
+        };
+        let marked = format!("\u{feff}{text}").into_bytes();
+        for bytes in [text.into(), marked, utf16(u16::to_le_bytes), utf16(u16::to_be_bytes)] {
+            assert_eq!(decode(&bytes).unwrap(), text, "{bytes:?}");
+        }
+        assert_eq!(decode(b"").unwrap(), "");
+        let unmarked = &utf16(u16::to_le_bytes)[2..];
+        for (bytes, why) in [
+            (&b"a\0:\0"[..], "neither UTF-8, nor UTF-16 with a byte order mark"),
+            (unmarked, "neither UTF-8, nor UTF-16 with a byte order mark"),
+            (b"\xff\xfea", "its byte order mark is UTF-16's, but the text is not"),
+            (b"\xff\xfe\0\xd8", "its byte order mark is UTF-16's, but the text is not"),
+        ] {
+            assert_eq!(decode(bytes).unwrap_err().to_string(), why);
+        }
+    }
 
     fn error(yaml: &str) -> String {
         let error = format!("{:#}", File::parse(yaml).unwrap_err());

@@ -114,6 +114,16 @@ fn mistakes(table: &mut Table) {
             }
         });
     }
+    for (name, order) in [("little", u16::to_le_bytes as fn(u16) -> [u8; 2]), ("big", u16::to_be_bytes)] {
+        let name = format!("a file in UTF-16 with a byte order mark, {name} end first");
+        table.same(name, "it is read", move |on| {
+            let place = Place::new(on);
+            let text = "\u{feff}stack:\r\n  subnet: 10\r\n".encode_utf16();
+            fs::write(place.path("config.yaml"), text.flat_map(order).collect::<Vec<u8>>()).unwrap();
+            let end = place.start("-config @/config.yaml").outcome();
+            if end.contains("fatal: failed to parse subnet: ") { "it is read".to_owned() } else { end }
+        });
+    }
     table.same(
         "10.20 a file that is not there",
         "exit 1, fatal: failed to read config file: open /none/c: no such file or directory",
