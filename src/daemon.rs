@@ -30,6 +30,7 @@ use crate::link::Framing;
 use crate::link::listener::{Listener, Presence, Terms};
 use crate::listen::succession::{Paths, Predecessors};
 use crate::listen::{self, RemoveOnDrop};
+use crate::logging::Log;
 use crate::logging::frames::FrameLog;
 use crate::notify::{Notice, Notifier};
 use crate::pcap::Capture;
@@ -76,20 +77,25 @@ impl fmt::Display for Exit {
 pub struct ControlPlane {
     runtime: tokio::runtime::Runtime,
     signals: Signals,
+    /// SIGHUP, where the log is a file, which may have been moved away. Else it is what the system or nohup(1) made of it.
+    hangup: Option<(Signal, Log)>,
 }
 
 impl ControlPlane {
-    /// From now on SIGINT and SIGTERM do not kill the process, but end [`run`](Self::run).
+    /// From now on SIGINT and SIGTERM do not kill the process, but end [`run`](Self::run), and at SIGHUP a log file is opened again.
     ///
     /// # Errors
     /// The system has no event queue or signal handler to give.
-    pub fn new() -> Result<Self> {
+    pub fn new(log: &Log) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .context("cannot start the runtime")?;
-        let signals = runtime.block_on(async { Signals::new() }).context("cannot watch signals")?;
-        Ok(Self { runtime, signals })
+        let hangup = || log.is_file().then(|| signal(SignalKind::hangup())).transpose();
+        let (signals, hangup) = runtime
+            .block_on(async { Ok::<_, std::io::Error>((Signals::new()?, hangup()?)) })
+            .context("cannot watch signals")?;
+        Ok(Self { runtime, signals, hangup: hangup.map(|hangup| (hangup, log.clone())) })
     }
 
     /// Returns when the daemon is done and everything it made is gone.
@@ -98,14 +104,24 @@ impl ControlPlane {
     /// It could not start, or could not go on.
     pub fn run(self, config: Config) -> Result<Exit> {
         crate::sys::prepare_process();
-        let exit = self.runtime.block_on(async {
+        let Self { runtime, mut signals, hangup } = self;
+        let exit = runtime.block_on(async {
+            if let Some((mut hangup, log)) = hangup {
+                tokio::spawn(async move {
+                    while hangup.recv().await.is_some() {
+                        log.reopen();
+                        tracing::info!("log file opened again");
+                    }
+                });
+            }
             let (notifier, delivery) = config.notification.clone().map(Notifier::new).unzip();
             let delivery = delivery.map(|delivery| tokio::spawn(delivery.run()));
-            let exit = match Daemon::bind(config, notifier) {
-                Ok(daemon) => {
+            let exit = match unless_ended(&mut signals, || Daemon::bind(config, notifier)).await {
+                Ok(Some(daemon)) => {
                     listen::warn_of_unclaimed();
-                    daemon.serve(self.signals).await
+                    daemon.serve(signals).await
                 }
+                Ok(None) => Ok(Exit::Signal),
                 Err(error) => Err(error),
             };
             if let Some(delivery) = delivery
@@ -115,9 +131,40 @@ impl ControlPlane {
             }
             exit
         });
-        // A thread that looks up a name may hang with the host's files.
-        self.runtime.shutdown_background();
+        // What still waits for a file system or a resolver is left alone.
+        runtime.shutdown_background();
         exit
+    }
+
+    /// Ends without a run, whatever still waits.
+    pub fn leave(self) {
+        self.runtime.shutdown_background();
+    }
+
+    /// Does `work`, which may have to wait for a file system; `None` if the process is to end first.
+    ///
+    /// # Errors
+    /// Those of `work`.
+    pub fn unless_ended<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<Option<T>> {
+        self.runtime.block_on(unless_ended(&mut self.signals, work))
+    }
+}
+
+async fn unless_ended<T: Send + 'static>(
+    signals: &mut Signals,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<Option<T>> {
+    let mut working = tokio::task::spawn_blocking(work);
+    tokio::select! {
+        done = &mut working => done.context("the start failed")?.map(Some),
+        // What it made is removed if it ends now, as it does unless it waits.
+        () = signals.any() => {
+            let _ = tokio::time::timeout(LAST_NOTICES, working).await;
+            Ok(None)
+        }
     }
 }
 

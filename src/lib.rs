@@ -7,6 +7,7 @@ pub mod config;
 pub mod connection_limit;
 pub mod daemon;
 pub mod dial;
+pub mod disk;
 pub mod docker_sock;
 pub mod engine;
 pub mod forward;

@@ -18,6 +18,7 @@ use rustix::process::geteuid;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::config::Source;
+use crate::disk;
 use crate::sys::owner::of_socket;
 use crate::sys::sockets::{abstract_address, vsock_address};
 use crate::text::{quote, reason};
@@ -109,13 +110,20 @@ impl RemoveOnDrop {
     pub fn made(&self) -> &Made {
         &self.0
     }
+
+    /// Removes it without holding up the control plane.
+    pub async fn remove(self) {
+        let path = self.0.path.clone();
+        // Dropping it tells what goes wrong.
+        let _ = disk::ask_soon(&path, move || drop(self)).await;
+    }
 }
 
 impl Drop for RemoveOnDrop {
     fn drop(&mut self) {
-        let Made { path, file } = &self.0;
-        if let Err(error) = remove(path, *file) {
-            tracing::warn!(path = %path.display(), reason = reason(&error), "cannot remove socket");
+        let Made { path, file } = self.0.clone();
+        if let Err(error) = disk::ask_at_last(move || remove(&path, file)).flatten() {
+            tracing::warn!(path = %self.0.path.display(), reason = reason(&error), "cannot remove socket");
         }
     }
 }

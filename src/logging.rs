@@ -1,16 +1,16 @@
 //! The log: logrus's text format over `tracing`, one bounded line an event. Owns: the log file.
-//! May not: fail or panic once it is open; a full disk or a closed pipe loses lines. Read next: `main.rs`.
+//! May not: fail, panic or wait once it is open; a full disk, a full or a closed pipe loses lines. Read next: `writer.rs`; `main.rs`.
 //!
 //! Spans are not written: what a line has to say stands in its own fields.
 
 pub mod frames;
 mod limited;
+mod writer;
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::{self, Write as _};
-use std::fs::File;
-use std::io::{self, Write as _};
 use std::path::Path;
-use std::sync::Arc;
+use std::thread;
 
 use anyhow::{Context, Result};
 use time::format_description::well_known::Rfc3339;
@@ -21,6 +21,8 @@ use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context as LayerContext, Layer, SubscriberExt};
 
 use crate::text::push_quoted;
+
+use writer::Writer;
 
 pub use limited::Limited;
 
@@ -34,18 +36,22 @@ const OURS: [&str; 4] = ["gvforwarder", "gvproxy", "netstack", "qmp"];
 /// Where log lines go. Clones share the file.
 #[derive(Clone, Debug)]
 pub struct Log {
-    file: Option<Arc<File>>,
-    /// Of local time, as it was at the start: later the process has threads, beside which nobody may ask for it.
-    offset: UtcOffset,
+    stderr: Writer,
+    file: Option<Writer>,
+    format: Format,
 }
 
 impl Log {
     /// Standard error. To be called while the process has one thread, else times are in UTC.
-    pub fn stderr() -> Self {
+    ///
+    /// # Errors
+    /// The system has no thread to give.
+    pub fn stderr() -> Result<Self> {
         // RFC 3339 has no seconds in an offset; only zones of before 1972 do.
         let offset =
             UtcOffset::current_local_offset().ok().filter(|offset| offset.seconds_past_minute() == 0);
-        Self { file: None, offset: offset.unwrap_or(UtcOffset::UTC) }
+        let format = Format { offset: offset.unwrap_or(UtcOffset::UTC) };
+        Ok(Self { stderr: Writer::stderr(format).context("cannot start the log")?, file: None, format })
     }
 
     /// The file at `path` instead, emptied.
@@ -53,9 +59,9 @@ impl Log {
     /// # Errors
     /// The file cannot be made or written.
     pub fn with_file(self, path: &Path) -> Result<Self> {
-        let file =
-            File::create(path).with_context(|| format!("unable to open log file {}", path.display()))?;
-        Ok(Self { file: Some(Arc::new(file)), ..self })
+        let file = Writer::file(path, self.format)
+            .with_context(|| format!("unable to open log file {}", path.display()))?;
+        Ok(Self { file: Some(file), ..self })
     }
 
     /// Writes every event of the process from here on that is as severe as `ours`, and every panic.
@@ -66,26 +72,66 @@ impl Log {
         let others = ours.min(if ours >= LevelFilter::DEBUG { LevelFilter::INFO } else { LevelFilter::WARN });
         let layer = Logrus { log: self.clone(), ours, others };
         tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer))?;
-        // What standard error says is lost where nobody kept it; support reads the log.
-        let (log, print) = (self.clone(), std::panic::take_hook());
+        // What standard error says is lost where nobody kept it; support reads the log. The standard library's own hook would wait for it.
+        let log = self.clone();
         std::panic::set_hook(Box::new(move |panic| {
-            log.write(&log.line("error", &panic.to_string(), &[]));
-            print(panic);
+            log.writer().write(&log.format.line("error", &panic.to_string(), &[]));
+            let mut text = format!("thread '{}' {panic}\n", thread::current().name().unwrap_or("<unnamed>"));
+            let trace = Backtrace::capture();
+            if trace.status() == BacktraceStatus::Captured {
+                text.push_str(&trace.to_string());
+            }
+            log.stderr.write(&text);
+            log.flush();
         }));
         Ok(())
     }
 
-    /// Writes a line about the end of the process, to standard error as well where the log is a file.
-    /// `severity` is a level's name in logrus: `fatal`, `error`.
+    /// Writes a line about the end of the process, to standard error as well where the log is a file, and returns when it is written, or
+    /// cannot be. `severity` is a level's name in logrus: `fatal`, `error`.
     pub fn last_words(&self, severity: &str, message: &str) {
-        let line = self.line(severity, message, &[]);
-        self.write(&line);
-        if self.file.is_some() {
-            Self { file: None, ..*self }.write(&line);
+        let line = self.format.line(severity, message, &[]);
+        self.stderr.write(&line);
+        if let Some(file) = &self.file {
+            file.write(&line);
+        }
+        self.flush();
+    }
+
+    /// Returns when what was logged is written, or a second later.
+    pub fn flush(&self) {
+        self.stderr.flush();
+        if let Some(file) = &self.file {
+            file.flush();
         }
     }
 
-    fn line(&self, severity: &str, message: &str, fields: &[(&str, String)]) -> String {
+    /// Whether it is a file, which can be moved away.
+    pub fn is_file(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// Opens the file again by its name, for what is logged from now on.
+    pub fn reopen(&self) {
+        if let Some(file) = &self.file {
+            file.reopen();
+        }
+    }
+
+    fn writer(&self) -> &Writer {
+        self.file.as_ref().unwrap_or(&self.stderr)
+    }
+}
+
+/// What a line looks like.
+#[derive(Clone, Copy, Debug)]
+struct Format {
+    /// Of local time, as it was at the start: later the process has threads, beside which nobody may ask for it.
+    offset: UtcOffset,
+}
+
+impl Format {
+    fn line(self, severity: &str, message: &str, fields: &[(&str, String)]) -> String {
         let now = OffsetDateTime::now_utc().to_offset(self.offset);
         let time =
             now.replace_nanosecond(0).ok().and_then(|now| now.format(&Rfc3339).ok()).unwrap_or_default();
@@ -102,14 +148,6 @@ impl Log {
         }
         line.push('\n');
         line
-    }
-
-    /// One system call a line, so that lines of several threads do not mix.
-    fn write(&self, line: &str) {
-        let _ = match &self.file {
-            Some(file) => file.as_ref().write_all(line.as_bytes()),
-            None => io::stderr().write_all(line.as_bytes()),
-        };
     }
 }
 
@@ -149,7 +187,7 @@ impl<S: Subscriber> Layer<S> for Logrus {
             Level::DEBUG => "debug",
             Level::TRACE => "trace",
         };
-        self.log.write(&self.log.line(severity, &values.message, &values.fields));
+        self.log.writer().write(&self.log.format.line(severity, &values.message, &values.fields));
     }
 }
 
@@ -199,14 +237,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         fs::write(&path, "old").unwrap();
-        let log = Log { file: None, offset: UtcOffset::UTC }.with_file(&path).unwrap();
+        let format = Format { offset: UtcOffset::UTC };
+        let log = Log { stderr: Writer::stderr(format).unwrap(), file: None, format };
+        let log = log.with_file(&path).unwrap();
         let (ours, others) = if debug {
             (LevelFilter::DEBUG, LevelFilter::INFO)
         } else {
             (LevelFilter::INFO, LevelFilter::WARN)
         };
-        let subscriber = tracing_subscriber::registry().with(Logrus { log, ours, others });
+        let subscriber = tracing_subscriber::registry().with(Logrus { log: log.clone(), ours, others });
         tracing::subscriber::with_default(subscriber, events);
+        log.flush();
         let text = fs::read_to_string(&path).unwrap();
         text.lines().map(|line| line.split_once("Z\" ").unwrap().1.to_owned()).collect()
     }
@@ -263,7 +304,7 @@ mod tests {
     fn times_are_rfc_3339_with_the_offset() {
         for (seconds, end) in [(0, "Z"), (3600, "+01:00"), (-12_600, "-03:30")] {
             let offset = UtcOffset::from_whole_seconds(seconds).unwrap();
-            let line = Log { file: None, offset }.line("info", "m", &[]);
+            let line = Format { offset }.line("info", "m", &[]);
             let time = line.strip_prefix("time=\"").unwrap().split('"').next().unwrap();
             assert!(time.ends_with(end) && time.len() == 19 + end.len(), "{line}");
         }
@@ -273,11 +314,11 @@ mod tests {
     fn last_words_reach_the_file_and_a_full_disk_is_no_panic() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        Log::stderr().with_file(&path).unwrap().last_words("fatal", "no way");
+        Log::stderr().unwrap().with_file(&path).unwrap().last_words("fatal", "no way");
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.ends_with("level=fatal msg=\"no way\"\n"), "{text}");
-        Log::stderr().with_file(Path::new("/dev/full")).unwrap().last_words("error", "gone");
-        let error = Log::stderr().with_file(&dir.path().join("none/log")).unwrap_err();
+        Log::stderr().unwrap().with_file(Path::new("/dev/full")).unwrap().last_words("error", "gone");
+        let error = Log::stderr().unwrap().with_file(&dir.path().join("none/log")).unwrap_err();
         assert!(error.to_string().starts_with("unable to open log file "), "{error}");
     }
 }

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use gvproxy::cli::{self, Parsed};
 use gvproxy::config::{Asked, Config, RESOLV_CONF};
-use gvproxy::daemon::ControlPlane;
+use gvproxy::daemon::{ControlPlane, Exit};
 use gvproxy::docker_sock::command as docker_sock;
 use gvproxy::listen;
 use gvproxy::logging::Log;
@@ -44,7 +44,10 @@ fn main() -> ExitCode {
         return print(io::stdout(), &format!("{VERSION}\n"), ExitCode::SUCCESS);
     }
 
-    let log = Log::stderr();
+    let log = match Log::stderr() {
+        Ok(log) => log,
+        Err(error) => return print(io::stderr(), &format!("{error:#}\n"), ExitCode::FAILURE),
+    };
     let (ignored, asked) = (raw.ignored.clone(), Asked::new(*raw));
     let asked = match asked {
         Ok(asked) => asked,
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
     if config.show_machines {
         return match vm::status::show(&config) {
             Ok((text, all_up)) => {
+                log.flush();
                 print(io::stdout(), &text, if all_up { ExitCode::SUCCESS } else { NO_CARD.into() })
             }
             Err(error) => fail(&log, "error", &format!("{error:#}")),
@@ -79,21 +83,32 @@ fn main() -> ExitCode {
     asked.warn(config.device_ip);
     tracing::info!("{VERSION}");
 
-    let control_plane = match ControlPlane::new() {
+    let mut control_plane = match ControlPlane::new(&log) {
         Ok(control_plane) => control_plane,
         Err(error) => return fail(&log, "error", &format!("{error:#}")),
     };
+    let path = config.pid_file.clone();
+    let pid_file = control_plane.unless_ended(move || path.as_deref().map(PidFile::create).transpose());
     // Held to the end: it goes when everything else is gone.
-    let _pid_file = match config.pid_file.as_deref().map(PidFile::create).transpose() {
-        Ok(pid_file) => pid_file,
+    let (pid_file, exit) = match pid_file {
+        Ok(Some(pid_file)) => (pid_file, control_plane.run(config)),
+        Ok(None) => {
+            control_plane.leave();
+            (None, Ok(Exit::Signal))
+        }
         Err(error) => return fail(&log, "error", &format!("{error:#}")),
     };
-    match control_plane.run(config) {
+    match exit {
         Ok(exit) => {
             tracing::info!("gvproxy exiting: {exit}");
+            drop(pid_file);
+            log.flush();
             ExitCode::SUCCESS
         }
-        Err(error) => fail(&log, "error", &format!("gvproxy exiting: {error:#}")),
+        Err(error) => {
+            drop(pid_file);
+            fail(&log, "error", &format!("gvproxy exiting: {error:#}"))
+        }
     }
 }
 

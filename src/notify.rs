@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use netstack::Mac;
 use tokio::io::AsyncWriteExt;
-use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use crate::disk;
 use crate::logging::Limited;
 use crate::text::reason;
 
@@ -136,7 +136,7 @@ impl Delivery {
     }
 
     async fn tell(&self, notice: Notice) -> io::Result<()> {
-        UnixStream::connect(&self.path).await?.write_all(notice.line().as_bytes()).await
+        disk::connect(&self.path).await?.write_all(notice.line().as_bytes()).await
     }
 }
 

@@ -3,17 +3,18 @@
 //! The engine collects records in memory; a thread writes them, so that a slow disk delays no frame. What it cannot keep up with is
 //! left out and counted. Each write ends with a whole record, once a turn of the engine: the file can be read while it grows.
 //!
-//! Owns: the file and its thread. May not: wait in the engine, but for the last records at the end. Read next: `engine/capture.rs`.
+//! Owns: the file and its thread. May not: wait in the engine, but for the last records at the end, and a second at most. Read next: `engine/capture.rs`.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};
 
+use crate::disk;
 use crate::link::MAX_FRAME;
 use crate::text::reason;
 
@@ -21,6 +22,8 @@ use crate::text::reason;
 const CHUNK: usize = 256 << 10;
 /// Chunks that wait for the disk.
 const CHUNKS: usize = 32;
+/// How long the last records may take at the end.
+const LAST: Duration = Duration::from_secs(1);
 /// Bytes of a record before its frame.
 const RECORD: usize = 16;
 /// LINKTYPE_ETHERNET (draft-ietf-opsawg-pcaplinktype).
@@ -42,7 +45,6 @@ pub struct Capture {
     chunks: Option<SyncSender<Vec<u8>>>,
     /// Chunks that are written, to be filled again.
     written: Receiver<Vec<u8>>,
-    writer: Option<JoinHandle<()>>,
     path: PathBuf,
     left_out: u64,
 }
@@ -56,17 +58,17 @@ impl Capture {
         let failed = |error: io::Error| {
             anyhow!("cannot create capture file: open {}: {}", path.display(), reason(&error))
         };
-        let mut file = File::create(path).map_err(failed)?;
+        let mut file = disk::create(path).map_err(failed)?;
         file.write_all(&file_header()).map_err(failed)?;
         let (chunks, receiver) = sync_channel(CHUNKS);
         let (sender, written) = sync_channel(CHUNKS);
         let name = path.to_owned();
-        let writer = thread::Builder::new()
+        thread::Builder::new()
             .name("pcap".to_owned())
             .spawn(move || write(file, &name, &receiver, &sender))
             .context("cannot start the capture")?;
         let path = path.to_owned();
-        Ok(Self { chunk: Vec::new(), chunks: Some(chunks), written, writer: Some(writer), path, left_out: 0 })
+        Ok(Self { chunk: Vec::new(), chunks: Some(chunks), written, path, left_out: 0 })
     }
 
     /// Adds a frame that passed at `time`.
@@ -104,15 +106,27 @@ impl Capture {
 
 impl Drop for Capture {
     fn drop(&mut self) {
-        if let Some(chunks) = self.chunks.take() {
-            // The last ones are worth the wait.
-            let _ = chunks.send(std::mem::take(&mut self.chunk));
+        // The last ones are worth a wait.
+        let deadline = Instant::now() + LAST;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        self.hand_over();
+        while !self.chunk.is_empty() && self.chunks.is_some() && self.written.recv_timeout(left()).is_ok() {
+            self.hand_over();
         }
-        if let Some(writer) = self.writer.take() {
-            let _ = writer.join();
+        let mut is_late = !self.chunk.is_empty() && self.chunks.take().is_some();
+        self.chunks = None;
+        while !is_late {
+            match self.written.recv_timeout(left()) {
+                Ok(_) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => is_late = true,
+            }
+        }
+        let path = self.path.display();
+        if is_late {
+            tracing::warn!(%path, "the last frames were not captured in time");
         }
         if self.left_out > 0 {
-            let path = self.path.display();
             tracing::warn!(%path, frames = self.left_out, "frames came faster than they could be captured");
         }
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
 
+use crate::disk;
 use crate::text::reason;
 
 /// The process id in decimal without a newline, which podman's parser would refuse. Dropping removes the file if
@@ -24,7 +25,7 @@ impl PidFile {
         let failed = |what: &str, call: &str, error: &io::Error| {
             anyhow!("failed to {what} pidfile: {call} {}: {}", path.display(), reason(error))
         };
-        let mut file = File::create(path).map_err(|error| failed("create", "open", &error))?;
+        let mut file = disk::create(path).map_err(|error| failed("create", "open", &error))?;
         if let Err(error) = file.write_all(pid().as_bytes()) {
             let failed = failed("write", "write", &error);
             if file.metadata().is_ok_and(|found| found.is_file()) {
@@ -38,10 +39,16 @@ impl PidFile {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        if !is_ours(&self.path) {
-            tracing::warn!(path = %self.path.display(), "pidfile is not ours any more, left alone");
-        } else if let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), reason = reason(&error), "cannot remove pidfile");
+        let path = self.path.clone();
+        let removed = disk::ask_at_last(move || match is_ours(&path) {
+            true => fs::remove_file(&path).map(|()| true),
+            false => Ok(false),
+        });
+        let path = self.path.display();
+        match removed.flatten() {
+            Ok(true) => {}
+            Ok(false) => tracing::warn!(%path, "pidfile is not ours any more, left alone"),
+            Err(error) => tracing::warn!(%path, reason = reason(&error), "cannot remove pidfile"),
         }
     }
 }

@@ -13,6 +13,7 @@ use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
 use tokio_vsock::{VsockAddr, VsockStream};
 
+use crate::disk;
 use crate::text::quote;
 
 /// Bytes of the VMM's answer, with the end of the line.
@@ -32,7 +33,7 @@ pub async fn connect(cid: u32, port: u32) -> io::Result<OwnedFd> {
 /// Nobody is at the socket, or at the port: the VMM then closes the connection (`ConnectionRefused`); or the answer is none of a VMM
 /// (`InvalidData`).
 pub async fn connect_hybrid(socket: &Path, port: u32) -> io::Result<OwnedFd> {
-    let mut stream = UnixStream::connect(socket).await?;
+    let mut stream = disk::connect(socket).await?;
     let said = stream.write_all(format!("CONNECT {port}\n").as_bytes()).await;
     let heard = match said {
         Ok(()) => answer(&stream).await,

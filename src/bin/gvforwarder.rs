@@ -43,10 +43,16 @@ mod linux {
         if raw.version {
             return print(io::stdout(), &format!("{VERSION}\n"), ExitCode::SUCCESS);
         }
-        let log = Log::stderr();
+        let log = match Log::stderr() {
+            Ok(log) => log,
+            Err(error) => return print(io::stderr(), &format!("{error:#}\n"), ExitCode::FAILURE),
+        };
         let level = if raw.debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
         match log.install(level).and_then(|()| run(&raw)) {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(()) => {
+                log.flush();
+                ExitCode::SUCCESS
+            }
             Err(error) => {
                 log.last_words("fatal", &format!("{error:#}"));
                 ExitCode::FAILURE

@@ -51,13 +51,16 @@ pub trait Listener: Send + Sync + 'static {
 
     /// Takes it; `None` where it has left.
     fn accept(&self) -> io::Result<Option<Self::Client>>;
+
+    /// Removes what it made, and listens no more.
+    fn close(self) -> impl Future<Output = ()> + Send;
 }
 
 /// A listening stream socket of any family.
 #[derive(Debug)]
 struct ListeningSocket {
     /// Before the socket, as it must be dropped first.
-    _file: Option<RemoveOnDrop>,
+    file: Option<RemoveOnDrop>,
     socket: AsyncFd<OwnedFd>,
 }
 
@@ -67,7 +70,7 @@ impl ListeningSocket {
         let Bound { socket, file, name } = bound;
         let socket = crate::sys::watch(socket.into(), Interest::READABLE)
             .with_context(|| format!("cannot listen on {name}"))?;
-        Ok(Self { _file: file, socket })
+        Ok(Self { file, socket })
     }
 }
 
@@ -103,6 +106,12 @@ impl Listener for ListeningSocket {
                 Ok(None)
             }
             Err(error) => Err(error),
+        }
+    }
+
+    async fn close(mut self) {
+        if let Some(file) = self.file.take() {
+            file.remove().await;
         }
     }
 }
@@ -217,7 +226,7 @@ async fn accept<L: Listener, F: Future<Output = ()> + Send + 'static>(
         }
     }
     clients.shutdown().await;
-    drop(listener);
+    listener.close().await;
     debug!(socket = name, "forward: closed");
 }
 

@@ -16,6 +16,7 @@ use tracing::{debug, warn};
 
 use super::clients::{Quiet, close, has_left, tune};
 use crate::dial::{self, Place};
+use crate::disk;
 use crate::relay::Relays;
 use crate::text::reason;
 use crate::vsock;
@@ -43,7 +44,7 @@ impl Direct {
     /// The system's, or the VMM's word.
     pub(super) async fn connect(&self) -> io::Result<OwnedFd> {
         Ok(match self {
-            Self::Unix(path) => UnixStream::connect(path).await?.into_std()?.into(),
+            Self::Unix(path) => disk::connect(path).await?.into_std()?.into(),
             Self::Tcp(place) => {
                 let socket = dial::connect(place).await?.into_std()?.into();
                 tune(&socket);

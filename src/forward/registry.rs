@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
@@ -20,6 +21,7 @@ use super::local::{Local, Place};
 use super::policy::GuestPolicy;
 use super::{Forward, Ways, remote};
 use crate::config::{Dest, SocketForward, Source, SshDest};
+use crate::disk;
 use crate::engine::{Engine, ForwardId, Listener};
 use crate::text::{quote, reason};
 
@@ -136,8 +138,9 @@ struct Inner {
     ways: Arc<Ways>,
     policy: GuestPolicy,
     table: Mutex<Table>,
-    /// Held by whoever changes something, as the engine's answer has to be waited for. Names are looked up before.
-    changing: tokio::sync::Mutex<()>,
+    /// Held by whoever changes something, as the engine's answer has to be waited for. Names are looked up before. Sockets have one of
+    /// their own, as a file system may have to be waited for.
+    changing: [tokio::sync::Mutex<()>; 2],
 }
 
 #[derive(Debug, Default)]
@@ -169,7 +172,7 @@ enum Running {
 impl Registry {
     /// An empty table. Ports will be the engine's, sockets lead where `ways` knows, and guests may do as `policy` says.
     pub fn new(ways: Arc<Ways>, policy: GuestPolicy) -> Self {
-        let (table, changing) = (Mutex::default(), tokio::sync::Mutex::default());
+        let (table, changing) = Default::default();
         Self(Arc::new(Inner { ways, policy, table, changing }))
     }
 
@@ -209,7 +212,7 @@ impl Registry {
     /// There is none, or it is not the asker's.
     pub async fn unexpose(&self, protocol: Protocol, local: &str, asker: Asker) -> Result<(), ExposeError> {
         let (inner, key) = (Arc::clone(&self.0), (local.to_owned(), protocol.as_str()));
-        let task = tokio::spawn(async move { inner.unexpose(key, asker).await });
+        let task = tokio::spawn(async move { inner.unexpose(protocol, key, asker).await });
         task.await.unwrap_or(Err(ExposeError::Stopping))
     }
 
@@ -227,12 +230,18 @@ impl Registry {
 
     /// The daemon ends: closes every listener, removes every file, and exposes nothing from now on.
     pub async fn close(&self) {
-        let _changing = self.0.changing.lock().await;
+        let _changing = self.0.changing(Protocol::Tcp).lock().await;
         let entries = {
             let mut table = self.0.table();
             table.closed = true;
             std::mem::take(&mut table.entries)
         };
+        // At the same time: each may have to wait for a file system.
+        for entry in entries.values() {
+            if let Running::Socket { stop, .. } = &entry.running {
+                let _ = stop.send(true);
+            }
+        }
         for (_, entry) in entries {
             self.0.end(entry.running).await;
         }
@@ -240,6 +249,11 @@ impl Registry {
 }
 
 impl Inner {
+    fn changing(&self, protocol: Protocol) -> &tokio::sync::Mutex<()> {
+        let [ports, sockets] = &self.changing;
+        if matches!(protocol, Protocol::Tcp | Protocol::Udp) { ports } else { sockets }
+    }
+
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -256,7 +270,7 @@ impl Inner {
             }
             Protocol::Unix | Protocol::Npipe => None,
         };
-        let _changing = self.changing.lock().await;
+        let _changing = self.changing(wanted.protocol).lock().await;
         if self.is_running(&wanted, asker)? {
             return Ok(());
         }
@@ -267,10 +281,11 @@ impl Inner {
                 self.add(&wanted, listener, to).await?
             }
             None if wanted.protocol == Protocol::Npipe => return Err(ExposeError::NoPipes),
-            None => self.listen(&wanted)?,
+            None => self.listen(&wanted).await?,
         };
-        self.insert(wanted, asker, place, running);
-        Ok(())
+        let Some(running) = self.insert(wanted, asker, place, running) else { return Ok(()) };
+        self.end(running).await;
+        Err(ExposeError::Stopping)
     }
 
     /// Whether that is exposed already.
@@ -350,7 +365,7 @@ impl Inner {
     }
 
     /// A socket whose clients are led by the control plane. A key is read when the first one comes, as in the original.
-    fn listen(&self, wanted: &Exposed) -> Result<Running, ExposeError> {
+    async fn listen(&self, wanted: &Exposed) -> Result<Running, ExposeError> {
         let dest = Dest::parse(&wanted.remote).map_err(ExposeError::Remote)?;
         if matches!(dest, Dest::Ssh(SshDest { key: None, .. })) {
             return Err(ExposeError::Remote("key not provided for unix-ssh connection".into()));
@@ -359,13 +374,29 @@ impl Inner {
         let source = Source::parse(wanted.local.as_ref())
             .with_context(|| format!("invalid local {}", quote(&wanted.local)))
             .map_err(failed)?;
-        let forward = Forward::listen(&SocketForward { source, dest }).map_err(failed)?;
+        let directory = match &source {
+            Source::Unix { path, .. } => path.clone(),
+            _ => PathBuf::new(),
+        };
+        let listening = disk::ask(&directory, move || Forward::listen(&SocketForward { source, dest })).await;
+        let forward = listening.map_err(anyhow::Error::from).flatten().map_err(failed)?;
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(forward.run(Arc::clone(&self.ways), stopped));
         Ok(Running::Socket { stop, task })
     }
 
-    fn insert(&self, exposed: Exposed, asker: Asker, place: Option<Place>, running: Running) {
+    /// Gives `running` back if the daemon is about to end.
+    fn insert(
+        &self,
+        exposed: Exposed,
+        asker: Asker,
+        place: Option<Place>,
+        running: Running,
+    ) -> Option<Running> {
+        let mut table = self.table();
+        if table.closed {
+            return Some(running);
+        }
         let Exposed { local, remote, protocol } = &exposed;
         match asker {
             // `remote` may hold a passphrase.
@@ -374,11 +405,12 @@ impl Inner {
             Asker::Guest(guest) => tracing::debug!(%protocol, local, remote, %guest, "exposed"),
         }
         let key = exposed.key();
-        self.table().entries.insert(key, Entry { exposed, asker, place, running });
+        table.entries.insert(key, Entry { exposed, asker, place, running });
+        None
     }
 
-    async fn unexpose(&self, key: Key, asker: Asker) -> Result<(), ExposeError> {
-        let _changing = self.changing.lock().await;
+    async fn unexpose(&self, protocol: Protocol, key: Key, asker: Asker) -> Result<(), ExposeError> {
+        let _changing = self.changing(protocol).lock().await;
         let entry = {
             let mut table = self.table();
             // To a guest what is not its own does not exist.

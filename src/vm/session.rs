@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use qmp::{Address, Client, ConnectError, Timeouts};
-use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::disk;
 use crate::sys::follow::NameWatch;
 use crate::sys::peer_pid;
 
@@ -34,7 +34,7 @@ pub(super) async fn connect(address: &Address, timeouts: Timeouts) -> Result<Ses
     };
     let after = timeouts.connect;
     let address = || address.clone();
-    let stream = match timeout(after, UnixStream::connect(path)).await {
+    let stream = match timeout(after, disk::connect(path)).await {
         Err(_) => return Err(ConnectError::Timeout { address: address(), after }),
         Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {
             return Err(ConnectError::Queue { address: address() });

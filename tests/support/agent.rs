@@ -101,6 +101,8 @@ fn open(request: &str) -> io::Result<Vec<OwnedFd>> {
         ("udp6", _) => Ok(Socket::new(Domain::IPV6, Type::DGRAM, None)?.into()),
         ("ping", _) => socket(Type::DGRAM, Some(Protocol::ICMPV4)),
         ("tap", name) => tap(name),
+        // The device of a FUSE file system, mounted where it says.
+        ("fuse", at) => super::fuse::mount(at),
         // The datagram socket of another process: its own name, and whom it greets.
         ("vfkit", names) => {
             let (own, daemon) = names.split_once(' ').unwrap_or_default();

@@ -40,6 +40,7 @@ pub(crate) struct Builder {
     qemu: bool,
     pipes: bool,
     input: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
     descriptors: String,
 }
 
@@ -83,6 +84,12 @@ impl Builder {
     /// Its standard input.
     pub(crate) fn input(mut self, input: impl Into<OwnedFd>) -> Self {
         self.input = Some(input.into());
+        self
+    }
+
+    /// Its standard error, which [`Daemon::stderr`] then knows nothing of.
+    pub(crate) fn stderr(mut self, stderr: impl Into<OwnedFd>) -> Self {
+        self.stderr = Some(stderr.into());
         self
     }
 
@@ -141,7 +148,8 @@ impl Builder {
         command.args(self.args.into_iter().map(placed)).envs(self.env).current_dir(&dir);
         let pipe = || if self.pipes { Stdio::piped() } else { Stdio::null() };
         let input = self.input.map_or_else(pipe, Stdio::from);
-        command.stdin(input).stdout(pipe()).stderr(log);
+        let stderr = self.stderr.map_or_else(|| Stdio::from(log), Stdio::from);
+        command.stdin(input).stdout(pipe()).stderr(stderr);
         let child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", self.binary.display()));
         Daemon { child, dir, root }
     }
@@ -166,6 +174,7 @@ impl Daemon {
             qemu: true,
             pipes: false,
             input: None,
+            stderr: None,
             descriptors: "1024:".to_owned(),
         }
     }

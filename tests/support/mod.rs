@@ -15,6 +15,7 @@ pub(crate) mod daemon;
 pub(crate) mod dns;
 pub(crate) mod exposed;
 pub(crate) mod frames;
+pub(crate) mod fuse;
 pub(crate) mod guest;
 pub(crate) mod http;
 pub(crate) mod net;

@@ -1,0 +1,191 @@
+//! What the daemon asks of file systems, one of which may stand still: a network's that lost its server, or a FIFO that nobody reads.
+//! Owns: the threads that wait there, and how many. May not: let anybody else wait for one. Read next: `pcap.rs`, `logging/writer.rs`,
+//! which have threads of their own.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::net::UnixStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use crate::dial;
+
+/// How long a file system may take that works.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The same where the end of the process waits.
+const LAST_PATIENCE: Duration = Duration::from_secs(1);
+/// Calls in one directory at a time; more wait. One that never returns keeps a thread.
+const AT_ONCE: usize = 4;
+
+/// A new file at `path`, or the one that is there, emptied.
+///
+/// # Errors
+/// The system's.
+pub fn create(path: &Path) -> io::Result<File> {
+    options(path).write(true).create(true).truncate(true).open(path)
+}
+
+/// The same with all that is there, and what is written always goes behind it, whoever shortened it meanwhile.
+///
+/// # Errors
+/// The system's.
+pub fn append(path: &Path) -> io::Result<File> {
+    options(path).append(true).create(true).open(path)
+}
+
+/// A FIFO is opened for reading as well: to open one that nobody reads would wait for somebody (fifo(7)).
+fn options(path: &Path) -> OpenOptions {
+    use std::os::unix::fs::FileTypeExt as _;
+    let mut options = File::options();
+    options.read(path.metadata().is_ok_and(|found| found.file_type().is_fifo()));
+    options
+}
+
+/// Does `work`, which has to do with `path`, without holding up the control plane. To be called in a tokio runtime.
+///
+/// # Errors
+/// The file system does not answer (`TimedOut`); what `work` gives when it does is dropped.
+pub async fn ask<T: Send + 'static>(path: &Path, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    ask_within(PATIENCE, path, work).await
+}
+
+/// The same with less patience, as the end of the process may wait for it.
+///
+/// # Errors
+/// As [`ask`].
+pub async fn ask_soon<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<T> {
+    ask_within(LAST_PATIENCE, path, work).await
+}
+
+async fn ask_within<T: Send + 'static>(
+    limit: Duration,
+    path: &Path,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<T> {
+    let directory = path.parent().unwrap_or(path).to_owned();
+    let answer = async {
+        let place = Place::take(directory).await;
+        tokio::task::spawn_blocking(move || {
+            let _place = place;
+            work()
+        })
+        .await
+    };
+    match timeout(limit, answer).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(failed)) => Err(failed.into()),
+        Err(_) => Err(no_answer()),
+    }
+}
+
+/// Connects to the unix socket at `path`, as [`UnixStream::connect`] does but for what the file system may take.
+///
+/// # Errors
+/// The system's, and as [`ask`].
+pub async fn connect(path: &Path) -> io::Result<UnixStream> {
+    let to = SockAddr::unix(path)?;
+    let connected = ask(path, move || {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        // A full backlog refuses at once.
+        socket.set_nonblocking(true)?;
+        socket.connect(&to)?;
+        Ok(socket)
+    });
+    dial::stream(connected.await.flatten()?.into())
+}
+
+/// The same as [`ask_soon`] where nothing else is to be done meanwhile. All together they take little more than one.
+///
+/// # Errors
+/// As [`ask`], and the system has no thread to give.
+pub fn ask_at_last<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    let (sender, done) = mpsc::channel();
+    thread::Builder::new().name("disk".to_owned()).spawn(move || {
+        let _ = sender.send(work());
+    })?;
+    let limit = if GIVEN_UP.load(Ordering::Relaxed) { LAST_PATIENCE / 20 } else { LAST_PATIENCE };
+    done.recv_timeout(limit).map_err(|_| {
+        GIVEN_UP.store(true, Ordering::Relaxed);
+        no_answer()
+    })
+}
+
+/// A file system has not answered in time.
+static GIVEN_UP: AtomicBool = AtomicBool::new(false);
+
+fn no_answer() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "the file system does not answer")
+}
+
+/// One of the calls in a directory.
+struct Place {
+    directory: PathBuf,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+/// Those that are under way, by directory.
+static PLACES: Mutex<BTreeMap<PathBuf, Arc<Semaphore>>> = Mutex::new(BTreeMap::new());
+
+fn places() -> MutexGuard<'static, BTreeMap<PathBuf, Arc<Semaphore>>> {
+    PLACES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Place {
+    async fn take(directory: PathBuf) -> Self {
+        let free =
+            places().entry(directory.clone()).or_insert_with(|| Arc::new(Semaphore::new(AT_ONCE))).clone();
+        // Nobody closes it.
+        let permit = free.acquire_owned().await.ok();
+        Self { directory, permit }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut places = places();
+        drop(self.permit.take());
+        // Whoever waits has it too.
+        if places.get(&self.directory).is_some_and(|free| Arc::strong_count(free) == 1) {
+            places.remove(&self.directory);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(20);
+
+    #[tokio::test]
+    async fn a_directory_that_stands_still_costs_its_users_only() {
+        let (thaw, frozen) = channel::<()>();
+        let frozen = Arc::new(Mutex::new(frozen));
+        for _ in 0..3 * AT_ONCE {
+            let frozen = Arc::clone(&frozen);
+            let stuck = ask_within(SHORT, Path::new("/frozen/file"), move || {
+                let _ = frozen.lock().unwrap().recv();
+            });
+            assert_eq!(stuck.await.unwrap_err().to_string(), "the file system does not answer");
+        }
+        let kept = places().get(Path::new("/frozen")).unwrap().available_permits();
+        assert_eq!(kept, 0);
+        assert_eq!(ask(Path::new("/other/file"), || 7).await.unwrap(), 7);
+        assert!(!places().contains_key(Path::new("/other")));
+        drop(thaw);
+        assert_eq!(ask(Path::new("/frozen/file"), || 8).await.unwrap(), 8);
+    }
+}
