@@ -265,6 +265,7 @@ fn zones(gateway: Ipv4Addr, host: Ipv4Addr) -> Vec<Zone> {
         name: name.into(),
         records: vec![record("gateway", gateway), record("host", host)],
         default_ip: None,
+        protected: true,
     };
     ZONES.map(zone).into()
 }

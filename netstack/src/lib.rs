@@ -414,9 +414,12 @@ impl Stack {
         self.zones.iter()
     }
 
-    /// Adds to the gateway's own zones: see [`dns::Zones::add_zone`].
-    pub fn add_zone(&mut self, zone: dns::Zone) {
-        self.zones.add_zone(zone);
+    /// Changes the gateway's own zones: see [`dns::Zones::change`].
+    ///
+    /// # Errors
+    /// The zone is protected, or there is nothing to remove.
+    pub fn change_zones(&mut self, change: dns::ZoneChange) -> Result<(), dns::ZoneError> {
+        self.zones.change(change)
     }
 
     /// The DHCP server's leases and reservations.

@@ -1,20 +1,24 @@
-//! `/services/dns/all` and `/services/dns/add`: the gateway's own zones. Owns: their form in JSON.
+//! `/services/dns/all`, `add`, `remove` and `remove/record`: the gateway's own zones. Owns: their form in JSON, and which may be added.
 //! Read next: `netstack::dns::Zones`.
 
 use std::net::Ipv4Addr;
 
-use hyper::Request;
 use hyper::body::Incoming;
-use netstack::dns::{Record, Zone};
+use hyper::{Request, StatusCode};
+use netstack::dns::{Record, Zone, ZoneChange, ZoneError};
 use regex::Regex;
 use serde::Serialize;
 
 use super::decode::Object;
 use super::reply::{Refusal, Reply, done, json, posted};
 use super::{Api, Client};
+use crate::text::quote;
 
 /// A regular expression that needs more memory than this is refused.
 const REGEXP_SIZE: usize = 1 << 20;
+/// Bytes of a domain name with its final dot, and of a label (RFC 1035, 2.3.4).
+const MAX_NAME: usize = 254;
+const MAX_LABEL: usize = 63;
 
 /// The names are those of the original's Go type.
 #[derive(Serialize)]
@@ -48,15 +52,105 @@ pub(super) async fn answer_add(
 ) -> Result<Reply, Refusal> {
     let body = posted(client, request).await?;
     let zone = zone(Object::decode("Zone", &body)?)?;
-    tracing::debug!(zone = zone.name, records = zone.records.len(), "zone added");
-    api.handle.add_zone(zone).await;
+    check(&zone).map_err(Refusal::bad_request)?;
+    tracing::debug!(zone = zone.name, records = zone.records.len(), "adding a zone");
+    api.handle.change_zones(ZoneChange::Add(zone)).await?;
     Ok(done())
+}
+
+pub(super) async fn answer_remove(
+    api: &Api,
+    client: &Client,
+    request: Request<Incoming>,
+) -> Result<Reply, Refusal> {
+    let body = posted(client, request).await?;
+    let Zone { name, .. } = zone(Object::decode("Zone", &body)?)?;
+    if name.is_empty() {
+        return Err(Refusal::bad_request(NAMELESS));
+    }
+    tracing::debug!(zone = name, "removing a zone");
+    api.handle.change_zones(ZoneChange::Remove(name)).await?;
+    Ok(done())
+}
+
+pub(super) async fn answer_remove_record(
+    api: &Api,
+    client: &Client,
+    request: Request<Incoming>,
+) -> Result<Reply, Refusal> {
+    let body = posted(client, request).await?;
+    let zone = zone(Object::decode("Zone", &body)?)?;
+    if zone.name.is_empty() {
+        return Err(Refusal::bad_request(NAMELESS));
+    }
+    if zone.records.is_empty() || zone.records.iter().any(is_nameless) {
+        return Err(Refusal::bad_request("record name is required"));
+    }
+    tracing::debug!(zone = zone.name, records = zone.records.len(), "removing records");
+    api.handle.change_zones(ZoneChange::RemoveRecords(zone)).await?;
+    Ok(done())
+}
+
+const NAMELESS: &str = "zone name is required";
+
+fn is_nameless(record: &Record) -> bool {
+    record.name.is_empty() && record.regexp.is_none()
+}
+
+/// Whether a zone may be added: it names a domain, and has something to say about it.
+fn check(zone: &Zone) -> Result<(), String> {
+    let name = zone.name.as_str();
+    match name {
+        "" => return Err(NAMELESS.into()),
+        "." => return Err("the root zone cannot be added: it would take every name".into()),
+        _ => {}
+    }
+    let Some(domain) = name.strip_suffix('.') else {
+        return Err(format!("zone name {} must end with a dot", quote(name)));
+    };
+    if name.len() > MAX_NAME || domain.split('.').any(|label| label.is_empty() || label.len() > MAX_LABEL) {
+        return Err(format!("zone name {} is not a domain name", quote(name)));
+    }
+    if !has_dns_characters(name) {
+        return Err(format!("zone name {} has characters that no domain name has", quote(name)));
+    }
+    if zone.records.is_empty() && zone.default_ip.is_none() {
+        return Err(format!("zone {name} needs a record or a default IP address"));
+    }
+    for record in &zone.records {
+        let name = quote(&record.name);
+        if is_nameless(record) {
+            return Err("a record needs a name or a regular expression".into());
+        }
+        if !has_dns_characters(&record.name) {
+            return Err(format!("record name {name} has characters that no domain name has"));
+        }
+        if record.ip.is_none() && record.regexp.is_none() {
+            return Err(format!("record {name} needs an IP address or a regular expression"));
+        }
+    }
+    Ok(())
+}
+
+fn has_dns_characters(name: &str) -> bool {
+    name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
+impl From<ZoneError> for Refusal {
+    fn from(error: ZoneError) -> Self {
+        let status = match error {
+            ZoneError::Protected(_) => StatusCode::BAD_REQUEST,
+            ZoneError::NoZone(_) | ZoneError::NoRecord(_) => StatusCode::NOT_FOUND,
+        };
+        Self::new(status, error.to_string())
+    }
 }
 
 fn zone(mut object: Object) -> Result<Zone, Refusal> {
     let name = object.text("Name")?;
     let records = object.objects("Records", "Record")?.into_iter().map(record).collect::<Result<_, _>>()?;
-    Ok(Zone { name, records, default_ip: ip(&mut object, "DefaultIP")? })
+    // Only who starts the daemon can protect one.
+    Ok(Zone { name, records, default_ip: ip(&mut object, "DefaultIP")?, protected: false })
 }
 
 fn record(mut object: Object) -> Result<Record, Refusal> {
@@ -124,6 +218,40 @@ mod tests {
             ),
         ] {
             assert_eq!(shown(body).as_deref(), Ok(zone));
+        }
+    }
+
+    #[test]
+    fn what_may_be_added() {
+        let checked =
+            |body: &str| Object::decode("Zone", body.as_bytes()).and_then(zone).map(|zone| check(&zone));
+        let label = "a".repeat(64);
+        let long = "abcdefg.".repeat(32);
+        for body in [
+            r#"{"Name":"crc.testing.","Records":[{"Name":"api","IP":"1.2.3.4"},{"Regexp":"^x$","IP":"1.2.3.4"}]}"#,
+            r#"{"Name":"apps-crc.testing.","DefaultIP":"1.2.3.4"}"#,
+            r#"{"Name":"_x.A-1.","Records":[{"Name":"_a.b-1","IP":"1.2.3.4"}],"Protected":true}"#,
+        ] {
+            assert_eq!(checked(body), Ok(Ok(())), "{body}");
+        }
+        for (body, why) in [
+            (r#"{"DefaultIP":"1.2.3.4"}"#.to_owned(), "zone name is required"),
+            (r#"{"Name":".","DefaultIP":"1.2.3.4"}"#.to_owned(), "the root zone"),
+            (r#"{"Name":"test","DefaultIP":"1.2.3.4"}"#.to_owned(), "must end with a dot"),
+            (r#"{"Name":"a..b.","DefaultIP":"1.2.3.4"}"#.to_owned(), "not a domain name"),
+            (r#"{"Name":".a.","DefaultIP":"1.2.3.4"}"#.to_owned(), "not a domain name"),
+            (format!(r#"{{"Name":"{label}.","DefaultIP":"1.2.3.4"}}"#), "not a domain name"),
+            (format!(r#"{{"Name":"{long}","DefaultIP":"1.2.3.4"}}"#), "not a domain name"),
+            (r#"{"Name":"a b.","DefaultIP":"1.2.3.4"}"#.to_owned(), "characters"),
+            (r#"{"Name":"*.a.","DefaultIP":"1.2.3.4"}"#.to_owned(), "characters"),
+            (r#"{"Name":"é.","DefaultIP":"1.2.3.4"}"#.to_owned(), "characters"),
+            (r#"{"Name":"a."}"#.to_owned(), "needs a record or a default IP address"),
+            (r#"{"Name":"a.","Records":[{"IP":"1.2.3.4"}]}"#.to_owned(), "a record needs a name"),
+            (r#"{"Name":"a.","Records":[{"Name":"x"}]}"#.to_owned(), "record \"x\" needs an IP address"),
+            (r#"{"Name":"a.","Records":[{"Name":"x/y","IP":"1.2.3.4"}]}"#.to_owned(), "record name \"x/y\""),
+        ] {
+            let said = checked(&body).unwrap().unwrap_err();
+            assert!(said.contains(why), "{body}: {said}");
         }
     }
 

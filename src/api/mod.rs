@@ -172,6 +172,8 @@ impl Api {
             "/services/dhcp/leases" | "/leases" => leases::answer(self).await,
             "/services/dns/all" => dns::answer_all(self).await,
             "/services/dns/add" => dns::answer_add(self, client, request).await,
+            "/services/dns/remove" => dns::answer_remove(self, client, request).await,
+            "/services/dns/remove/record" => dns::answer_remove_record(self, client, request).await,
             "/stats" => stats::answer(self).await,
             "/qmp" => qmp::answer(self),
             "/cam" => cam::answer(self).await,
@@ -259,6 +261,8 @@ mod tests {
             ("/services/forwarder/expose", [true, true, true, false]),
             ("/services/forwarder/all", [true, true, true, false]),
             ("/services/dns/add", [true, true, false, false]),
+            ("/services/dns/remove", [true, true, false, false]),
+            ("/services/dns/remove/record", [true, true, false, false]),
             ("/leases", [true, true, false, false]),
             ("/qmp", [true, true, false, false]),
         ] {

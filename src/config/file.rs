@@ -135,6 +135,8 @@ pub(super) struct Zone {
     pub(super) records: Vec<Record>,
     #[serde(rename = "defaultIP")]
     pub(super) default_ip: Text,
+    #[serde(deserialize_with = "nullable")]
+    pub(super) protected: bool,
 }
 
 /// A record of a zone.

@@ -173,6 +173,7 @@ fn zones(asked: &Asked, zones: &[file::Zone]) -> Result<Vec<Zone>> {
             name: zone.name.as_ref().map(|name| name.value.clone()).unwrap_or_default(),
             records,
             default_ip: address(&zone.default_ip, "defaultIP")?,
+            protected: zone.protected,
         });
     }
     Ok(out)

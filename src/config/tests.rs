@@ -71,6 +71,7 @@ fn defaults() {
     for zone in &network.zones {
         let records: Vec<_> = zone.records.iter().map(|record| (record.name.as_str(), record.ip)).collect();
         assert_eq!(records, [("gateway", Some(gateway)), ("host", Some(host))]);
+        assert!(zone.protected);
     }
 }
 

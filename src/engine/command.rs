@@ -32,7 +32,7 @@ pub(super) enum Command {
     DnsAnswer { client: DnsClient, message: Vec<u8> },
     /// Ends the run.
     Stop,
-    /// Shows what the engine knows, or adds a zone.
+    /// Shows what the engine knows, or changes its zones.
     Read(Readout),
     /// Adds or removes a forward.
     Forward(ForwardCommand),

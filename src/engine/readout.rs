@@ -1,9 +1,9 @@
-//! What the control plane may see of the engine, and the zones that it may add. Owns: nothing; it copies. May not: be on the way of
+//! What the control plane may see of the engine, and the zones that it may change. Owns: nothing; it copies. May not: be on the way of
 //! a frame. Read next: `api/`, which shows it.
 
 use std::net::Ipv4Addr;
 
-use netstack::dns::Zone;
+use netstack::dns::{Zone, ZoneChange, ZoneError};
 use netstack::{DropCounts, Mac, PortId};
 use tokio::sync::oneshot;
 
@@ -17,7 +17,7 @@ pub(super) enum Readout {
     Addresses(oneshot::Sender<Vec<(Mac, PortId)>>),
     Counters(oneshot::Sender<Counters>),
     Zones(oneshot::Sender<Vec<Zone>>),
-    AddZone(Zone, oneshot::Sender<()>),
+    ChangeZones(ZoneChange, oneshot::Sender<Result<(), ZoneError>>),
 }
 
 /// What was counted since the start.
@@ -43,10 +43,7 @@ impl Engine {
             Readout::Addresses(reply) => drop(reply.send(self.stack.addresses().collect())),
             Readout::Counters(reply) => drop(reply.send(self.counters())),
             Readout::Zones(reply) => drop(reply.send(self.stack.zones().cloned().collect())),
-            Readout::AddZone(zone, reply) => {
-                self.stack.add_zone(zone);
-                let _ = reply.send(());
-            }
+            Readout::ChangeZones(change, reply) => drop(reply.send(self.stack.change_zones(change))),
         }
     }
 
@@ -84,14 +81,21 @@ impl Handle {
         self.read(Readout::Zones).await
     }
 
-    /// Adds a zone, or to one: see [`netstack::dns::Zones::add_zone`]. It is there when this returns.
-    pub async fn add_zone(&self, zone: Zone) {
-        self.read(|reply| Readout::AddZone(zone, reply)).await;
+    /// Changes the gateway's zones: see [`netstack::dns::Zones::change`]. It is done when this returns.
+    ///
+    /// # Errors
+    /// The zone is protected, or there is nothing to remove.
+    pub async fn change_zones(&self, change: ZoneChange) -> Result<(), ZoneError> {
+        self.ask(|reply| Readout::ChangeZones(change, reply)).await.unwrap_or(Ok(()))
     }
 
     async fn read<T: Default>(&self, readout: impl FnOnce(oneshot::Sender<T>) -> Readout) -> T {
+        self.ask(readout).await.unwrap_or_default()
+    }
+
+    async fn ask<T>(&self, readout: impl FnOnce(oneshot::Sender<T>) -> Readout) -> Option<T> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Read(readout(reply))).await;
-        answer.await.unwrap_or_default()
+        answer.await.ok()
     }
 }

@@ -10,7 +10,8 @@ use crate::support::free_port;
 use crate::support::http::{Answer, ask_and_keep, exchange, read_to_end, request};
 use crate::support::traffic::{accept, impatient};
 use crate::web::{
-    ADD_ZONE, ALL, EXPOSE, NOT_FOUND, SERVED, UNEXPOSE, ZONES, ask, connect, get, post, raw, served, shown,
+    ADD_ZONE, ALL, EXPOSE, NOT_FOUND, REMOVE_RECORD, REMOVE_ZONE, SERVED, UNEXPOSE, ZONES, ask, connect, get,
+    post, raw, served, shown,
 };
 
 const LEASES: &str = r#"{"192.168.127.1":"5a:94:ef:e4:0c:dd","192.168.127.2":"5a:94:ef:e4:0c:ee"}"#;
@@ -223,20 +224,76 @@ fn bodies(table: &mut Table) {
 }
 
 fn zones(table: &mut Table) {
-    table.same("9.17 zones are added and added to", "200; 200; 200; 200; 200 [{\"Name\":\"containers.internal.\",\"Records\":[{\"Name\":\"gateway\",\"IP\":\"192.168.127.1\"},{\"Name\":\"host\",\"IP\":\"192.168.127.254\"}],\"DefaultIP\":\"9.9.9.9\"},{\"Name\":\"docker.internal.\",\"Records\":[{\"Name\":\"gateway\",\"IP\":\"192.168.127.1\"},{\"Name\":\"host\",\"IP\":\"192.168.127.254\"}],\"DefaultIP\":\"\"},{\"Name\":\"a.\",\"Records\":[{\"Name\":\"z\",\"IP\":\"4.3.2.1\"},{\"Name\":\"\",\"IP\":\"\"},{\"Name\":\"\",\"IP\":\"1.2.3.4\",\"Regexp\":\"^x$\"}],\"DefaultIP\":\"\"},{\"Name\":\"b.\",\"Records\":null,\"DefaultIP\":\"\"}]", |on| {
+    let shown = |zones: &str| {
+        let records = r#""Records":[{"Name":"gateway","IP":"192.168.127.1"},{"Name":"host","IP":"192.168.127.254"}],"DefaultIP":"""#;
+        format!(
+            r#"200 [{{"Name":"containers.internal.",{records}}},{{"Name":"docker.internal.",{records}}},{zones}]"#
+        )
+    };
+    let zone = r#"{"Name":"a.","Records":[{"Name":"z","IP":"4.3.2.1"},{"Name":"","IP":"1.2.3.4","Regexp":"^x$"}],"DefaultIP":""}"#;
+    table.same("9.17 zones are added and added to", format!("200; 200; {}", shown(zone)), |on| {
         let daemon = served(on);
-        let mut seen = Vec::new();
-        for body in [
+        let bodies = [
             r#"{"Name":"a.","Records":[{"Regexp":"^x$","IP":"1.2.3.4"}],"DefaultIP":"1.1.1.1"}"#,
-            r#"{"name":"a.","records":[{"name":"z","ip":"4.3.2.1"},{}]}"#,
-            r#"{"Name":"b."}"#,
-            r#"{"Name":"containers.internal.","DefaultIP":"9.9.9.9"}"#,
-        ] {
-            seen.push(post(&daemon, ADD_ZONE, body));
-        }
-        seen.push(get(&daemon, ZONES));
-        seen.join("; ")
+            r#"{"name":"a.","records":[{"name":"z","ip":"4.3.2.1"}]}"#,
+        ];
+        let added = bodies.map(|body| post(&daemon, ADD_ZONE, body));
+        format!("{}; {}", added.join("; "), get(&daemon, ZONES))
     });
+    for (body, why) in [
+        ("{}", "zone name is required"),
+        (r#"{"Name":".","DefaultIP":"1.1.1.1"}"#, "the root zone cannot be added: it would take every name"),
+        (r#"{"Name":"b","DefaultIP":"1.1.1.1"}"#, r#"zone name "b" must end with a dot"#),
+        (r#"{"Name":"b..c.","DefaultIP":"1.1.1.1"}"#, r#"zone name "b..c." is not a domain name"#),
+        (
+            r#"{"Name":"*.b.","DefaultIP":"1.1.1.1"}"#,
+            r#"zone name "*.b." has characters that no domain name has"#,
+        ),
+        (r#"{"Name":"b."}"#, "zone b. needs a record or a default IP address"),
+        (r#"{"Name":"b.","Records":[{"IP":"1.1.1.1"}]}"#, "a record needs a name or a regular expression"),
+        (
+            r#"{"Name":"b.","Records":[{"Name":"x"}]}"#,
+            r#"record "x" needs an IP address or a regular expression"#,
+        ),
+        (
+            r#"{"Name":"b.","Records":[{"Name":"x y","IP":"1.1.1.1"}]}"#,
+            r#"record name "x y" has characters that no domain name has"#,
+        ),
+        (
+            r#"{"Name":"containers.internal.","DefaultIP":"9.9.9.9"}"#,
+            "zone containers.internal. is protected",
+        ),
+        (r#"{"Name":"Docker.Internal.","DefaultIP":"9.9.9.9"}"#, "zone Docker.Internal. is protected"),
+    ] {
+        table.differs(
+            format!("adding {body}"),
+            "`/services/dns/add`",
+            format!("400 {why}"),
+            "200",
+            move |on| post(&served(on), ADD_ZONE, body),
+        );
+    }
+    for (path, body, seen) in [
+        (REMOVE_ZONE, "{}", "400 zone name is required"),
+        (REMOVE_ZONE, r#"{"Name":"b."}"#, "404 zone b. not found"),
+        (REMOVE_ZONE, r#"{"Name":"Containers.internal."}"#, "400 zone Containers.internal. is protected"),
+        (REMOVE_RECORD, r#"{"Records":[{"Name":"x"}]}"#, "400 zone name is required"),
+        (REMOVE_RECORD, r#"{"Name":"b."}"#, "400 record name is required"),
+        (REMOVE_RECORD, r#"{"Name":"b.","Records":[{"Name":"x"}]}"#, "404 zone b. not found"),
+        (
+            REMOVE_RECORD,
+            r#"{"Name":"docker.internal.","Records":[{"Name":"host"}]}"#,
+            "400 zone docker.internal. is protected",
+        ),
+    ] {
+        table.differs(
+            format!("{path} of {body}"),
+            "`/services/dns/remove`, `/services/dns/remove/record`",
+            seen,
+            NOT_FOUND,
+            move |on| post(&served(on), path, body),
+        );
+    }
     for (regexp, ours, original) in [
         ("(", "unclosed group: `(`", "missing closing ): `(`"),
         ("[b", "unclosed character class: `[b`", "missing closing ]: `[b`"),

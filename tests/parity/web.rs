@@ -20,6 +20,8 @@ pub(crate) const UNEXPOSE: &str = "/services/forwarder/unexpose";
 pub(crate) const ZONES: &str = "/services/dns/all";
 pub(crate) const NOT_FOUND: &str = "404 404 page not found";
 pub(crate) const ADD_ZONE: &str = "/services/dns/add";
+pub(crate) const REMOVE_ZONE: &str = "/services/dns/remove";
+pub(crate) const REMOVE_RECORD: &str = "/services/dns/remove/record";
 
 /// The flags of both kinds of endpoint.
 pub(crate) const SERVED: [&str; 4] = ["-listen", "unix://{dir}/api", "-services", "unix://{dir}/services"];

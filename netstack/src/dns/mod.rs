@@ -7,4 +7,4 @@ pub mod message;
 mod zones;
 
 pub use message::{Query, Rcode, Transport};
-pub use zones::{Record, Verdict, Zone, Zones};
+pub use zones::{Record, Verdict, Zone, ZoneChange, ZoneError, Zones};

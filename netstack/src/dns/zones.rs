@@ -16,6 +16,35 @@ pub struct Zone {
     pub records: Vec<Record>,
     /// The answer for a name that no record matches.
     pub default_ip: Option<Ipv4Addr>,
+    /// Whether nothing may change it while the daemon runs.
+    pub protected: bool,
+}
+
+/// A change of the zones while they are served.
+#[derive(Clone, Debug)]
+pub enum ZoneChange {
+    /// Adds a zone behind the others. One of the same name takes its place instead: the new records stand before the old ones, and its
+    /// default address replaces the old one even where it has none. What is added is never protected.
+    Add(Zone),
+    /// Removes the zone of this name.
+    Remove(String),
+    /// Removes from the zone of this name every record that one of these names, or has the pattern of where that has no name; the zone
+    /// too if nothing is left in it.
+    RemoveRecords(Zone),
+}
+
+/// Why a change was not made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ZoneError {
+    /// The zone may not be changed.
+    #[error("zone {0} is protected")]
+    Protected(String),
+    /// There is no such zone.
+    #[error("zone {0} not found")]
+    NoZone(String),
+    /// The zone has no such record: its name or pattern.
+    #[error("record {0} not found")]
+    NoRecord(String),
 }
 
 /// One record of a [`Zone`].
@@ -27,6 +56,23 @@ pub struct Record {
     pub ip: Option<Ipv4Addr>,
     /// Unanchored; tried on what stands before the zone's name.
     pub regexp: Option<regex::Regex>,
+}
+
+impl Record {
+    /// Its name, or its pattern where it has none.
+    fn called(&self) -> &str {
+        match &self.regexp {
+            Some(regexp) if self.name.is_empty() => regexp.as_str(),
+            _ => &self.name,
+        }
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        match other.name.is_empty() {
+            true => self.name.is_empty() && self.called() == other.called(),
+            false => self.name.eq_ignore_ascii_case(&other.name),
+        }
+    }
 }
 
 /// What becomes of a message to the gateway's port 53.
@@ -58,15 +104,51 @@ impl Zones {
         self.0.iter()
     }
 
-    /// Adds a zone behind the others. One of the same name takes its place instead: the records of `zone`
-    /// stand before the old ones, and its default address replaces the old one even where it has none.
-    pub fn add_zone(&mut self, mut zone: Zone) {
-        match self.0.iter_mut().find(|old| old.name == zone.name) {
-            Some(old) => {
-                zone.records.append(&mut old.records);
-                *old = zone;
+    /// Makes a change, whole or not at all. Names are compared without case.
+    ///
+    /// # Errors
+    /// The zone is protected, or there is nothing to remove.
+    pub fn change(&mut self, change: ZoneChange) -> Result<(), ZoneError> {
+        match change {
+            ZoneChange::Add(mut zone) => {
+                zone.protected = false;
+                match self.unprotected(&zone.name) {
+                    Ok(at) => {
+                        let old = &mut self.0[at];
+                        zone.records.append(&mut old.records);
+                        *old = zone;
+                    }
+                    Err(ZoneError::NoZone(_)) => self.0.push(zone),
+                    Err(error) => return Err(error),
+                }
             }
-            None => self.0.push(zone),
+            ZoneChange::Remove(name) => {
+                let at = self.unprotected(&name)?;
+                self.0.remove(at);
+            }
+            ZoneChange::RemoveRecords(Zone { name, records, .. }) => {
+                let at = self.unprotected(&name)?;
+                let zone = &mut self.0[at];
+                if let Some(record) =
+                    records.iter().find(|record| !zone.records.iter().any(|old| old.is(record)))
+                {
+                    return Err(ZoneError::NoRecord(record.called().to_owned()));
+                }
+                zone.records.retain(|old| !records.iter().any(|record| old.is(record)));
+                if zone.records.is_empty() && zone.default_ip.is_none() {
+                    self.0.remove(at);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the zone of this name stands.
+    fn unprotected(&self, name: &str) -> Result<usize, ZoneError> {
+        match self.0.iter().position(|zone| zone.name.eq_ignore_ascii_case(name)) {
+            None => Err(ZoneError::NoZone(name.to_owned())),
+            Some(at) if self.0[at].protected => Err(ZoneError::Protected(name.to_owned())),
+            Some(at) => Ok(at),
         }
     }
 

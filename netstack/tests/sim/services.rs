@@ -340,6 +340,7 @@ fn names_of_a_zone_and_others() {
         name: "containers.internal.".into(),
         records: vec![Record { name: "host".into(), ip: Some(HOST), regexp: None }],
         default_ip: None,
+        protected: false,
     }];
     let mut sim = Sim::with(95, config);
     sim.plug_raw(Quality::CLEAN);

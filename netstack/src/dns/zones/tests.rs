@@ -18,7 +18,7 @@ fn pattern(pattern: &str, last: u8) -> Record {
 }
 
 fn zone(name: &str, records: Vec<Record>, default_ip: Option<Ipv4Addr>) -> Zone {
-    Zone { name: name.into(), records, default_ip }
+    Zone { name: name.into(), records, default_ip, protected: false }
 }
 
 fn zones() -> Zones {
@@ -121,7 +121,7 @@ fn what_no_zone_matches_is_forwarded() {
 #[test]
 fn the_nameless_zone_catches_the_rest() {
     let mut zones = zones();
-    zones.add_zone(zone("", vec![record("www.example.com", 8)], None));
+    zones.change(ZoneChange::Add(zone("", vec![record("www.example.com", 8)], None))).unwrap();
     assert_eq!(ask(&zones, &query("www.example.com.", RecordType::A)), Some((OK, vec![ip(8)])));
     assert_eq!(ask(&zones, &query("example.com.", RecordType::A)), Some((NXDOMAIN, vec![])));
     assert_eq!(ask(&zones, &query("host.containers.internal.", RecordType::A)), Some((OK, vec![ip(254)])));
@@ -132,8 +132,10 @@ fn a_zone_added_again_takes_the_place_of_the_old_one() {
     let mut zones = zones();
     let order = |zones: &Zones| zones.iter().map(|zone| zone.name.clone()).collect::<Vec<_>>();
     let before = order(&zones);
-    zones.add_zone(zone("crc.testing.", vec![record("api", 20), record("new", 21)], None));
-    assert_eq!(order(&zones), before);
+    zones
+        .change(ZoneChange::Add(zone("CRC.testing.", vec![record("api", 20), record("new", 21)], None)))
+        .unwrap();
+    assert_eq!(order(&zones).join(" ").to_lowercase(), before.join(" "));
     assert_eq!(
         ask(&zones, &query("api.crc.testing.", RecordType::A)),
         Some((OK, vec![ip(20)])),
@@ -145,9 +147,46 @@ fn a_zone_added_again_takes_the_place_of_the_old_one() {
         Some((NXDOMAIN, vec![])),
         "no default"
     );
-    zones.add_zone(zone("late.testing.", vec![], Some(ip(30))));
+    zones.change(ZoneChange::Add(zone("late.testing.", vec![], Some(ip(30))))).unwrap();
     assert_eq!(ask(&zones, &query("x.late.testing.", RecordType::A)), Some((OK, vec![ip(30)])));
     assert_eq!(zones.iter().count(), before.len() + 1);
+}
+
+#[test]
+fn zones_and_records_are_removed() {
+    let mut zones = zones();
+    let [api, node, upper] = [record("API", 0), pattern("crc-(.*?)-master-0", 0), pattern("^UPPER$", 0)];
+    let none = zone("crc.testing.", vec![api.clone(), record("none", 1)], None);
+    assert_eq!(zones.change(ZoneChange::RemoveRecords(none)), Err(ZoneError::NoRecord("none".into())));
+    assert_eq!(
+        ask(&zones, &query("api.crc.testing.", RecordType::A)),
+        Some((OK, vec![ip(2)])),
+        "all or none"
+    );
+    zones.change(ZoneChange::RemoveRecords(zone("crc.TESTING.", vec![api, node], None))).unwrap();
+    for name in ["api.crc.testing.", "crc-x-master-0.crc.testing."] {
+        assert_eq!(ask(&zones, &query(name, RecordType::A)), Some((OK, vec![ip(5)])), "{name}: the default");
+    }
+    zones.change(ZoneChange::Add(zone("crc.testing.", vec![], None))).unwrap();
+    zones.change(ZoneChange::RemoveRecords(zone("crc.testing.", vec![upper], None))).unwrap();
+    assert_eq!(ask(&zones, &query("x.crc.testing.", RecordType::A)), None, "nothing was left");
+    let remove = |name: &str| ZoneChange::Remove(name.into());
+    assert_eq!(zones.change(remove("crc.testing.")), Err(ZoneError::NoZone("crc.testing.".into())));
+    zones.change(remove("Inert")).unwrap();
+    assert_eq!(zones.iter().count(), 2);
+}
+
+#[test]
+fn a_protected_zone_stays_as_it_is() {
+    let protected = Zone { protected: true, ..zone("a.", vec![record("x", 1)], None) };
+    let mut zones = Zones::new(vec![protected.clone()]);
+    let refused = Err(ZoneError::Protected("A.".into()));
+    assert_eq!(zones.change(ZoneChange::Add(zone("A.", vec![record("x", 2)], None))), refused);
+    assert_eq!(zones.change(ZoneChange::Remove("A.".into())), refused);
+    assert_eq!(zones.change(ZoneChange::RemoveRecords(zone("A.", vec![record("x", 1)], None))), refused);
+    assert_eq!(ask(&zones, &query("x.a.", RecordType::A)), Some((OK, vec![ip(1)])));
+    zones.change(ZoneChange::Add(Zone { name: "b.".into(), ..protected })).unwrap();
+    zones.change(ZoneChange::Remove("b.".into())).unwrap();
 }
 
 #[test]
