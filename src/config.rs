@@ -24,6 +24,7 @@ use anyhow::{Context, Result, bail, ensure};
 use netstack::dns::{Record, Zone};
 use netstack::{Mac, NetworkConfig};
 
+use crate::engine::ConnectLimits;
 use crate::forward::policy::GuestPolicy;
 use crate::forward::registry::{Exposed, Protocol};
 use crate::logging::frames::Extent;
@@ -93,6 +94,8 @@ pub struct Config {
     pub listen: Vec<Endpoint>,
     /// Where it is served without.
     pub services: Option<Endpoint>,
+    /// What limits the connects of guests to the host.
+    pub connects: ConnectLimits,
     /// Which frames are written into the log, if any.
     pub frame_log: Option<Extent>,
     /// What guests may expose at the host.
@@ -204,6 +207,7 @@ impl Config {
             vpnkit_macs: settings.vpnkit_macs,
             listen,
             services,
+            connects: settings.connects,
             frame_log: asked.frame_log(),
             guest_policy: stack::guest_policy(asked)?,
             port_forwards: settings.port_forwards,

@@ -254,6 +254,7 @@ impl Daemon {
         });
         let (mut engine, handle, requests) =
             Engine::new(config.network, seed).context("cannot start the network")?;
+        engine.limit_connects(config.connects);
         if let Some(notifier) = &terms.notifier {
             engine.notify(notifier.clone());
         }

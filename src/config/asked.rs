@@ -174,25 +174,14 @@ impl Asked {
 
     /// What was asked for and has no effect.
     pub fn warn(&self, device: Ipv4Addr) {
-        let Some(file) = &self.file else { return };
-        let path = self.args.config.display();
-        if self.args.ssh_port_given {
+        if self.file.is_some() && self.args.ssh_port_given {
             tracing::warn!(
                 "CLI argument \"-ssh-port\" is unavailable with config file. You need to add \"127.0.0.1:{}: \
                  {}:22\" entry into .stack.forwards in {} instead",
                 self.args.ssh_port,
                 device,
-                quote(path.to_string()),
+                quote(self.args.config.display().to_string()),
             );
-        }
-        let stack = &file.stack;
-        for (line, key) in [
-            (stack.tcp_max_in_flight.as_ref().map(|at| at.referenced.line()), "stack.tcpMaxInFlight"),
-            (stack.tcp_connect_timeout.as_ref().map(|at| at.referenced.line()), "stack.tcpConnectTimeout"),
-        ] {
-            if let Some(line) = line {
-                tracing::warn!(%path, line, key, "nothing is to be limited here: the key has no effect");
-            }
         }
     }
 }

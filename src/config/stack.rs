@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow, ensure};
 use netstack::Mac;
@@ -13,6 +14,7 @@ use serde_saphyr::Spanned;
 use super::asked::Asked;
 use super::file::{self, Map, Stack, Text};
 use super::search;
+use crate::engine::ConnectLimits;
 use crate::forward::policy::GuestPolicy;
 use crate::forward::registry::{Exposed, Protocol};
 use crate::text::quote;
@@ -33,6 +35,7 @@ pub(super) struct Settings {
     pub(super) search_domains: Vec<String>,
     pub(super) port_forwards: Vec<Exposed>,
     pub(super) vpnkit_macs: Vec<(String, Mac)>,
+    pub(super) connects: ConnectLimits,
 }
 
 impl Settings {
@@ -78,8 +81,57 @@ impl Settings {
                 "stack.vpnKitUUIDMacAddresses",
                 |uuid, text| Ok((uuid.to_owned(), mac(text)?)),
             )?,
+            connects: connect_limits(asked, stack)?,
         })
     }
+}
+
+/// Zero is no limit, as no key.
+fn connect_limits(asked: &Asked, stack: &Stack) -> Result<ConnectLimits> {
+    let max = match &stack.tcp_max_in_flight {
+        Some(Spanned { value: file::Int(number), referenced, .. }) => {
+            let max = usize::try_from(*number).map_err(|_| anyhow!("{number} is negative"));
+            max.map_err(|error| asked.wrong(referenced.line(), "stack.tcpMaxInFlight", error))?
+        }
+        None => 0,
+    };
+    let timeout = match filled(&stack.tcp_connect_timeout) {
+        Some(text) => duration(&text.value)
+            .map_err(|error| asked.wrong(text.referenced.line(), "stack.tcpConnectTimeout", error))?,
+        None => Duration::ZERO,
+    };
+    Ok(ConnectLimits {
+        max: Some(max).filter(|&max| max > 0),
+        timeout: Some(timeout).filter(|time| !time.is_zero()),
+    })
+}
+
+/// As Go's `time.ParseDuration`, but without signs: `1.5s`, `1m30s`, `0`.
+fn duration(text: &str) -> Result<Duration> {
+    let wrong = || anyhow!("invalid duration {}: want 30s, 1m30s or 500ms", quote(text));
+    let (mut rest, mut seconds) = (text, 0.0);
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    while !rest.is_empty() {
+        let (number, behind) =
+            rest.split_at(rest.find(|c: char| c.is_ascii_alphabetic() || c == 'µ').ok_or_else(wrong)?);
+        let (unit, behind) =
+            behind.split_at(behind.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(behind.len()));
+        let scale = match unit {
+            "ns" => 1e-9,
+            "us" | "µs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return Err(wrong()),
+        };
+        let plain = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+        seconds += number.parse::<f64>().ok().filter(|_| plain).ok_or_else(wrong)? * scale;
+        rest = behind;
+    }
+    Duration::try_from_secs_f64(seconds).ok().filter(|_| !text.is_empty()).ok_or_else(wrong)
 }
 
 /// What the file says of guests.
@@ -195,4 +247,38 @@ fn port_forward(key: &str, remote: &str) -> Result<Exposed> {
     let wanted = Exposed { local: local.to_owned(), remote: remote.to_owned(), protocol };
     wanted.check()?;
     Ok(wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, millis) in [
+            ("30s", 30_000),
+            ("1m30s", 90_000),
+            ("1.5s", 1500),
+            ("500ms", 500),
+            ("1h", 3_600_000),
+            ("0", 0),
+            ("0s", 0),
+        ] {
+            assert_eq!(duration(text).unwrap(), Duration::from_millis(millis), "{text}");
+        }
+        for text in
+            ["", "30", "s", "-1s", "+1s", "1 s", "1e3s", "1d", "infs", "1..5s", "99999999999999999999h"]
+        {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in "[0-9.smhunµ\\- ]{0,12}|\\PC*") {
+            let _ = duration(&text);
+        }
+    }
 }

@@ -11,6 +11,7 @@
 mod attach;
 mod capture;
 mod command;
+mod connecting;
 mod forwards;
 mod lead;
 mod links;
@@ -34,6 +35,7 @@ use tokio::sync::{mpsc, watch};
 
 pub use attach::Attachment;
 pub use command::{Handle, Request};
+pub use connecting::ConnectLimits;
 pub use forwards::{ForwardId, Listener};
 pub use lead::{Permit, Refused, Said, Turned};
 pub use readout::Counters;
@@ -46,6 +48,7 @@ use crate::sys::memory::discard;
 use crate::sys::udp::Inbox;
 use capture::Tap;
 use command::{CHANNEL, Command};
+use connecting::Connecting;
 use forwards::Forwards;
 use links::{Batches, Link};
 use tcp::Connection;
@@ -104,6 +107,7 @@ pub struct Engine {
     tcp: SecondaryMap<FlowId, Connection>,
     /// Flows whose agent has been asked, and until when it may answer: in the order of that.
     greetings: VecDeque<(Instant, FlowId)>,
+    connecting: Connecting,
     udp: SecondaryMap<UdpFlowId, HostUdp>,
     udp_ready: VecDeque<UdpFlowId>,
     pings: Pings,
@@ -149,6 +153,7 @@ impl Engine {
             forwards: Forwards::default(),
             tcp: SecondaryMap::new(),
             greetings: VecDeque::new(),
+            connecting: Connecting::default(),
             udp: SecondaryMap::new(),
             udp_ready: VecDeque::new(),
             pings: Pings::default(),
@@ -169,6 +174,11 @@ impl Engine {
     /// Tells `notifier` of machines that come and go.
     pub fn notify(&mut self, notifier: Notifier) {
         self.notifier = Some(notifier);
+    }
+
+    /// Limits the connects of guests to the host.
+    pub fn limit_connects(&mut self, limits: ConnectLimits) {
+        self.connecting = Connecting::new(limits);
     }
 
     /// Runs until somebody asks for the end.
@@ -215,7 +225,7 @@ impl Engine {
         }
         let retry = self.links.iter().filter_map(|link| link.retry).min();
         let greeting = self.greetings.front().map(|(until, _)| *until);
-        let others = [self.forwards.again, self.pings.expiry, retry, greeting];
+        let others = [self.forwards.again, self.pings.expiry, retry, greeting, self.connecting.next()];
         let next = others.into_iter().chain([self.stack.poll_timeout()]).flatten().min()?;
         Some(if next > self.now { (next - self.now).into() } else { Duration::ZERO })
     }
@@ -251,6 +261,7 @@ impl Engine {
         self.serve_forwards();
         self.end_greetings();
         self.expire_pings();
+        self.end_connects();
         self.handle_stack_events();
         // Flows that become ready meanwhile have their turn after the links had theirs.
         for _ in 0..self.stack.ready_len() {

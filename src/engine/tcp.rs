@@ -45,8 +45,15 @@ impl Engine {
     /// A guest dialled `to`.
     pub(super) fn connect_host(&mut self, flow: FlowId, to: SocketAddr) {
         tracing::debug!(%to, "guest connects");
+        if !self.connecting.has_room() {
+            self.stack.tcp_refuse(flow, Refusal::Silence, self.now, &mut self.batches);
+            return;
+        }
         match HostStream::connect(to) {
-            Ok((stream, false)) => self.adopt(flow, stream, Opening::Host(to)),
+            Ok((stream, false)) => {
+                self.connecting.begin(flow, self.now);
+                self.adopt(flow, stream, Opening::Host(to));
+            }
             Ok((stream, true)) => self.accept(flow, stream),
             Err(error) => self.handle_unconnected(flow, to, &error),
         }
@@ -66,6 +73,13 @@ impl Engine {
             return self.refuse(flow, &io::ErrorKind::ConnectionRefused.into());
         }
         self.refuse(flow, error);
+    }
+
+    /// Refuses what has not connected within the limit.
+    pub(super) fn end_connects(&mut self) {
+        while let Some(flow) = self.connecting.overdue(self.now) {
+            self.refuse(flow, &io::ErrorKind::ConnectionRefused.into());
+        }
     }
 
     /// A guest dialled the gateway: the control plane serves it, at the far end of a socket pair.
@@ -137,6 +151,7 @@ impl Engine {
                 Ok(true) => {
                     connection.opening = Opening::Done;
                     connection.relay.handle_event(event);
+                    self.connecting.end(flow);
                     self.stack.tcp_accept(flow, self.now, &mut self.batches);
                 }
                 Ok(false) => {}
@@ -247,6 +262,7 @@ impl Engine {
 
     /// Closes the flow's descriptor, if it has one.
     fn drop_connection(&mut self, flow: FlowId) {
+        self.connecting.end(flow);
         if let Some(connection) = self.tcp.remove(flow) {
             self.forget(connection.relay.token);
         }

@@ -2,9 +2,11 @@
 //! guest sees. Reference 1.5, 1.6 and 1.11. Read next: `process.rs`.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::case::{Case, On, Table};
 use crate::packets::Dhcp;
@@ -12,10 +14,14 @@ use crate::process::{Place, READY, Run};
 use crate::support::dns::{A, question};
 use crate::support::frames::{IPV4, MAC, UDP, Wire, arp, ether, ipv4, udp};
 use crate::support::http::{Answer, exchange, request};
+use crate::support::net::{BLACK_HOLE, HOST};
 use crate::support::{eventually, free_port};
 use crate::web::{ALL, PATIENCE, ZONES, shown};
 
 const QEMU: &str = "interfaces: {qemu: \"unix://@/q\"}\n";
+
+/// The row of what limits the connects of guests.
+const LIMITS: &str = "`stack.tcpMaxInFlight`, `stack.tcpConnectTimeout`";
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut table = Table::new("config");
@@ -203,27 +209,67 @@ fn differences(table: &mut Table) {
             runs(on, yaml, "").replace("; leaves config.yaml", "")
         });
     }
-    for (row, yaml, line, ours, original) in [
+    for (yaml, why) in [
+        ("stack: {tcpMaxInFlight: -1}\n", "stack.tcpMaxInFlight: -1 is negative"),
         (
-            "`stack.tcpMaxInFlight`, `stack.tcpConnectTimeout`",
-            "stack: {tcpMaxInFlight: 9, tcpConnectTimeout: 3s}\n",
-            "",
-            "\"nothing is to be limited here: the key has no effect\" path=@/config.yaml line=1 key=stack.tcpMaxInFlight",
-            "nothing",
-        ),
-        (
-            "`-ssh-port=N` beside `-config`",
-            "",
-            "-ssh-port=2222",
-            "\"CLI argument \\\"-ssh-port\\\" is unavailable with config file. You need to add \\\"127.0.0.1:2222: 192.168.127.2:22\\\" entry into .stack.forwards",
-            "nothing",
+            "stack: {tcpConnectTimeout: 30}\n",
+            "stack.tcpConnectTimeout: invalid duration \"30\": want 30s, 1m30s or 500ms",
         ),
     ] {
+        table.differs(
+            format!("{yaml:?}"),
+            LIMITS,
+            format!("exit 1, fatal: @/config.yaml line 1: {why}"),
+            "runs",
+            move |on| runs(on, yaml, "").replace("; leaves config.yaml", ""),
+        );
+    }
+    table.differs(
+        "two connects in flight, half a second each",
+        LIMITS,
+        "refused after 0.5 s; the third is connected after a second",
+        "waits; the third is connected at once",
+        connects_in_flight,
+    );
+    for (row, yaml, line, ours, original) in [(
+        "`-ssh-port=N` beside `-config`",
+        "",
+        "-ssh-port=2222",
+        "\"CLI argument \\\"-ssh-port\\\" is unavailable with config file. You need to add \\\"127.0.0.1:2222: 192.168.127.2:22\\\" entry into .stack.forwards",
+        "nothing",
+    )] {
         table.differs(format!("{yaml:?} {line} warns").trim(), row, ours, original, move |on| {
             warning(on, yaml, line)
         });
     }
     table.same("-ssh-port N beside -config warns", "\"CLI argument \\\"-ssh-port\\\" is unavailable with config file. You need to add \\\"127.0.0.1:2222: 192.168.127.2:22\\\" entry into .stack.forwards", |on| warning(on, "", "-ssh-port 2222"));
+}
+
+/// What a guest sees of two connects to where nobody answers, and of a third one that the host's own port would answer.
+fn connects_in_flight(on: &On) -> String {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let yaml = "stack: {tcpMaxInFlight: 2, tcpConnectTimeout: 500ms, nat: {192.168.127.254: 127.0.0.1}}\n";
+    fs::write(&file, yaml).unwrap();
+    let net = on.net(["-config", file.path().to_str().unwrap()]);
+    let listener = net.host.listen("127.0.0.1:0".parse().unwrap());
+    let held = [1, 2].map(|port| {
+        let socket = net.guest.tcp();
+        socket.set_nonblocking(true).unwrap();
+        let _ = socket.connect(&SocketAddr::from((BLACK_HOLE, port)).into());
+        socket
+    });
+    let start = Instant::now();
+    // Its first SYN finds no room, the one that comes after a second does.
+    let third = net.guest.connect((HOST, listener.local_addr().unwrap().port()).into());
+    let after = start.elapsed();
+    let errors = held.map(|socket| socket.take_error().unwrap().map(|error| error.kind()));
+    let refused = errors == [Some(ErrorKind::ConnectionRefused); 2];
+    let third = match third {
+        Ok(_) if after < Duration::from_millis(500) => "connected at once".to_owned(),
+        Ok(_) if after < Duration::from_millis(2500) => "connected after a second".to_owned(),
+        other => format!("{other:?} after {after:?}"),
+    };
+    format!("{}; the third is {third}", if refused { "refused after 0.5 s" } else { "waits" })
 }
 
 /// The first warning of a run that serves.
