@@ -13,6 +13,7 @@ mod reverse;
 mod search;
 mod source;
 mod stack;
+mod token;
 pub(crate) mod url;
 
 use std::ffi::{OsStr, OsString};
@@ -43,6 +44,7 @@ pub use links::{Address, LinkConfig};
 pub use machines::MachineConfig;
 pub use reverse::Reverse;
 pub use source::{Inherited, Source};
+pub use token::Token;
 
 /// The hardware address whose guest always gets [`Config::device_ip`]; machine managers give it to their VM.
 pub const DEVICE_MAC: Mac = Mac([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee]);
@@ -94,6 +96,10 @@ pub struct Config {
     pub listen: Vec<Endpoint>,
     /// Where it is served without.
     pub services: Option<Endpoint>,
+    /// What clients of the API have to send over TCP.
+    pub api_token: Option<Token>,
+    /// Whether guests have to send it too.
+    pub api_token_gateway: bool,
     /// What limits the connects of guests to the host.
     pub connects: ConnectLimits,
     /// Which frames are written into the log, if any.
@@ -207,6 +213,8 @@ impl Config {
             vpnkit_macs: settings.vpnkit_macs,
             listen,
             services,
+            api_token: Token::resolve(asked, Token::variable().as_deref().map(OsStr::as_bytes))?,
+            api_token_gateway: raw.api_token_gateway,
             connects: settings.connects,
             frame_log: asked.frame_log(),
             guest_policy: stack::guest_policy(asked)?,

@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::api::{Api, Listener as ApiListener, Role};
-use crate::config::{Address, Config, Endpoint, LinkConfig, RESOLV_CONF};
+use crate::config::{Address, Config, Endpoint, LinkConfig, RESOLV_CONF, Token};
 use crate::engine::{Counters, Engine, Handle, Request, Traffic};
 use crate::forward::clients::Places;
 use crate::forward::registry::Registry;
@@ -199,6 +199,8 @@ struct Daemon {
     reverse: Vec<Reverse>,
     apis: Vec<ApiListener>,
     connect_framing: Framing,
+    api_token: Option<Token>,
+    api_token_gateway: bool,
     links: Vec<Link>,
     machines: Vec<Machine>,
     terms: Arc<Terms>,
@@ -322,6 +324,8 @@ impl Daemon {
             reverse,
             apis,
             connect_framing,
+            api_token: config.api_token,
+            api_token_gateway: config.api_token_gateway,
             links,
             machines,
             terms,
@@ -354,7 +358,11 @@ impl Daemon {
             reversing.spawn(reverse.run(left.clone()));
         }
         let board = Board::default();
-        let api = Arc::new(Api::new(self.ways, registry.clone(), self.connect_framing, board.clone()));
+        let mut api = Api::new(self.ways, registry.clone(), self.connect_framing, board.clone());
+        if let Some(token) = self.api_token {
+            api.ask_for(token, self.api_token_gateway);
+        }
+        let api = Arc::new(api);
         let mut serving = JoinSet::new();
         for listener in self.apis {
             serving.spawn(listener.run(Arc::clone(&api), stopped.clone()));

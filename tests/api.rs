@@ -347,6 +347,67 @@ mod ours {
     }
 
     #[test]
+    fn a_token_is_asked_for_over_tcp() {
+        const TOKEN: &str = "0123456789abcdef0123456789ABCDEF";
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("token");
+        std::fs::write(&file, format!("{TOKEN}\n")).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let port = free_port();
+        let url = format!("tcp://127.0.0.1:{port}");
+        let builder = || served().binary(OURS).args(["-debug", "-listen", &url]);
+        let with_file = || builder().args(["-api-token-file", file.to_str().unwrap()]);
+        let with_variable = builder().env("GVISOR_API_TOKEN", TOKEN);
+        let over_tcp = |headers: &str| {
+            let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let request = format!("GET /cam HTTP/1.1\r\nConnection: close\r\nHost: \r\n{headers}\r\n");
+            Answer::of(&exchange(stream, request.as_bytes()))
+        };
+        for builder in [with_file(), with_variable] {
+            let daemon = builder.start();
+            for headers in [
+                "".to_owned(),
+                format!("Authorization: {TOKEN}\r\n"),
+                format!("Authorization: Basic {TOKEN}\r\n"),
+                format!("Authorization: Bearer {}\r\n", &TOKEN[1..]),
+                format!("Authorization: Bearer {}\r\n", TOKEN.to_lowercase()),
+                format!("Authorization: Bearer {TOKEN}\r\nAuthorization: Bearer x\r\n"),
+            ] {
+                let answer = over_tcp(&headers);
+                assert_refused(&answer, 401, "401 Unauthorized", &headers);
+                assert_eq!(answer.header("www-authenticate"), "Bearer");
+            }
+            assert_eq!(over_tcp(&format!("Authorization: Bearer {TOKEN}\r\n")).body, "{}\n");
+            // A unix socket has its mode.
+            assert_eq!(get(&daemon, "/cam").status, 200);
+            let log = daemon.stderr();
+            assert!(!log.contains(TOKEN), "{log}");
+        }
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+        let mut open = with_file().spawn();
+        assert_eq!(open.wait(PATIENCE).expect("the end of the daemon").code(), Some(1));
+        assert!(open.stderr().contains("its mode is 0644, want 0600"), "{}", open.stderr());
+        let mut none = builder().args(["-api-token-gateway"]).spawn();
+        assert_eq!(none.wait(PATIENCE).expect("the end of the daemon").code(), Some(1));
+    }
+
+    #[test]
+    fn guests_send_the_token_where_that_is_asked() {
+        const TOKEN: &str = "0123456789abcdef0123456789ABCDEF";
+        for (args, without) in [(&["-api-token-gateway"][..], 401), (&[], 200)] {
+            let builder = served().binary(OURS).env("GVISOR_API_TOKEN", TOKEN).args(args);
+            let net = Net::with(Host::new("nameserver 127.0.0.1\n"), builder, 1500);
+            assert_eq!(ask(at_gateway(&net), "GET", ALL, "").status, without, "{args:?}");
+            let request = format!(
+                "GET {ALL} HTTP/1.1\r\nConnection: close\r\nHost: \r\nAuthorization: bearer {TOKEN}\r\n\r\n"
+            );
+            let answer = Answer::of(&exchange(at_gateway(&net), request.as_bytes()));
+            assert_eq!((answer.status, answer.body.as_str()), (200, "[]\n"), "{args:?}");
+        }
+    }
+
+    #[test]
     fn urls_that_cannot_be_listened_on() {
         for (args, text) in [
             (["-listen", "/run/x"], "invalid value \\\"/run/x\\\" for -listen: unexpected scheme"),

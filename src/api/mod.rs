@@ -28,11 +28,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::HOST;
-use hyper::{Method, Request, Version};
+use hyper::header::{AUTHORIZATION, HOST};
+use hyper::{Method, Request, StatusCode, Version};
 use netstack::PortId;
 use tokio::net::UnixStream;
 
+use crate::config::Token;
 use crate::connection_limit::{Admitted, ConnectionLimit};
 use crate::engine::Handle;
 use crate::forward::Ways;
@@ -64,6 +65,9 @@ pub struct Api {
     board: Board,
     places: Places,
     gateway: ConnectionLimit<Peer>,
+    token: Option<Token>,
+    /// Whether guests have to send it.
+    token_at_gateway: bool,
     failed_dials: Limited,
     relays: Arc<Relays>,
 }
@@ -120,8 +124,16 @@ impl Api {
             board,
             places: ways.places.clone(),
             gateway: limit(MAX_GATEWAY_CONNECTIONS),
+            token: None,
+            token_at_gateway: false,
             failed_dials: Limited::new(10, Duration::from_secs(60)),
         }
+    }
+
+    /// Answers clients over TCP, and guests where `at_gateway`, only if they send `token`.
+    pub fn ask_for(&mut self, token: Token, at_gateway: bool) {
+        self.token = Some(token);
+        self.token_at_gateway = at_gateway;
     }
 
     /// Serves a connection that `guest` made, from behind the port `link`, to the gateway's port.
@@ -134,6 +146,22 @@ impl Api {
         connection::serve(self, Stream::Unix(stream), client).await;
     }
 
+    /// Whether the client has the token, where it needs one (RFC 6750, 2.1).
+    fn ensure_token(&self, client: &Client, request: &Request<Incoming>) -> Result<(), Refusal> {
+        let asked = match client.scope {
+            Scope::Gateway(_) => self.token_at_gateway,
+            // A unix socket has its mode.
+            _ => client.names.is_some(),
+        };
+        let Some(token) = self.token.as_ref().filter(|_| asked) else { return Ok(()) };
+        let mut sent = request.headers().get_all(AUTHORIZATION).iter();
+        let sent = sent.next().filter(|_| sent.next().is_none()).and_then(|value| bearer(value.as_bytes()));
+        match sent.is_some_and(|sent| token.is(sent)) {
+            true => Ok(()),
+            false => Err(Refusal::new(StatusCode::UNAUTHORIZED, "401 Unauthorized")),
+        }
+    }
+
     async fn answer(&self, client: &Client, request: Request<Incoming>) -> Answer {
         match self.try_answer(client, request).await {
             Ok(answer) => answer,
@@ -143,6 +171,7 @@ impl Api {
 
     async fn try_answer(&self, client: &Client, request: Request<Incoming>) -> Result<Answer, Refusal> {
         ensure_one_host(&request)?;
+        self.ensure_token(client, &request)?;
         if let Some(names) = &client.names {
             names.ensure_own(&request)?;
         }
@@ -234,6 +263,12 @@ fn ensure_one_host(request: &Request<Incoming>) -> Result<(), Refusal> {
     }
 }
 
+/// The token in an `Authorization` header.
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = value.split_at_checked("Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii())
+}
+
 /// What follows such a request is no body, but what the connection carries from then on.
 fn ensure_no_body(request: &Request<Incoming>) -> Result<(), Refusal> {
     match request.body().is_end_stream() {
@@ -250,6 +285,20 @@ fn limit(max: usize) -> ConnectionLimit<Peer> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tokens_in_headers() {
+        for (value, token) in [
+            ("Bearer abc", Some("abc")),
+            ("bearer  abc ", Some("abc")),
+            ("Bearer", None),
+            ("Basic abc", None),
+            ("Bearerabc", None),
+            ("", None),
+        ] {
+            assert_eq!(bearer(value.as_bytes()), token.map(str::as_bytes), "{value:?}");
+        }
+    }
 
     #[test]
     fn who_may_ask_for_what() {

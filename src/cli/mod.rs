@@ -19,6 +19,8 @@ use table::{FLAGS, Flag, Kind};
 #[expect(missing_docs, reason = "named after the flags, which table.rs documents")]
 pub struct RawArgs {
     pub agent_port: i64,
+    pub api_token_file: OsString,
+    pub api_token_gateway: bool,
     pub config: OsString,
     pub debug: bool,
     pub device_ip: OsString,
@@ -190,6 +192,8 @@ impl RawArgs {
         let list = |name: &str| values.list(name);
         Self {
             agent_port: int("agent-port"),
+            api_token_file: text("api-token-file"),
+            api_token_gateway: boolean("api-token-gateway"),
             config: text("config"),
             debug: boolean("debug"),
             device_ip: text("deviceIP"),

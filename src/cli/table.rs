@@ -37,6 +37,13 @@ pub const FLAGS: &[Flag] = &[
         "Port of the guest at which its agent listens: gvforwarder -agent",
     ),
     flag(
+        "api-token-file",
+        Kind::Text(""),
+        "File of mode 0600 with a token of 32 to 256 characters that clients of a tcp:// -listen and -services have to send; without it \
+         that of the environment's GVISOR_API_TOKEN, if there is one",
+    ),
+    flag("api-token-gateway", Kind::Bool, "Guests have to send the token too, to the API at the gateway"),
+    flag(
         "config",
         Kind::Text(""),
         "YAML file of the network and everything else; its four addresses count before the flags, and the flags before the rest",

@@ -137,6 +137,7 @@ impl Asked {
             (&mut args.listen_stdio, &interfaces.stdio, "listen-stdio", "interfaces.stdio"),
             (&mut args.listen_vfkit, &interfaces.vfkit, "listen-vfkit", "interfaces.vfkit"),
             (&mut args.listen_vpnkit, &interfaces.vpnkit, "listen-vpnkit", "interfaces.vpnkit"),
+            (&mut args.api_token_file, &file.api_token_file, "api-token-file", "api-token-file"),
             (&mut args.log_file, &file.log_file, "log-file", "log-file"),
             (&mut args.notification, &file.notification, "notification", "notification"),
             // COMPAT(gvproxy): the original ignores -pcap beside a file.
@@ -160,6 +161,7 @@ impl Asked {
         }
         args.qmp_keep_device |= file.qmp_keep_device;
         args.exit_with_vm |= file.exit_with_vm;
+        args.api_token_gateway |= file.api_token_gateway;
         if args.mtu == 0
             && let Some(Spanned { value, referenced, .. }) = &stack.mtu
         {

@@ -1,0 +1,133 @@
+//! What clients of the API have to send where an endpoint is open to more than the user who runs the daemon.
+//! Owns: where the token comes from, and what may be one. May not: show it. Read next: `../api/mod.rs`, which asks for it.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+use super::asked::Asked;
+use crate::text::{quote, reason};
+
+/// The environment variable that may hold it; the original's.
+const VARIABLE: &str = "GVISOR_API_TOKEN";
+/// Characters of one.
+const LEN: std::ops::RangeInclusive<usize> = 32..=256;
+/// Permission bits that the file may not have: others' and the group's.
+const OPEN: u32 = 0o077;
+
+/// A secret that clients share with the daemon. No log shows it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+impl Token {
+    /// What was asked for: the file before the environment.
+    ///
+    /// # Errors
+    /// The file cannot be read or others may read it, or what is there is no token; or there is none, and guests are to send one.
+    pub(super) fn resolve(asked: &Asked, variable: Option<&[u8]>) -> Result<Option<Self>> {
+        let path = Path::new(&asked.args.api_token_file);
+        let token = match variable.filter(|value| !value.is_empty()) {
+            _ if !path.as_os_str().is_empty() => {
+                Some(Self::read(path).map_err(|error| asked.place("api-token-file", error))?)
+            }
+            Some(value) => Some(Self::of(value).with_context(|| format!("environment variable {VARIABLE}"))?),
+            None => None,
+        };
+        ensure!(
+            token.is_some() || !asked.args.api_token_gateway,
+            "api-token-gateway needs a token: -api-token-file or {VARIABLE}"
+        );
+        Ok(token)
+    }
+
+    /// The environment's, as it is there.
+    pub(super) fn variable() -> Option<std::ffi::OsString> {
+        std::env::var_os(VARIABLE)
+    }
+
+    fn read(path: &Path) -> Result<Self> {
+        let of_file = || format!("API token file {}", quote(path.display().to_string()));
+        // A pipe that nobody writes to would be waited for.
+        let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+        let file = File::options().read(true).custom_flags(nonblocking).open(path);
+        let mut file = file.map_err(|error| anyhow::anyhow!(reason(&error))).with_context(of_file)?;
+        let meta = file.metadata().with_context(of_file)?;
+        ensure!(meta.is_file(), "{}: not a regular file", of_file());
+        let mode = meta.permissions().mode() & 0o777;
+        ensure!(mode & OPEN == 0, "{}: its mode is {mode:04o}, want 0600: others could read it", of_file());
+        let mut text = Vec::new();
+        // A longer one is none.
+        file.by_ref().take(4096).read_to_end(&mut text).with_context(of_file)?;
+        Self::of(text.trim_ascii()).with_context(of_file)
+    }
+
+    fn of(text: &[u8]) -> Result<Self> {
+        let len = text.len();
+        ensure!(LEN.contains(&len), "a token has {} to {} characters, not {len}", LEN.start(), LEN.end());
+        ensure!(text.iter().all(u8::is_ascii_graphic), "a token has visible ASCII characters without blanks");
+        Ok(Self(String::from_utf8_lossy(text).into_owned()))
+    }
+
+    /// Whether it is this one, in a time that does not depend on how much of it is right.
+    pub fn is(&self, sent: &[u8]) -> bool {
+        let own = self.0.as_bytes();
+        let differing = own.iter().zip(sent).fold(0, |bits, (own, sent)| bits | (own ^ sent));
+        std::hint::black_box(differing) == 0 && own.len() == sent.len()
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+
+    use super::*;
+
+    #[test]
+    fn files() {
+        let dir = tempfile::tempdir().unwrap();
+        let read = |text: &str, mode| {
+            let path = dir.path().join("token");
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            Token::read(&path).map_err(|error| format!("{error:#}"))
+        };
+        let (shortest, longest) = ("x".repeat(32), "x".repeat(256));
+        for text in [&shortest, &longest, &format!("{shortest}\n"), &format!(" {shortest}\r\n")] {
+            assert_eq!(read(text, 0o600), Ok(Token(text.trim().into())));
+        }
+        assert!(read(&shortest, 0o400).is_ok());
+        for (text, mode, why) in [
+            (&shortest, 0o644, "its mode is 0644, want 0600"),
+            (&shortest, 0o640, "its mode is 0640"),
+            (&"x".repeat(31), 0o600, "32 to 256 characters, not 31"),
+            (&"x".repeat(257), 0o600, "32 to 256 characters, not 257"),
+            (&format!("{shortest} {shortest}"), 0o600, "without blanks"),
+            (&"é".repeat(32), 0o600, "visible ASCII"),
+            (&String::new(), 0o600, "not 0"),
+        ] {
+            let said = read(text, mode).unwrap_err();
+            assert!(said.contains(why) && !said.contains("xxx"), "{text}: {said}");
+        }
+        assert!(Token::read(dir.path()).unwrap_err().to_string().contains("not a regular file"));
+    }
+
+    #[test]
+    fn only_the_same_is_the_same() {
+        let token = Token::of(&[b'x'; 32]).unwrap();
+        assert!(token.is(&[b'x'; 32]));
+        for sent in [&b""[..], &[b'x'; 31], &[b'x'; 33], &[b'y'; 32]] {
+            assert!(!token.is(sent), "{sent:?}");
+        }
+        assert_eq!(format!("{token:?}"), "Token(..)");
+    }
+}
