@@ -313,6 +313,28 @@ fn ask_echo(path: &Path) -> Vec<u8> {
 }
 
 #[test]
+fn a_guest_exposes_over_ssh_where_that_is_allowed() {
+    let runtime = runtime();
+    let sshd = runtime.block_on(sshd::Sshd::new());
+    let guest = Asker::Guest(GUEST);
+    for (args, answer) in [(&["-gateway-expose-all-protocols"][..], Some(&b"hello"[..])), (&[], None)] {
+        let bench = Bench::with(args);
+        lead_to_sshd(&bench, &sshd);
+        let path = bench.dir().join("s");
+        let remote = format!(
+            "ssh-tunnel://{}@192.168.127.2:22{}?key={}",
+            sshd.user,
+            sshd.path("service.sock").display(),
+            sshd.path("id").display()
+        );
+        let exposed = bench.expose_as(guest, "unix", path.to_str().unwrap(), &remote);
+        assert_eq!(exposed.is_ok().then(|| ask_echo(&path)).as_deref(), answer, "{exposed:?}");
+        let elsewhere = bench.expose_as(guest, "unix", path.to_str().unwrap(), "tcp://192.168.127.3:80");
+        assert!(elsewhere.is_err(), "{args:?}");
+    }
+}
+
+#[test]
 fn a_secure_tunnel_goes_to_the_known_guest_only() {
     let home = tempfile::tempdir().unwrap();
     let bench = Bench::of(Daemon::builder().env("HOME", home.path()));

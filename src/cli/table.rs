@@ -72,6 +72,11 @@ pub const FLAGS: &[Flag] = &[
         Kind::List,
         "SSH user for the next -forward-dest that is a path; without any user and key it is the agent's",
     ),
+    flag(
+        "gateway-expose-all-protocols",
+        Kind::Bool,
+        "Let guests expose unix sockets through the gateway, by TCP or SSH to themselves, at any path and with any key file",
+    ),
     flag("gatewayIP", Kind::Text(""), "Address of the gateway, default is the first of the subnet"),
     flag(
         "hostIP",
@@ -91,6 +96,11 @@ pub const FLAGS: &[Flag] = &[
     flag("listen-bess", Kind::Text(""), "unixpacket:// URL of the socket for a BESS-compatible program"),
     flag("listen-qemu", Kind::Text(""), "unix:// or tcp:// URL of the socket that QEMU connects to"),
     flag("listen-stdio", Kind::Text(""), "Any text: frames on standard input and output"),
+    flag(
+        "listen-unixgram",
+        Kind::Text(""),
+        "The same as -listen-vfkit, for libkrun and others that speak it",
+    ),
     flag("listen-vfkit", Kind::Text(""), "unixgram:// URL of the socket for a vfkit-compatible program"),
     flag("listen-vpnkit", Kind::Text(""), "unix:// or tcp:// URL of a VPNKit socket for HyperKit"),
     flag("log-file", Kind::Text(""), "Write the log to this file, emptied first, instead of standard error"),

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use anyhow::{Error, Result};
+use anyhow::{Error, Result, ensure};
 use serde_saphyr::Spanned;
 use tracing::level_filters::LevelFilter;
 
@@ -32,8 +32,16 @@ impl Asked {
     /// Reads the file, if there is one.
     ///
     /// # Errors
-    /// The file cannot be read or is wrong, as one line.
+    /// The file cannot be read or is wrong, as one line; or a flag and another name of it are given.
     pub fn new(args: RawArgs) -> Result<Self> {
+        let mut args = args;
+        if !args.listen_unixgram.is_empty() {
+            ensure!(
+                args.listen_vfkit.is_empty(),
+                "-listen-unixgram and -listen-vfkit are the same: give one"
+            );
+            args.listen_vfkit = std::mem::take(&mut args.listen_unixgram);
+        }
         let mut asked = Self { args, file: None, places: Vec::new(), log_level: None };
         if !asked.args.config.is_empty() {
             let file = File::read(Path::new(&asked.args.config))?;
@@ -162,6 +170,7 @@ impl Asked {
         args.qmp_keep_device |= file.qmp_keep_device;
         args.exit_with_vm |= file.exit_with_vm;
         args.api_token_gateway |= file.api_token_gateway;
+        args.gateway_expose_all_protocols |= file.gateway_expose_all_protocols;
         if args.mtu == 0
             && let Some(Spanned { value, referenced, .. }) = &stack.mtu
         {

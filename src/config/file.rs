@@ -36,6 +36,8 @@ pub(super) struct File {
     #[serde(deserialize_with = "nullable")]
     pub(super) api_token_gateway: bool,
     #[serde(deserialize_with = "nullable")]
+    pub(super) gateway_expose_all_protocols: bool,
+    #[serde(deserialize_with = "nullable")]
     pub(super) ec2_metadata_access: bool,
     #[serde(deserialize_with = "nullable")]
     pub(super) qmp: Vec<Spanned<String>>,

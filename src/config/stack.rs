@@ -136,8 +136,9 @@ fn duration(text: &str) -> Result<Duration> {
 
 /// What the file says of guests.
 pub(super) fn guest_policy(asked: &Asked) -> Result<GuestPolicy> {
-    let Some(file) = asked.file() else { return Ok(GuestPolicy::default()) };
-    let mut policy = GuestPolicy::default();
+    let all_protocols = asked.args.gateway_expose_all_protocols;
+    let mut policy = GuestPolicy { all_protocols, ..GuestPolicy::default() };
+    let Some(file) = asked.file() else { return Ok(policy) };
     if file.guest.expose_privileged_ports == Some(false) {
         policy.lowest_port = UNPRIVILEGED;
     }

@@ -249,6 +249,11 @@ fn links_in_the_order_in_which_they_are_made() {
     assert_eq!(config.links, [qemu, LinkConfig::Vfkit(path("vfkit")), LinkConfig::Stdio]);
     assert!(config.keep_running);
     assert_eq!(config.network.mtu, 1500, "not every guest is behind QEMU");
+    let config = bench.resolve("-listen-unixgram unixgram://@/libkrun").unwrap();
+    assert_eq!(config.links, [LinkConfig::Vfkit(path("libkrun"))]);
+    let file = "interfaces: {vfkit: \"unixgram://@/v\"}\n";
+    let config = bench.resolve_file(file, "-listen-unixgram unixgram://@/libkrun").unwrap();
+    assert_eq!(config.links, [LinkConfig::Vfkit(path("libkrun"))]);
     let config = bench.resolve("-listen-bess unixpacket://@/bess -listen-vfkit=").unwrap();
     assert_eq!(config.links, [LinkConfig::Bess(path("bess"))]);
     let config = bench.resolve("-listen-vpnkit unix:///@/vpnkit").unwrap();
@@ -269,6 +274,8 @@ fn links_that_cannot_be_made() {
     fs::write(bench.dir.path().join("file"), "").unwrap();
     for (line, error) in [
         ("-listen-vfkit unix://@/v", "vfkit listen address must be unixgram:// address"),
+        ("-listen-unixgram unix://@/v", "vfkit listen address must be unixgram:// address"),
+        ("-listen-unixgram unixgram://@/v -listen-vfkit unixgram://@/w", "are the same: give one"),
         ("-listen-bess unixgram://@/b", "bess listen address must be unixpacket:// address"),
         ("-listen-vfkit unixgram://@/file", r#""@/file" already exists"#),
         ("-listen-bess unixpacket://@/file", r#""@/file" already exists"#),
@@ -415,7 +422,18 @@ fn what_guests_may() {
     }
     let denied = policy("guest:\n  exposeAddresses: [127.0.0.1, \"::1\"]\n  exposePrivilegedPorts: no\n");
     let addresses = vec!["127.0.0.1".parse().unwrap(), "::1".parse().unwrap()];
-    assert_eq!(denied, GuestPolicy { lowest_port: 1024, addresses });
+    assert_eq!(denied, GuestPolicy { lowest_port: 1024, addresses, all_protocols: false });
+    for (yaml, line, all) in [
+        ("", "-gateway-expose-all-protocols", true),
+        ("gateway-expose-all-protocols: true\n", "", true),
+        ("gateway-expose-all-protocols: false\n", "", false),
+    ] {
+        assert_eq!(
+            bench.resolve_file(yaml, line).unwrap().guest_policy.all_protocols,
+            all,
+            "{yaml:?} {line}"
+        );
+    }
     for (yaml, error) in [
         (
             "guest: {exposeAddresses: [localhost]}\n",

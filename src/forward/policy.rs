@@ -1,7 +1,7 @@
 //! What a guest may expose. It asks through the gateway, as podman does for a container's `-p`, and is not trusted.
 //!
-//! TCP and UDP only; leading to itself and nowhere else; at an address and not at a name, which would be a question to the host's
-//! resolver. What it may see and remove is what it exposed itself (`registry.rs`).
+//! TCP and UDP only, unless the operator allows unix sockets; leading to itself and nowhere else; at an address and not at a name, which
+//! would be a question to the host's resolver. What it may see and remove is what it exposed itself (`registry.rs`).
 //!
 //! Owns: the rules. May not: know who holds what. Read next: `registry.rs`.
 
@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::local::{Host, Local};
 use super::registry::{Exposed, Protocol};
 use super::remote;
+use crate::config::{Dest, Source, SshDest};
 
 /// Ports that one guest may have exposed at a time. Each is a descriptor; podman exposes every port of a range by itself.
 const MAX_PORTS: usize = 4096;
@@ -22,6 +23,8 @@ pub struct GuestPolicy {
     pub lowest_port: u16,
     /// The addresses; empty stands for all.
     pub addresses: Vec<IpAddr>,
+    /// Whether unix sockets too, at any path and with any key file that the daemon can read.
+    pub all_protocols: bool,
 }
 
 impl GuestPolicy {
@@ -32,6 +35,9 @@ impl GuestPolicy {
     pub(super) fn check(&self, guest: Ipv4Addr, wanted: &Exposed) -> Result<(), String> {
         let Exposed { local, remote, protocol } = wanted;
         if !matches!(protocol, Protocol::Tcp | Protocol::Udp) {
+            if self.all_protocols {
+                return Ok(());
+            }
             return Err(format!("a guest may expose tcp and udp ports, not {protocol}"));
         }
         // What cannot be read is refused with the words for everybody.
@@ -54,6 +60,22 @@ impl GuestPolicy {
             return Err(format!("a guest may not expose ports at {address}"));
         }
         Ok(())
+    }
+
+    /// Whether the guest may have that socket: a plain unix socket that leads to itself, by TCP or over SSH.
+    ///
+    /// # Errors
+    /// What is wrong with it, to be told to the guest.
+    pub(super) fn check_socket(guest: Ipv4Addr, source: &Source, dest: &Dest) -> Result<(), String> {
+        if !matches!(source, Source::Unix { mode: 0o600, owner: None, group: None, .. }) {
+            return Err("a guest may expose plain unix sockets, no other ones".into());
+        }
+        match dest {
+            Dest::Tcp(place) | Dest::Ssh(SshDest { sshd: place, .. }) if place.host.parse() == Ok(guest) => {
+                Ok(())
+            }
+            _ => Err(format!("a guest may expose what is its own, and {dest} is not {guest}'s")),
+        }
     }
 
     /// Whether a guest that has `count` ports may have one more.
@@ -109,8 +131,40 @@ mod tests {
     }
 
     #[test]
+    fn what_an_operator_may_allow() {
+        let policy = GuestPolicy { all_protocols: true, ..GuestPolicy::default() };
+        assert_eq!(check(&policy, Protocol::Unix, "/x", "tcp://192.168.127.2:80"), Ok(()));
+        assert!(check(&policy, Protocol::Tcp, ":80", "192.168.127.3:80").is_err());
+        let socket = |local: &str, remote: &str| {
+            GuestPolicy::check_socket(
+                GUEST,
+                &Source::parse(local.as_ref()).unwrap(),
+                &Dest::parse(remote).unwrap(),
+            )
+        };
+        for remote in ["tcp://192.168.127.2:80", "ssh-tunnel://u@192.168.127.2:22/x?key=/k"] {
+            assert_eq!((socket("/x", remote), socket("unix:///x", remote)), (Ok(()), Ok(())), "{remote}");
+        }
+        for (local, remote) in [
+            ("/x", "tcp://192.168.127.3:80"),
+            ("/x", "tcp://127.0.0.1:80"),
+            ("/x", "ssh-tunnel://u@192.168.127.1/x?key=/k"),
+            ("/x", "unix:///var/run/docker.sock"),
+            ("/x", "vsock://2:1"),
+            ("/x", "agent://192.168.127.2/x"),
+            ("tcp://:1", "tcp://192.168.127.2:80"),
+            ("@x", "tcp://192.168.127.2:80"),
+            ("unix:///x?mode=0666", "tcp://192.168.127.2:80"),
+            ("fd://", "tcp://192.168.127.2:80"),
+        ] {
+            assert!(socket(local, remote).is_err(), "{local} {remote}");
+        }
+    }
+
+    #[test]
     fn what_an_operator_may_deny() {
-        let policy = GuestPolicy { lowest_port: 1024, addresses: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)] };
+        let addresses = vec![IpAddr::V4(Ipv4Addr::LOCALHOST)];
+        let policy = GuestPolicy { lowest_port: 1024, addresses, all_protocols: false };
         let at = |local| check(&policy, Protocol::Tcp, local, "192.168.127.2:80");
         assert_eq!(
             (at("127.0.0.1:1024"), at("localhost:8080"), at("[::ffff:127.0.0.1]:8080")),

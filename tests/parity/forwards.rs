@@ -318,6 +318,34 @@ fn gateway(table: &mut Table) {
             )
         },
     );
+    table.same(
+        "a guest exposes a unix socket, where that is allowed",
+        "200; hello; 500 proxy already running for unix on @/s; 200; the socket is there: false",
+        |on| {
+            let [listen, api, services, path] = SERVED;
+            let net = match on.is_ours {
+                true => on.net([listen, api, services, path, "-gateway-expose-all-protocols"]),
+                false => on.net(SERVED),
+            };
+            let listener = net.guest.listen("0.0.0.0:80".parse().unwrap());
+            let path = net.daemon.dir().join("s");
+            let body = format!(
+                r#"{{"protocol":"unix","local":"{}","remote":"tcp://192.168.127.2:80"}}"#,
+                path.display()
+            );
+            let mut seen = vec![ask(at_gateway(&net), "POST", EXPOSE, &body)];
+            let client = UnixStream::connect(&path).unwrap();
+            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut guest = accept(&listener);
+            guest.write_all(b"hello").unwrap();
+            drop(guest);
+            seen.push(String::from_utf8(read_to_end(client)).unwrap());
+            seen.push(ask(at_gateway(&net), "POST", EXPOSE, &body));
+            seen.push(ask(at_gateway(&net), "POST", UNEXPOSE, &body));
+            seen.push(format!("the socket is there: {}", path.exists()));
+            seen.join("; ").replace(net.daemon.dir().to_str().unwrap(), "@")
+        },
+    );
     table.differs(
         "a guest exposes another guest",
         "what a guest may expose, through the gateway",
