@@ -452,6 +452,30 @@ fn a_conflict_says_whose_the_port_is() {
     assert_eq!(missing, Refused { status: 500, text: "proxy not found".into() });
 }
 
+/// podman exposes a second container's `-p 8080:80` too, cannot start it, and takes the port back: it is still the first one's.
+#[test]
+fn a_container_that_cannot_start_does_not_take_anothers_port_away() {
+    let bench = Bench::start();
+    let listener = bench.guest.listen("0.0.0.0:80".parse().unwrap());
+    let (guest, port) = (Asker::Guest(GUEST), free_port());
+    let local = format!(":{port}");
+    for _ in 0..2 {
+        bench.expose_as(guest, "tcp", &local, "192.168.127.2:80").unwrap();
+    }
+    bench.unexpose_as(guest, "tcp", &local).unwrap();
+    talk(&connect(("127.0.0.1", port)), &accept(&listener));
+    bench.unexpose_as(guest, "tcp", &local).unwrap();
+    let refused = TcpStream::connect(("127.0.0.1", port)).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    assert!(bench.unexpose_as(guest, "tcp", &local).is_err(), "it is gone");
+    // Who may use the daemon's sockets has the last word.
+    for asker in [guest, guest, Asker::Operator] {
+        bench.expose_as(asker, "tcp", &local, "192.168.127.2:80").unwrap();
+    }
+    bench.unexpose("tcp", &local);
+    assert_eq!(bench.all(Asker::Operator), "[]");
+}
+
 #[test]
 fn a_guest_has_its_own_ports_only() {
     let ssh = free_port();

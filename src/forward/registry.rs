@@ -157,6 +157,8 @@ type Key = (String, &'static str);
 struct Entry {
     exposed: Exposed,
     asker: Asker,
+    /// How often a guest exposed it and has not taken it back: each time may be another container's.
+    times: usize,
     /// Of TCP and UDP.
     place: Option<Place>,
     running: Running,
@@ -205,7 +207,7 @@ impl Registry {
         task.await.unwrap_or(Err(ExposeError::Stopping))
     }
 
-    /// Closes what listens at `local`, spelled as it was exposed. Connections through the engine go on, as the original's do; flows of
+    /// Closes what listens at `local`, spelled as it was exposed; for a guest when it has taken it back as often as it exposed it. Connections through the engine go on, as the original's do; flows of
     /// datagrams and all other connections end, as its do too.
     ///
     /// # Errors
@@ -290,14 +292,15 @@ impl Inner {
 
     /// Whether that is exposed already.
     fn is_running(&self, wanted: &Exposed, asker: Asker) -> Result<bool, ExposeError> {
-        let table = self.table();
+        let mut table = self.table();
         if table.closed {
             return Err(ExposeError::Stopping);
         }
-        if let Some(entry) = table.entries.get(&wanted.key()) {
+        if let Some(entry) = table.entries.get_mut(&wanted.key()) {
             let same = entry.exposed.remote == wanted.remote;
             // Of a socket the original's own tests want to hear it.
             if same && matches!(wanted.protocol, Protocol::Tcp | Protocol::Udp) {
+                entry.times = entry.times.saturating_add(1);
                 return Ok(true);
             }
             let leads = match asker {
@@ -410,7 +413,7 @@ impl Inner {
             Asker::Guest(guest) => tracing::debug!(%protocol, local, %guest, "exposed"),
         }
         let key = exposed.key();
-        table.entries.insert(key, Entry { exposed, asker, place, running });
+        table.entries.insert(key, Entry { exposed, asker, times: 1, place, running });
         None
     }
 
@@ -419,8 +422,12 @@ impl Inner {
         let entry = {
             let mut table = self.table();
             // To a guest what is not its own does not exist.
-            if !table.entries.get(&key).is_some_and(|entry| may_change(asker, entry)) {
-                return Err(ExposeError::NotFound);
+            let entry = table.entries.get_mut(&key).filter(|entry| may_change(asker, entry));
+            let entry = entry.ok_or(ExposeError::NotFound)?;
+            if asker != Asker::Operator && entry.times > 1 {
+                // podman takes back what it exposed for a container that then could not start: another one's may go on.
+                entry.times -= 1;
+                return Ok(());
             }
             table.entries.remove(&key)
         };

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::case::{Case, On, Table};
 use crate::support::daemon::Daemon;
 use crate::support::free_port;
-use crate::support::http::read_to_end;
+use crate::support::http::{ask_and_keep, read_to_end};
 use crate::support::net::Host;
 use crate::support::traffic::{accept, impatient};
 use crate::web::{
@@ -316,6 +316,77 @@ fn gateway(table: &mut Table) {
                 "{seen}; {}",
                 if std::fs::read(&file).is_ok() { "the file is there" } else { "the file is gone" }
             )
+        },
+    );
+    table.same(
+        "a port is exposed and taken back by eight clients at once",
+        "answers of 200 and 500; at the end []; the port is free: true",
+        |on| {
+            let daemon = served(on);
+            let port = free_port();
+            let body = format!(r#"{{"local":"127.0.0.1:{port}","remote":"192.168.127.2:80"}}"#);
+            let (path, body) = (daemon.dir().join("services"), &body);
+            let statuses = std::thread::scope(|scope| {
+                let clients: Vec<_> = (0..8)
+                    .map(|_| {
+                        let path = &path;
+                        scope.spawn(move || {
+                            let stream = UnixStream::connect(path).unwrap();
+                            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                            let asked = [EXPOSE, UNEXPOSE].repeat(50).into_iter();
+                            asked
+                                .map(|path| ask_and_keep(&stream, "POST", path, body).status)
+                                .collect::<Vec<_>>()
+                        })
+                    })
+                    .collect();
+                let statuses = clients.into_iter().flat_map(|client| client.join().unwrap());
+                statuses.collect::<std::collections::BTreeSet<_>>()
+            });
+            post(&daemon, UNEXPOSE, body);
+            let statuses: Vec<_> = statuses.iter().map(u16::to_string).collect();
+            format!(
+                "answers of {}; at the end {}; the port is free: {}",
+                statuses.join(" and "),
+                get(&daemon, ALL).trim_start_matches("200 "),
+                std::net::TcpListener::bind(("127.0.0.1", port)).is_ok()
+            )
+        },
+    );
+    table.same(
+        "one port at two addresses of the host leads to two ports of the guest",
+        "200; 200; 127.0.0.1: one, 127.0.0.2: two",
+        |on| {
+            let net = on.net(SERVED);
+            let mut seen = Vec::new();
+            let mut answers = Vec::new();
+            for (address, port, word) in [("127.0.0.1", 81, "one"), ("127.0.0.2", 82, "two")] {
+                let body = format!(r#"{{"local":"{address}:9091","remote":"192.168.127.2:{port}"}}"#);
+                seen.push(ask(at_gateway(&net), "POST", EXPOSE, &body));
+                let listener = net.guest.listen(([0, 0, 0, 0], port).into());
+                let client = impatient(net.host.connect(format!("{address}:9091").parse().unwrap()).unwrap());
+                accept(&listener).write_all(word.as_bytes()).unwrap();
+                answers.push(format!("{address}: {}", String::from_utf8(read_to_end(client)).unwrap()));
+            }
+            format!("{}; {}", seen.join("; "), answers.join(", "))
+        },
+    );
+    table.same(
+        "500 ports of each protocol are published by one container",
+        "1000 of 1000; taken back 1000",
+        |on| {
+            let net = on.net(SERVED);
+            let done = [EXPOSE, UNEXPOSE].map(|path| {
+                let ports = (20_000..20_500).flat_map(|port| [("tcp", port), ("udp", port)]);
+                let statuses = ports.map(|(protocol, port)| {
+                    let body = format!(
+                        r#"{{"local":":{port}","remote":"192.168.127.2:{port}","protocol":"{protocol}"}}"#
+                    );
+                    ask_and_keep(at_gateway(&net), "POST", path, &body).status
+                });
+                statuses.filter(|&status| status == 200).count()
+            });
+            format!("{} of 1000; taken back {}", done[0], done[1])
         },
     );
     table.same(
