@@ -68,6 +68,18 @@ impl Forwarder {
         Self { child, ns, dir }
     }
 
+    /// Kills it, so that nothing is put back by itself, and starts it again.
+    fn restart(&mut self, args: &[&str]) {
+        self.end(Signal::KILL);
+        self.start_again(args);
+    }
+
+    fn start_again(&mut self, args: &[&str]) {
+        let stderr = fs::File::options().append(true).open(self.dir.path().join("stderr")).unwrap();
+        let mut command = self.ns.command(binary());
+        self.child = command.args(args).stdin(Stdio::null()).stderr(stderr).spawn().expect("nsenter");
+    }
+
     fn stderr(&self) -> String {
         fs::read_to_string(self.dir.path().join("stderr")).unwrap()
     }
@@ -330,6 +342,117 @@ fn a_persistent_tap_stays_without_the_address() {
     forwarder.end(Signal::TERM);
     let (link, routes) = (forwarder.ip(&["addr", "show", "tap0"]), forwarder.ip(&["route"]));
     assert!(link.contains("state DOWN") && !link.contains("inet") && routes.is_empty(), "{link}{routes}");
+}
+
+/// What is to be as before: the addresses, the routes, and what can be set of the link.
+fn state(forwarder: &Forwarder) -> String {
+    let link: serde_json::Value =
+        serde_json::from_str(&forwarder.ip(&["-j", "link", "show", "tap0"])).unwrap();
+    let parts = ["address", "mtu", "ifalias"].map(|key| link[0][key].to_string()).join(" ");
+    let is_up = link[0]["flags"].as_array().unwrap().iter().any(|flag| flag == "UP");
+    let addresses = forwarder.ip(&["-4", "-o", "addr", "show", "tap0"]);
+    format!("{parts} up {is_up}\n{addresses}{}", forwarder.ip(&["route"]))
+}
+
+#[test]
+fn a_persistent_tap_is_as_before_after_a_kill_and_an_end() {
+    let (dir, host) = (tempfile::tempdir().unwrap(), host());
+    let socket = dir.path().join("net.sock");
+    let mut peer = Some(Peer::start(&socket, &host, &["-mtu", "4000"]));
+    let url = unix_url(&socket);
+    let mut before = String::new();
+    let mut forwarder = Forwarder::start_after(&["-url", &url], |ns| {
+        ns.run(["ip", "tuntap", "add", "tap0", "mode", "tap"]);
+        ns.run(["ip", "link", "set", "tap0", "address", "02:00:00:00:00:07", "mtu", "1400"]);
+        ns.run(["ip", "link", "set", "tap0", "alias", "of the  admin ", "up"]);
+        ns.run(["ip", "addr", "add", "192.0.2.2/24", "dev", "tap0"]);
+        before = ns.run(["ip", "-4", "-o", "addr", "show", "tap0"]);
+    });
+    for host_is_there in [true, false] {
+        forwarder.wait_for_lease();
+        let during = state(&forwarder);
+        assert!(during.contains(r#""5a:94:ef:e4:0c:ee" 4000 "gvforwarder "#), "{during}");
+        if !host_is_there {
+            peer.take().unwrap().kill();
+        }
+        forwarder.restart(&["-url", &url]);
+        match host_is_there {
+            true => forwarder.wait_for_lease(),
+            false => forwarder.wait_for("the address to go", &["-4", "-o", "addr", "show", "tap0"], &before),
+        }
+        assert_eq!(forwarder.end(Signal::TERM).code(), Some(0), "{}", forwarder.stderr());
+        let route = "192.0.2.0/24 dev tap0 proto kernel scope link src 192.0.2.2 linkdown \n";
+        let expected = format!("\"02:00:00:00:00:07\" 1400 \"of the  admin \" up true\n{before}{route}");
+        assert_eq!(state(&forwarder), expected, "{}", forwarder.stderr());
+        assert_eq!(forwarder.resolv_conf(), NAMESERVER);
+        if host_is_there {
+            forwarder.start_again(&["-url", &url]);
+        }
+    }
+}
+
+#[test]
+fn the_resolvers_are_as_before_after_a_kill_and_an_end() {
+    let (dir, host) = (tempfile::tempdir().unwrap(), host());
+    let socket = dir.path().join("net.sock");
+    let _peer = Peer::start(&socket, &host, &[]);
+    let url = unix_url(&socket);
+    // Of systemd-resolved before it is up, of Debian's resolvconf, and of nobody.
+    for (link, ours) in [
+        ("../run/systemd/resolve/stub-resolv.conf", false),
+        ("resolvconf/resolv.conf", false),
+        ("none/resolv.conf", true),
+    ] {
+        let etc = dir.path().join(link.replace('/', "-"));
+        fs::create_dir(&etc).unwrap();
+        let path = etc.join("resolv.conf");
+        std::os::unix::fs::symlink("/run/resolvconf", etc.join("resolvconf")).unwrap();
+        std::os::unix::fs::symlink(link, &path).unwrap();
+        let mut forwarder = Forwarder::start_after(&["-url", &url], |ns| {
+            ns.run(["mount", "--bind", &etc.display().to_string(), "/etc"]);
+            ns.run(["mount", "-t", "tmpfs", "tmpfs", "/run"]);
+            ns.run(["mkdir", "-p", "/run/systemd/resolve", "/run/resolvconf"]);
+        });
+        let during = |forwarder: &Forwarder| {
+            forwarder.wait_for_lease();
+            let told = "another service writes the resolvers";
+            match ours {
+                true => eventually("the resolvers", PATIENCE, || {
+                    let text = fs::read_to_string(&path).unwrap_or_default();
+                    text.ends_with("nameserver 192.168.127.1\n").then_some(())
+                }),
+                false => eventually("a word", PATIENCE, || forwarder.stderr().contains(told).then_some(())),
+            }
+        };
+        during(&forwarder);
+        forwarder.restart(&["-url", &url]);
+        during(&forwarder);
+        assert_eq!(forwarder.end(Signal::TERM).code(), Some(0), "{}", forwarder.stderr());
+        assert_eq!(fs::read_link(&path).unwrap(), Path::new(link));
+        assert_eq!(forwarder.ns.run(["find", "/run", "-type", "f"]), "", "{link} is written through");
+        assert_eq!(fs::read_dir(&etc).unwrap().count(), 2, "{link}: something is left");
+    }
+}
+
+#[test]
+fn a_file_of_resolvers_is_as_before_after_kills() {
+    let (dir, host) = (tempfile::tempdir().unwrap(), host());
+    let socket = dir.path().join("net.sock");
+    let peer = Peer::start(&socket, &host, &[]);
+    let url = unix_url(&socket);
+    let mut forwarder = Forwarder::start(&["-url", &url]);
+    for _ in 0..2 {
+        forwarder.wait_for_lease();
+        eventually("the resolvers", PATIENCE, || forwarder.resolv_conf().ends_with("127.1\n").then_some(()));
+        forwarder.restart(&["-url", &url]);
+    }
+    // Though the host is gone meanwhile.
+    forwarder.wait_for_lease();
+    peer.kill();
+    forwarder.restart(&["-url", &url]);
+    eventually("what was there", PATIENCE, || (forwarder.resolv_conf() == NAMESERVER).then_some(()));
+    assert_eq!(forwarder.end(Signal::TERM).code(), Some(0), "{}", forwarder.stderr());
+    forwarder.assert_nothing_left();
 }
 
 #[test]

@@ -59,6 +59,9 @@ impl Guest {
 
     /// Keeps the guest connected. Dropping the guest takes its interface down.
     pub async fn run(&mut self) -> std::convert::Infallible {
+        if !self.settings.preexisting {
+            tap::recover(&self.settings);
+        }
         loop {
             if let Err(error) = self.session().await {
                 let reason = format!("{error:#}");

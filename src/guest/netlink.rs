@@ -26,11 +26,17 @@ const ANSWER: usize = 32 << 10;
 pub(super) struct Netlink(OwnedFd);
 
 /// What there is to know of an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Link {
     pub(super) index: u32,
     pub(super) mac: Option<Mac>,
+    /// In bytes.
+    pub(super) mtu: Option<u32>,
+    /// What somebody has noted about it.
+    pub(super) alias: Option<String>,
     pub(super) is_up: bool,
+    /// A tap has it while somebody carries its frames.
+    pub(super) has_carrier: bool,
 }
 
 impl Netlink {
@@ -55,7 +61,17 @@ impl Netlink {
             LinkAttribute::Address(bytes) => bytes.as_slice().try_into().ok(),
             _ => None,
         });
-        Ok(Some(Link { index: link.header.index, mac, is_up: link.header.flags.contains(LinkFlags::Up) }))
+        let mtu = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        });
+        let alias = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::IfAlias(alias) => Some(alias.clone()),
+            _ => None,
+        });
+        let (index, flags) = (link.header.index, link.header.flags);
+        let (is_up, has_carrier) = (flags.contains(LinkFlags::Up), flags.contains(LinkFlags::LowerUp));
+        Ok(Some(Link { index, mac, mtu, alias, is_up, has_carrier }))
     }
 
     /// Changes what the attributes name.
@@ -92,6 +108,11 @@ impl Netlink {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             other => other.map(drop),
         }
+    }
+
+    /// Removes what [`Self::add_default_route`] has added.
+    pub(super) fn remove_default_route(&self, index: u32, router: Ipv4Addr) -> io::Result<()> {
+        self.request(RouteNetlinkMessage::DelRoute(default_route(index, router)), 0).map(drop)
     }
 
     /// Sends one request and gives its answer, or `None` for one that is only acknowledged.

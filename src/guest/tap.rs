@@ -1,8 +1,10 @@
 //! The guest's interface: a tap and what is set up on it. Owns: the tap, its addresses and routes, the resolvers of the lease; all of it goes when
-//! it is dropped. May not: move frames. Read next: `netlink.rs`.
+//! it is dropped. What a persistent tap was like before is noted in its alias, so that the next one here can put it back after a kill.
+//! May not: move frames. Read next: `netlink.rs`.
 
 use std::fs::File;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, anyhow};
@@ -10,7 +12,7 @@ use netlink_packet_route::link::LinkAttribute;
 use tun_rs::{DeviceBuilder, Layer};
 
 use super::dhcp::Lease;
-use super::netlink::Netlink;
+use super::netlink::{Link, Netlink};
 use super::resolvers::Resolvers;
 use super::settings::{Mac, Settings};
 use crate::text::reason;
@@ -21,9 +23,10 @@ pub(super) struct Tap {
     frames: File,
     netlink: Netlink,
     index: u32,
+    name: String,
     mac: Mac,
-    was_up: bool,
-    is_ours: bool,
+    /// Of a tap that was there before, and is ours to configure.
+    before: Option<Before>,
     lease: Option<Lease>,
     resolvers: Option<Resolvers>,
 }
@@ -33,11 +36,14 @@ impl Tap {
     pub(super) fn open(settings: &Settings) -> Result<Self> {
         let name = &settings.interface;
         let netlink = Netlink::open().map_err(said)?;
-        let before = netlink.link(name).map_err(said)?;
+        let before = netlink.link(name).map_err(said)?.filter(|_| !settings.preexisting).map(Before::of);
         let frames = frames(name).map_err(said).with_context(|| format!("tap {name}"))?;
         let link = netlink.link(name).map_err(said)?.ok_or_else(|| anyhow!("tap {name} is gone"))?;
         let is_ours = !settings.preexisting;
         let mac = settings.mac.filter(|_| is_ours);
+        if let Some(before) = &before {
+            note(&netlink, link.index, before, None);
+        }
         if is_ours {
             if let Some(mac) = mac.filter(|mac| link.mac != Some(*mac)) {
                 netlink
@@ -49,8 +55,8 @@ impl Tap {
                 .map_err(|error| anyhow!("cannot switch {name} on: {}", reason(&error)))?;
         }
         let mac = mac.or(link.mac).ok_or_else(|| anyhow!("{name} has no hardware address"))?;
-        let was_up = before.is_some_and(|link| link.is_up);
-        Ok(Self { frames, netlink, index: link.index, mac, was_up, is_ours, lease: None, resolvers: None })
+        let (index, name) = (link.index, name.clone());
+        Ok(Self { frames, netlink, index, name, mac, before, lease: None, resolvers: None })
     }
 
     /// Where its frames come and go, without waiting.
@@ -67,6 +73,9 @@ impl Tap {
         if self.lease.as_ref().is_some_and(|old| (old.address, old.prefix) != (lease.address, lease.prefix)) {
             self.deconfigure();
         }
+        if let Some(before) = &self.before {
+            note(&self.netlink, self.index, before, Some(&lease));
+        }
         if let Some(mtu) = lease.mtu.map(|mtu| mtu.min(mtu_limit.unwrap_or(u16::MAX))) {
             let set = self.netlink.set_link(self.index, vec![LinkAttribute::Mtu(mtu.into())]);
             set.map_err(|error| anyhow!("cannot set the MTU {mtu}: {}", reason(&error)))?;
@@ -79,7 +88,7 @@ impl Tap {
         }
         // The ones of before are restored first.
         self.resolvers = None;
-        self.resolvers = Resolvers::set(&lease.dns, &lease.search);
+        self.resolvers = Resolvers::set(&self.name, &lease.dns, &lease.search);
         self.lease = Some(lease);
         Ok(())
     }
@@ -87,10 +96,8 @@ impl Tap {
     /// Takes down what [`Self::configure`] has set up.
     pub(super) fn deconfigure(&mut self) {
         self.resolvers = None;
-        if let Some(lease) = self.lease.take()
-            && let Err(error) = self.netlink.remove_address(self.index, lease.address, lease.prefix)
-        {
-            tracing::debug!(reason = reason(&error), "the address is gone already");
+        if let Some(lease) = self.lease.take() {
+            remove(&self.netlink, self.index, lease.router, lease.address, lease.prefix);
         }
     }
 }
@@ -98,10 +105,101 @@ impl Tap {
 impl Drop for Tap {
     fn drop(&mut self) {
         self.deconfigure();
-        if self.is_ours && !self.was_up {
-            // Of a persistent one; another is about to go.
-            let _ = self.netlink.set_up(self.index, false);
+        if let Some(before) = &self.before {
+            before.put_back(&self.netlink, self.index);
         }
+    }
+}
+
+/// Puts back what one that was killed has left here, where nobody is at work. To be called before anything is changed.
+pub(super) fn recover(settings: &Settings) {
+    let Ok(netlink) = Netlink::open() else { return };
+    let link = |name: &str| netlink.link(name).ok().flatten();
+    Resolvers::recover(|interface| link(interface).is_some_and(|link| link.has_carrier));
+    if let Some(link) = link(&settings.interface).filter(|link| !link.has_carrier)
+        && let Some((before, lease)) = link.alias.as_deref().and_then(Before::noted)
+    {
+        tracing::info!(interface = settings.interface, "puts back what one that was killed has changed");
+        if let Some((address, prefix, router)) = lease {
+            remove(&netlink, link.index, router, address, prefix);
+        }
+        before.put_back(&netlink, link.index);
+    }
+}
+
+/// What a persistent tap was like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Before {
+    mac: Option<Mac>,
+    mtu: Option<u32>,
+    is_up: bool,
+    alias: String,
+}
+
+/// The first word of a note. What follows are words of their own, the alias of before last: it may have blanks.
+const NOTE: &str = "gvforwarder";
+
+impl Before {
+    fn of(link: Link) -> Self {
+        let Link { mac, mtu, alias, is_up, .. } = link;
+        Self { mac, mtu, is_up, alias: alias.unwrap_or_default() }
+    }
+
+    /// As [`note`] has noted it, with the address, its prefix length and the router that were set up.
+    fn noted(alias: &str) -> Option<(Self, Option<(Ipv4Addr, u8, Option<Ipv4Addr>)>)> {
+        let mut words = alias.splitn(8, ' ');
+        if words.next()? != NOTE {
+            return None;
+        }
+        let mut word = || words.next();
+        let (mac, mtu, up) = (word()?.parse::<netstack::Mac>().ok(), word()?.parse().ok(), word()?);
+        let (address, prefix, router) = (word()?.parse().ok(), word()?.parse().ok(), word()?.parse().ok());
+        let before = Self { mac: mac.map(|mac| mac.0), mtu, is_up: up == "up", alias: word()?.to_owned() };
+        Some((before, address.zip(prefix).map(|(address, prefix)| (address, prefix, router))))
+    }
+
+    /// Each for itself: what cannot be put back does not keep the rest from it.
+    fn put_back(&self, netlink: &Netlink, index: u32) {
+        let failed = |what: &str, result: io::Result<()>| {
+            if let Err(error) = result {
+                tracing::warn!(reason = reason(&error), "cannot put back the interface's {what}");
+            }
+        };
+        if !self.is_up {
+            failed("state", netlink.set_up(index, false));
+        }
+        if let Some(mac) = self.mac {
+            failed("hardware address", netlink.set_link(index, vec![LinkAttribute::Address(mac.to_vec())]));
+        }
+        if let Some(mtu) = self.mtu {
+            failed("MTU", netlink.set_link(index, vec![LinkAttribute::Mtu(mtu)]));
+        }
+        failed("alias", netlink.set_link(index, vec![LinkAttribute::IfAlias(self.alias.clone())]));
+    }
+}
+
+/// Has the interface's alias say what it was like before, and what is about to be set up.
+fn note(netlink: &Netlink, index: u32, before: &Before, lease: Option<&Lease>) {
+    let none = || "-".to_owned();
+    let mac = before.mac.map_or_else(none, |mac| netstack::Mac(mac).to_string());
+    let mtu = before.mtu.map_or_else(none, |mtu| mtu.to_string());
+    let up = if before.is_up { "up" } else { "down" };
+    let address = lease.map_or_else(none, |lease| lease.address.to_string());
+    let prefix = lease.map_or_else(none, |lease| lease.prefix.to_string());
+    let router = lease.and_then(|lease| lease.router).map_or_else(none, |router| router.to_string());
+    let alias = format!("{NOTE} {mac} {mtu} {up} {address} {prefix} {router} {}", before.alias);
+    if let Err(error) = netlink.set_link(index, vec![LinkAttribute::IfAlias(alias)]) {
+        tracing::warn!(reason = reason(&error), "cannot note what the interface was like");
+    }
+}
+
+/// Removes what a lease has set up; what is gone already is no failure.
+fn remove(netlink: &Netlink, index: u32, router: Option<Ipv4Addr>, address: Ipv4Addr, prefix: u8) {
+    if let Some(Err(error)) = router.map(|router| netlink.remove_default_route(index, router)) {
+        tracing::debug!(reason = reason(&error), "the route is gone already");
+    }
+    if let Err(error) = netlink.remove_address(index, address, prefix) {
+        tracing::debug!(reason = reason(&error), "the address is gone already");
     }
 }
 
