@@ -36,6 +36,7 @@ use crate::notify::{Notice, Notifier};
 use crate::pcap::Capture;
 use crate::relay::Relays;
 use crate::reverse::Reverse;
+use crate::ssh::Penalties;
 use crate::vm::status::Board;
 use crate::vm::{Machine, QemuLink, Surroundings};
 
@@ -247,6 +248,7 @@ impl Daemon {
     fn bind(config: Config, notifier: Option<Notifier>) -> Result<Self> {
         let seed = crate::sys::random_seed().context("cannot get randomness")?;
         let (gateway, subnet) = (config.network.gateway_mac, config.network.subnet);
+        let (gateway_ip, login) = (config.network.gateway, config.login_ip());
         let terms = Arc::new(Terms {
             keep_running: config.keep_running || !config.machines.is_empty(),
             mtu: config.network.mtu,
@@ -266,6 +268,9 @@ impl Daemon {
         let ways = Arc::new(Ways {
             engine: handle.clone(),
             subnet,
+            gateway: gateway_ip,
+            login,
+            penalties: Arc::new(Penalties::new(handle.links_attached())),
             agent: SocketAddrV4::new(config.device_ip, config.agent_port),
             places: Places::new(relays.max_descriptors() + config.forwards.len()),
             relays,

@@ -302,18 +302,26 @@ impl Stack {
         self.send_unreachable(route, self.config.gateway, guest, reason, &syn, sink);
     }
 
-    /// Dials a guest. The flow is ready when it is connected, or when it failed.
+    /// Dials a guest as the gateway. The flow is ready when it is connected, or when it failed.
     pub fn tcp_connect(
         &mut self,
         guest: SocketAddrV4,
         now: Instant,
         sink: &mut impl FrameSink,
     ) -> Result<FlowId, ConnectError> {
+        self.tcp_connect_from(self.config.gateway, guest, now, sink)
+    }
+
+    /// The same from `local`, which has to be an address of the gateway's.
+    pub fn tcp_connect_from(
+        &mut self,
+        local: Ipv4Addr,
+        guest: SocketAddrV4,
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) -> Result<FlowId, ConnectError> {
         self.ensure_guest(*guest.ip())?;
-        let flow = self
-            .tcp
-            .dial(SocketAddr::V4(guest), IpAddr::V4(self.config.gateway))
-            .map_err(|_| ConnectError::Busy)?;
+        let flow = self.tcp.dial(SocketAddr::V4(guest), IpAddr::V4(local)).map_err(|_| ConnectError::Busy)?;
         self.resolve(*guest.ip(), Waiter::Tcp(flow), now, sink);
         Ok(flow)
     }

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 
 use netstack::PortId;
 use tokio::sync::oneshot;
@@ -99,6 +100,7 @@ impl Handle {
         self.send(Command::Attach { link, reply }).await;
         let is_down = |_| io::Error::new(io::ErrorKind::ConnectionAborted, "the network is down");
         let port = answer.await.map_err(is_down)??;
+        self.attached.fetch_add(1, Ordering::Relaxed);
         Ok(Attachment { port, over, handle: self.clone() })
     }
 }

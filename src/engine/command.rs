@@ -5,6 +5,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use mio::Waker;
@@ -22,8 +23,8 @@ pub(super) const CHANNEL: usize = 512;
 /// What the control plane asks of the engine.
 #[derive(Debug)]
 pub(super) enum Command {
-    /// Connects to a guest; the stream is one end of a socket pair.
-    Connect { to: SocketAddrV4, reply: oneshot::Sender<io::Result<UnixStream>> },
+    /// Connects to a guest from an address of the gateway's; the stream is one end of a socket pair.
+    Connect { from: Ipv4Addr, to: SocketAddrV4, reply: oneshot::Sender<io::Result<UnixStream>> },
     /// Leads a client to a socket in a guest.
     Lead(Wish),
     /// Asks the gateway's own zones.
@@ -79,6 +80,8 @@ pub struct Handle {
     pub(super) waker: Arc<Waker>,
     /// How many there are.
     pub(super) links: watch::Receiver<usize>,
+    /// How many there have been.
+    pub(super) attached: Arc<AtomicUsize>,
 }
 
 impl Handle {
@@ -106,6 +109,11 @@ impl Handle {
         let _ = links.wait_for(|links| *links == 0).await;
     }
 
+    /// Counts the links that have been attached so far.
+    pub fn links_attached(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.attached)
+    }
+
     /// Ends the run.
     pub async fn stop(&self) {
         self.send(Command::Stop).await;
@@ -120,13 +128,19 @@ impl Handle {
         }
     }
 
-    /// Connects to a TCP port of a guest, within `limit`; the stream is one end of a socket pair, and carries half-close both ways.
+    /// Connects from an address of the gateway's to a TCP port of a guest, within `limit`; the stream is one end of a socket pair, and
+    /// carries half-close both ways.
     ///
     /// # Errors
     /// What the guest or the network answered: refused, unreachable, or timed out.
-    pub async fn dial(&self, to: SocketAddrV4, limit: Duration) -> io::Result<tokio::net::UnixStream> {
+    pub async fn dial(
+        &self,
+        from: Ipv4Addr,
+        to: SocketAddrV4,
+        limit: Duration,
+    ) -> io::Result<tokio::net::UnixStream> {
         let (reply, answer) = oneshot::channel();
-        self.send(Command::Connect { to, reply }).await;
+        self.send(Command::Connect { from, to, reply }).await;
         match tokio::time::timeout(limit, answer).await {
             Ok(Ok(Ok(stream))) => tokio::net::UnixStream::from_std(stream),
             Ok(Ok(Err(error))) => Err(error),

@@ -168,7 +168,7 @@ impl Engine {
             no_pings: Limited::new(1, Duration::from_secs(60)),
             moved: Limited::new(1, Duration::from_secs(60)),
         };
-        Ok((engine, Handle { commands, waker, links }, request_receiver))
+        Ok((engine, Handle { commands, waker, links, attached: Arc::default() }, request_receiver))
     }
 
     /// Tells `notifier` of machines that come and go.
@@ -323,7 +323,7 @@ impl Engine {
     fn handle_commands(&mut self) {
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::Connect { to, reply } => self.connect_guest(to, reply),
+                Command::Connect { from, to, reply } => self.connect_guest(from, to, reply),
                 Command::Lead(wish) => self.lead(wish),
                 Command::DnsQuery { message, reply } => {
                     let mut answer = Vec::new();

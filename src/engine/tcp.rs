@@ -110,13 +110,14 @@ impl Engine {
     /// The control plane dials a guest.
     pub(super) fn connect_guest(
         &mut self,
+        from: Ipv4Addr,
         to: SocketAddrV4,
         reply: oneshot::Sender<io::Result<StdUnixStream>>,
     ) {
         let dialled = socket_pair().and_then(|(near, far)| {
             let flow = self
                 .stack
-                .tcp_connect(to, self.now, &mut self.batches)
+                .tcp_connect_from(from, to, self.now, &mut self.batches)
                 .map_err(|error| io::Error::new(io::ErrorKind::HostUnreachable, error))?;
             Ok((near, far, flow))
         });

@@ -31,7 +31,7 @@ use crate::dial::{self, Dial, Place, stream};
 use crate::engine::{Handle, Permit};
 use crate::listen::{self, Bound, RemoveOnDrop};
 use crate::relay::Relays;
-use crate::ssh::load_key;
+use crate::ssh::{Penalties, load_key};
 
 use clients::Places;
 use direct::{Direct, DirectWay};
@@ -51,6 +51,13 @@ pub struct Ways {
     pub engine: Handle,
     /// Network address and prefix length: these addresses are guests'.
     pub subnet: (Ipv4Addr, u8),
+    /// Whom guests see as their clients,
+    pub gateway: Ipv4Addr,
+    /// and whom their sshds see when the daemon itself logs in: not the same where there is another address of the gateway's, as sshd
+    /// (since 9.8) shuts out an address for whatever anybody does from there.
+    pub login: Ipv4Addr,
+    /// What sshds hold against that address.
+    pub penalties: Arc<Penalties>,
     /// Where the guest's agent listens.
     pub agent: SocketAddrV4,
     /// What carries bytes between two descriptors.
@@ -83,17 +90,31 @@ impl Ways {
         };
         to.connect().await
     }
-}
 
-impl Dial for Ways {
-    async fn dial(&self, place: &Place, limit: Duration) -> io::Result<UnixStream> {
+    async fn dial_from(&self, from: Ipv4Addr, place: &Place, limit: Duration) -> io::Result<UnixStream> {
         if let Some(guest) = place.within(self.subnet) {
-            return self.engine.dial(guest, limit).await;
+            return self.engine.dial(from, guest, limit).await;
         }
         let socket = timeout(limit, dial::connect(place)).await??;
         let socket = socket.into_std()?.into();
         clients::tune(&socket);
         stream(socket)
+    }
+}
+
+impl Dial for Ways {
+    async fn dial(&self, place: &Place, limit: Duration) -> io::Result<UnixStream> {
+        self.dial_from(self.gateway, place, limit).await
+    }
+}
+
+/// How sshds are reached.
+#[derive(Clone, Debug)]
+pub(crate) struct Logins(pub(crate) Arc<Ways>);
+
+impl Dial for Logins {
+    async fn dial(&self, place: &Place, limit: Duration) -> io::Result<UnixStream> {
+        self.0.dial_from(self.0.login, place, limit).await
     }
 }
 
@@ -137,7 +158,10 @@ impl Forward {
     pub async fn run(self, ways: Arc<Ways>, shutdown: watch::Receiver<bool>) -> Result<()> {
         let Self { bound, dest } = self;
         let way = match dest.clone() {
-            Dest::Ssh(to) => return ssh::run(bound, to, Arc::clone(&ways), &ways.places, shutdown).await,
+            Dest::Ssh(to) => {
+                let (dialer, penalties) = (Arc::new(Logins(Arc::clone(&ways))), Arc::clone(&ways.penalties));
+                return ssh::run(bound, to, dialer, penalties, &ways.places, shutdown).await;
+            }
             Dest::Agent { guest, port, path } => Way::to_guest(&ways, ways.agent(guest, port), Some(path)),
             Dest::Tcp(place) => match place.within(ways.subnet) {
                 Some(guest) => Way::to_guest(&ways, guest, None),

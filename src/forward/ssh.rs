@@ -13,7 +13,7 @@ use super::clients::{self, Places, Quiet, has_left};
 use crate::config::{Dest, SshDest};
 use crate::dial::Dial;
 use crate::listen::Bound;
-use crate::ssh::{OpenError, Target, Tunnel};
+use crate::ssh::{OpenError, Penalties, Target, Tunnel};
 
 /// Serves the clients of `bound` until `shutdown` turns true or its sender is gone.
 ///
@@ -23,11 +23,12 @@ pub async fn run<D: Dial>(
     bound: Bound,
     to: SshDest,
     dialer: Arc<D>,
+    penalties: Arc<Penalties>,
     places: &Places,
     shutdown: watch::Receiver<bool>,
 ) -> Result<()> {
     let dest = Dest::Ssh(to.clone());
-    let way = Arc::new(SshWay::new(to, dialer)?);
+    let way = Arc::new(SshWay::new(to, dialer, penalties)?);
     let serve = |client, place| {
         let way = Arc::clone(&way);
         async move {
@@ -50,9 +51,9 @@ struct SshWay<D> {
 
 impl<D: Dial> SshWay<D> {
     /// Does nothing yet.
-    fn new(to: SshDest, dialer: Arc<D>) -> Result<Self> {
+    fn new(to: SshDest, dialer: Arc<D>, penalties: Arc<Penalties>) -> Result<Self> {
         let (target, path) = target(to)?;
-        Ok(Self { tunnel: Tunnel::new(target, dialer), path, log: Quiet::default() })
+        Ok(Self { tunnel: Tunnel::new(target, dialer, penalties), path, log: Quiet::default() })
     }
 
     /// Carries one client, which waits for the guest for a bounded time; its socket is closed at any end.

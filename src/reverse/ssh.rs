@@ -11,17 +11,20 @@ use tracing::{debug, info, warn};
 
 use super::{FAREWELL, Host, MAX_CLIENTS, Retry, stopped};
 use crate::dial::stream;
-use crate::ssh::{Arrival, ConnectError, Offer, OfferError, Target};
+use crate::forward::Logins;
+use crate::ssh::{Arrival, ConnectError, Offer, OfferError, Record, Target};
 
 /// Keeps a socket at `path` in the guest of `target`.
 pub(super) async fn run(target: &Target, path: &str, host: &Arc<Host>, shutdown: watch::Receiver<bool>) {
     let mut clients = JoinSet::new();
     let mut retry = Retry::default();
+    let (dialer, penalties, mut record) =
+        (Logins(Arc::clone(&host.ways)), &host.ways.penalties, Record::default());
     let mut stop = pin!(stopped(shutdown));
     loop {
         let made = tokio::select! {
             () = &mut stop => return,
-            made = Offer::make(&*host.ways, target, path) => made,
+            made = Offer::make(&dialer, penalties, target, &mut record, path) => made,
         };
         let refused = match made {
             Ok(mut offer) => {
@@ -53,7 +56,7 @@ pub(super) async fn run(target: &Target, path: &str, host: &Arc<Host>, shutdown:
                 } else {
                     debug!(%error, path, "reverse: still no socket in the guest");
                 }
-                !matches!(error, OfferError::Connect(ConnectError::Unreachable(_)) | OfferError::Lost)
+                !is_absence(&error)
             }
         };
         tokio::select! {
@@ -63,10 +66,16 @@ pub(super) async fn run(target: &Target, path: &str, host: &Arc<Host>, shutdown:
     }
 }
 
+/// Whether it is no refusal.
+fn is_absence(error: &OfferError) -> bool {
+    use ConnectError::{Dropped, Unreachable};
+    matches!(error, OfferError::Connect(Unreachable(_) | Dropped(_)) | OfferError::Lost)
+}
+
 /// What there is to do about it.
 fn say(error: &OfferError, target: &Target, path: &str) {
     let todo = match error {
-        OfferError::Connect(ConnectError::Unreachable(_)) | OfferError::Lost => {
+        OfferError::Connect(ConnectError::Unreachable(_) | ConnectError::Dropped(_)) | OfferError::Lost => {
             return info!(%error, addr = %target.addr, path, "reverse: waiting for the guest");
         }
         OfferError::Connect(ConnectError::Auth { .. }) => {

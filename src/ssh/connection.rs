@@ -14,15 +14,19 @@ use russh::client::{self, AuthResult, ChannelOpenHandle, Handle, Msg};
 use russh::keys::{HashAlg, PrivateKeyWithHashAlg, PublicKeyOrCertificate, check_known_hosts_path};
 
 use russh::{ChannelId, MethodKind, Preferred, cipher, kex};
+use rustix::net::{RecvFlags, recv};
 use thiserror::Error;
-use tokio::io::BufReader;
+use tokio::io::{BufReader, Interest};
+use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info};
 
 use super::chunk::Chunks;
+use super::penalties::{NO_LOGIN, REFUSED, Ticket};
 use super::{Secret, Target, key};
 use crate::dial::{Dial, Place};
+use crate::text::quote;
 
 /// One attempt to reach port 22. The original allows 5 s; a SYN lost while the guest boots must not outlast its cause,
 /// or the first connection after a reboot would wait for the rest of it.
@@ -44,6 +48,11 @@ pub const LAG_PACKETS: usize = 256;
 /// Channels that we closed before the guest did. russh keeps a small entry for each as long as the connection lives.
 const MAX_ABORTED: usize = 256;
 
+/// What sshd says instead of its version to an address that it penalizes, quoted,
+const NOT_ALLOWED: &str = r#""Not allowed at this time""#;
+/// and where too many are logging in.
+const STARTUPS: &str = r#""Exceeded MaxStartups""#;
+
 /// Why there is no connection.
 #[derive(Clone, Debug, Error)]
 pub enum ConnectError {
@@ -59,6 +68,9 @@ pub enum ConnectError {
     /// The guest has another key than the one that is known.
     #[error("the guest's key is not the one in {}", .0.display())]
     HostKey(PathBuf),
+    /// Whoever listens at the guest's port hung up before it said its version; what it said instead, if anything, quoted.
+    #[error("{}", dropped(.0))]
+    Dropped(String),
     /// The guest is not there, or not ready.
     #[error("{0}")]
     Unreachable(String),
@@ -68,6 +80,31 @@ impl ConnectError {
     fn unreachable(error: impl fmt::Display) -> Self {
         Self::Unreachable(error.to_string())
     }
+
+    /// Whether the login was accepted, if that was decided.
+    pub(super) fn verdict<T>(result: &Result<T, Self>) -> Option<bool> {
+        match result {
+            Ok(_) => Some(true),
+            Err(Self::Auth { .. } | Self::HostKey(_)) => Some(false),
+            Err(_) => None,
+        }
+    }
+}
+
+/// What the last words of an sshd that lets nobody in mean.
+fn dropped(words: &str) -> String {
+    let cause = match words {
+        "" => {
+            "it still starts, or PerSourcePenalties or MaxStartups in its sshd_config, or a filter of addresses"
+        }
+        NOT_ALLOWED => {
+            "a penalty for failed logins, or for connections without one: PerSourcePenalties in its sshd_config"
+        }
+        STARTUPS => "too many logins at once: MaxStartups in its sshd_config",
+        _ => "it may be no sshd",
+    };
+    let said = if words.is_empty() { String::new() } else { format!(" ({words})") };
+    format!("the guest's sshd hangs up at once{said}; likely cause: {cause}")
 }
 
 /// An authenticated connection.
@@ -96,11 +133,13 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// Dials, exchanges keys, and logs in. Channels that the guest opens go to `opened`; without it, it may open none.
+    /// Dials, exchanges keys, and logs in; `ticket` is told what that costs. Channels that the guest opens go to `opened`; without it, it
+    /// may open none.
     pub(super) async fn connect<D: Dial>(
         dialer: &D,
         target: &Target,
         opened: Option<mpsc::Sender<Opened>>,
+        ticket: &mut Ticket<'_>,
     ) -> Result<Self, ConnectError> {
         let key = key::load(&target.identity, target.passphrase.as_ref());
         let key = Arc::new(key.map_err(|error| ConnectError::Key(format!("{error:#}")))?);
@@ -110,9 +149,12 @@ impl Connection {
             .map_err(ConnectError::unreachable)?;
         let (stream, transport) = Transport::split(stream).map_err(ConnectError::unreachable)?;
 
+        ticket.cost = NO_LOGIN;
+
         // Should the limit pass, `transport` is dropped, which ends russh's task as well.
         let life = Arc::new(Life::new());
         let handle = timeout(HANDSHAKE_LIMIT, async {
+            let words = words_before_version(&stream).await;
             let known_hosts = target.known_hosts.clone().map(|file| (file, target.addr.clone()));
             let events = Events { life: Arc::clone(&life), known_hosts, opened };
             let mut handle = client::connect_stream(
@@ -121,10 +163,15 @@ impl Connection {
                 events,
             )
             .await
-            .map_err(|error| match (error, &target.known_hosts) {
-                (russh::Error::UnknownKey, Some(file)) => ConnectError::HostKey(file.clone()),
-                (error, _) => ConnectError::unreachable(error),
+            .map_err(|error| match (error, &target.known_hosts, words) {
+                (russh::Error::UnknownKey, Some(file), _) => ConnectError::HostKey(file.clone()),
+                (_, _, Some(words)) => {
+                    ticket.cost = Duration::ZERO;
+                    ConnectError::Dropped(words)
+                }
+                (error, ..) => ConnectError::unreachable(error),
             })?;
+            ticket.cost = REFUSED;
             let hash = if key.algorithm().is_rsa() { rsa_hash(&handle).await? } else { None };
             let key = PrivateKeyWithHashAlg::new(key, hash);
             let mut result =
@@ -137,7 +184,10 @@ impl Connection {
                 result = asked.await.map_err(ConnectError::unreachable)?;
             }
             match result {
-                AuthResult::Success => Ok(handle),
+                AuthResult::Success => {
+                    ticket.cost = Duration::ZERO;
+                    Ok(handle)
+                }
                 // russh reports a lost connection as a refusal that names no method.
                 AuthResult::Failure { remaining_methods, .. } if remaining_methods.is_empty() => {
                     Err(ConnectError::unreachable("the guest hung up during authentication"))
@@ -235,6 +285,18 @@ impl Drop for Asking<'_> {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Relaxed);
     }
+}
+
+/// What comes instead of the other end's version, quoted, without its end of line: nothing, or a line that may come before (RFC 4253, 4.2).
+async fn words_before_version(stream: &UnixStream) -> Option<String> {
+    let mut start = [0; 64];
+    let peek = || Ok(recv(stream, &mut start, RecvFlags::PEEK)?.0);
+    // A reset is an end as well.
+    let length = stream.async_io(Interest::READABLE, peek).await.unwrap_or(0);
+    let start = start.get(..length).unwrap_or_default();
+    let is_version = !start.is_empty() && start.iter().zip(b"SSH-").all(|(byte, version)| byte == version);
+    let line = start.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
+    (!is_version).then(|| if line.is_empty() { String::new() } else { quote(line) })
 }
 
 /// How to sign with an RSA key: what the server says it takes, else SHA-512 (RFC 8332); SHA-1 only if it says so.
@@ -466,10 +528,10 @@ impl client::Handler for Events {
 struct Transport(std::os::unix::net::UnixStream);
 
 impl Transport {
-    fn split(stream: tokio::net::UnixStream) -> io::Result<(tokio::net::UnixStream, Self)> {
+    fn split(stream: UnixStream) -> io::Result<(UnixStream, Self)> {
         let stream = stream.into_std()?;
         let second = stream.try_clone()?;
-        Ok((tokio::net::UnixStream::from_std(stream)?, Self(second)))
+        Ok((UnixStream::from_std(stream)?, Self(second)))
     }
 
     fn shutdown(&self) {

@@ -8,7 +8,7 @@
 //! every channel on it. A client therefore gets a connection to itself while fewer than [`MAX_CONNECTIONS`] are
 //! busy; above that clients share, and each may lag by [`LAG_PACKETS`] before the others on its connection wait.
 //!
-//! Owns: keys, connections, channels, and when to try again. May not: listen on the host.
+//! Owns: keys, connections, channels, when to try again, and how often (`penalties.rs`). May not: listen on the host.
 //! Read next: `tunnel.rs`, then `connection.rs` and `channel.rs`; `offer.rs`. `crate::forward::ssh` and `crate::reverse` use it.
 
 mod channel;
@@ -16,6 +16,7 @@ mod chunk;
 mod connection;
 mod key;
 mod offer;
+mod penalties;
 mod tunnel;
 
 use std::fmt;
@@ -27,6 +28,7 @@ pub use self::channel::Channel;
 pub use self::connection::{ConnectError, LAG_PACKETS};
 pub use self::key::load as load_key;
 pub use self::offer::{Arrival, Offer, OfferError};
+pub use self::penalties::{Penalties, Record};
 pub use self::tunnel::{MAX_CONNECTIONS, OpenError, Tunnel};
 
 /// Who to log in as, where, and with which key.

@@ -18,8 +18,9 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::connection::{Connection, Opened};
+use super::penalties::With;
 use super::tunnel::Lease;
-use super::{Channel, ConnectError, Target};
+use super::{Channel, ConnectError, Penalties, Record, Target};
 use crate::dial::Dial;
 use crate::text::quote;
 
@@ -82,13 +83,27 @@ pub struct Offer {
 }
 
 impl Offer {
-    /// Logs in at `target`, and has its sshd listen at `path`. A socket that nobody listens on is replaced.
+    /// Logs in at `target`, as soon as its sshd may be asked (again), and has it listen at `path`. A socket that nobody listens on is
+    /// replaced.
     ///
     /// # Errors
     /// The guest is not there or refuses the key, or `path` cannot be had; see [`OfferError`].
-    pub async fn make<D: Dial>(dialer: &D, target: &Target, path: &str) -> Result<Self, OfferError> {
+    pub async fn make<D: Dial>(
+        dialer: &D,
+        penalties: &Penalties,
+        target: &Target,
+        record: &mut Record,
+        path: &str,
+    ) -> Result<Self, OfferError> {
         let (to, opened) = mpsc::channel(BACKLOG);
-        let connection = Connection::connect(dialer, target, Some(to)).await?;
+        let mut ticket = penalties.admit(target, || record.standing(target, penalties)).await;
+        let with = With::now(target, penalties);
+        let made = Connection::connect(dialer, target, Some(to), &mut ticket).await;
+        drop(ticket);
+        if let Some(accepted) = ConnectError::verdict(&made) {
+            record.note(with, accepted);
+        }
+        let connection = made?;
         let offer = Self { connection: Arc::new(connection), path: path.to_owned(), opened };
         if !offer.ask().await? {
             offer.make_room().await?;

@@ -2,6 +2,7 @@
 //! Owns: which connection a client gets, and when to try again. May not: touch bytes (`channel.rs`).
 
 use std::fmt;
+use std::mem::discriminant;
 use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -15,7 +16,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::connection::Connection;
-use super::{Channel, ConnectError, Target};
+use super::penalties::With;
+use super::{Channel, ConnectError, Penalties, Record, Target};
 use crate::dial::Dial;
 
 /// Connections to one guest at most. Each costs the guest two sshd processes while it is busy.
@@ -24,10 +26,10 @@ pub const MAX_CONNECTIONS: usize = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause: a guest that begins to answer is found within this and a handshake.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
-/// The first pause after a refused key. sshd (since 9.8) shuts out an address that fails often.
+/// The least pause after a refused key; see `penalties.rs` for the rest of it.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 /// Refusals in a row before those who wait are sent away: a guest may still be installing its keys.
-const REFUSED_TRIES: u32 = 4;
+const REFUSED_TRIES: u32 = 3;
 /// A connection silent for longer is not trusted: the guest may have gone without a word.
 const STALE_AFTER: Duration = Duration::from_secs(5);
 /// How long a stale connection that nobody else uses may take to open a channel. Making a new one is cheaper.
@@ -77,8 +79,9 @@ impl<D> fmt::Debug for Tunnel<D> {
 
 impl<D: Dial> Tunnel<D> {
     /// A tunnel that logs in at `target`. Does nothing yet.
-    pub fn new(target: Target, dialer: Arc<D>) -> Self {
-        Self { pool: Arc::new(Pool { dialer, target, state: Mutex::default(), released: Arc::default() }) }
+    pub fn new(target: Target, dialer: Arc<D>, penalties: Arc<Penalties>) -> Self {
+        let (state, released) = (Mutex::default(), Arc::default());
+        Self { pool: Arc::new(Pool { dialer, target, penalties, state, released }) }
     }
 
     /// Opens a channel to the unix socket `dest` in the guest, waiting at most `patience` for the guest to answer.
@@ -160,6 +163,7 @@ async fn open_channel(lease: Lease, dest: String) -> Result<Channel, russh::Erro
 struct Pool<D> {
     dialer: Arc<D>,
     target: Target,
+    penalties: Arc<Penalties>,
     state: Mutex<State>,
     released: Arc<Released>,
 }
@@ -171,6 +175,8 @@ struct State {
     connector: Option<AbortHandle>,
     /// Clients that wait for a connection.
     waiting: usize,
+    /// How the last login went.
+    record: Record,
     /// Refused keys in a row.
     refused: u32,
     /// Why the last round of attempts was given up, and when.
@@ -203,7 +209,7 @@ impl<D: Dial> Pool<D> {
                     return Ok(Lease { connection, released: Arc::clone(&self.released) });
                 }
                 if let Some((at, error)) = &state.verdict
-                    && *at >= arrival
+                    && (*at >= arrival || state.connector.is_none() && !self.may_try(&state))
                 {
                     return Err(error.clone().into());
                 }
@@ -220,6 +226,11 @@ impl<D: Dial> Pool<D> {
                 () = sleep_until(deadline) => return Err(OpenError::TimedOut),
             }
         }
+    }
+
+    /// Whether a login that was refused may be tried again now.
+    fn may_try(&self, state: &State) -> bool {
+        self.penalties.admits(&self.target, state.record.standing(&self.target, &self.penalties))
     }
 
     /// Closes spare connections after a while, in one task that runs only while there are any.
@@ -319,17 +330,27 @@ impl<D> Drop for Waiting<D> {
 /// time, and not in a client's task: a client that gives up early must not undo a slow handshake.
 async fn connect<D: Dial>(pool: Arc<Pool<D>>) {
     let mut pause = FIRST_PAUSE;
-    let mut said = false;
+    let mut said = None;
+    let (target, penalties) = (&pool.target, &*pool.penalties);
     loop {
-        let started = Instant::now();
-        let result = Connection::connect(&*pool.dialer, &pool.target, None).await;
+        let standing = || pool.state().record.standing(target, penalties);
+        let mut ticket = penalties.admit(target, standing).await;
+        if pool.state().waiting == 0 {
+            break pool.state().connector = None;
+        }
+        let (started, with) = (Instant::now(), With::now(target, penalties));
+        let result = Connection::connect(&*pool.dialer, target, None, &mut ticket).await;
+        drop(ticket);
         let refused = {
             let mut state = pool.state();
+            if let Some(accepted) = ConnectError::verdict(&result) {
+                state.record.note(with, accepted);
+            }
             match result {
                 Ok(connection) => {
-                    debug!(addr = %pool.target.addr, user = pool.target.user, took = ?started.elapsed(), "ssh: connected");
-                    if state.refused > 0 || said {
-                        info!(addr = %pool.target.addr, user = pool.target.user, "ssh: the guest answers");
+                    debug!(addr = %target.addr, user = target.user, took = ?started.elapsed(), "ssh: connected");
+                    if state.refused > 0 || said.is_some() {
+                        info!(addr = %target.addr, user = target.user, "ssh: the guest answers");
                     }
                     state.refused = 0;
                     state.full_at = None;
@@ -347,34 +368,25 @@ async fn connect<D: Dial>(pool: Arc<Pool<D>>) {
                         ConnectError::Auth { .. } | ConnectError::HostKey(_) => {
                             Some(state.refused.saturating_add(1))
                         }
-                        ConnectError::Unreachable(_) => None,
+                        ConnectError::Unreachable(_) | ConnectError::Dropped(_) => None,
                     };
-                    if let Some(refused) = refused {
-                        state.refused = refused;
-                        if refused >= REFUSED_TRIES {
-                            say_verdict(&pool.target, &error, refused);
-                            state.verdict = Some((Instant::now(), error));
-                            break state.connector = None;
-                        }
-                    } else if said {
+                    state.refused = refused.unwrap_or(state.refused);
+                    if refused.is_some_and(|refused| refused >= REFUSED_TRIES) {
+                        say_verdict(target, &error, state.refused);
+                        state.verdict = Some((Instant::now(), error));
+                        break state.connector = None;
+                    } else if said == Some(discriminant(&error)) {
                         debug!(%error, "ssh: no connection");
                     } else {
-                        info!(addr = %pool.target.addr, %error, "ssh: waiting for the guest");
-                        said = true;
+                        said = Some(discriminant(&error));
+                        info!(addr = %target.addr, %error, "ssh: waiting for the guest");
                     }
                     refused.is_some()
                 }
             }
         };
-        if refused {
-            pause = pause.max(REFUSED_PAUSE);
-        }
-        sleep(pause).await;
-        pause = if refused { pause * 2 } else { (pause * 2).min(MAX_PAUSE) };
-        let mut state = pool.state();
-        if state.waiting == 0 {
-            break state.connector = None;
-        }
+        sleep(if refused { REFUSED_PAUSE } else { pause }).await;
+        pause = (pause * 2).min(MAX_PAUSE);
     }
     pool.released.notify_waiters();
 }

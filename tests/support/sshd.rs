@@ -16,6 +16,7 @@ use std::time::Duration;
 use gvproxy::config::{Source, SshDest};
 use gvproxy::dial::{Dial, Place};
 use gvproxy::forward::{clients::Places, ssh};
+use gvproxy::ssh::Penalties;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -33,6 +34,7 @@ pub(crate) struct Sshd {
     pub(crate) addr: SocketAddrV4,
     pub(crate) user: String,
     pub(crate) dials: Arc<AtomicUsize>,
+    pub(crate) penalties: Arc<Penalties>,
     /// More lines for sshd's configuration.
     pub(crate) options: &'static str,
     /// It runs in a user namespace with an /etc/passwd of its own.
@@ -59,6 +61,7 @@ impl Sshd {
             addr,
             user,
             dials: Arc::default(),
+            penalties: Arc::default(),
             options: "",
             has_own_users: false,
             forwards: AtomicUsize::new(0),
@@ -134,6 +137,11 @@ impl Sshd {
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start sshd ({error}); install openssh-server"));
         self.child = Some(child);
+        self.wait().await;
+    }
+
+    /// Waits until it answers.
+    async fn wait(&mut self) {
         let start = Instant::now();
         loop {
             if let Ok(mut stream) = TcpStream::connect(self.addr).await {
@@ -218,8 +226,9 @@ impl Sshd {
         gvproxy::ssh::load_key(&self.path(identity), None)?;
         let bound = gvproxy::listen::bind(&Source::parse(socket.as_os_str())?)?;
         let (stop, stopped) = watch::channel(false);
-        let dialer = self.dialer();
-        let task = tokio::spawn(async move { ssh::run(bound, to, dialer, &Places::new(0), stopped).await });
+        let (dialer, penalties) = (self.dialer(), Arc::clone(&self.penalties));
+        let run = async move { ssh::run(bound, to, dialer, penalties, &Places::new(0), stopped).await };
+        let task = tokio::spawn(run);
         Ok(Forward { socket, stop, task })
     }
 
