@@ -19,6 +19,7 @@ table() {
     test) table demo; echo 'docker docker-cli|docker.io
                  qemu-img qemu-utils
                  sshd openssh-server
+                 dropbear dropbear-bin
                  openssl openssl
                  ip iproute2
                  udhcpc udhcpc

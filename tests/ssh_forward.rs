@@ -287,6 +287,39 @@ async fn a_missing_socket_in_the_guest_closes_the_client() {
 }
 
 #[tokio::test]
+async fn an_sshd_that_wants_more_than_the_key_is_told_so() {
+    let mut sshd = Sshd::prepare().await;
+    sshd.options = "AuthenticationMethods publickey,password\nPasswordAuthentication yes";
+    sshd.start().await;
+    let error = refusal(&sshd).await;
+    assert!(error.contains("took the key") && error.contains("wants more: password"), "{error}");
+}
+
+/// What the log says to a client that was turned away.
+async fn refusal(sshd: &Sshd) -> String {
+    let target = Target::new(sshd.addr, &sshd.user, sshd.path("id"));
+    let tunnel = Tunnel::new(target, sshd.dialer(), Arc::clone(&sshd.penalties));
+    let service = sshd.path("service.sock");
+    soon("the answer", tunnel.open(text(&service), PATIENCE, || true)).await.unwrap_err().to_string()
+}
+
+#[tokio::test]
+async fn an_sshd_that_forwards_no_sockets_is_blamed_for_it() {
+    for options in ["AllowStreamLocalForwarding no", "DisableForwarding yes"] {
+        let mut sshd = Sshd::prepare().await;
+        sshd.options = options;
+        sshd.start().await;
+        let error = refusal(&sshd).await;
+        assert!(error.contains("AllowStreamLocalForwarding"), "{error}");
+    }
+    let mut sshd = Sshd::prepare().await;
+    sshd.start_dropbear().await;
+    let error = refusal(&sshd).await;
+    assert!(error.starts_with("the guest's sshd cannot forward unix sockets"), "{error}");
+    assert!(error.contains("Dropbear") && error.contains("OpenSSH") && error.contains("agent://"), "{error}");
+}
+
+#[tokio::test]
 async fn a_stalled_client_delays_nobody() {
     let sshd = Sshd::new().await;
     let forward = sshd.forward();

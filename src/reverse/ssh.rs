@@ -81,7 +81,11 @@ fn say(error: &OfferError, target: &Target, path: &str) {
         OfferError::Connect(ConnectError::Auth { .. }) => {
             "add the identity's public key to the user's authorized_keys in the guest"
         }
+        OfferError::Connect(ConnectError::MoreWanted { .. }) => {
+            "see AuthenticationMethods in its sshd_config"
+        }
         OfferError::Connect(ConnectError::Key(_)) => "give a key file that can be used",
+        OfferError::Incapable => "use OpenSSH's sshd there, or gvforwarder's agent",
         OfferError::Connect(ConnectError::HostKey(_)) => "this may be another machine; change one of the two",
         OfferError::InUse => {
             "end that program, which may be an earlier connection of this daemon, or take another path"

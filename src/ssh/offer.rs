@@ -66,6 +66,9 @@ pub enum OfferError {
     /// The user may not write there.
     #[error("the user may not make or remove a file there")]
     NotWritable,
+    /// It has no unix sockets to forward.
+    #[error("the guest's sshd does not know how to forward unix sockets")]
+    Incapable,
     /// There is nothing in the way that could be seen.
     #[error("the guest's sshd refuses it")]
     Refused,
@@ -131,6 +134,9 @@ impl Offer {
             Ok(Ok(channel)) => {
                 let _ = channel.close().await;
                 return Err(OfferError::InUse);
+            }
+            Ok(Err(russh::Error::ChannelOpenFailure(ChannelOpenFailure::UnknownChannelType))) => {
+                return Err(OfferError::Incapable);
             }
             Ok(Err(russh::Error::ChannelOpenFailure(_))) => {}
             Ok(Err(_)) | Err(_) => return Err(OfferError::Lost),

@@ -56,7 +56,7 @@ pub enum OpenError {
     #[error("the guest did not answer in time")]
     TimedOut,
     /// The guest would not open the socket.
-    #[error("the guest cannot open the socket ({0:?}); is its service running, and may the user reach it?")]
+    #[error("{}", refused(.0))]
     Refused(ChannelOpenFailure),
     /// Connections ended as fast as they were made.
     #[error("the connection to the guest was lost")]
@@ -64,6 +64,30 @@ pub enum OpenError {
     /// The client left while it waited.
     #[error("the client left before the guest answered")]
     Unwanted,
+}
+
+/// Whether the same answer would come again.
+fn is_final(reason: &ChannelOpenFailure) -> bool {
+    matches!(reason, ChannelOpenFailure::UnknownChannelType | ChannelOpenFailure::AdministrativelyProhibited)
+}
+
+/// What a refusal means, and what to do. OpenSSH answers `ConnectFailed` in any case.
+fn refused(reason: &ChannelOpenFailure) -> String {
+    const INSTEAD: &str = "or gvforwarder's agent in the guest, and agent:// in place of ssh://";
+    match reason {
+        ChannelOpenFailure::UnknownChannelType => {
+            format!(
+                "the guest's sshd cannot forward unix sockets, as Dropbear before 2024; use OpenSSH's, {INSTEAD}"
+            )
+        }
+        ChannelOpenFailure::AdministrativelyProhibited => {
+            format!("the guest's sshd may not forward unix sockets; allow it in its configuration, {INSTEAD}")
+        }
+        reason => format!(
+            "the guest cannot open the socket ({reason:?}); is its service running, may the user reach it, and is sshd \
+             allowed to (AllowStreamLocalForwarding in sshd_config, restrict in authorized_keys)?"
+        ),
+    }
 }
 
 /// A way into one guest; connections are made when a client wants one.
@@ -110,7 +134,7 @@ impl<D: Dial> Tunnel<D> {
                 Ok(Ok(channel)) => return Ok(channel),
                 Ok(Err(russh::Error::ChannelOpenFailure(reason))) => {
                     refused += 1;
-                    if refused == OPEN_TRIES {
+                    if refused == OPEN_TRIES || is_final(&reason) {
                         return Err(OpenError::Refused(reason));
                     }
                     sleep(OPEN_PAUSE).await;
@@ -365,9 +389,9 @@ async fn connect<D: Dial>(pool: Arc<Pool<D>>) {
                     }
                     let refused = match &error {
                         ConnectError::Key(_) => Some(REFUSED_TRIES),
-                        ConnectError::Auth { .. } | ConnectError::HostKey(_) => {
-                            Some(state.refused.saturating_add(1))
-                        }
+                        ConnectError::Auth { .. }
+                        | ConnectError::MoreWanted { .. }
+                        | ConnectError::HostKey(_) => Some(state.refused.saturating_add(1)),
                         ConnectError::Unreachable(_) | ConnectError::Dropped(_) => None,
                     };
                     state.refused = refused.unwrap_or(state.refused);
@@ -398,6 +422,8 @@ fn say_verdict(target: &Target, error: &ConnectError, refused: u32) {
         debug!(%error, "ssh: still no login");
     } else if matches!(error, ConnectError::Key(_)) {
         warn!(%error, "ssh: cannot log in to the guest; clients are turned away until the key file is usable");
+    } else if matches!(error, ConnectError::MoreWanted { .. }) {
+        warn!(%error, "ssh: see AuthenticationMethods in the guest's sshd_config; clients are turned away until then");
     } else if matches!(error, ConnectError::HostKey(_)) {
         warn!(%error, addr = %target.addr, "ssh: this may be another machine; clients are turned away until one of the two changes");
     } else {

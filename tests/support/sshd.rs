@@ -2,11 +2,12 @@
 //! Owns: a temporary directory, its processes, and their end. May not: touch the machine's own sshd.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::future::Future;
 use std::hash::{DefaultHasher, Hasher};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -136,6 +137,27 @@ impl Sshd {
             .stderr(log)
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start sshd ({error}); install openssh-server"));
+        self.child = Some(child);
+        self.wait().await;
+    }
+
+    /// Starts Dropbear instead, which takes the keys of a user from below his home: it gets another there.
+    pub(crate) async fn start_dropbear(&mut self) {
+        let (home, passwd, key) = (self.path("home"), self.path("passwd"), self.path("dropbear"));
+        fs::create_dir_all(home.join(".ssh")).unwrap();
+        fs::copy(self.path("authorized"), home.join(".ssh/authorized_keys")).unwrap();
+        fs::set_permissions(home.join(".ssh/authorized_keys"), Permissions::from_mode(0o600)).unwrap();
+        let users = format!("{}:x:0:0::{}:/bin/sh\n", self.user, text(&home));
+        fs::write(&passwd, users).unwrap();
+        let script = r#"mount --bind "$1" /etc/passwd && exec dropbear -F -E -s -r "$2" -p "$3" -P "$2.pid""#;
+        let log = fs::File::create(self.path("log")).unwrap();
+        let child = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"])
+            .args([text(&passwd), text(&key), &self.addr.to_string()])
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("unshare");
         self.child = Some(child);
         self.wait().await;
     }
@@ -386,7 +408,7 @@ pub(crate) async fn sum(stream: &mut (impl AsyncReadExt + Unpin)) -> io::Result<
 /// Runs a tool to its end and returns what it printed.
 pub(crate) fn run(tool: &str, args: &[&str]) -> Vec<u8> {
     let output = Command::new(tool).args(args).output().unwrap_or_else(|error| {
-        panic!("cannot run {tool} ({error}); install openssh-client, openssl, coreutils")
+        panic!("cannot run {tool} ({error}); install openssh-client, dropbear-bin, openssl, coreutils")
     });
     assert!(output.status.success(), "{tool} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
     output.stdout
