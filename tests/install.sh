@@ -17,7 +17,6 @@ table() {
                  podman podman
                  curl curl' ;;
     test) table demo; echo 'docker docker-cli|docker.io
-                 qemu-img qemu-utils
                  sshd openssh-server
                  dropbear dropbear-bin
                  openssl openssl

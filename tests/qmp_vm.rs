@@ -135,7 +135,7 @@ impl Drop for Machine {
 fn start(dir: &Path) -> Child {
     tool("qemu-system-x86_64", "qemu-system-x86");
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let disk = root.join("tests/guest/cache/root.img");
+    let disk = root.join("tests/guest/cache/trixie/root.img");
     assert!(disk.exists(), "this test needs a machine to boot: run `make guest`");
     let qmp = |name: &str| format!("unix:{},server=on,wait=off", dir.join(name).display());
     Command::new(root.join("tests/guest/boot.sh"))

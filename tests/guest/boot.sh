@@ -2,18 +2,20 @@
 # boot.sh SOCKET CONSOLE [QEMU-ARGUMENT...]: becomes the QEMU that runs the guest of build.sh, with its one network
 # card on the daemon's unix socket SOCKET and its serial console written to the file CONSOLE. Nothing that the guest
 # writes is kept. Where SOCKET is `-`, disk, network and size are among the arguments, as `podman machine` gives them.
-# ACCEL=kvm|tcg replaces the choice made here, CPU, SMP and MEM (MiB) the machine's size. VSOCK=SOCKET gives it a vsock
-# device, served at that socket: by vhost-device-vsock, which reads the machine's memory and therefore shares it.
+# GUEST=bookworm boots the machine of Debian 12 instead of 13's. ACCEL=kvm|tcg replaces the choice made here, CPU, SMP and
+# MEM (MiB) the machine's size. VSOCK=SOCKET gives it a vsock device, served at that socket: by vhost-device-vsock, which
+# reads the machine's memory and therefore shares it.
 set -euo pipefail
 
 cache=$(cd "$(dirname "$0")" && pwd)/cache
+guest=$cache/${GUEST:-trixie}
 socket=$1 console=$2
 shift 2
 if [ ! -f "$cache/stamp" ]; then
     echo "boot.sh: there is no guest yet: run 'make guest'" >&2
     exit 1
 fi
-machine=(qemu-system-x86_64 -nodefaults -no-user-config -display none -M q35 -kernel "$cache/vmlinuz")
+machine=(qemu-system-x86_64 -nodefaults -no-user-config -display none -M q35 -kernel "$guest/vmlinuz")
 
 # KVM can be present and of no use (in a nested machine, for one): it counts once a kernel has spoken under it.
 # The answer holds until the host boots again.
@@ -42,12 +44,12 @@ tcg) machine+=(-accel "tcg,thread=multi,tb-size=512" -cpu "${CPU:-qemu64}") ;;
 *) echo "boot.sh: ACCEL is kvm or tcg, not '$ACCEL'" >&2; exit 1 ;;
 esac
 
-machine+=(-initrd "$cache/initrd.img" -serial "file:$console"
+machine+=(-initrd "$guest/initrd.img" -serial "file:$console"
     -append 'console=ttyS0 quiet mitigations=off audit=0 apparmor=0 no_timer_check systemd.show_status=0')
 if [ "$socket" != - ]; then
     MEM=${MEM:-1536}
     machine+=(-smp "${SMP:-2}" -m "$MEM"
-        -drive "file=$cache/root.img,format=raw,if=none,id=root,snapshot=on,cache=unsafe" -device "virtio-blk-pci,drive=root"
+        -drive "file=$guest/root.img,format=raw,if=none,id=root,snapshot=on,cache=unsafe" -device "virtio-blk-pci,drive=root"
         -netdev "stream,id=vlan,server=off,addr.type=unix,addr.path=$socket"
         -device "virtio-net-pci,netdev=vlan,mac=5a:94:ef:e4:0c:ee")
     [ -z "${VSOCK:-}" ] || machine+=(

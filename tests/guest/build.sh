@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# build.sh: the virtual machine of the demo and the tests, made from Debian packages into tests/guest/cache:
-#   vmlinuz, initrd.img   for QEMU's -kernel and -initrd
-#   root.img              ext4, label "guest"; boot.sh never writes to it
-#   id_ed25519            the key that the users core (uid 1000) and root accept
-#   busybox.tar           a container image, localhost/busybox:test, for `podman load`
+# build.sh: the virtual machines of the demo and the tests, made from Debian packages into tests/guest/cache, one for each of the suites below:
+#   SUITE/vmlinuz, SUITE/initrd.img   for QEMU's -kernel and -initrd
+#   SUITE/root.img                    ext4, label "guest"; boot.sh never writes to it
+#   SUITE/root                        the same system as a tree, for programs of the host: the tests run its podman machine and its QEMU
+#   id_ed25519                        the key that the users core (uid 1000) and root accept
+#   busybox.tar                       a container image, localhost/busybox:test, for `podman load`
 # podman's API sockets are /run/user/1000/podman/podman.sock and /run/podman/podman.sock; `podman machine` can boot it
 # as well. Makes nothing when everything is up to date. MIRROR=URL replaces the mirror that this machine's apt uses. Read next: boot.sh.
 set -euo pipefail
@@ -11,12 +12,17 @@ umask 022
 
 here=$(cd "$(dirname "$0")" && pwd)
 out=$here/cache
-packages=(
-    systemd systemd-sysv systemd-resolved udev dbus dbus-user-session libpam-systemd kmod sudo
-    openssh-server
-    podman crun catatonit netavark aardvark-dns nftables iptables uidmap slirp4netns fuse-overlayfs
-    iproute2 iputils-ping iperf3 curl bind9-dnsutils socat busybox-static jq strace
-)
+# The first is the machine of every test but one; bookworm has podman 4.3 and QEMU 7.2.
+suites=(trixie bookworm)
+packages() {
+    echo systemd systemd-sysv systemd-resolved udev dbus dbus-user-session libpam-systemd kmod sudo \
+        openssh-server openssh-client \
+        podman crun catatonit netavark aardvark-dns nftables iptables uidmap fuse-overlayfs \
+        iproute2 iputils-ping iperf3 curl bind9-dnsutils socat busybox-static jq strace \
+        qemu-system-x86 qemu-utils
+    # What podman gives a rootless container its network with.
+    if [ "$1" = bookworm ]; then echo slirp4netns; else echo passt; fi
+}
 
 step() { printf 'guest: %s (%d s)\n' "$*" "$SECONDS"; }
 
@@ -32,7 +38,7 @@ mkdir -p "$out"
 rm -f "$out/stamp"
 
 # In memory where it fits: dpkg syncs every file.
-work=$(mktemp -d -p "$([ "$(df -m --output=avail /dev/shm | tail -n 1)" -gt 2500 ] && echo /dev/shm || echo /var/tmp)" guest.XXXXXX)
+work=$(mktemp -d -p "$([ "$(df -m --output=avail /dev/shm | tail -n 1)" -gt 3500 ] && echo /dev/shm || echo /var/tmp)" guest.XXXXXX)
 root=$work/root
 finish() {
     umount -l "$root/proc" "$root/sys" 2>/dev/null || true
@@ -41,24 +47,22 @@ finish() {
 }
 trap finish EXIT
 in_guest() { chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin ${http_proxy:+http_proxy="$http_proxy"} "$@"; }
+tree() { tar -C "$1" --xattrs --xattrs-include='*' "${@:2}"; }
+[ -f "$out/id_ed25519" ] || ssh-keygen -q -t ed25519 -N '' -C guest -f "$out/id_ed25519"
 
-# The packages, kept from one build to the next: only this list and this function decide what they are.
-base=$out/base-$(echo "${packages[*]}" | sha256sum | cut -c -12).tar
-if [ -f "$base" ]; then
-    step "unpacking the Debian system made before"
-    mkdir "$root"
-    tar -C "$root" --xattrs --xattrs-include='*' -xpf "$base"
-else
-    step "a Debian system with podman (about a minute)"
+apts_mirror() {
     # shellcheck disable=SC2016 # apt's own variables
-    mirror=${MIRROR:-$(apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(CREATED_BY) $(SITE)' |
-        awk '$1 == "bookworm" && $2 == "main" && $3 == "Packages" { print $4; exit }')}
-    [ -n "$mirror" ] || { echo "guest: apt knows no mirror of bookworm; give MIRROR=URL" >&2; exit 1; }
-    list=$(IFS=,; echo "${packages[*]}")
-    debootstrap --variant=minbase --include="$list" bookworm "$root" "$mirror" >"$out/build.log" 2>&1 ||
-        { tail -n 20 "$out/build.log" >&2; exit 1; }
-    step "its kernel"
-    # Unpacked instead of installed: the package would draw in a maker of initrds.
+    apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(CREATED_BY) $(SITE)' |
+        awk '$1 !~ /-/ && $2 == "main" && $3 == "Packages" { print $4; exit }'
+}
+
+# debian SUITE LIST: that system in $root, as its packages leave it.
+debian() {
+    local suite=$1 list=$2 mirror
+    mirror=${MIRROR:-$(apts_mirror)}
+    [ -n "$mirror" ] || { echo "guest: apt knows no mirror of Debian; give MIRROR=URL" >&2; exit 1; }
+    debootstrap --variant=minbase --include="${list// /,}" "$suite" "$root" "$mirror" >"$log" 2>&1 || { tail -n 20 "$log" >&2; exit 1; }
+    # The kernel is unpacked instead of installed: the package would draw in a maker of initrds.
     cp --remove-destination /etc/resolv.conf "$root/etc/resolv.conf"
     # shellcheck disable=SC2016 # the guest's shell expands it
     in_guest sh -euc '
@@ -66,67 +70,70 @@ else
         apt-get -q download "$(apt-cache depends linux-image-cloud-amd64 | sed -n "s/.*Depends: \(linux-image-.*\)/\1/p" | head -n 1)"
         dpkg-deb -x linux-image-*.deb kernel
         mv kernel/boot/vmlinuz-* /boot/
-        mv kernel/lib/modules /usr/lib/
+        if [ -d kernel/usr/lib/modules ]; then mv kernel/usr/lib/modules /usr/lib/; else mv kernel/lib/modules /usr/lib/; fi
         rm -r linux-image-*.deb kernel
-    ' >>"$out/build.log" 2>&1 || { tail -n 20 "$out/build.log" >&2; exit 1; }
+    ' >>"$log" 2>&1 || { tail -n 20 "$log" >&2; exit 1; }
     rm -rf "$root"/usr/share/{doc,man,locale,info} "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* \
-        "$root"/lib/modules/*/kernel/{sound,drivers/{ata,gpu,infiniband,media,nvme,scsi,usb}}
-    rm -f "$out"/base-*
-    tar -C "$root" --xattrs --xattrs-include='*' -cpf "$base.part" .
-    mv "$base.part" "$base"
-fi
+        "$root"/usr/lib/modules/*/kernel/{sound,drivers/{ata,gpu,infiniband,media,nvme,scsi,usb}}
+}
 
-step "its settings"
-[ -f "$out/id_ed25519" ] || ssh-keygen -q -t ed25519 -N '' -C guest -f "$out/id_ed25519"
-version=$(basename "$root"/lib/modules/*)
-cp -r "$here/files/." "$root/"
-echo guest >"$root/etc/hostname"
-printf '127.0.0.1 localhost guest\n' >"$root/etc/hosts"
-echo 'LABEL=guest / ext4 rw,noatime 0 0' >"$root/etc/fstab"
-: >"$root/etc/machine-id"
-ln -sf /run/systemd/resolve/resolv.conf "$root/etc/resolv.conf"
-rm -f "$root"/etc/ssh/ssh_host_*
-ssh-keygen -q -t ed25519 -N '' -C guest -f "$root/etc/ssh/ssh_host_ed25519_key"
-# shellcheck disable=SC2016 # the guest's shell expands it
-in_guest sh -euc '
-    depmod "$0"
-    useradd --create-home --uid 1000 --shell /bin/bash core
-    mkdir -p /var/lib/systemd/linger
-    touch /var/lib/systemd/linger/core
-    echo "core ALL=(ALL) NOPASSWD: ALL" >/etc/sudoers.d/core
-    systemctl --quiet enable systemd-networkd systemd-resolved ssh podman.socket echo.socket
-    systemctl --quiet --global enable podman.socket
-    systemctl --quiet set-default multi-user.target
-    systemctl --quiet disable iperf3 nftables podman podman-restart
-    systemctl --quiet --global disable podman podman-restart
-    systemctl --quiet mask systemd-networkd-wait-online.service systemd-update-utmp.service getty@tty1.service \
-        apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
-        podman-auto-update.service podman-auto-update.timer
-    systemctl --quiet --global mask podman-auto-update.service podman-auto-update.timer
-    touch /etc/default/locale
-' "$version" >>"$out/build.log" 2>&1 || { tail -n 20 "$out/build.log" >&2; exit 1; }
-for home in root home/core; do
-    install -d -m 700 "$root/$home/.ssh"
-    install -m 600 "$out/id_ed25519.pub" "$root/$home/.ssh/authorized_keys"
-done
-chown -R 1000:1000 "$root/home/core"
+# settings VERSION: what makes it the tests' machine, with the kernel of that version.
+settings() {
+    cp -r "$here/files/." "$root/"
+    echo guest >"$root/etc/hostname"
+    printf '127.0.0.1 localhost guest\n' >"$root/etc/hosts"
+    echo 'LABEL=guest / ext4 rw,noatime 0 0' >"$root/etc/fstab"
+    : >"$root/etc/machine-id"
+    ln -sf /run/systemd/resolve/resolv.conf "$root/etc/resolv.conf"
+    rm -f "$root"/etc/ssh/ssh_host_*
+    ssh-keygen -q -t ed25519 -N '' -C guest -f "$root/etc/ssh/ssh_host_ed25519_key"
+    # shellcheck disable=SC2016 # the guest's shell expands it
+    in_guest sh -euc '
+        depmod "$0"
+        useradd --create-home --uid 1000 --shell /bin/bash core
+        mkdir -p /var/lib/systemd/linger
+        touch /var/lib/systemd/linger/core
+        echo "core ALL=(ALL) NOPASSWD: ALL" >/etc/sudoers.d/core
+        systemctl --quiet enable systemd-networkd systemd-resolved ssh podman.socket echo.socket
+        systemctl --quiet --global enable podman.socket
+        systemctl --quiet set-default multi-user.target
+        systemctl --quiet disable iperf3 nftables podman podman-restart
+        systemctl --quiet --global disable podman podman-restart
+        systemctl --quiet mask systemd-networkd-wait-online.service systemd-update-utmp.service getty@tty1.service \
+            apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
+            podman-auto-update.service podman-auto-update.timer
+        systemctl --quiet --global mask podman-auto-update.service podman-auto-update.timer
+        touch /etc/default/locale
+    ' "$1" >>"$log" 2>&1 || { tail -n 20 "$log" >&2; exit 1; }
+    for home in root home/core; do
+        install -d -m 700 "$root/$home/.ssh"
+        install -m 600 "$out/id_ed25519.pub" "$root/$home/.ssh/authorized_keys"
+    done
+    chown -R 1000:1000 "$root/home/core"
+}
 
-step "the initrd: busybox and the modules that reach the disk and the settings of \`podman machine\`"
-initrd=$work/initrd
-mkdir -p "$initrd"/{bin,dev,proc,sys,lib,root}
-cp "$root/boot/vmlinuz-$version" "$out/vmlinuz"
-cp "$root/bin/busybox" "$initrd/bin/"
-modules=$(in_guest modprobe --set-version "$version" --show-depends --all virtio_pci virtio_blk virtio_console qemu_fw_cfg | awk '$1 == "insmod" && !seen[$2]++ { print $2 }')
-for module in $modules; do
-    cp "$root$module" "$initrd/lib/"
-done
-cat >"$initrd/init" <<INIT
+# boot_files VERSION DIRECTORY: the kernel, and an initrd of busybox and the modules that reach the disk and the settings of `podman machine`.
+boot_files() {
+    local initrd=$work/initrd modules module
+    rm -rf "$initrd"
+    mkdir -p "$initrd"/{bin,dev,proc,sys,lib,root}
+    cp "$root/boot/vmlinuz-$1" "$2/vmlinuz"
+    cp "$root/bin/busybox" "$initrd/bin/"
+    modules=$(in_guest modprobe --set-version "$1" --show-depends --all virtio_pci virtio_blk virtio_console qemu_fw_cfg |
+        awk '$1 == "insmod" && !seen[$2]++ { print $2 }')
+    for module in $modules; do
+        case $module in
+        *.xz) "$root/bin/busybox" unxz -c "$root$module" >"$initrd/lib/$(basename "$module" .xz)" ;;
+        *) cp "$root$module" "$initrd/lib/" ;;
+        esac
+    done
+    cat >"$initrd/init" <<INIT
 #!/bin/busybox sh
 /bin/busybox --install /bin
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
-$(for module in $modules; do echo "insmod /lib/${module##*/}"; done)
+$(for module in $modules; do echo "insmod /lib/$(basename "$module" .xz)"; done)
 until [ -b /dev/vda ]; do usleep 20000; done
 mount -t ext4 -o noatime /dev/vda /root
 config=/sys/firmware/qemu_fw_cfg/by_name/opt/com.coreos/config/raw
@@ -135,14 +142,54 @@ umount /sys /proc
 mount -o move /dev /root/dev
 exec switch_root /root /sbin/init
 INIT
-chmod 755 "$initrd/init"
-(cd "$initrd" && find . | "$root/bin/busybox" cpio -o -H newc 2>/dev/null) >"$out/initrd.img"
+    chmod 755 "$initrd/init"
+    (cd "$initrd" && find . | "$root/bin/busybox" cpio -o -H newc 2>/dev/null) >"$2/initrd.img"
+}
+
+for suite in "${suites[@]}"; do
+    place=$out/$suite log=$out/$suite/build.log
+    mkdir -p "$place"
+    list=$(packages "$suite" | xargs)
+    # Kept from one build to the next: only the list and the function decide what it is.
+    base=$place/base-$( (declare -f debian; echo "$list") | sha256sum | cut -c -12).tar
+    if [ -f "$base" ]; then
+        step "unpacking the Debian $suite made before"
+        mkdir "$root"
+        tree "$root" -xpf "$base"
+    else
+        step "a Debian $suite with podman and QEMU (about a minute)"
+        debian "$suite" "$list"
+        rm -f "$place"/base-*
+        tree "$root" -cf "$base.part" .
+        mv "$base.part" "$base"
+        rm -rf "$place/root"
+    fi
+    if [ ! -d "$place/root" ]; then
+        rm -rf "$place/root.part"
+        mkdir "$place/root.part"
+        # Whoever uses it may not be root: there is nothing in it that only root may read.
+        tree "$place/root.part" --exclude=./dev --exclude=./usr/lib/modules --no-same-owner -xf "$base"
+        chmod -R u=rwX,go=rX "$place/root.part"
+        printf '127.0.0.1 localhost\n' >"$place/root.part/etc/hosts"
+        mv "$place/root.part" "$place/root"
+    fi
+    step "its settings, kernel and disk"
+    version=$(basename "$root"/usr/lib/modules/*)
+    settings "$version"
+    boot_files "$version" "$place"
+    truncate -s 4G "$work/root.img"
+    mke2fs -q -t ext4 -L guest -m 0 -O '^has_journal,^metadata_csum' -d "$root" "$work/root.img"
+    cp --sparse=always "$work/root.img" "$place/root.img"
+    busybox=$work/busybox
+    cp "$root/bin/busybox" "$busybox"
+    rm -rf --one-file-system "$root" "$work/root.img"
+done
 
 step "a container image"
 layer=$work/layer
 mkdir -p "$layer"/{bin,etc,tmp,www,proc,sys,dev} "$work/image"
-cp "$root/bin/busybox" "$layer/bin/"
-for applet in $("$root/bin/busybox" --list); do
+cp "$busybox" "$layer/bin/"
+for applet in $("$busybox" --list); do
     [ -e "$layer/bin/$applet" ] || ln -s busybox "$layer/bin/$applet"
 done
 echo 'root:x:0:0:root:/:/bin/sh' >"$layer/etc/passwd"
@@ -161,9 +208,5 @@ cat >"$work/image/manifest.json" <<JSON
 JSON
 tar -C "$work/image" -cf "$out/busybox.tar" config.json layer.tar manifest.json
 
-step "the disk"
-truncate -s 4G "$work/root.img"
-mke2fs -q -t ext4 -L guest -m 0 -O '^has_journal,^metadata_csum' -d "$root" "$work/root.img"
-cp --sparse=always "$work/root.img" "$out/root.img"
 echo "$stamp" >"$out/stamp"
 step "done"

@@ -1,5 +1,6 @@
-//! A host with a user of `podman machine`: both exist only in namespaces of the test. Owns: the host's network, which is a loopback and
-//! nothing else, the user's files, every process that the user starts, and their end. May not: leave anything on this machine.
+//! A host with a user of `podman machine`: both exist only in namespaces of the test, and the host's programs are those of one of the Debian systems
+//! of `tests/guest/build.sh`. Owns: the host's network, which is a loopback and nothing else, the user's files, every process that the user starts,
+//! and their end. May not: leave anything on this machine.
 //! Read next: `ns.rs`; `tests/guest/boot.sh`, which boots what podman asks for; `tests/guest/files/usr/local/sbin/ignition`.
 #![allow(clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "a test fails by panic")]
 
@@ -8,6 +9,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::support::daemon::binary;
@@ -19,54 +21,115 @@ const COMMAND_SECONDS: &str = "300";
 /// The user's id: that of `core` in the machine, which podman wants to be the same.
 const UID: &str = "1000";
 
+/// Which Debian the host and the machine have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Suite {
+    /// podman 5.4, QEMU 10.
+    Trixie,
+    /// podman 4.3, QEMU 7.2.
+    Bookworm,
+}
+
+impl Suite {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Trixie => "trixie",
+            Self::Bookworm => "bookworm",
+        }
+    }
+}
+
+/// Makes `$1`, a Debian system that is only read, the root of a mount namespace, with this machine's devices and processes, `/tmp`, and the directories
+/// that follow at the places where they are here; becomes what follows `--`.
+const ENTER: &str = r#"
+set -eu
+system=$1
+shift
+mount -t tmpfs none /mnt
+for entry in "$system"/*; do
+    if [ -L "$entry" ]; then
+        cp -P "$entry" /mnt/
+    else
+        mkdir "/mnt/${entry##*/}"
+        mount --bind "$entry" "/mnt/${entry##*/}"
+    fi
+done
+umount /mnt/run
+for directory in /proc /sys /dev /tmp; do
+    mkdir -p "/mnt$directory"
+    mount --rbind "$directory" "/mnt$directory"
+done
+while [ "$1" != -- ]; do
+    mkdir -p "/mnt$1"
+    mount --rbind "$1" "/mnt$1"
+    shift
+done
+shift
+mount --bind "$PASSWD" /mnt/etc/passwd
+cd /mnt
+mkdir old
+pivot_root . old
+umount -l /old
+exec "$@"
+"#;
+
 /// The user and the host.
 #[derive(Debug)]
 pub(crate) struct User {
+    suite: Suite,
     host: Namespace,
     /// `unshare`, whose child is the first process of the user's; all others end with that one.
     first: Child,
     home: tempfile::TempDir,
+    _alone: MutexGuard<'static, ()>,
 }
+
+/// One machine at a time: two of them emulated would measure each other.
+static ALONE: Mutex<()> = Mutex::new(());
 
 impl User {
     /// A user whose podman finds the daemon under test through `helper_binaries_dir`, and boots the machine of `make guest`.
     #[track_caller]
-    pub(crate) fn new() -> Self {
-        for (program, package) in [
-            ("podman", "podman"),
-            ("qemu-system-x86_64", "qemu-system-x86"),
-            ("qemu-img", "qemu-utils"),
-            ("ssh", "openssh-client"),
-        ] {
-            tool(program, package);
-        }
+    pub(crate) fn new(suite: Suite) -> Self {
+        let cache = repository("tests/guest/cache");
+        assert!(cache.join("stamp").exists(), "this test needs a machine to boot: run `make guest`");
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         // Sockets' paths are short.
         let home = tempfile::Builder::new().prefix("gvm").tempdir_in("/tmp").expect("a temporary directory");
         let host = Namespace::new();
         let passwd = home.path().join("passwd");
-        let text = format!("root:x:0:0::/:/bin/sh\ncore:x:{UID}:{UID}::{}:/bin/sh\n", home.path().display());
-        fs::write(&passwd, text).expect("a file");
-        host.run(["mount", "--bind", &passwd.display().to_string(), "/etc/passwd"]);
+        let users = format!("root:x:0:0::/:/bin/sh\ncore:x:{UID}:{UID}::{}:/bin/sh\n", home.path().display());
+        fs::write(&passwd, users).expect("a file");
+        let daemon = binary();
         let first = host
             .command(tool("unshare", "util-linux"))
+            .args(["--mount", "bash", "-c", ENTER, "enter"])
+            .args([
+                &cache.join(suite.name()).join("root"),
+                &repository("."),
+                daemon.parent().expect("a directory"),
+            ])
+            .args(["--", "unshare"])
             .args(["--user", &format!("--map-user={UID}"), &format!("--map-group={UID}")])
             .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
             // Waits for those whose parents have ended, as the first process has to.
             .args(["bash", "-c", "sleep infinity & wait"])
+            .env("PASSWD", &passwd)
             .stdin(Stdio::null())
             .spawn()
             .expect("unshare");
-        let user = Self { host, first, home };
+        let user = Self { suite, host, first, home, _alone: alone };
         user.prepare();
         eventually("the user's first process", Duration::from_secs(10), || {
-            user.output("true", &[]).status.success().then_some(())
+            // Until it has entered its namespaces it is root, and in those of the host.
+            (text(&user.output("id", &["-u"])).0.trim() == UID).then_some(())
         });
+        user.make_disk();
         user
     }
 
     fn prepare(&self) {
-        let (cache, guest) = (repository("tests/guest/cache"), repository("tests/guest"));
-        assert!(cache.join("stamp").exists(), "this test needs a machine to boot: run `make guest`");
+        let guest = repository("tests/guest");
         for directory in [".config", ".config/containers", "run", "helpers"] {
             fs::create_dir(self.path(directory)).expect("a directory");
         }
@@ -88,17 +151,22 @@ impl User {
             "helpers/qemu-system-x86_64",
             &format!(
                 "args=()\nwhile [ $# -gt 0 ]; do\n  case $1 in\n  -accel | -cpu) shift ;;\n  *) args+=(\"$1\") ;;\n  esac\n  shift\ndone\n\
-                 exec {}/boot.sh - {1}/console \"${{args[@]}}\" 2>>{1}/qemu.log",
+                 GUEST={2} exec {0}/boot.sh - {1}/console \"${{args[@]}}\" 2>>{1}/qemu.log",
                 guest.display(),
-                self.home.path().display()
+                self.home.path().display(),
+                self.suite.name()
             ),
         );
-        let disk = cache.join("root.img");
-        let output = Command::new(tool("qemu-img", "qemu-utils"))
-            .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
-            .args([&disk, &self.disk()])
-            .output()
-            .expect("qemu-img");
+    }
+
+    /// Makes [`Self::disk`].
+    #[track_caller]
+    fn make_disk(&self) {
+        let disk = repository("tests/guest/cache").join(self.suite.name()).join("root.img");
+        let words = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b"].map(Into::into);
+        let words = [&words[..], &[disk, self.disk()]].concat();
+        let words: Vec<_> = words.iter().map(|word: &PathBuf| word.to_str().expect("UTF-8")).collect();
+        let output = self.output("qemu-img", &words);
         assert!(output.status.success(), "{output:?}");
     }
 
@@ -127,9 +195,20 @@ impl User {
     /// Runs a command of the user's to its end.
     #[track_caller]
     pub(crate) fn output(&self, program: &str, args: &[&str]) -> Output {
+        self.command(program, args).output().expect("nsenter")
+    }
+
+    /// Starts a command of the user's.
+    #[track_caller]
+    pub(crate) fn spawn(&self, program: &str, args: &[&str]) -> Child {
+        self.command(program, args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("nsenter")
+    }
+
+    fn command(&self, program: &str, args: &[&str]) -> Command {
         let first = self.first.id();
         let home = self.home.path().display().to_string();
-        Command::new(tool("nsenter", "util-linux"))
+        let mut command = Command::new(tool("nsenter", "util-linux"));
+        command
             .args(["-t", &first.to_string(), "--user", "--net", "--mount"])
             .arg(format!("--pid=/proc/{first}/ns/pid_for_children"))
             .args(["--preserve-credentials", "--", "env", "-i", "-C", &home])
@@ -142,9 +221,28 @@ impl User {
                 program,
             ])
             .args(args)
-            .stdin(Stdio::null())
-            .output()
-            .expect("nsenter")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// SIGKILL to the user's processes with this name, of which there must be one.
+    #[track_caller]
+    pub(crate) fn kill(&self, name: &str) {
+        let script = r#"for process in /proc/[0-9]*; do
+            [ "$(cat "$process/comm" 2>/dev/null)" != "$0" ] || { kill -9 "${process#/proc/}" && echo killed; }
+        done"#;
+        let (killed, errors) = text(&self.output("sh", &["-c", script, name]));
+        assert!(killed.starts_with("killed"), "no {name} among {:?}: {errors}", self.processes());
+    }
+
+    /// A daemon with the arguments that podman gave the last one, whom nobody ends.
+    #[track_caller]
+    pub(crate) fn leave_a_gvproxy(&self) {
+        let args = fs::read_to_string(self.path("gvproxy.args")).expect("a start of gvproxy");
+        let last = args.lines().last().expect("its arguments");
+        let script = format!("setsid helpers/gvproxy {last} </dev/null >/dev/null 2>&1 &");
+        let output = self.output("sh", &["-c", &script]);
+        assert!(output.status.success(), "{output:?}");
     }
 
     /// podman with these arguments, which must succeed; what it printed.

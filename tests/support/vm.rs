@@ -27,7 +27,7 @@ const COMMAND: Duration = Duration::from_secs(300);
 /// One machine at a time: two of them emulated would measure each other.
 static ALONE: Mutex<()> = Mutex::new(());
 
-fn cache() -> PathBuf {
+pub(crate) fn cache() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/cache")
 }
 
@@ -127,6 +127,8 @@ impl Vm {
         // One that only takes its time on a busy host is still there.
         let limit = Duration::from_secs(5);
         eventually("the end of the machine's sshd", BOOT, || {
+            // sshd shuts out whoever connects too often without a login.
+            std::thread::sleep(Duration::from_millis(500));
             (!sshd_greets(self.ssh_port, limit)).then_some(())
         });
     }
