@@ -275,7 +275,10 @@ fn links_that_cannot_be_made() {
     for (line, error) in [
         ("-listen-vfkit unix://@/v", "vfkit listen address must be unixgram:// address"),
         ("-listen-unixgram unix://@/v", "vfkit listen address must be unixgram:// address"),
-        ("-listen-unixgram unixgram://@/v -listen-vfkit unixgram://@/w", "are the same: give one"),
+        (
+            "-listen-unixgram unixgram://@/v -listen-vfkit unixgram://@/w",
+            "-listen-unixgram and -listen-vfkit are the same: give one",
+        ),
         ("-listen-bess unixgram://@/b", "bess listen address must be unixpacket:// address"),
         ("-listen-vfkit unixgram://@/file", r#""@/file" already exists"#),
         ("-listen-bess unixpacket://@/file", r#""@/file" already exists"#),
