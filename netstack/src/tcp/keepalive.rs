@@ -37,6 +37,11 @@ impl Keepalive {
         (self.asked, self.ignored) = (0, 0);
     }
 
+    /// Whether the guest has been silent for long.
+    pub(super) fn is_silent(&self, now: Instant) -> bool {
+        now >= self.heard + IDLE
+    }
+
     /// When to ask.
     pub(super) fn at(&self) -> Instant {
         let at = if self.asked == 0 { self.heard + IDLE } else { self.last + INTERVAL };

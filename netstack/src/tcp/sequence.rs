@@ -5,7 +5,7 @@
 //! And nobody learns from those of two ends where those of two others are.
 
 use core::net::{IpAddr, SocketAddr};
-use std::hash::Hasher;
+use std::hash::{Hash, Hasher};
 
 use siphasher::sip::SipHasher24;
 use smoltcp::iface::{Config, Interface};
@@ -22,15 +22,19 @@ pub(super) struct InitialSequence(pub(super) SipHasher24);
 impl InitialSequence {
     /// The number for a connection between these two that begins now.
     pub(super) fn number(&self, guest: SocketAddr, remote: SocketAddr, now: Instant) -> TcpSeqNumber {
-        let mut hasher = self.0;
-        for end in [guest, remote] {
-            match end.ip() {
-                IpAddr::V4(ip) => hasher.write(&ip.octets()),
-                IpAddr::V6(ip) => hasher.write(&ip.octets()),
+        let ports = u32::from(guest.port()) << 16 | u32::from(remote.port());
+        let hash = match (guest.ip(), remote.ip()) {
+            (IpAddr::V4(guest), IpAddr::V4(remote)) => {
+                let ips = u128::from(guest.to_bits()) << 32 | u128::from(remote.to_bits());
+                self.0.hash(&(ips << 32 | u128::from(ports)).to_le_bytes())
             }
-            hasher.write(&end.port().to_be_bytes());
-        }
-        TcpSeqNumber(hasher.finish().wrapping_add((now.total_micros() / TICK) as u64) as i32)
+            (guest, remote) => {
+                let mut hasher = self.0;
+                (guest, remote, ports).hash(&mut hasher);
+                hasher.finish()
+            }
+        };
+        TcpSeqNumber(hash.wrapping_add((now.total_micros() / TICK) as u64) as i32)
     }
 }
 
