@@ -104,6 +104,8 @@ struct Neighbour {
     mac: Mac,
     port: PortId,
     until: Instant,
+    /// When it had another hardware address before.
+    moved: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -128,13 +130,25 @@ impl Neighbours {
         Self { known: HashMap::with_hasher(FixedState::with_seed(seed)), resolving: Vec::new() }
     }
 
+    /// Whether this is news of a neighbour that is behind the same port as before: its card may have been replaced. Once in [`RETRY`], since
+    /// all flows have to be looked at for it.
+    pub(crate) fn has_moved(&mut self, ip: Ipv4Addr, mac: Mac, port: PortId, now: Instant) -> bool {
+        let known = self.known.get_mut(&ip).filter(|known| known.port == port && known.mac != mac);
+        let Some(known) = known.filter(|known| known.moved.is_none_or(|at| now >= at + RETRY)) else {
+            return false;
+        };
+        known.moved = Some(now);
+        true
+    }
+
     /// Remembers who has `ip`, and names the flows that waited for it.
     pub(crate) fn learn(&mut self, ip: Ipv4Addr, mac: Mac, port: PortId, now: Instant) -> Vec<Waiter> {
         if self.known.len() >= MAX_NEIGHBOURS && !self.known.contains_key(&ip) {
             self.known.retain(|_, neighbour| neighbour.until > now);
         }
         if self.known.len() < MAX_NEIGHBOURS || self.known.contains_key(&ip) {
-            self.known.insert(ip, Neighbour { mac, port, until: now + REACHABLE });
+            let moved = self.known.get(&ip).and_then(|known| known.moved);
+            self.known.insert(ip, Neighbour { mac, port, until: now + REACHABLE, moved });
         }
         let Some(at) = self.resolving.iter().position(|resolution| resolution.ip == ip) else {
             return Vec::new();

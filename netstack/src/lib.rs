@@ -540,6 +540,10 @@ impl Stack {
             && nat::in_subnet(self.config.subnet, ip)
             && !mac.is_group()
         {
+            if self.neighbours.has_moved(ip, mac, route.port, now) {
+                self.tcp.readdress(ip, route);
+                self.udp.readdress(ip, route);
+            }
             for flow in self.neighbours.learn(ip, mac, route.port, now) {
                 self.resolved(flow, Some((mac, route.port)), now, sink);
             }

@@ -12,7 +12,7 @@ mod replay;
 mod sequence;
 mod window;
 
-use core::net::SocketAddr;
+use core::net::{Ipv4Addr, SocketAddr};
 use std::collections::{HashMap, VecDeque};
 
 use foldhash::fast::FixedState;
@@ -168,6 +168,15 @@ impl Table {
                 flow.stage = Stage::Dead;
                 flow.route = Route::NOWHERE;
                 self.mark_ready(id);
+            }
+        }
+    }
+
+    /// The guest with this address has another hardware address, behind the same port.
+    pub(crate) fn readdress(&mut self, guest: Ipv4Addr, route: Route) {
+        for flow in self.flows.values_mut() {
+            if flow.guest.ip() == guest && flow.route.port == route.port {
+                flow.route = route;
             }
         }
     }
@@ -624,7 +633,7 @@ impl Table {
 
     /// The hardware address of the flow's guest, if that is to be asked whether it still knows of the flow.
     pub(crate) fn keep_alive_due(&self, id: FlowId, now: Instant) -> Option<Mac> {
-        let flow = self.flows.get(id)?;
+        let flow = self.flows.get(id).filter(|flow| flow.keepalive.is_silent(now))?;
         flow.keep_alive_at().filter(|at| *at <= now).map(|_| flow.route.to)
     }
 

@@ -3,7 +3,7 @@
 
 mod shares;
 
-use core::net::{IpAddr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::collections::{HashMap, VecDeque};
 
 use foldhash::fast::FixedState;
@@ -92,6 +92,15 @@ impl Table {
             next_port: EPHEMERAL_FIRST + (keys.ports % u64::from(EPHEMERAL_COUNT)) as u16,
             ident: 0,
             scratch: Vec::new(),
+        }
+    }
+
+    /// The guest with this address has another hardware address, behind the same port.
+    pub(crate) fn readdress(&mut self, guest: Ipv4Addr, route: Route) {
+        for flow in self.flows.values_mut() {
+            if flow.guest.ip() == guest && flow.route.port == route.port {
+                flow.route = route;
+            }
         }
     }
 

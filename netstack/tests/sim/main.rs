@@ -12,6 +12,7 @@
 
 mod checker;
 mod errors;
+mod field;
 mod frames;
 mod guest;
 mod keepalive;
