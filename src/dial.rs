@@ -68,7 +68,7 @@ pub async fn connect(place: &Place) -> io::Result<TcpStream> {
     Err(failure)
 }
 
-/// Refuses a connected TCP socket whose other end is itself. A connect to an address of the host may be given the very port that it asks
+/// Refuses a connected TCP socket whose other end is itself; a socket of another family has no such address. A connect to an address of the host may be given the very port that it asks
 /// for as its source, if nobody listens there, and then meets itself: a simultaneous open (RFC 9293, section 3.5). The port is free at
 /// once for whoever is to listen, where an orderly close would leave it in TIME-WAIT.
 ///
@@ -78,7 +78,7 @@ pub fn refuse_self<S: AsFd>(stream: S) -> io::Result<S> {
     let socket = SockRef::from(&stream);
     // One that has no peer any more had another.
     if let (Ok(local), Ok(peer)) = (socket.local_addr(), socket.peer_addr())
-        && local.as_socket() == peer.as_socket()
+        && local.as_socket().is_some_and(|local| peer.as_socket() == Some(local))
     {
         let _ = socket.set_linger(Some(Duration::ZERO));
         return Err(rustix::io::Errno::CONNREFUSED.into());
@@ -95,4 +95,20 @@ pub fn stream(socket: OwnedFd) -> io::Result<UnixStream> {
     let socket = std::os::unix::net::UnixStream::from(socket);
     socket.set_nonblocking(true)?;
     UnixStream::from_std(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::os::unix::net;
+
+    use super::refuse_self;
+
+    #[test]
+    fn who_has_another_at_the_other_end_is_left_alone() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        refuse_self(std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap()).unwrap();
+        // Neither end has an address and a port, as those of vsock have not.
+        refuse_self(net::UnixStream::pair().unwrap().0).unwrap();
+    }
 }
