@@ -4,7 +4,6 @@
 //! All but what only we have runs against the original too; it stands still at most of them.
 #![expect(
     clippy::unwrap_used,
-    clippy::panic,
     clippy::print_stderr,
     reason = "a test's helper fails like the test"
 )]

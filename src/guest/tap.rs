@@ -136,6 +136,9 @@ struct Before {
     alias: String,
 }
 
+/// An address, its prefix length and the router that were set up.
+type SetUp = (Ipv4Addr, u8, Option<Ipv4Addr>);
+
 /// The first word of a note. What follows are words of their own, the alias of before last: it may have blanks.
 const NOTE: &str = "gvforwarder";
 
@@ -145,8 +148,8 @@ impl Before {
         Self { mac, mtu, is_up, alias: alias.unwrap_or_default() }
     }
 
-    /// As [`note`] has noted it, with the address, its prefix length and the router that were set up.
-    fn noted(alias: &str) -> Option<(Self, Option<(Ipv4Addr, u8, Option<Ipv4Addr>)>)> {
+    /// As [`note`] has noted it, with what was set up.
+    fn noted(alias: &str) -> Option<(Self, Option<SetUp>)> {
         let mut words = alias.splitn(8, ' ');
         if words.next()? != NOTE {
             return None;

@@ -35,7 +35,8 @@ pub(crate) fn read_within(path: &Path, max: u64, limit: Duration) -> io::Result<
     thread::Builder::new().name("file reader".to_owned()).spawn(move || {
         let _ = sender.send(read(&file, max));
     })?;
-    done.recv_timeout(limit).unwrap_or(Err(io::ErrorKind::TimedOut.into())).map(|(bytes, _)| bytes)
+    let (bytes, _) = done.recv_timeout(limit).map_err(|_| io::ErrorKind::TimedOut)??;
+    Ok(bytes)
 }
 
 /// Without waiting for a writer where a FIFO is in the file's place (fifo(7)).

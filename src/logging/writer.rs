@@ -268,8 +268,10 @@ fn pieces(lines: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let end = |bytes: &[u8]| bytes.iter().rposition(|byte| *byte == b'\n');
         let first = || rest.iter().position(|byte| *byte == b'\n');
-        let end =
-            rest.get(..TOGETHER).map_or(rest.len().checked_sub(1), |start| end(start).or_else(first))?;
+        let end = match rest.get(..TOGETHER) {
+            Some(start) => end(start).or_else(first)?,
+            None => rest.len().checked_sub(1)?,
+        };
         let (piece, behind) = rest.split_at(end + 1);
         rest = behind;
         Some(piece)

@@ -349,7 +349,7 @@ fn gateway(table: &mut Table) {
                 "answers of {}; at the end {}; the port is free: {}",
                 statuses.join(" and "),
                 get(&daemon, ALL).trim_start_matches("200 "),
-                std::net::TcpListener::bind(("127.0.0.1", port)).is_ok()
+                TcpListener::bind(("127.0.0.1", port)).is_ok()
             )
         },
     );
