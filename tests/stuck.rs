@@ -2,21 +2,22 @@
 //! each, the API answers, and the daemon ends in time; what is lost of the log is counted.
 //!
 //! All but what only we have runs against the original too; it stands still at most of them.
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stderr,
-    reason = "a test's helper fails like the test"
-)]
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test's helper fails like the test")]
 
+#[path = "support/guest_agent.rs"]
+mod guest_agent;
 mod support;
 
 use std::fs::{self, File};
-use std::io::Read;
-use std::os::unix::net::UnixStream;
+use std::io::{Read, Write};
+use std::net::Ipv4Addr;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use guest_agent::Agent;
 use rustix::pipe::{fcntl_setpipe_size, pipe};
+use rustix::process::Signal;
 use support::daemon::{Builder, Daemon};
 use support::eventually;
 use support::frames::{GATEWAY_MAC, ICMP, IP, IPV4, MAC, Wire, arp, echo_request, ether, ipv4};
@@ -308,6 +309,39 @@ mod ours {
         }
     }
 
+    /// The other program has the same log.
+    #[test]
+    fn gvforwarder_goes_on_beside_a_pipe_that_nobody_reads() {
+        let (ns, dir) = (Namespace::new(), tempfile::tempdir().unwrap());
+        let path = dir.path().join("s").display().to_string();
+        let listener = UnixListener::bind(&path).unwrap();
+        std::thread::spawn(move || {
+            listener.incoming().for_each(|client| drop(client.unwrap().write_all(b"hi")))
+        });
+        let (_reader, writer) = pipe().unwrap();
+        fcntl_setpipe_size(&writer, 4096).unwrap();
+        let mut agent = Agent::spawn_to(&ns, &["-agent-allow", &path, "-agent-from", "127.0.0.1"], writer);
+        let at = (Ipv4Addr::LOCALHOST, gvproxy::agent::PORT).into();
+        eventually("the agent", PATIENCE, || ns.connect(at).ok());
+        // Each is a line.
+        let mut longest = Duration::ZERO;
+        for number in 0..300 {
+            let start = Instant::now();
+            let mut host = ns.connect(at).unwrap();
+            host.set_read_timeout(Some(PATIENCE)).unwrap();
+            writeln!(host, "{path}").unwrap();
+            let mut heard = String::new();
+            let read = host.read_to_string(&mut heard);
+            assert!(read.is_ok() && heard == "OK\nhi", "connection {number}: {read:?}, {heard:?}");
+            longest = longest.max(start.elapsed());
+        }
+        let start = Instant::now();
+        agent.end(Signal::TERM);
+        let end = start.elapsed();
+        eprintln!("gvforwarder: {longest:?}, ended after {end:?}");
+        assert!(longest < PROMPT && end < END, "{longest:?}, {end:?}");
+    }
+
     /// As logrotate does with `copytruncate`, and with `create` and a signal after it.
     #[test]
     fn a_log_file_can_be_shortened_and_moved_away() {
@@ -334,7 +368,7 @@ mod ours {
             assert!(text.starts_with("time=\""), "{what}: {text:?}");
             for _ in 0..2 {
                 fs::rename(&log, &moved).unwrap();
-                daemon.signal(rustix::process::Signal::HUP);
+                daemon.signal(Signal::HUP);
                 has(&log, "log file opened again");
                 let before = fs::read_to_string(&moved).unwrap();
                 ping(&mut wire, 3);
@@ -345,7 +379,7 @@ mod ours {
             fs::remove_file(&moved).unwrap();
             fs::rename(&log, &moved).unwrap();
             fs::create_dir(&log).unwrap();
-            daemon.signal(rustix::process::Signal::HUP);
+            daemon.signal(Signal::HUP);
             has(&moved, "cannot open the log file again");
             assert!(daemon.terminate().success(), "{what}");
             has(&moved, "gvproxy exiting: signal caught");
@@ -357,7 +391,7 @@ mod ours {
     fn nohup_holds_without_a_log_file() {
         let mut daemon = Daemon::builder().binary(OURS).through(["env", "--ignore-signal=HUP"]).start();
         let mut wire = Wire::plug(&daemon);
-        daemon.signal(rustix::process::Signal::HUP);
+        daemon.signal(Signal::HUP);
         assert!(wire.is_alive() && daemon.is_running());
     }
 }

@@ -24,6 +24,7 @@ use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, Vso
 use super::offers::{Offers, Unoffered, Waiting};
 use crate::agent::{ACCEPT, ONLY, next_line};
 use crate::config::Source;
+use crate::disk;
 use crate::logging::Limited;
 use crate::relay::Relays;
 use crate::text::{quote, reason};
@@ -258,7 +259,7 @@ impl Server {
         let shown = quote(&bytes);
         let path = Path::new(std::ffi::OsStr::from_bytes(&bytes));
         loop {
-            match UnixStream::connect(path).await {
+            match disk::connect(path).await {
                 Ok(socket) => return Ok(Ok(Opened::Socket(socket, early))),
                 // Its backlog is full.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(CONNECT_PAUSE).await,

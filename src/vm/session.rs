@@ -57,7 +57,13 @@ pub(super) async fn wait(address: &Address) -> Session {
     let mut pause = PAUSE.0;
     loop {
         // Before the attempt, so that nothing that comes after it is missed.
-        let watch = directory_of(address).and_then(|directory| NameWatch::of_directory(directory).ok());
+        let watch = match directory_of(address).map(Path::to_owned) {
+            Some(directory) => {
+                let path = directory.clone();
+                disk::ask(&path, move || NameWatch::of_directory(&directory)).await.flatten().ok()
+            }
+            None => None,
+        };
         let error = match connect(address, timeouts).await {
             Ok(session) => return session,
             Err(error) => error,

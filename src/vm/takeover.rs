@@ -21,6 +21,7 @@ use super::session::{self, Session};
 use super::status::{Connection, Entry};
 use super::{Surroundings, VmChange, bind_beside};
 use crate::config::{Address, DEVICE_MAC, LinkConfig};
+use crate::disk;
 use crate::link::listener::{Listener, Presence, Terms};
 use crate::listen::{RemoveOnDrop, ensure_vacant};
 use crate::sys::follow::NameWatch;
@@ -161,11 +162,17 @@ impl QemuLink {
 /// Waits until another socket is in the place of the listener's own.
 async fn taken_over(listener: &Listener, path: &Path) {
     let Some(file) = listener.file().map(RemoveOnDrop::made) else { return std::future::pending().await };
-    let watch = NameWatch::of_file(path);
-    while file.is_there() {
+    let is_there = async || {
+        let file = file.clone();
+        // What does not answer is not taken over either.
+        disk::ask(path, move || file.is_there()).await.unwrap_or(true)
+    };
+    let name = path.to_owned();
+    let watch = disk::ask(path, move || NameWatch::of_file(&name)).await.flatten();
+    while is_there().await {
         match &watch {
             Ok(watch) => watch.changed().await,
-            Err(error) if file.is_there() => {
+            Err(error) if is_there().await => {
                 tracing::warn!(%error, "cannot watch the socket: QEMU must not bind its own there");
                 return std::future::pending().await;
             }
@@ -173,13 +180,16 @@ async fn taken_over(listener: &Listener, path: &Path) {
         }
     }
     loop {
-        let Some(Ok(watch)) = path.parent().map(NameWatch::of_directory) else {
-            return std::future::pending().await;
+        let name = path.to_owned();
+        let look = move || {
+            let watch = name.parent().map(NameWatch::of_directory);
+            (watch, name.exists())
         };
-        if path.exists() {
-            return;
+        match disk::ask(path, look).await {
+            Ok((Some(Ok(_)), true)) => return,
+            Ok((Some(Ok(watch)), false)) => watch.changed().await,
+            _ => return std::future::pending().await,
         }
-        watch.changed().await;
     }
 }
 

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -28,9 +29,19 @@ impl Agent {
     /// Starts it without waiting.
     pub(crate) fn spawn(ns: &Namespace, args: &[&str]) -> Self {
         let log = tempfile::NamedTempFile::new().unwrap();
+        let stderr = log.reopen().unwrap().into();
+        Self { child: Self::child(ns, args, stderr), log }
+    }
+
+    /// The same with a standard error of which [`Self::stderr`] knows nothing.
+    pub(crate) fn spawn_to(ns: &Namespace, args: &[&str], stderr: OwnedFd) -> Self {
+        Self { child: Self::child(ns, args, stderr), log: tempfile::NamedTempFile::new().unwrap() }
+    }
+
+    fn child(ns: &Namespace, args: &[&str], stderr: OwnedFd) -> Child {
         let mut command = ns.command(binary());
-        command.args(["-debug", "-agent"]).args(args).stdin(Stdio::null()).stderr(log.reopen().unwrap());
-        Self { child: command.spawn().expect("nsenter"), log }
+        command.args(["-debug", "-agent"]).args(args).stdin(Stdio::null()).stderr(stderr);
+        command.spawn().expect("nsenter")
     }
 
     #[track_caller]
