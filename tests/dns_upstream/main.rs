@@ -231,7 +231,8 @@ async fn a_dead_first_server_is_waited_for_twice() {
 async fn one_failure_of_the_first_server_changes_nothing_for_the_next_question() {
     const LATE: Duration = Duration::from_millis(800);
     type Failure = fn(&[u8]) -> Vec<(Duration, Vec<u8>)>;
-    let failures: [(&str, u16, (ResponseCode, Vec<Ipv4Addr>), Failure); 7] = [
+    type Case = (&'static str, u16, (ResponseCode, Vec<Ipv4Addr>), Failure);
+    let failures: [Case; 7] = [
         ("late", 1, ok(7), |asked| vec![(LATE, give(asked, 7))]),
         ("lost, and sent again", 1, ok(7), |_| vec![]),
         ("lost twice", 2, ok(8), |_| vec![]),
