@@ -15,11 +15,12 @@ use netstack::PortId;
 use netstack::dns::{Transport, Verdict};
 use tokio::net::UnixStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::api::{Api, Listener as ApiListener, Role};
 use crate::config::{Address, Config, Endpoint, LinkConfig, RESOLV_CONF, Token};
+use crate::connection_limit::ConnectionLimit;
 use crate::engine::{Counters, Engine, Handle, Request, Traffic};
 use crate::forward::clients::Places;
 use crate::forward::registry::Registry;
@@ -37,6 +38,7 @@ use crate::pcap::Capture;
 use crate::relay::Relays;
 use crate::reverse::Reverse;
 use crate::ssh::Penalties;
+use crate::sys::descriptor_limit;
 use crate::vm::status::Board;
 use crate::vm::{Machine, QemuLink, Surroundings};
 
@@ -49,8 +51,9 @@ const COUNTED_EVERY: Duration = Duration::from_secs(5);
 const LAST_CARDS: Duration = Duration::from_secs(4);
 /// Questions of guests to the host's resolvers at a time, each with a socket or a few of the host.
 const MAX_DNS_QUESTIONS: usize = 512;
-/// DNS connections of guests at a time; more are closed at once.
-const MAX_DNS_STREAMS: usize = 256;
+/// DNS connections of guests at a time, and the part of the descriptors that they may take at most.
+const MAX_DNS_STREAMS: usize = 1024;
+const DNS_STREAM_SHARE: usize = 8;
 
 /// Why a run ended without a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -514,13 +517,13 @@ async fn count(handle: Handle) {
 async fn resolve(handle: Handle, api: Arc<Api>, mut requests: mpsc::Receiver<Request>) {
     let upstream = Arc::new(Upstream::new(PathBuf::from(RESOLV_CONF), PathBuf::from(HOSTS)));
     let questions = Arc::new(InFlight::new(MAX_DNS_QUESTIONS));
-    let streams = Arc::new(Semaphore::new(MAX_DNS_STREAMS));
+    let streams = ConnectionLimit::new(MAX_DNS_STREAMS.min(descriptor_limit() / DNS_STREAM_SHARE).max(1));
     while let Some(request) = requests.recv().await {
         let (handle, upstream) = (handle.clone(), Arc::clone(&upstream));
         match request {
             Request::DnsQuestion { client, message } => {
                 // Of this very task, so that no more of them are there than places.
-                let place = questions.admit(Some(client.port()));
+                let place = questions.admit(client.port());
                 tokio::spawn(place.hold(async move {
                     if let Some(answer) = upstream.ask(&message, Transport::Udp).await {
                         handle.dns_answer(client, answer).await;
@@ -530,17 +533,14 @@ async fn resolve(handle: Handle, api: Arc<Api>, mut requests: mpsc::Receiver<Req
             Request::HttpStream { guest, link, stream } => {
                 tokio::spawn(Arc::clone(&api).serve_guest(guest, link, stream));
             }
-            Request::DnsStream { stream, .. } => {
-                let Ok(permit) = Arc::clone(&streams).try_acquire_owned() else { continue };
+            Request::DnsStream { link, stream } => {
+                let Some(place) = streams.admit(link) else { continue };
+                place.set_idle();
                 let Ok(stream) = UnixStream::from_std(stream) else { continue };
                 let questions = Arc::clone(&questions);
-                tokio::spawn(async move {
-                    let asked = |message| {
-                        answer(handle.clone(), Arc::clone(&upstream), Arc::clone(&questions), message)
-                    };
-                    serve_stream(stream, asked).await;
-                    drop(permit);
-                });
+                tokio::spawn(serve_stream(stream, place, move |message| {
+                    answer(handle.clone(), Arc::clone(&upstream), Arc::clone(&questions), link, message)
+                }));
             }
         }
     }
@@ -550,13 +550,14 @@ async fn resolve(handle: Handle, api: Arc<Api>, mut requests: mpsc::Receiver<Req
 async fn answer(
     handle: Handle,
     upstream: Arc<Upstream>,
-    questions: Arc<InFlight<Option<PortId>>>,
+    questions: Arc<InFlight<PortId>>,
+    link: PortId,
     message: Vec<u8>,
 ) -> Option<Vec<u8>> {
     let (verdict, reply) = handle.dns_query(message.clone()).await;
     match verdict {
         Verdict::Reply => Some(reply),
-        Verdict::Forward => questions.admit(None).hold(upstream.ask(&message, Transport::Tcp)).await?,
+        Verdict::Forward => questions.admit(link).hold(upstream.ask(&message, Transport::Tcp)).await?,
         Verdict::Drop => None,
     }
 }

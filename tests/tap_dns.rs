@@ -3,7 +3,7 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -260,6 +260,33 @@ fn a_resolver_whose_tcp_is_silent_answers_a_question_over_tcp_all_the_same() {
     let net = Net::with(host, Daemon::builder(), 1500);
     let answers = ask_tcp(&net.guest, GATEWAY_DNS, &[question("a.test", A, None)]);
     assert_eq!((code(&answers[0]), count(&answers[0])), (NOERROR, 1));
+}
+
+#[test]
+fn connections_that_are_kept_open_keep_no_new_one_out() {
+    let (net, _server) = start();
+    let asked = question("a.test", A, None);
+    let framed = [&u16::try_from(asked.len()).unwrap().to_be_bytes()[..], &asked].concat();
+    let ask = |stream: &mut TcpStream| {
+        stream.write_all(&framed)?;
+        let mut answer = [0; 2];
+        stream.read_exact(&mut answer)?;
+        let mut answer = vec![0; u16::from_be_bytes(answer).into()];
+        stream.read_exact(&mut answer).map(|()| count(&answer))
+    };
+    let mut held: Vec<TcpStream> = Vec::new();
+    for _ in 0..300 {
+        held.push(impatient(net.guest.connect(GATEWAY_DNS).expect("a connection")));
+    }
+    let answered = held.iter_mut().filter_map(|stream| ask(stream).ok()).filter(|&count| count == 1).count();
+    assert_eq!(answered, 300, "of those open at once");
+    let mut answered = 0;
+    for _ in 0..1000 {
+        let mut stream = impatient(net.guest.connect(GATEWAY_DNS).expect("a connection"));
+        answered += usize::from(ask(&mut stream).is_ok_and(|count| count == 1));
+        held.push(stream);
+    }
+    assert_eq!(answered, 1000, "of those opened while others are kept");
 }
 
 /// A file system that hangs: nothing but questions for others waits for it, and these not for long.

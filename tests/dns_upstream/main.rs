@@ -192,7 +192,7 @@ async fn a_first_server_that_is_not_there_costs_a_moment_and_later_nothing() {
     for transport in [Udp, Tcp] {
         assert_eq!(addresses(&host.ask(&query("a.test.", RecordType::A), transport).await).len(), 1);
     }
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
     let start = Instant::now();
     for _ in 0..20 {
         assert_eq!(host.resolve("a.test.").await, ok(1));
@@ -271,7 +271,7 @@ async fn a_resolver_that_starts_again_fails_no_question() {
             assert_eq!(host.resolve("a.test.").await, ok(7));
             running.stop().await;
             let restarted = async {
-                tokio::time::sleep(Duration::from_millis(150)).await;
+                tokio::time::sleep(Duration::from_millis(600)).await;
                 answering(first, 7)
             };
             let (found, restarted) = tokio::join!(host.resolve("a.test."), restarted);

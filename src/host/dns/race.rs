@@ -21,7 +21,7 @@ use super::health::Health;
 const GRACE: Duration = Duration::from_millis(100);
 /// A server that refuses may be about to start again: how long the answers of others wait for that, how long the
 /// client does when there is none, and how often it is asked meanwhile.
-const RESTART: Duration = Duration::from_millis(500);
+const RESTART: Duration = Duration::from_secs(1);
 const LONG_RESTART: Duration = Duration::from_secs(2);
 const KNOCK: Duration = Duration::from_millis(100);
 

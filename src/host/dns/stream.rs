@@ -9,6 +9,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::connection_limit::Admitted;
+
 /// How long the first query may take to arrive. The original's 2 s are less than two retransmissions.
 const FIRST_TIME: Duration = Duration::from_secs(10);
 /// How long a connection without a question on its way stays open.
@@ -21,21 +23,21 @@ const MAX_QUERIES: usize = 128;
 const MAX_PIPELINED: usize = 32;
 
 /// Answers the queries of one connection until the client is done (its half-close waits for the answers), is
-/// silent for too long, has asked 128 times, or breaks the connection. Answers go out in the order in which
-/// they come, not in that of the queries (RFC 7766 section 6.2.1.1); a message that `resolve` gives `None`
-/// for has none.
-pub async fn serve_stream<S, R, F>(mut stream: S, resolve: R)
+/// silent for too long, has asked 128 times, or breaks the connection, or until its place is wanted: between
+/// questions it is idle. Answers go out in the order in which they come, not in that of the queries (RFC 7766
+/// section 6.2.1.1); a message that `resolve` gives `None` for has none.
+pub async fn serve_stream<S, R, F, K>(mut stream: S, place: Admitted<K>, resolve: R)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     R: Fn(Vec<u8>) -> F,
     F: Future<Output = Option<Vec<u8>>> + Send + 'static,
 {
-    if let Err(error) = serve(&mut stream, resolve).await {
+    if let Err(error) = serve(&mut stream, &place, resolve).await {
         tracing::debug!(%error, "DNS connection ended");
     }
 }
 
-async fn serve<S, R, F>(stream: &mut S, resolve: R) -> io::Result<()>
+async fn serve<S, R, F, K>(stream: &mut S, place: &Admitted<K>, resolve: R) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
     R: Fn(Vec<u8>) -> F,
@@ -53,6 +55,7 @@ where
         {
             queries += 1;
             deadline = Instant::now() + IDLE_TIME;
+            place.set_busy();
             pending.spawn(resolve(message));
         }
         let listening = !client_done && queries < MAX_QUERIES && pending.len() < MAX_PIPELINED;
@@ -68,7 +71,11 @@ where
                     timeout(WRITE_TIME, stream.write_all(&framed)).await??;
                 }
                 deadline = Instant::now() + IDLE_TIME;
+                if pending.is_empty() {
+                    place.set_idle();
+                }
             }
+            () = place.told_to_close() => return stream.shutdown().await,
             () = sleep_until(deadline), if pending.is_empty() => return stream.shutdown().await,
         }
     }

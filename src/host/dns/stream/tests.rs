@@ -5,6 +5,7 @@ use tokio::io::DuplexStream;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::connection_limit::ConnectionLimit;
 
 /// A client's end, and the server of the other end. A message of bytes is answered by the same bytes; one
 /// that starts with `n` takes the seconds that follow as a digit, one that starts with `-` has no answer, one
@@ -22,7 +23,11 @@ fn connect(buffer: usize) -> (DuplexStream, JoinHandle<()>) {
             _ => Some(message),
         }
     };
-    (client, tokio::spawn(serve_stream(server, resolve)))
+    (client, tokio::spawn(serve_stream(server, place(), resolve)))
+}
+
+fn place() -> Admitted<()> {
+    ConnectionLimit::new(1).admit(()).unwrap()
 }
 
 fn framed(messages: &[&[u8]]) -> Vec<u8> {
@@ -139,7 +144,7 @@ async fn queries_on_their_way_are_bounded() {
             }
         }
     };
-    let server = tokio::spawn(serve_stream(server, resolve));
+    let server = tokio::spawn(serve_stream(server, place(), resolve));
     client.write_all(&framed(&[b"query".as_slice(); 100])).await.unwrap();
     client.shutdown().await.unwrap();
     let start = Instant::now();
@@ -155,4 +160,29 @@ async fn a_question_that_panics_costs_its_own_answer() {
     assert_eq!(read_message(&mut client).await, b"good");
     drop(client);
     server.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_idle_makes_room() {
+    let limit = ConnectionLimit::new(2);
+    let open = |secs: u64| {
+        let (client, server) = tokio::io::duplex(64);
+        let place = limit.admit(()).unwrap();
+        let resolve = move |message| async move {
+            tokio::time::sleep(Duration::from_secs(secs)).await;
+            Some(message)
+        };
+        (client, tokio::spawn(serve_stream(server, place, resolve)))
+    };
+    let start = Instant::now();
+    let (mut busy, _busy) = open(3);
+    busy.write_all(&framed(&[b"slow"])).await.unwrap();
+    let (mut idle, _idle) = open(0);
+    idle.write_all(&framed(&[b"quick"])).await.unwrap();
+    assert_eq!(read_message(&mut idle).await, b"quick");
+    let (mut new, _new) = open(0);
+    assert_eq!(rest(&mut idle, start).await, (vec![], 0));
+    new.write_all(&framed(&[b"new"])).await.unwrap();
+    assert_eq!(read_message(&mut new).await, b"new");
+    assert_eq!(read_message(&mut busy).await, b"slow");
 }
