@@ -38,6 +38,10 @@ const LINGER: Duration = Duration::from_secs(1);
 const IDLE: Duration = Duration::from_millis(200);
 /// A flow that moved no more than this leaves its socket to another: a page or two of each ring.
 const POOL_BYTES: usize = 4096;
+/// How long a guest may take for what was sent to it before a reset.
+const RESET_LIMIT: Duration = Duration::from_secs(60);
+/// A reset behind data that is acknowledged waits for this long: a guest's program that is still in connect(2) then would lose the data.
+const RESET_PAUSE: Duration = Duration::from_millis(10);
 /// A connection that the driver dials is given up after this long.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
@@ -63,6 +67,17 @@ pub enum Abort {
     Reset,
     /// It did not answer.
     Silence,
+}
+
+/// How far a RST is that comes behind what the guest has still to acknowledge.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Reset {
+    No,
+    Asked,
+    /// Until then at most.
+    Waiting(Instant),
+    /// Everything is acknowledged, and it is sent then.
+    Settled(Instant),
 }
 
 /// Where the flow's state is kept.
@@ -118,13 +133,17 @@ pub struct Flow {
     guest_sent: Option<TcpSeqNumber>,
     /// Our half is closed.
     finished: bool,
-    /// A RST ended it before both halves were closed, or the guest was given up.
+    /// A RST ended it before both halves were closed, or the guest was given up, or its link is gone.
     aborted: bool,
     /// The SYN to the guest was sent again before its time.
     pub(super) dialled_again: bool,
     /// Bytes of the longest IP packet that the way to the guest takes (RFC 1191), where that is less than the two ends named.
     pub(super) path_mtu: Option<u16>,
     pub(super) keepalive: Keepalive,
+    /// The guest had closed its half before that.
+    closed_before: bool,
+    /// How far the guest's RST is, where the other end was reset.
+    pub(super) reset: Reset,
     /// When it came to TIME-WAIT.
     time_wait: Option<Instant>,
 }
@@ -154,6 +173,8 @@ impl Flow {
             dialled_again: false,
             path_mtu: None,
             keepalive: Keepalive::new(),
+            closed_before: false,
+            reset: Reset::No,
             time_wait: None,
         }
     }
@@ -191,6 +212,7 @@ impl Flow {
     /// Why it is [`Phase::Aborted`].
     pub fn abort_reason(&self) -> Abort {
         match self.stage {
+            _ if self.is_cut_off() => Abort::Unreachable,
             _ if self.aborted => Abort::Reset,
             Stage::Dead => Abort::Unreachable,
             _ => Abort::Silence,
@@ -260,13 +282,14 @@ impl Flow {
         self.send_room() > 0
     }
 
-    /// Whether the guest closed its half and everything before that has been read.
+    /// Whether the guest closed its half and everything before that has been read; also of a flow that was aborted after that.
     pub fn recv_finished(&self) -> bool {
         self.socket().is_some_and(|socket| {
-            matches!(
-                socket.state(),
-                State::CloseWait | State::LastAck | State::Closing | State::TimeWait | State::Closed
-            ) && !socket.can_recv()
+            let closed = match socket.state() {
+                State::Closed => self.closed_before || self.finished && !self.aborted,
+                state => is_closed_by_guest(state),
+            };
+            closed && !socket.can_recv()
         })
     }
 
@@ -352,13 +375,57 @@ impl Flow {
         }
     }
 
-    /// Ends the flow with a RST, which leaves with the next flush.
+    /// Ends the flow with a RST, which leaves with the next flush. What the guest sent can still be read.
     pub(super) fn abort(&mut self) {
         self.aborted = true;
         match self.socket_mut() {
-            Some(socket) => socket.abort(),
+            Some(socket) => {
+                let closed = is_closed_by_guest(socket.state());
+                socket.abort();
+                self.closed_before |= closed;
+            }
             None => self.stage = Stage::Dead,
         }
+    }
+
+    /// Ends the flow of a guest that nothing reaches any more.
+    pub(super) fn cut_off(&mut self) {
+        match self.stage {
+            Stage::Live(..) => self.abort(),
+            _ => self.stage = Stage::Dead,
+        }
+        self.route = Route::NOWHERE;
+    }
+
+    /// Whether nothing reaches its guest any more.
+    pub(super) fn is_cut_off(&self) -> bool {
+        self.route == Route::NOWHERE && matches!(self.stage, Stage::Live(..))
+    }
+
+    /// Ends a flow that is to be reset, once the guest has acknowledged everything; what it sends meanwhile is for nobody, and is taken so
+    /// that it gets on with reading. Until then, it is when to look again.
+    pub(super) fn reset_when_settled(&mut self, now: Instant) -> Option<Instant> {
+        let at = match self.reset {
+            Reset::No => return None,
+            Reset::Asked => now + RESET_LIMIT,
+            Reset::Waiting(until) | Reset::Settled(until) => until,
+        };
+        self.recv(<[u8]>::len);
+        let is_settled = self.socket().is_none_or(|socket| {
+            !matches!(socket.state(), State::FinWait1 | State::Closing | State::LastAck)
+                && socket.send_queue() == 0
+        });
+        self.reset = match self.reset {
+            Reset::Settled(_) => Reset::Settled(at),
+            _ if is_settled && self.filled == 0 => Reset::Settled(now),
+            _ if is_settled => Reset::Settled(now + RESET_PAUSE),
+            _ => Reset::Waiting(at),
+        };
+        match self.reset {
+            Reset::Waiting(at) | Reset::Settled(at) if at > now => return Some(at),
+            _ => self.abort(),
+        }
+        None
     }
 
     /// Whether smoltcp has nothing more to send for it; `due` is when it wants to be asked again.
@@ -388,7 +455,11 @@ impl Flow {
             // By a RST in SYN-RECEIVED. smoltcp would take the next SYN, which is another connection.
             State::Listen => self.stage = Stage::Dead,
             State::SynSent => {}
-            State::Closed => self.aborted |= rst && !matches!(before, State::TimeWait | State::Closed),
+            State::Closed if rst && !matches!(before, State::TimeWait | State::Closed) => {
+                self.aborted = true;
+                self.closed_before = is_closed_by_guest(before);
+            }
+            State::Closed => {}
             // The limit was for connecting; smoltcp would end an idle connection by it.
             _ => socket.set_timeout(None),
         }
@@ -525,6 +596,11 @@ fn prepare<'a>(sockets: &'a mut SocketSet<'static>, handle: SocketHandle) -> &'a
     socket.set_nagle_enabled(false);
     socket.set_ack_delay(Some(ACK_DELAY));
     socket
+}
+
+/// Whether the guest's FIN has come (RFC 9293 3.3.2).
+fn is_closed_by_guest(state: State) -> bool {
+    matches!(state, State::CloseWait | State::LastAck | State::Closing | State::TimeWait)
 }
 
 /// Whether both ends know of the connection (RFC 9293 3.3.2).

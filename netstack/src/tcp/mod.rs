@@ -34,7 +34,7 @@ use crate::keys::Keys;
 use crate::timer::Timers;
 use crate::{DropReason, FrameSink, Mac, PortId};
 use device::{Blueprint, OneCall};
-use flow::{PooledSocket, Stage};
+use flow::{PooledSocket, Reset, Stage};
 use recovery::Verdict;
 use replay::ReplayBudget;
 use sequence::InitialSequence;
@@ -165,8 +165,12 @@ impl Table {
             self.flows.iter().filter(|(_, flow)| flow.route.port == port).map(|(id, _)| id).collect();
         for id in gone {
             if let Some(flow) = self.flows.get_mut(id) {
-                flow.stage = Stage::Dead;
-                flow.route = Route::NOWHERE;
+                flow.cut_off();
+                // The guest may come back, and call another connection by the same name.
+                let key = Key { guest: flow.guest, remote: flow.remote };
+                if self.keys.get(&key) == Some(&id) {
+                    self.keys.remove(&key);
+                }
                 self.mark_ready(id);
             }
         }
@@ -533,7 +537,7 @@ impl Table {
         if flow.is_lingering(now) {
             return;
         }
-        if !matches!(flow.stage, Stage::Live(..)) {
+        if !matches!(flow.stage, Stage::Live(..)) || flow.is_cut_off() {
             if flow.released {
                 self.end(id);
             }
@@ -542,6 +546,7 @@ impl Table {
         if let Some(budget) = self.budgets.get_mut(&flow.route.port) {
             budget.window.share(&mut flow.window, now);
         }
+        let reset_at = flow.reset_when_settled(now);
         let mtu = flow.window.packet();
         if !flow.recovery.is_idle() {
             flow.recovery.set_room(sink.has_room(flow.route.port, ether::HEADER_LEN + mtu), now);
@@ -599,6 +604,9 @@ impl Table {
             flow.progress = None;
         }
         flow.note_sending(now);
+        if let Some(at) = reset_at {
+            self.timers.arm(id, at, &mut flow.armed);
+        }
         if let Some(at) = flow.idle_at() {
             if at > now {
                 self.timers.arm(id, at, &mut flow.armed);
@@ -670,12 +678,12 @@ impl Table {
         }
     }
 
-    /// The driver is done with the flow. What is queued is still sent, and a FIN or RST that is owed.
+    /// The driver is done with the flow. What is queued is still sent, and a FIN or RST that is owed behind it.
     pub(crate) fn release(&mut self, id: FlowId, abort: bool) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         flow.released = true;
         if abort {
-            flow.abort();
+            flow.reset = Reset::Asked;
         }
         self.mark_ready(id);
     }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddrV4;
 
-use netstack::tcp::Phase;
+use netstack::tcp::{Abort, Phase};
 use smoltcp::socket::tcp::State;
 use smoltcp::time::Duration;
 
@@ -69,6 +69,74 @@ fn the_host_aborts() {
     sim.run_until("the guest hears of it", SECOND, |sim| sim.guest(port).state(connection) == State::Closed);
     assert!(sim.guest(port).end(connection).reset);
     assert_eq!(sim.stack.flows(), (0, 0));
+}
+
+#[test]
+fn what_the_host_sent_before_its_reset_is_delivered() {
+    // Whether its half is closed or not, over a link that is slow or loses.
+    for (closes, quality) in [
+        (false, Quality::CLEAN),
+        (true, Quality::CLEAN),
+        (true, Quality::CLEAN.delay(Duration::from_millis(30))),
+        (false, Quality::CLEAN.loss(50)),
+    ] {
+        let mut sim = Sim::new(133);
+        let port = sim.plug(quality);
+        sim.serve = Box::new(move |_| End { closes, ..End::open(pattern(2, 200_000)) });
+        let connection = sim.guest(port).connect(outside(80), End::open(pattern(1, 3_000_000)));
+        sim.run_until("the host has sent all", SECOND * 5, |sim| {
+            sim.hosts.values().any(|host| host.end.left().is_empty())
+        });
+        let flow = sim.host_flows()[0];
+        sim.abort(flow);
+        sim.run_until("the flow is gone", SECOND * 20, |sim| sim.stack.flows() == (0, 0));
+        sim.settle();
+        let end = sim.guest(port).end(connection);
+        assert!(end.got == pattern(2, 200_000), "{} bytes, closes: {closes}", end.got.len());
+        assert!(end.reset || closes && end.eof);
+    }
+}
+
+#[test]
+fn a_guest_that_does_not_read_delays_a_reset_for_a_minute_at_most() {
+    let mut sim = Sim::new(233);
+    let port = sim.plug(Quality::CLEAN);
+    sim.guest(port).ring = 8 << 10;
+    sim.serve = Box::new(|_| End::open(pattern(2, 100_000)));
+    let connection = sim.guest(port).connect(outside(80), End::open(pattern(1, 100_000)).stalled());
+    sim.run_for(SECOND);
+    let flow = sim.host_flows()[0];
+    sim.abort(flow);
+    sim.run_for(SECOND * 58);
+    assert_eq!(sim.stack.flows().0, 1);
+    // It has got rid of what it had to say, to nobody.
+    assert!(sim.guest(port).end(connection).left().is_empty());
+    sim.run_for(SECOND * 3);
+    assert_eq!(sim.stack.flows(), (0, 0));
+    assert_eq!(sim.guest(port).state(connection), State::Closed);
+}
+
+#[test]
+fn what_the_guest_sent_before_its_reset_or_its_end_is_delivered() {
+    for (flags, unplugged) in [(ACK, false), (ACK | FIN, false), (ACK, true), (ACK | FIN, true)] {
+        let mut sim = Sim::new(134);
+        let mut guest = raw_guest(&mut sim);
+        sim.serve = Box::new(|_| End::open(Vec::new()));
+        guest.open(&mut sim);
+        guest.send(&mut sim, flags, b"hello");
+        if unplugged {
+            sim.unplug(guest.port);
+        } else {
+            guest.send(&mut sim, RST, &[]);
+        }
+        sim.settle();
+        let (_, host) = sim.hosts.pop_first().unwrap();
+        assert_eq!((host.end.got.as_slice(), host.end.eof), (&b"hello"[..], flags & FIN != 0));
+        assert_eq!(host.outcome, Some(Outcome::Aborted));
+        let why = if unplugged { Abort::Unreachable } else { Abort::Reset };
+        assert_eq!(host.abort, Some(why));
+        assert_eq!(sim.stack.flows(), (0, 0));
+    }
 }
 
 #[test]

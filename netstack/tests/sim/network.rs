@@ -498,6 +498,11 @@ impl Sim {
                 }
             }
             Phase::Aborted => {
+                flow.recv(|bytes| {
+                    host.end.got.extend_from_slice(bytes);
+                    bytes.len()
+                });
+                host.end.eof |= flow.recv_finished();
                 host.end.reset = true;
                 host.outcome = Some(Outcome::Aborted);
                 host.abort = Some(flow.abort_reason());
