@@ -6,11 +6,12 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use socket2::SockRef;
+use rustix::io::Errno;
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::{TcpStream, UnixStream};
 
 /// A TCP port of an address or a name.
@@ -60,7 +61,7 @@ pub trait Dial: Send + Sync + 'static {
 pub async fn connect(place: &Place) -> io::Result<TcpStream> {
     let mut failure = io::Error::from(io::ErrorKind::NotFound);
     for address in tokio::net::lookup_host((place.host.as_str(), place.port)).await? {
-        match TcpStream::connect(address).await.and_then(refuse_self) {
+        match connect_to(address).await.and_then(refuse_self) {
             Ok(stream) => return Ok(stream),
             Err(error) => failure = error,
         }
@@ -68,9 +69,29 @@ pub async fn connect(place: &Place) -> io::Result<TcpStream> {
     Err(failure)
 }
 
-/// Refuses a connected TCP socket whose other end is itself; a socket of another family has no such address. A connect to an address of the host may be given the very port that it asks
-/// for as its source, if nobody listens there, and then meets itself: a simultaneous open (RFC 9293, section 3.5). The port is free at
-/// once for whoever is to listen, where an orderly close would leave it in TIME-WAIT.
+async fn connect_to(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&address.into()) {
+        Err(error) if Errno::from_io_error(&error) != Some(Errno::INPROGRESS) => return Err(error),
+        _ => {}
+    }
+    let stream = TcpStream::from_std(socket.into())?;
+    stream.writable().await?;
+    match stream.take_error()? {
+        Some(error) if !was_connected(&error) => Err(error),
+        _ => Ok(stream),
+    }
+}
+
+/// Whether a connect that failed so had a peer, who has reset the connection already. What it said before can still be read.
+pub(crate) fn was_connected(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+}
+
+/// Refuses a connected TCP socket whose other end is itself; a socket of another family has no such address. A connect to an address of
+/// the host may be given the very port that it asks for as its source, if nobody listens there, and then meets itself: a simultaneous
+/// open (RFC 9293, section 3.5). The port is free at once for whoever is to listen, where an orderly close would leave it in TIME-WAIT.
 ///
 /// # Errors
 /// `ConnectionRefused`.
@@ -81,7 +102,7 @@ pub fn refuse_self<S: AsFd>(stream: S) -> io::Result<S> {
         && local.as_socket().is_some_and(|local| peer.as_socket() == Some(local))
     {
         let _ = socket.set_linger(Some(Duration::ZERO));
-        return Err(rustix::io::Errno::CONNREFUSED.into());
+        return Err(Errno::CONNREFUSED.into());
     }
     Ok(stream)
 }

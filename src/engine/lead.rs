@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use netstack::FlowId;
-use netstack::tcp::{Abort, Flow};
+use netstack::tcp::{Abort, Flow, Phase};
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
@@ -111,7 +111,8 @@ impl Greeting {
             sent
         });
         let over = match &self.said {
-            Said::Early(words) if words.is_empty() => Ok(()),
+            // A guest that has ended already hears nothing, but may have spoken.
+            Said::Early(words) if words.is_empty() || flow.phase() == Phase::Aborted => Ok(()),
             Said::Early(_) => return None,
             Said::Asked(_) => {
                 flow.recv(|bytes| self.hear(bytes));

@@ -12,6 +12,7 @@ mod attach;
 mod capture;
 mod command;
 mod connecting;
+mod ending;
 mod forwards;
 mod lead;
 mod links;
@@ -21,6 +22,7 @@ mod tcp;
 mod udp;
 mod wait;
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -49,6 +51,7 @@ use crate::sys::udp::Inbox;
 use capture::Tap;
 use command::{CHANNEL, Command};
 use connecting::Connecting;
+use ending::Looks;
 use forwards::Forwards;
 use links::{Batches, Link};
 use tcp::Connection;
@@ -108,6 +111,7 @@ pub struct Engine {
     /// Flows whose agent has been asked, and until when it may answer: in the order of that.
     greetings: VecDeque<(Instant, FlowId)>,
     connecting: Connecting,
+    looks: Looks,
     udp: SecondaryMap<UdpFlowId, HostUdp>,
     udp_ready: VecDeque<UdpFlowId>,
     pings: Pings,
@@ -154,6 +158,7 @@ impl Engine {
             tcp: SecondaryMap::new(),
             greetings: VecDeque::new(),
             connecting: Connecting::default(),
+            looks: Looks::new(),
             udp: SecondaryMap::new(),
             udp_ready: VecDeque::new(),
             pings: Pings::default(),
@@ -225,7 +230,8 @@ impl Engine {
         }
         let retry = self.links.iter().filter_map(|link| link.retry).min();
         let greeting = self.greetings.front().map(|(until, _)| *until);
-        let others = [self.forwards.again, self.pings.expiry, retry, greeting, self.connecting.next()];
+        let look = self.looks.peek().map(|Reverse((at, _))| *at);
+        let others = [self.forwards.again, self.pings.expiry, retry, greeting, self.connecting.next(), look];
         let next = others.into_iter().chain([self.stack.poll_timeout()]).flatten().min()?;
         Some(if next > self.now { (next - self.now).into() } else { Duration::ZERO })
     }
@@ -262,6 +268,7 @@ impl Engine {
         self.end_greetings();
         self.expire_pings();
         self.end_connects();
+        self.serve_endings();
         self.handle_stack_events();
         // Flows that become ready meanwhile have their turn after the links had theirs.
         for _ in 0..self.stack.ready_len() {

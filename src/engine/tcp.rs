@@ -14,6 +14,7 @@ use netstack::tcp::Phase;
 use netstack::{FlowId, Refusal};
 use tokio::sync::oneshot;
 
+use super::ending::Ending;
 use super::lead::{Greeting, Permit};
 use super::{Engine, Request, Source};
 use crate::host::stream::HostStream;
@@ -25,6 +26,8 @@ pub(super) struct Connection {
     pub(super) relay: Relay,
     /// What is missing before bytes can move.
     pub(super) opening: Opening,
+    /// One side has ended, and the other has not yet had everything.
+    pub(super) ending: Option<Ending>,
     /// Of a client that was led here; it counts until the descriptor is closed.
     pub(super) _permit: Option<Permit>,
 }
@@ -148,7 +151,7 @@ impl Engine {
     pub(super) fn handle_tcp_event(&mut self, flow: FlowId, event: &Readiness) {
         let Some(connection) = self.tcp.get_mut(flow) else { return };
         if let Opening::Host(to) = connection.opening {
-            match connection.relay.stream().is_connected(event) {
+            match connection.relay.is_connected(event) {
                 Ok(true) => {
                     connection.opening = Opening::Done;
                     connection.relay.handle_event(event);
@@ -197,29 +200,48 @@ impl Engine {
                     }
                 }
                 match connection.relay.move_bytes(flow, self.poll.registry(), &mut self.carried) {
-                    Outcome::Going => {
+                    outcome @ (Outcome::Going | Outcome::Failing) => {
                         if connection.relay.wants_turn(flow) {
                             self.stack.mark_ready(id);
+                        }
+                        if outcome == Outcome::Failing && !self.look_again(id) {
+                            self.close_tcp(id, true);
                         }
                     }
                     Outcome::Done => self.close_tcp(id, false),
                     Outcome::Failed => self.close_tcp(id, true),
                 }
             }
-            Phase::Aborted => {
-                if let Opening::Led(greeting) = &connection.opening {
-                    let why = greeting.aborted(flow.abort_reason());
+            Phase::Aborted => self.end_aborted(id),
+        }
+    }
+
+    /// The guest has ended the flow, or is gone: what it sent before is delivered, then the reset.
+    fn end_aborted(&mut self, id: FlowId) {
+        let (Some(connection), Some(flow)) = (self.tcp.get_mut(id), self.stack.flow(id)) else { return };
+        let has_spoken = flow.can_recv();
+        match std::mem::replace(&mut connection.opening, Opening::Done) {
+            Opening::Led(mut greeting) => {
+                let over = if has_spoken { greeting.advance(flow) } else { None };
+                if over != Some(Ok(())) {
+                    let why = over.and_then(Result::err);
+                    let why = why.unwrap_or_else(|| greeting.aborted(flow.abort_reason()));
+                    connection.opening = Opening::Led(greeting);
                     return self.turn_away(id, why);
                 }
-                if let Opening::Guest(Some((reply, _))) =
-                    std::mem::replace(&mut connection.opening, Opening::Done)
-                {
-                    let _ = reply.send(Err(io::ErrorKind::ConnectionRefused.into()));
-                } else {
-                    connection.relay.stream().reset_on_close();
-                }
-                self.close_tcp(id, false);
             }
+            Opening::Guest(Some((reply, far))) => {
+                let opened = if has_spoken { Ok(far) } else { Err(io::ErrorKind::ConnectionRefused.into()) };
+                let _ = reply.send(opened);
+            }
+            Opening::Guest(None) | Opening::Host(_) | Opening::Done => {}
+        }
+        let delivered = connection.relay.deliver(flow, self.poll.registry(), &mut self.carried);
+        if delivered || !self.look_again(id) {
+            if let Some(connection) = self.tcp.get_mut(id) {
+                connection.relay.stream().reset_on_close();
+            }
+            self.close_tcp(id, false);
         }
     }
 
@@ -229,7 +251,7 @@ impl Engine {
         let connected = !matches!(opening, Opening::Host(_));
         match Relay::new(stream, token, connected, self.poll.registry()) {
             Ok(relay) => {
-                self.tcp.insert(flow, Connection { relay, opening, _permit: None });
+                self.tcp.insert(flow, Connection { relay, opening, ending: None, _permit: None });
             }
             Err(error) => {
                 self.forget(token);

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
 use mio::event::{Event, Source};
@@ -10,6 +10,7 @@ use mio::net::{TcpStream, UnixStream};
 use socket2::{SockRef, TcpKeepalive};
 
 use crate::dial::refuse_self;
+use crate::sys;
 
 /// As the original's: a peer that vanished is noticed though nobody writes.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -63,13 +64,12 @@ impl HostStream {
         refuse_self(stream).map(|_| true)
     }
 
-    /// Whether the connection is over both ways. Takes the error, so that it is told once.
-    pub(crate) fn has_failed(&self) -> bool {
-        let error = match self {
-            Self::Tcp(stream) => stream.take_error(),
-            Self::Unix(stream) => stream.take_error(),
-        };
-        !matches!(error, Ok(None))
+    /// Whether a reset would take nothing away that was written: TCP forgets what its peer has not acknowledged, others deliver at once.
+    pub(crate) fn is_settled(&self) -> bool {
+        match self {
+            Self::Tcp(stream) => sys::unsent(stream.as_fd()).unwrap_or(0) == 0,
+            Self::Unix(_) => true,
+        }
     }
 
     /// Closes the half that we write.

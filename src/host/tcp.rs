@@ -7,6 +7,7 @@ use mio::{Interest, Registry, Token};
 use netstack::tcp::Flow;
 
 use super::stream::HostStream;
+use crate::dial::was_connected;
 use crate::sys;
 
 /// How a relay stands after its turn.
@@ -14,9 +15,11 @@ use crate::sys;
 pub(crate) enum Outcome {
     /// More will come.
     Going,
+    /// The descriptor has failed, but what it received before has not all been read.
+    Failing,
     /// Both halves are closed on this side.
     Done,
-    /// The descriptor failed, as by a reset.
+    /// The descriptor failed, as by a reset, and everything it received before has been read.
     Failed,
 }
 
@@ -33,8 +36,14 @@ pub(crate) struct Relay {
     more_behind: bool,
     /// Our half is closed: the guest's is, and everything it sent is written.
     shut: bool,
-    /// By a reset, or what else ends a connection both ways.
+    /// By a reset, or what else ends a connection both ways. What was received before can still be read, and then the error, or after a
+    /// write has been told it, the end.
     failed: bool,
+    told: bool,
+    /// It has been read as far as that.
+    cut: bool,
+    /// Nothing can be written any more. What the guest sends is read in vain, so that it gets on with reading.
+    lost: bool,
 }
 
 impl Relay {
@@ -56,6 +65,9 @@ impl Relay {
             more_behind: !sys::TELLS_URGENT,
             shut: false,
             failed: false,
+            told: false,
+            cut: false,
+            lost: false,
         })
     }
 
@@ -74,25 +86,46 @@ impl Relay {
         self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
         self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
         self.more_behind |= event.is_read_closed() || event.is_error() || event.is_priority();
-        // A reset has to reach the guest though nothing can be read or written.
-        self.failed |= event.is_error() && self.stream.has_failed();
+        self.failed |= event.is_error();
+    }
+
+    /// Whether the connection that was started is there, after `event`: `Ok(false)` means not yet.
+    pub(crate) fn is_connected(&mut self, event: &mio::event::Event) -> io::Result<bool> {
+        match self.stream.is_connected(event) {
+            // It was, and is over already.
+            Err(error) if was_connected(&error) => {
+                self.told = error.kind() == io::ErrorKind::ConnectionReset;
+                Ok(true)
+            }
+            connected => connected,
+        }
     }
 
     /// Moves what can be moved, both ways, adds its bytes to `moved`, and carries a closed half over.
     pub(crate) fn move_bytes(&mut self, flow: &mut Flow, registry: &Registry, moved: &mut usize) -> Outcome {
-        if self.failed {
+        self.read_host(flow, moved);
+        self.write_host(flow, moved);
+        if self.watch_room(registry).is_err() || self.cut || flow.finished() && (self.failed || self.lost) {
             return Outcome::Failed;
         }
-        let result = self.read_host(flow, moved).and_then(|()| self.write_host(flow, moved));
-        if result.and_then(|()| self.watch_room(registry)).is_err() {
-            return Outcome::Failed;
+        match self.failed {
+            _ if self.shut && flow.finished() => Outcome::Done,
+            true => Outcome::Failing,
+            false => Outcome::Going,
         }
-        if self.shut && flow.finished() { Outcome::Done } else { Outcome::Going }
     }
 
-    fn read_host(&mut self, flow: &mut Flow, moved: &mut usize) -> io::Result<()> {
-        let mut result = Ok(());
-        while self.readable && result.is_ok() && flow.can_send() && !flow.finished() {
+    /// Writes what is left of a flow that the guest has ended. Whether the peer has all of it, or never will.
+    pub(crate) fn deliver(&mut self, flow: &mut Flow, registry: &Registry, moved: &mut usize) -> bool {
+        self.write_host(flow, moved);
+        if self.failed || self.lost || self.watch_room(registry).is_err() {
+            return true;
+        }
+        !flow.can_recv() && self.stream.is_settled()
+    }
+
+    fn read_host(&mut self, flow: &mut Flow, moved: &mut usize) {
+        while self.readable && !self.cut && flow.can_send() && !flow.finished() {
             let mut ended = false;
             flow.send(|space| match self.stream.read(space) {
                 Ok(0) => {
@@ -108,22 +141,27 @@ impl Relay {
                     match error.kind() {
                         io::ErrorKind::WouldBlock => self.readable = false,
                         io::ErrorKind::Interrupted => {}
-                        _ => result = Err(error),
+                        _ => self.cut = true,
                     }
                     0
                 }
             });
             if ended {
                 self.readable = false;
-                flow.finish();
+                match self.told {
+                    true => self.cut = true,
+                    false => flow.finish(),
+                }
             }
         }
-        result
     }
 
-    fn write_host(&mut self, flow: &mut Flow, moved: &mut usize) -> io::Result<()> {
-        let mut result = Ok(());
-        while self.writable && result.is_ok() && flow.can_recv() {
+    fn write_host(&mut self, flow: &mut Flow, moved: &mut usize) {
+        while (self.writable || self.lost) && flow.can_recv() {
+            if self.lost {
+                flow.recv(<[u8]>::len);
+                continue;
+            }
             flow.recv(|bytes| match self.stream.write(bytes) {
                 Ok(n) => {
                     *moved += n;
@@ -133,18 +171,19 @@ impl Relay {
                     match error.kind() {
                         io::ErrorKind::WouldBlock => self.writable = false,
                         io::ErrorKind::Interrupted => {}
-                        _ => result = Err(error),
+                        // A peer that only reads no more, or had ended its half before it failed.
+                        io::ErrorKind::BrokenPipe => self.lost = true,
+                        _ => (self.lost, self.failed, self.told) = (true, true, true),
                     }
                     0
                 }
             });
         }
-        result?;
         if !self.shut && flow.recv_finished() {
             self.shut = true;
-            self.stream.shutdown_write()?;
+            // A peer that is gone needs no telling.
+            let _ = self.stream.shutdown_write();
         }
-        Ok(())
     }
 
     /// Watches for room, if there was none for the first time.
@@ -158,6 +197,7 @@ impl Relay {
 
     /// Whether there is something that another turn could move.
     pub(crate) fn wants_turn(&self, flow: &Flow) -> bool {
-        (self.readable && flow.can_send() && !flow.finished()) || (self.writable && flow.can_recv())
+        (self.readable && !self.cut && flow.can_send() && !flow.finished())
+            || ((self.writable || self.lost) && flow.can_recv())
     }
 }
