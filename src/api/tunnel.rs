@@ -43,8 +43,11 @@ impl Tunnel {
     /// Gives the client to the engine, which carries bytes, and the end of each way, until both have ended.
     pub(super) async fn run(self, api: &Api, mut client: Stream, early: Bytes) {
         let Self { to, permit } = self;
-        if !matches!(tokio::time::timeout(OK_TIME, client.write_all(b"OK")).await, Ok(Ok(()))) {
-            return;
+        match tokio::time::timeout(OK_TIME, client.write_all(b"OK")).await {
+            Ok(Ok(())) => {}
+            // The guest is to have what the client sent before it left.
+            Ok(Err(error)) => tracing::debug!(%to, %error, "tunnel: the client left before it was told"),
+            Err(_) => return,
         }
         let client = match client.into_fd() {
             Ok(client) => client,

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{RecvFlags, recv};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -230,10 +231,12 @@ async fn accept<L: Listener, F: Future<Output = ()> + Send + 'static>(
     debug!(socket = name, "forward: closed");
 }
 
-/// Whether the client has closed both ways, as far as the runtime has heard. Takes nothing from the socket.
+/// Whether the client has closed both ways, as far as the runtime has heard, and has said nothing. Takes nothing from the socket.
 pub(super) fn has_left(client: &UnixStream) -> bool {
     let ready = pin!(client.ready(Interest::READABLE | Interest::WRITABLE));
-    matches!(ready.poll(&mut TaskContext::from_waker(Waker::noop())), Poll::Ready(Ok(ready)) if ready.is_write_closed())
+    let ready = ready.poll(&mut TaskContext::from_waker(Waker::noop()));
+    let is_closed = matches!(ready, Poll::Ready(Ok(ready)) if ready.is_write_closed());
+    is_closed && !matches!(recv(client, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT), Ok((_, 1..)))
 }
 
 /// Closes so that the client reads an end: with something unread it would be a reset.

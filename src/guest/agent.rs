@@ -222,8 +222,8 @@ impl Server {
         match opened {
             Ok(Opened::Socket(mut socket, early)) => {
                 host.write_all(b"OK\n").await?;
-                // A new socket takes that much at once.
-                socket.write_all(&early).await?;
+                // A new socket takes that much at once. One that takes nothing may have answered: what carries the bytes finds out.
+                let _ = socket.write_all(&early).await;
                 Ok(socket)
             }
             Ok(Opened::Offer(waiting)) => {

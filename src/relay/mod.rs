@@ -16,7 +16,7 @@ mod tests;
 
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
@@ -146,14 +146,6 @@ impl End {
         Ok(Self { fd, failed: None, halves: true })
     }
 
-    /// Whether a close, or a reset, would lose nothing that was delivered to it: TCP forgets what its peer has not yet taken, other
-    /// streams deliver at once.
-    fn is_settled(&self) -> bool {
-        let fd = self.fd.get_ref();
-        let is_tcp = || SockRef::from(fd).local_addr().is_ok_and(|address| address.as_socket().is_some());
-        crate::sys::unsent(fd.as_fd()).unwrap_or(0) == 0 || !is_tcp()
-    }
-
     /// Makes the close a reset, where it is TCP.
     fn reset_on_close(&self) {
         let _ = SockRef::from(self.fd.get_ref()).set_linger(Some(Duration::ZERO));
@@ -174,6 +166,24 @@ impl End {
         }
         false
     }
+}
+
+/// Whether a close, or a reset, would lose nothing that was written to the socket: TCP forgets what its peer has not yet taken, other
+/// streams deliver at once.
+fn is_settled(fd: BorrowedFd<'_>) -> bool {
+    let is_tcp = || SockRef::from(&fd).local_addr().is_ok_and(|address| address.as_socket().is_some());
+    crate::sys::unsent(fd).unwrap_or(0) == 0 || !is_tcp()
+}
+
+/// Waits until a close loses nothing that was written to `socket`, though there may be bytes that nobody reads: with those it would be a
+/// reset. Not for ever.
+pub(crate) async fn settle(socket: BorrowedFd<'_>) {
+    let mut settling = None;
+    poll_fn(|context| match is_settled(socket) {
+        true => Poll::Ready(()),
+        false => settling.get_or_insert_with(Settling::new).poll(context),
+    })
+    .await;
 }
 
 #[derive(Debug)]
@@ -221,7 +231,7 @@ impl<'a> Relay<'a> {
         }
         let lost = [self.ways[0].state == State::Lost, self.ways[1].state == State::Lost];
         for ((end, reset), lost) in self.ends.iter().zip(resets).zip(lost) {
-            if (reset || lost) && end.failed.is_none() && !end.is_settled() {
+            if (reset || lost) && end.failed.is_none() && !is_settled(end.fd.get_ref().as_fd()) {
                 ready!(self.settling.get_or_insert_with(Settling::new).poll(context));
                 break;
             }

@@ -209,8 +209,8 @@ async fn lead(client: UnixStream, early: Vec<u8>, host: Arc<Host>) {
     let Some((socket, _place)) = host.connect().await else { return };
     let joined = async {
         let mut socket = stream(socket)?;
-        // A new one takes that much at once.
-        socket.write_all(&early).await?;
+        // A new one takes that much at once. One that takes nothing may have answered: what carries the bytes finds out.
+        let _ = socket.write_all(&early).await;
         io::Result::Ok((client.into_std()?, socket.into_std()?))
     };
     match joined.await {

@@ -3,8 +3,9 @@
 
 use std::future::Future;
 use std::io::{self, IoSlice};
+use std::os::fd::AsFd as _;
 use std::pin::pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf as _, Bytes};
@@ -16,6 +17,7 @@ use tokio::net::unix::{ReadHalf, WriteHalf};
 
 use super::chunk::Chunks;
 use super::tunnel::Lease;
+use crate::relay::settle;
 
 /// Packets written to the client at once.
 const BATCH: usize = 16;
@@ -48,27 +50,39 @@ impl Channel {
         let (mut from_guest, to_guest) = channel.split();
         let (mut from_client, mut to_client) = client.split();
 
+        // What the client has still to say is for the guest, also when it takes nothing any more.
+        let (sending, lost) = (AtomicBool::new(true), AtomicBool::new(false));
         let result = {
             let mut up = pin!(client_to_guest(&mut from_client, &to_guest, &lease.connection().chunks));
-            let mut down =
-                pin!(guest_to_client(&mut from_guest, &mut to_client, &lease.connection().lagging));
+            let mut down = pin!(async {
+                let end = guest_to_client(&mut from_guest, &mut to_client, &lease.connection().lagging).await;
+                if end.is_err() && sending.load(Ordering::Relaxed) {
+                    lost.store(true, Ordering::Relaxed);
+                    while !matches!(from_guest.wait().await, Some(ChannelMsg::Close) | None) {}
+                }
+                end
+            });
             let mut alive = pin!(lease.connection().keep_alive());
-            let mut sending = true;
             loop {
                 tokio::select! {
-                    // By now everything that the guest had to say is written to the client.
                     result = &mut down => match result {
-                        Ok(()) => return Ok(()),
-                        Err(error) => break Err(error),
+                        // By now everything that the guest had to say is written to the client.
+                        Ok(()) => break None,
+                        Err(error) => break Some(Err(error)),
                     },
-                    result = &mut up, if sending => match result {
-                        Ok(Client::HalfClosed) => sending = false,
-                        Ok(Client::Gone) => break Ok(()),
-                        Err(error) => break Err(error),
+                    result = &mut up, if sending.load(Ordering::Relaxed) => match result {
+                        Ok(Client::HalfClosed) if lost.load(Ordering::Relaxed) => break Some(Ok(())),
+                        Ok(Client::HalfClosed) => sending.store(false, Ordering::Relaxed),
+                        Ok(Client::Gone) => break Some(Ok(())),
+                        Err(error) => break Some(Err(error)),
                     },
                     () = &mut alive => return Ok(()),
                 }
             }
+        };
+        let Some(result) = result else {
+            settle(client.as_fd()).await;
+            return Ok(());
         };
         abort(from_guest, &to_guest, &lease).await;
         result
@@ -141,7 +155,8 @@ async fn guest_to_client(
         write_all(client, &mut batch, lagging).await?;
         match end {
             None => {}
-            Some(End::Eof) => client.shutdown().await?,
+            // One that is gone needs no telling; what it sent before is read.
+            Some(End::Eof) => drop(client.shutdown().await),
             Some(End::Close) => return Ok(()),
         }
     }
