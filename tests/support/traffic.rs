@@ -99,6 +99,9 @@ pub(crate) fn lead(listener: TcpListener, to: impl Into<SocketAddr>) {
     std::thread::spawn(move || {
         while let Ok((near, _)) = listener.accept() {
             let Ok(far) = TcpStream::connect(to) else { break };
+            for end in [&near, &far] {
+                end.set_nodelay(true).unwrap();
+            }
             let ends = (near.try_clone().unwrap(), far.try_clone().unwrap());
             for (mut from, mut to) in [(near, far), (ends.1, ends.0)] {
                 std::thread::spawn(move || {

@@ -1,0 +1,331 @@
+//! What may be between two ends: every way through the daemon, and nothing. Owns: the daemon, its guest, an sshd, the agent, sockets.
+//! May not: know what the ends do. Read next: `scenes.rs`.
+
+use std::collections::HashMap;
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use socket2::{SockAddr, Socket, Type};
+
+use super::scenes::Needs;
+use crate::guest_agent::Agent;
+use crate::reversed::{Files, Login, MADE};
+use crate::support::daemon::{Daemon, binary};
+use crate::support::eventually;
+use crate::support::exposed::GUEST;
+use crate::support::free_port;
+use crate::support::guest::{self, Guest};
+use crate::support::http::{Answer, read_to_end};
+use crate::support::net::{HOST, plug};
+use crate::support::streams::{PATIENCE, at};
+use crate::support::traffic::lead;
+
+/// Bytes that a socket of a test keeps, more or less: filling it is to be quick.
+const BUFFER: usize = 64 << 10;
+
+/// One way from a client to a server.
+pub(crate) struct Way<'a> {
+    pub(crate) name: &'static str,
+    connect: Connect<'a>,
+    listener: Socket,
+    /// What is between the listener and the server; the VMM of a machine.
+    greet: fn(&Socket),
+    /// Whether a guest has to be dialled for each client.
+    pub(crate) dials: bool,
+    /// What it cannot carry, and why.
+    pub(crate) lacks: &'static [(Needs, &'static str)],
+}
+
+impl Way<'_> {
+    pub(crate) fn connect(&self) -> io::Result<Socket> {
+        (self.connect)()
+    }
+
+    pub(crate) fn accept(&self, patience: Duration) -> Option<Socket> {
+        let patience = Timespec::try_from(patience).unwrap();
+        if poll(&mut [PollFd::new(&self.listener, PollFlags::IN)], Some(&patience)) != Ok(1) {
+            return None;
+        }
+        let (socket, _) = self.listener.accept().ok()?;
+        (self.greet)(&socket);
+        Some(socket)
+    }
+
+    fn lacking(self, lacks: &'static [(Needs, &'static str)]) -> Self {
+        Self { lacks, ..self }
+    }
+
+    fn dialled(self) -> Self {
+        Self { dials: true, ..self }
+    }
+}
+
+type Connect<'a> = Box<dyn Fn() -> io::Result<Socket> + Send + Sync + 'a>;
+
+fn way<'a>(name: &'static str, connect: Connect<'a>, listener: Socket) -> Way<'a> {
+    Way { name, connect, listener, greet: |_| {}, dials: false, lacks: &[] }
+}
+
+/// A client of an address of the host.
+fn dial(to: impl Into<SockAddr>) -> impl Fn() -> io::Result<Socket> + Send + Sync {
+    let to = to.into();
+    move || {
+        let socket = Socket::new(to.domain(), Type::STREAM, None)?;
+        shrink(&socket);
+        socket.connect(&to)?;
+        Ok(socket)
+    }
+}
+
+fn shrink(socket: &Socket) {
+    socket.set_recv_buffer_size(BUFFER).unwrap();
+    socket.set_send_buffer_size(BUFFER).unwrap();
+}
+
+#[track_caller]
+fn listen_at(address: &SockAddr) -> Socket {
+    let socket = Socket::new(address.domain(), Type::STREAM, None).unwrap();
+    shrink(&socket);
+    socket.bind(address).unwrap();
+    socket.listen(4096).unwrap();
+    socket
+}
+
+/// A listener on the host's loopback, and where it is.
+fn listen() -> (Socket, SocketAddr) {
+    let socket = listen_at(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into());
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    (socket, address)
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+/// As a VMM does for vsock at a unix socket.
+fn greet_as_vmm(mut socket: &Socket) {
+    let mut byte = [0];
+    while socket.read_exact(&mut byte).is_ok() && byte != *b"\n" {}
+    socket.write_all(b"OK 1073741824\n").unwrap();
+}
+
+/// Ports of the guest.
+const EXPOSED: u16 = 5001;
+const FROM_UNIX: u16 = 5002;
+const FROM_TCP: u16 = 5003;
+const TUNNEL: u16 = 5004;
+
+/// What clients connect to, with a daemon behind and no guest yet.
+pub(crate) struct Doors {
+    daemon: Daemon,
+    login: Login,
+    files: Files,
+    /// Ports of the host that forwards listen at.
+    ports: [u16; 4],
+    /// Whether the daemon has more ways than the original.
+    own: bool,
+    servers: HashMap<&'static str, Socket>,
+}
+
+/// Everything that runs. Who asks goes before who is asked.
+pub(crate) struct Rig {
+    _agent: Option<Agent>,
+    guest: Guest,
+    exposed: u16,
+    doors: Doors,
+}
+
+impl Doors {
+    #[track_caller]
+    pub(crate) fn open() -> Self {
+        let (files, login) = (Files::new(), Login::new(""));
+        let ports: [u16; 4] = std::array::from_fn(|_| free_port());
+        let (relayed, at_relayed) = listen();
+        let own = is_own();
+        let names =
+            ["ssh", "ssh-tcp", "agent", "agent-tcp", "unix", "unix-tcp", "vmm", "host-agent", "host-ssh"];
+        let servers = names.map(|name| (name, listen_at(&at(files.path(name)))));
+        let servers = servers.into_iter().chain([("relayed", relayed)]).collect();
+        let args = words(&files, &login, ports, at_relayed, own);
+        let daemon = Daemon::builder().args(["-listen", "unix://{dir}/api.sock"]).args(args).start();
+        Self { daemon, login, files, ports, own, servers }
+    }
+
+    /// A forward's socket.
+    fn unix(&self, name: &str) -> Connect<'static> {
+        Box::new(dial(at(self.files.path(name))))
+    }
+
+    fn tcp(&self, number: usize) -> Connect<'static> {
+        Box::new(dial(loopback(self.ports[number])))
+    }
+
+    /// The forwards that wait for a guest.
+    pub(crate) fn patient(&self) -> Vec<(&'static str, Connect<'static>)> {
+        let mut doors = vec![("unix to ssh", self.unix("to-ssh"))];
+        if self.own {
+            doors.extend([
+                ("tcp to ssh", self.tcp(0)),
+                ("unix to guest", self.unix("to-guest")),
+                ("tcp to guest", self.tcp(1)),
+                ("unix to agent", self.unix("to-agent")),
+                ("tcp to agent", self.tcp(2)),
+            ]);
+        }
+        doors
+    }
+
+    /// The guest comes.
+    #[track_caller]
+    pub(crate) fn plug(mut self) -> Rig {
+        let guest = Guest::start(plug(&self.daemon), guest::MAC, 1500);
+        assert_eq!(guest.dhcp().ip(), GUEST);
+        for (name, port) in
+            [("exposed", EXPOSED), ("from unix", FROM_UNIX), ("from tcp", FROM_TCP), ("tunnel", TUNNEL)]
+        {
+            let socket = guest.tcp();
+            shrink(&socket);
+            socket.set_reuse_address(true).unwrap();
+            socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into()).unwrap();
+            socket.listen(4096).unwrap();
+            self.servers.insert(name, socket);
+        }
+        lead(guest.listen("0.0.0.0:22".parse().unwrap()), self.login.sshd.addr);
+        let [allowed, also, offered] =
+            &["agent", "agent-tcp", "reversed"].map(|name| self.files.path(name).display().to_string());
+        let agent = self.own.then(|| {
+            Agent::start(&guest, &["-agent-allow", allowed, "-agent-allow", also, "-agent-offer", offered])
+        });
+        let exposed = free_port();
+        let wish =
+            format!(r#"{{"local":"127.0.0.1:{exposed}","remote":"{GUEST}:{EXPOSED}","protocol":"tcp"}}"#);
+        let mut asked = dial(self.api())().unwrap();
+        write!(
+            asked,
+            "POST /services/forwarder/expose HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{wish}",
+            wish.len()
+        )
+        .unwrap();
+        let answer = Answer::of(&read_to_end(asked));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        if self.own {
+            eventually("sockets in the guest", PATIENCE, || {
+                (self.daemon.stderr().matches(MADE).count() == 2).then_some(())
+            });
+        }
+        Rig { _agent: agent, guest, exposed, doors: self }
+    }
+
+    fn api(&self) -> SockAddr {
+        at(self.daemon.dir().join("api.sock"))
+    }
+}
+
+/// The daemon's arguments.
+fn words(files: &Files, login: &Login, ports: [u16; 4], relayed: SocketAddr, own: bool) -> Vec<String> {
+    let path = |name: &str| files.path(name).display().to_string();
+    let tcp = |number: usize| format!("tcp://127.0.0.1:{}", ports[number]);
+    let mut forwards = vec![(path("to-ssh"), path("ssh"))];
+    let mut words = Vec::new();
+    if own {
+        forwards.extend([
+            (tcp(0), path("ssh-tcp")),
+            (path("to-guest"), format!("tcp://{GUEST}:{FROM_UNIX}")),
+            (tcp(1), format!("tcp://{GUEST}:{FROM_TCP}")),
+            (path("to-agent"), format!("agent://{}", path("agent"))),
+            (tcp(2), format!("agent://{}", path("agent-tcp"))),
+            (path("to-unix"), format!("unix://{}", path("unix"))),
+            (tcp(3), format!("unix://{}", path("unix-tcp"))),
+            (path("to-tcp"), format!("tcp://{relayed}")),
+            (path("to-vmm"), format!("unix://{}?port=7", path("vmm"))),
+        ]);
+        let reverses = [
+            (path("reversed-ssh"), path("host-ssh")),
+            (format!("agent://{}", path("reversed")), path("host-agent")),
+        ];
+        for (socket, dest) in reverses {
+            words.extend(["-reverse-sock".into(), socket, "-reverse-dest".into(), dest]);
+        }
+    }
+    for (source, dest) in forwards {
+        words.extend(["-forward-sock".into(), source, "-forward-dest".into(), dest]);
+    }
+    let key = login.sshd.path("id").display().to_string();
+    for _ in 0..if own { 2 } else { 1 } {
+        words.extend(["-forward-user".into(), login.sshd.user.clone()]);
+        words.extend(["-forward-identity".into(), key.clone()]);
+    }
+    words
+}
+
+impl Rig {
+    /// Stops taking frames from the daemon, or goes on with it.
+    pub(crate) fn hold(&self, hold: bool) {
+        self.guest.hold(hold);
+    }
+
+    /// Every way that the daemon under test has.
+    pub(crate) fn ways(&self) -> Vec<Way<'_>> {
+        let doors = &self.doors;
+        let server = |name: &str| doors.servers[name].try_clone().unwrap();
+        let (to_host, address) = listen();
+        let from_guest = move || {
+            let socket = self.guest.tcp();
+            shrink(&socket);
+            socket.connect(&SocketAddr::from((HOST, address.port())).into())?;
+            Ok(socket)
+        };
+        let tunnel = move || {
+            let mut socket = dial(doors.api())()?;
+            write!(socket, "POST /tunnel?ip={GUEST}&port={TUNNEL} HTTP/1.1\r\nHost: x\r\n\r\n")?;
+            socket.read_exact(&mut [0; 2])?;
+            Ok(socket)
+        };
+        let exposed = Box::new(dial(loopback(self.exposed)));
+        let mut ways = vec![
+            way("guest to host", Box::new(from_guest), to_host),
+            way("exposed port", exposed, server("exposed")).dialled(),
+            way("/tunnel", Box::new(tunnel), server("tunnel")).dialled(),
+            way("unix to ssh", doors.unix("to-ssh"), server("ssh")),
+        ];
+        if !doors.own {
+            return ways;
+        }
+        let vmm = way("unix to VMM", doors.unix("to-vmm"), server("vmm"));
+        ways.extend([
+            way("tcp to ssh", doors.tcp(0), server("ssh-tcp")),
+            way("unix to guest", doors.unix("to-guest"), server("from unix")).dialled(),
+            way("tcp to guest", doors.tcp(1), server("from tcp")).dialled(),
+            way("unix to agent", doors.unix("to-agent"), server("agent")).dialled(),
+            way("tcp to agent", doors.tcp(2), server("agent-tcp")).dialled(),
+            way("unix to unix", doors.unix("to-unix"), server("unix")),
+            way("tcp to unix", doors.tcp(3), server("unix-tcp")),
+            way("unix to tcp", doors.unix("to-tcp"), server("relayed")),
+            Way { greet: greet_as_vmm, ..vmm }
+                .lacking(&[(Needs::ClientHalf, "a VMM takes the end of a half for that of both")]),
+            way("guest by agent", doors.unix("reversed"), server("host-agent")),
+            way("guest by ssh", doors.unix("reversed-ssh"), server("host-ssh")),
+        ]);
+        ways
+    }
+}
+
+/// Nothing between the two.
+pub(crate) fn controls(files: &Files) -> [Way<'static>; 2] {
+    let (tcp, address) = listen();
+    let unix = at(files.path("control"));
+    let listener = listen_at(&unix);
+    [
+        way("no proxy: tcp", Box::new(dial(address)), tcp),
+        way("no proxy: unix", Box::new(dial(unix)), listener),
+    ]
+}
+
+/// Whether the daemon under test has more ways than the original.
+fn is_own() -> bool {
+    let help = Command::new(binary()).arg("-help").output().expect("the daemon's help");
+    [help.stdout, help.stderr].iter().any(|text| String::from_utf8_lossy(text).contains("-reverse-sock"))
+}
