@@ -149,6 +149,7 @@ impl Sshd {
         fs::set_permissions(home.join(".ssh/authorized_keys"), Permissions::from_mode(0o600)).unwrap();
         let users = format!("{}:x:0:0::{}:/bin/sh\n", self.user, text(&home));
         fs::write(&passwd, users).unwrap();
+        run("dropbearkey", &["-t", "ed25519", "-f", text(&key)]);
         let script = r#"mount --bind "$1" /etc/passwd && exec dropbear -F -E -s -r "$2" -p "$3" -P "$2.pid""#;
         let log = fs::File::create(self.path("log")).unwrap();
         let child = Command::new("unshare")
