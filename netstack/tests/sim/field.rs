@@ -139,7 +139,7 @@ fn a_guest_with_another_hardware_address_keeps_its_connections() {
         sim.wake(flow);
         sim.stack.udp_send(udp, b"news", sim.now, &mut sim.batches);
         let frames = sim.received(0);
-        let told: Vec<_> = frames.iter().map(|frame| &frame[..6] == &guest_mac(number).0[..]).collect();
+        let told: Vec<_> = frames.iter().map(|frame| frame[..6] == guest_mac(number).0[..]).collect();
         assert_eq!(told, [true, true], "{number}");
         // It answers, with its address of now.
         guest.ack += 4;
