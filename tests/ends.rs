@@ -77,7 +77,8 @@ fn show(rows: &[(&Way<'_>, Vec<Option<Cell>>)]) -> String {
         let name = way.name;
         let _ = write!(text, "{name:16}");
         for cell in cells {
-            let shown = cell.as_ref().map_or("-".into(), |cell| format!("{}/{}", cell.kept, cell.rounds));
+            let shown =
+                cell.as_ref().map_or_else(|| "-".into(), |cell| format!("{}/{}", cell.kept, cell.rounds));
             let _ = write!(text, " {shown:>7}");
         }
         text.push('\n');

@@ -2,7 +2,12 @@
 //! each, the API answers, and the daemon ends in time; what is lost of the log is counted.
 //!
 //! All but what only we have runs against the original too; it stands still at most of them.
-#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test's helper fails like the test")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "a test's helper fails like the test"
+)]
 
 #[path = "support/guest_agent.rs"]
 mod guest_agent;

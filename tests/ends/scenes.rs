@@ -82,12 +82,13 @@ impl Scene {
                 limit(&socket);
                 (self.client)(socket, &signal)
             });
-            let server = accept(PATIENCE).map_or(Err("nobody came".into()), |socket| {
+            let server = accept(PATIENCE).ok_or_else(|| "nobody came".to_owned()).and_then(|socket| {
                 limit(&socket);
                 (self.server)(socket, &signal)
             });
             let client = client.join().unwrap_or_else(|_| Err("panic".into()));
-            client.map_err(|why| format!("client: {why}")).and(server.map_err(|why| format!("server: {why}")))
+            client.map_err(|why| format!("client: {why}"))?;
+            server.map_err(|why| format!("server: {why}"))
         })
     }
 }
