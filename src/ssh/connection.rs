@@ -26,6 +26,7 @@ use super::chunk::Chunks;
 use super::penalties::{NO_LOGIN, REFUSED, Ticket};
 use super::{Secret, Target, key};
 use crate::dial::{Dial, Place};
+use crate::disk;
 use crate::text::quote;
 
 /// One attempt to reach port 22. The original allows 5 s; a SYN lost while the guest boots must not outlast its cause,
@@ -149,7 +150,9 @@ impl Connection {
         opened: Option<mpsc::Sender<Opened>>,
         ticket: &mut Ticket<'_>,
     ) -> Result<Self, ConnectError> {
-        let key = key::load(&target.identity, target.passphrase.as_ref());
+        let (identity, passphrase) = (target.identity.clone(), target.passphrase.clone());
+        let key = disk::ask(&target.identity, move || key::load(&identity, passphrase.as_ref())).await;
+        let key = key.map_err(anyhow::Error::from).flatten();
         let key = Arc::new(key.map_err(|error| ConnectError::Key(format!("{error:#}")))?);
         let stream = timeout(DIAL_LIMIT, dialer.dial(&target.addr, DIAL_LIMIT))
             .await
@@ -401,7 +404,9 @@ impl client::Handler for Events {
     async fn check_server_key(&mut self, key: &PublicKeyOrCertificate) -> Result<bool, Self::Error> {
         let Some((file, addr)) = &self.known_hosts else { return Ok(true) };
         let PublicKeyOrCertificate::PublicKey { key, .. } = key else { return Ok(false) };
-        match check_known_hosts_path(&addr.host, addr.port, key, file) {
+        let (place, key, known) = (addr.clone(), key.clone(), file.clone());
+        let check = move || check_known_hosts_path(&place.host, place.port, &key, &known);
+        match disk::ask(file, check).await.map_err(russh::keys::Error::from).flatten() {
             Ok(true) => Ok(true),
             Ok(false) => {
                 info!(%addr, file = %file.display(), "ssh: the guest's key is not known, and taken as it is");

@@ -99,8 +99,9 @@ impl Offer {
         path: &str,
     ) -> Result<Self, OfferError> {
         let (to, opened) = mpsc::channel(BACKLOG);
-        let mut ticket = penalties.admit(target, || record.standing(target, penalties)).await;
-        let with = With::now(target, penalties);
+        let known = &*record;
+        let mut ticket = penalties.admit(target, || known.standing(target, penalties)).await;
+        let with = With::now(target, penalties).await;
         let made = Connection::connect(dialer, target, Some(to), &mut ticket).await;
         drop(ticket);
         if let Some(accepted) = ConnectError::verdict(&made) {

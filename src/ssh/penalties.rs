@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::Target;
+use crate::disk;
 
 /// What sshd holds against a refused login,
 pub(super) const REFUSED: Duration = Duration::from_secs(5);
@@ -52,9 +53,13 @@ impl Penalties {
     }
 
     /// Waits until `target` may be logged in at. Drop what is returned when it is known how that ended.
-    pub(super) async fn admit(&self, target: &Target, record: impl Fn() -> Standing) -> Ticket<'_> {
+    pub(super) async fn admit<F: Future<Output = Standing>>(
+        &self,
+        target: &Target,
+        standing: impl Fn() -> F,
+    ) -> Ticket<'_> {
         loop {
-            match self.try_admit(target, record()) {
+            match self.try_admit(target, standing().await) {
                 Ok(ticket) => return ticket,
                 Err(wait) => sleep(wait.min(LOOK_EVERY)).await,
             }
@@ -128,17 +133,12 @@ pub struct Record(Option<(With, bool)>);
 
 impl Record {
     /// What to expect of the next try.
-    pub(super) fn standing(&self, target: &Target, penalties: &Penalties) -> Standing {
-        match &self.0 {
-            Some((with, accepted)) if *with == With::now(target, penalties) => {
-                if *accepted {
-                    Standing::Accepted
-                } else {
-                    Standing::Refused
-                }
-            }
-            _ => Standing::Unknown,
+    pub(super) async fn standing(&self, target: &Target, penalties: &Penalties) -> Standing {
+        let Some((with, accepted)) = &self.0 else { return Standing::Unknown };
+        if *with != With::now(target, penalties).await {
+            return Standing::Unknown;
         }
+        if *accepted { Standing::Accepted } else { Standing::Refused }
     }
 
     /// Notes how a login went that was tried with `with`.
@@ -158,16 +158,21 @@ pub(super) struct With {
 type Stamp = (u64, u64, u64, i64, i64);
 
 impl With {
-    pub(super) fn now(target: &Target, penalties: &Penalties) -> Self {
-        let stamp = |path: &Path| {
-            let file = fs::metadata(path).ok()?;
-            Some((file.dev(), file.ino(), file.len(), file.ctime(), file.ctime_nsec()))
+    pub(super) async fn now(target: &Target, penalties: &Penalties) -> Self {
+        let identity = stamp(&target.identity).await;
+        let known_hosts = match &target.known_hosts {
+            Some(file) => stamp(file).await,
+            None => None,
         };
-        Self {
-            links: penalties.links.load(Ordering::Relaxed),
-            files: [stamp(&target.identity), target.known_hosts.as_deref().and_then(stamp)],
-        }
+        Self { links: penalties.links.load(Ordering::Relaxed), files: [identity, known_hosts] }
     }
+}
+
+/// Nothing of a file that is not there, or whose file system does not answer.
+async fn stamp(path: &Path) -> Option<Stamp> {
+    let asked = path.to_owned();
+    let file = disk::ask_soon(path, move || fs::metadata(asked)).await.flatten().ok()?;
+    Some((file.dev(), file.ino(), file.len(), file.ctime(), file.ctime_nsec()))
 }
 
 #[cfg(test)]
@@ -190,7 +195,7 @@ mod tests {
         let mut held = start;
         for round in 0..50 {
             let standing = if round % 7 == 0 { Standing::Unknown } else { Standing::Refused };
-            let mut ticket = penalties.admit(&target(), || standing).await;
+            let mut ticket = penalties.admit(&target(), || std::future::ready(standing)).await;
             ticket.cost = REFUSED;
             drop(ticket);
             held = held.max(Instant::now()) + REFUSED;
@@ -223,11 +228,11 @@ mod tests {
         let links = Arc::new(AtomicUsize::new(0));
         let penalties = Penalties::new(Arc::clone(&links));
         let mut record = Record::default();
-        record.note(With::now(&target(), &penalties), false);
-        assert_eq!(record.standing(&target(), &penalties), Standing::Refused);
+        record.note(With::now(&target(), &penalties).await, false);
+        assert_eq!(record.standing(&target(), &penalties).await, Standing::Refused);
         while fail(&penalties, Standing::Unknown, REFUSED).is_ok() {}
         links.fetch_add(1, Ordering::Relaxed);
-        assert_eq!(record.standing(&target(), &penalties), Standing::Unknown);
+        assert_eq!(record.standing(&target(), &penalties).await, Standing::Unknown);
         fail(&penalties, Standing::Refused, REFUSED).unwrap();
     }
 
@@ -239,10 +244,10 @@ mod tests {
         fs::write(&target.identity, "a").unwrap();
         let penalties = Penalties::default();
         let mut record = Record::default();
-        record.note(With::now(&target, &penalties), false);
-        assert_eq!(record.standing(&target, &penalties), Standing::Refused);
+        record.note(With::now(&target, &penalties).await, false);
+        assert_eq!(record.standing(&target, &penalties).await, Standing::Refused);
         fs::write(dir.path().join("new"), "b").unwrap();
         fs::rename(dir.path().join("new"), &target.identity).unwrap();
-        assert_eq!(record.standing(&target, &penalties), Standing::Unknown);
+        assert_eq!(record.standing(&target, &penalties).await, Standing::Unknown);
     }
 }

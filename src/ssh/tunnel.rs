@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::connection::Connection;
-use super::penalties::With;
+use super::penalties::{Standing, With};
 use super::{Channel, ConnectError, Penalties, Record, Target};
 use crate::dial::Dial;
 
@@ -226,6 +226,7 @@ impl<D: Dial> Pool<D> {
         loop {
             let mut released = pin!(self.released.notified());
             released.as_mut().enable();
+            let may_try = self.may_try().await;
             {
                 let mut state = self.state();
                 if let Some(connection) = state.pick() {
@@ -233,7 +234,7 @@ impl<D: Dial> Pool<D> {
                     return Ok(Lease { connection, released: Arc::clone(&self.released) });
                 }
                 if let Some((at, error)) = &state.verdict
-                    && (*at >= arrival || state.connector.is_none() && !self.may_try(&state))
+                    && (*at >= arrival || state.connector.is_none() && !may_try)
                 {
                     return Err(error.clone().into());
                 }
@@ -253,8 +254,17 @@ impl<D: Dial> Pool<D> {
     }
 
     /// Whether a login that was refused may be tried again now.
-    fn may_try(&self, state: &State) -> bool {
-        self.penalties.admits(&self.target, state.record.standing(&self.target, &self.penalties))
+    async fn may_try(&self) -> bool {
+        let is_refused = {
+            let state = self.state();
+            state.verdict.is_some() && state.connections.is_empty()
+        };
+        !is_refused || self.penalties.admits(&self.target, self.standing().await)
+    }
+
+    async fn standing(&self) -> Standing {
+        let record = self.state().record.clone();
+        record.standing(&self.target, &self.penalties).await
     }
 
     /// Closes spare connections after a while, in one task that runs only while there are any.
@@ -357,12 +367,11 @@ async fn connect<D: Dial>(pool: Arc<Pool<D>>) {
     let mut said = None;
     let (target, penalties) = (&pool.target, &*pool.penalties);
     loop {
-        let standing = || pool.state().record.standing(target, penalties);
-        let mut ticket = penalties.admit(target, standing).await;
+        let mut ticket = penalties.admit(target, || pool.standing()).await;
         if pool.state().waiting == 0 {
             break pool.state().connector = None;
         }
-        let (started, with) = (Instant::now(), With::now(target, penalties));
+        let (started, with) = (Instant::now(), With::now(target, penalties).await);
         let result = Connection::connect(&*pool.dialer, target, None, &mut ticket).await;
         drop(ticket);
         let refused = {
