@@ -10,6 +10,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
@@ -151,17 +152,41 @@ struct Table {
     closed: bool,
 }
 
+/// How soon a guest finds that a container cannot have the port that another one has.
+const CONFLICT: Duration = Duration::from_secs(30);
+
 type Key = (String, &'static str);
 
 #[derive(Debug)]
 struct Entry {
     exposed: Exposed,
     asker: Asker,
-    /// How often a guest exposed it and has not taken it back: each time may be another container's.
-    times: usize,
+    repeats: Repeats,
     /// Of TCP and UDP.
     place: Option<Place>,
     running: Running,
+}
+
+/// How often a guest exposed again what is exposed. podman does for a second container with the same port, which then cannot start, and
+/// takes the port back: it is still the first one's. A guest that began anew exposes again too, and takes back once, much later.
+#[derive(Debug, Default)]
+struct Repeats {
+    count: usize,
+    last: Option<Instant>,
+}
+
+impl Repeats {
+    fn add(&mut self, now: Instant) {
+        (self.count, self.last) = (self.count.saturating_add(1), Some(now));
+    }
+
+    /// Whether the guest takes back a repeat, and not the port.
+    fn take_back(&mut self, now: Instant) -> bool {
+        let is_new = self.last.is_some_and(|last| now.saturating_duration_since(last) < CONFLICT);
+        let is_repeat = is_new && self.count > 0;
+        self.count -= usize::from(is_repeat);
+        is_repeat
+    }
 }
 
 /// What carries it.
@@ -207,8 +232,9 @@ impl Registry {
         task.await.unwrap_or(Err(ExposeError::Stopping))
     }
 
-    /// Closes what listens at `local`, spelled as it was exposed; for a guest when it has taken it back as often as it exposed it. Connections through the engine go on, as the original's do; flows of
-    /// datagrams and all other connections end, as its do too.
+    /// Closes what listens at `local`, spelled as it was exposed; for a guest that has just exposed it again, only when it takes it back
+    /// as often. Connections through the engine go on, as the original's do; flows of datagrams and all other connections end, as its do
+    /// too.
     ///
     /// # Errors
     /// There is none, or it is not the asker's.
@@ -300,7 +326,7 @@ impl Inner {
             let same = entry.exposed.remote == wanted.remote;
             // Of a socket the original's own tests want to hear it.
             if same && matches!(wanted.protocol, Protocol::Tcp | Protocol::Udp) {
-                entry.times = entry.times.saturating_add(1);
+                entry.repeats.add(Instant::now());
                 return Ok(true);
             }
             let leads = match asker {
@@ -413,7 +439,7 @@ impl Inner {
             Asker::Guest(guest) => tracing::debug!(%protocol, local, %guest, "exposed"),
         }
         let key = exposed.key();
-        table.entries.insert(key, Entry { exposed, asker, times: 1, place, running });
+        table.entries.insert(key, Entry { exposed, asker, repeats: Repeats::default(), place, running });
         None
     }
 
@@ -424,9 +450,7 @@ impl Inner {
             // To a guest what is not its own does not exist.
             let entry = table.entries.get_mut(&key).filter(|entry| may_change(asker, entry));
             let entry = entry.ok_or(ExposeError::NotFound)?;
-            if asker != Asker::Operator && entry.times > 1 {
-                // podman takes back what it exposed for a container that then could not start: another one's may go on.
-                entry.times -= 1;
+            if asker != Asker::Operator && entry.repeats.take_back(Instant::now()) {
                 return Ok(());
             }
             table.entries.remove(&key)
@@ -451,4 +475,20 @@ impl Inner {
 
 fn may_change(asker: Asker, entry: &Entry) -> bool {
     asker == Asker::Operator || entry.asker == asker
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repeat_is_taken_back_at_once_or_never() {
+        let (mut repeats, start) = (Repeats::default(), Instant::now());
+        assert!(!repeats.take_back(start));
+        repeats.add(start);
+        repeats.add(start);
+        assert!([0, 1, 2].map(|_| repeats.take_back(start)) == [true, true, false]);
+        repeats.add(start);
+        assert!(!repeats.take_back(start + CONFLICT), "the guest began anew meanwhile");
+    }
 }
