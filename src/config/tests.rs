@@ -1,5 +1,6 @@
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 
 use tempfile::TempDir;
@@ -324,7 +325,7 @@ fn the_original_example_is_the_default() {
     let bench = Bench::new();
     let zone = |name: &str| {
         format!(
-            "    - name: {name}\n      records:\n        - {{name: gateway, ip: 192.168.127.1}}\n        \
+            "    - name: {name}\n      protected: true\n      records:\n        - {{name: gateway, ip: 192.168.127.1}}\n        \
              - {{name: host, ip: 192.168.127.254}}\n"
         )
     };
@@ -458,6 +459,9 @@ fn the_readmes_file_is_one() {
     let (_, rest) = include_str!("../../README.md").split_once("```yaml\n").unwrap();
     let (yaml, _) = rest.split_once("```").unwrap();
     let yaml = yaml.replace("/run/vm/", "@/").replace("/home/me/.ssh/machine", "@/key");
+    let token = bench.dir.path().join("token");
+    fs::write(&token, "0123456789abcdef0123456789abcdef").unwrap();
+    fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
     let config = bench.resolve_file(&yaml, "").unwrap();
     let ways = (config.listen.len(), config.links.len(), config.port_forwards.len(), config.forwards.len());
     assert_eq!(ways, (1, 1, 2, 1));

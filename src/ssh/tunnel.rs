@@ -408,7 +408,8 @@ async fn connect<D: Dial>(pool: Arc<Pool<D>>) {
                         say_verdict(target, &error, state.refused);
                         state.verdict = Some((Instant::now(), error));
                         break state.connector = None;
-                    } else if said == Some(discriminant(&error)) {
+                    } else if matches!(error, ConnectError::HostKey(_)) || said == Some(discriminant(&error))
+                    {
                         debug!(%error, "ssh: no connection");
                     } else {
                         said = Some(discriminant(&error));
