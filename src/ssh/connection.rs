@@ -165,7 +165,7 @@ impl Connection {
         // Should the limit pass, `transport` is dropped, which ends russh's task as well.
         let life = Arc::new(Life::new());
         let handle = timeout(HANDSHAKE_LIMIT, async {
-            let words = words_before_version(&stream).await;
+            let words = timeout(FIRST_WORDS, words_before_version(&stream)).await.unwrap_or(None);
             let known_hosts = target.known_hosts.clone().map(|file| (file, target.addr.clone()));
             let events = Events { life: Arc::clone(&life), known_hosts, opened };
             let mut handle = client::connect_stream(
@@ -301,6 +301,9 @@ impl Drop for Asking<'_> {
         self.0.store(false, Ordering::Relaxed);
     }
 }
+
+/// How long to wait for that. A server may wait for the client's version before it gives its own (RFC 4253, 4.2, leaves that open).
+const FIRST_WORDS: Duration = Duration::from_millis(500);
 
 /// What comes instead of the other end's version, quoted, without its end of line: nothing, or a line that may come before (RFC 4253, 4.2).
 async fn words_before_version(stream: &UnixStream) -> Option<String> {
