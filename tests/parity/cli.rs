@@ -12,11 +12,15 @@ use crate::process::{Place, ends, ends_with, runs};
 use crate::support::free_port;
 use crate::support::net::Host;
 
-/// Flags that the original does not have, as the usage text names them.
-const OURS: [&str; 8] = [
+/// Flags that the original does not have, or not yet, as the usage text names them.
+const OURS: [&str; 12] = [
     "agent-port int",
+    "api-token-file string",
+    "api-token-gateway",
     "exit-with-vm",
+    "gateway-expose-all-protocols",
     "keep-running",
+    "listen-unixgram string",
     "qmp value",
     "qmp-keep-device",
     "qmp-status",
