@@ -26,7 +26,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 /// The same where a listener has more clients than it takes at once.
 const FIRST_BUSY_PAUSE: Duration = Duration::from_millis(2);
-const LAST_BUSY_PAUSE: Duration = Duration::from_millis(100);
+const LAST_BUSY_PAUSE: Duration = Duration::from_millis(200);
 
 /// An end that the host's system connects to.
 #[derive(Clone, Debug, PartialEq, Eq)]
