@@ -91,11 +91,13 @@ impl Machine {
 
 #[track_caller]
 fn assert_told(daemon: &Daemon, path: &PathBuf, what: &str, pid: u32) {
-    let log = daemon.stderr();
     let is_it = |line: &&str| {
         line.contains(what) && line.contains(&path.display().to_string()) && line.contains(&pid.to_string())
     };
-    assert_eq!(log.lines().filter(is_it).count(), 1, "want {what:?} of {path:?} once, with {pid}: {log}");
+    let count = || daemon.stderr().lines().filter(is_it).count();
+    // A line of the log is written behind what it tells.
+    eventually(&format!("{what:?} of {path:?}, with {pid}"), PATIENCE, || (count() > 0).then_some(()));
+    assert_eq!(count(), 1, "want {what:?} of {path:?} once, with {pid}: {}", daemon.stderr());
 }
 
 const TAKING: &str = "taking over the socket of another gvproxy";
