@@ -117,7 +117,8 @@ impl Vm {
         eventually("a greeting of the machine's sshd", BOOT, || {
             let qemu = self.qemu.as_mut().expect("a machine that was started");
             assert_eq!(qemu.try_wait().expect("wait"), None, "QEMU has ended");
-            sshd_greets(self.ssh_port, Duration::from_secs(1)).then_some(())
+            // sshd shuts out whoever leaves too often without a login, as who has no patience with a busy host would.
+            sshd_greets(self.ssh_port, Duration::from_secs(5)).then_some(())
         });
     }
 
