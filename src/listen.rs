@@ -287,7 +287,7 @@ fn owner(path: &Path, found: &Metadata) -> String {
         .map(|path| of_socket(&path).iter().map(ToString::to_string).collect())
         .unwrap_or_default();
     match (owners.is_empty(), found.uid()) {
-        (false, _) => format!(" (by {})", owners.join("; ")),
+        (false, _) => format!(" (by {})", owners.join(" and ")),
         (true, uid) if uid != geteuid().as_raw() => format!(" (it is user {uid}'s)"),
         _ => String::new(),
     }
