@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use socket2::{SockAddr, Socket, Type};
 
 use super::scenes::Needs;
@@ -75,9 +76,26 @@ fn dial(to: impl Into<SockAddr>) -> impl Fn() -> io::Result<Socket> + Send + Syn
     move || {
         let socket = Socket::new(to.domain(), Type::STREAM, None)?;
         shrink(&socket);
-        socket.connect(&to)?;
+        connect(&socket, &to)?;
         Ok(socket)
     }
+}
+
+/// Connects without waiting in the call: one that waits over TCP and is woken after the peer's reset fails, and its system throws away
+/// what came before. What a connect that failed so has to tell, the first use of the socket tells.
+fn connect(socket: &Socket, to: &SockAddr) -> io::Result<()> {
+    if to.is_unix() {
+        return socket.connect(to);
+    }
+    socket.set_nonblocking(true)?;
+    if let Err(error) = socket.connect(to) {
+        if Errno::from_io_error(&error) != Some(Errno::INPROGRESS) {
+            return Err(error);
+        }
+        let patience = Timespec::try_from(PATIENCE).unwrap();
+        poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&patience))?;
+    }
+    socket.set_nonblocking(false)
 }
 
 fn shrink(socket: &Socket) {
@@ -275,7 +293,7 @@ impl Rig {
         let from_guest = move || {
             let socket = self.guest.tcp();
             shrink(&socket);
-            socket.connect(&SocketAddr::from((HOST, address.port())).into())?;
+            connect(&socket, &SocketAddr::from((HOST, address.port())).into())?;
             Ok(socket)
         };
         let tunnel = move || {
