@@ -368,8 +368,8 @@ fn a_secure_tunnel_goes_to_the_known_guest_only() {
         );
         bench.unexpose("unix", path.to_str().unwrap());
     }
-    let told = bench.daemon.stderr().matches("key is not the one").count();
-    assert_eq!(told, 1, "{}", bench.daemon.stderr());
+    let log = bench.daemon.log_with("key is not the one");
+    assert_eq!(log.matches("key is not the one").count(), 1, "{log}");
 }
 
 #[test]

@@ -253,14 +253,14 @@ fn systemd_passes_several_by_name_and_by_number() {
 
 #[test]
 fn a_socket_of_systemds_that_nobody_names_is_told() {
+    const WARNING: &str = "that no -forward-sock fd:// names";
     let echo = Echo::start();
     let paths = ["a", "b"].map(|name| echo.path(name).display().to_string());
     let by_systemd = activate(&[&paths[0], &paths[1]], &["a", "b"]);
     let mut daemon = echo.daemon(&["fd://b"]).through(&by_systemd).spawn();
     assert_served(&mut daemon, &at(&paths[1]));
-    let log = daemon.stderr();
-    let line =
-        log.lines().find(|line| line.contains("that no -forward-sock fd:// names")).expect("a warning");
+    let log = daemon.log_with(WARNING);
+    let line = log.lines().find(|line| line.contains(WARNING)).unwrap();
     assert!(line.contains(r#"3 (\"a\")"#), "{line}");
 }
 

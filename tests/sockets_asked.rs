@@ -200,7 +200,7 @@ fn a_client_that_has_waited_in_vain_is_closed_and_told_of_once() {
         let client = eventually("the socket", PATIENCE, || connect(&at(ends.path("a"))).ok());
         assert_closed(&client);
     }
-    let log = daemon.stderr();
+    let log = daemon.log_with("no VMM's answer");
     assert_eq!(log.matches("no VMM's answer").count(), 1, "{log}");
 }
 

@@ -173,8 +173,8 @@ fn nobody_waits_for_ever() {
     all(waiting);
     let waited = start.elapsed();
     assert!((25..45).contains(&waited.as_secs()), "{waited:?}");
-    assert_eq!(rig.count_in_log(TURNED_AWAY), 1, "{}", rig.daemon.stderr());
-    let log = rig.daemon.stderr();
+    let log = rig.daemon.log_with(TURNED_AWAY);
+    assert_eq!(rig.count_in_log(TURNED_AWAY), 1, "{log}");
     let line = log.lines().find(|line| line.contains(TURNED_AWAY)).unwrap();
     assert!(line.contains("no such file or directory") && line.contains("/dest"), "{line}");
     rig.assert_descriptors_back(before);
@@ -574,7 +574,7 @@ fn assert_served_in_turns(rig: &Rig, limit: usize) {
         }
         rig.assert_descriptors_back(before);
     }
-    let log = rig.daemon.stderr();
+    let log = rig.daemon.log_with(FULL);
     assert_eq!(rig.count_in_log(FULL), 1, "one line: {log}");
     assert!(!log.contains("cannot accept") && rig.count_in_log(TURNED_AWAY) == 0, "{log}");
 }
@@ -588,7 +588,7 @@ fn more_clients_than_descriptors() {
     drop(server);
 
     // As many as there are places are not too many.
-    let log = rig.daemon.stderr();
+    let log = rig.daemon.log_with(" clients=");
     let places = log.split(" clients=").nth(1).and_then(|rest| rest.split_whitespace().next()?.parse().ok());
     let rig = Rig::with(Family::Unix, |dest| dest, |builder| builder.descriptors(LIMIT));
     let _server = Server::echo(rig.dest());

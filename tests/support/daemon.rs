@@ -205,6 +205,14 @@ impl Daemon {
             .into_owned()
     }
 
+    /// The same once `text` is there: a line of the log is written behind what it tells.
+    #[track_caller]
+    pub(crate) fn log_with(&self, text: &str) -> String {
+        eventually(&format!("{text:?} in the log"), START, || {
+            Some(self.stderr()).filter(|log| log.contains(text))
+        })
+    }
+
     /// The port of a forward at `tcp://HOST:0`, as the log tells it.
     #[track_caller]
     pub(crate) fn tcp_port(&mut self, host: &str) -> u16 {
