@@ -140,6 +140,8 @@ pub struct Flow {
     /// Bytes of the longest IP packet that the way to the guest takes (RFC 1191), where that is less than the two ends named.
     pub(super) path_mtu: Option<u16>,
     pub(super) keepalive: Keepalive,
+    /// When that is looked at.
+    pub(super) asked_at: Option<Instant>,
     /// The guest had closed its half before that.
     closed_before: bool,
     /// How far the guest's RST is, where the other end was reset.
@@ -173,6 +175,7 @@ impl Flow {
             dialled_again: false,
             path_mtu: None,
             keepalive: Keepalive::new(),
+            asked_at: None,
             closed_before: false,
             reset: Reset::No,
             time_wait: None,

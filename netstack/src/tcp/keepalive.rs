@@ -1,8 +1,8 @@
 //! Keep-alives (RFC 9293 3.8.4): whether a guest that says nothing on a connection still knows of it. Owns: when it is asked, and when it is
 //! given up. May not: send. Read next: `mod.rs`, `Table::keep_alive`.
 //!
-//! A guest that was reset answers with a RST. One that answers nothing is given up only for what it did not do while it was seen to run:
-//! a machine that stands still, or whose host slept, has its connections when it goes on.
+//! A guest that was reset answers with a RST. One that answers nothing is given up soon for what it did not do while it was seen to run:
+//! a machine that stands still has its connections when it goes on within two hours, and one whose host slept has them always.
 
 use smoltcp::time::{Duration, Instant};
 

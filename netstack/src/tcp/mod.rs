@@ -115,6 +115,8 @@ pub(crate) struct Table {
     /// Flows whose rings are idle, and the next ring of each.
     idle: VecDeque<(FlowId, usize)>,
     timers: Timers<FlowId>,
+    /// When silent guests are asked: apart, since a flow has one such time for long, and the others come and go before it.
+    questions: Timers<FlowId>,
     budgets: HashMap<PortId, Budgets, FixedState>,
     /// Sockets of flows that ended, for new ones.
     pool: Vec<PooledSocket>,
@@ -146,6 +148,7 @@ impl Table {
             blocked: Vec::new(),
             idle: VecDeque::new(),
             timers: Timers::new(),
+            questions: Timers::new(),
             budgets: HashMap::with_hasher(FixedState::with_seed(keys.tables)),
             pool: Vec::new(),
             next_port: EPHEMERAL_FIRST + (keys.ports % u64::from(EPHEMERAL_COUNT)) as u16,
@@ -342,7 +345,7 @@ impl Table {
         match report.fault {
             Fault::TooLong(next_hop) if state.is_some_and(flow::is_synchronized) => {
                 let len = usize::from(report.len).min(flow.window.packet());
-                // Of a router that does not say, the next plateau (RFC 1191 7.1).
+                // Of a router that does not say, the next plateau (RFC 1191 5 and 7).
                 let plateau = || PLATEAUS.into_iter().find(|mtu| usize::from(*mtu) < len);
                 let mtu = if next_hop == 0 { plateau().unwrap_or(0) } else { next_hop }.max(MIN_PATH_MTU);
                 if usize::from(mtu) >= len {
@@ -624,10 +627,11 @@ impl Table {
                 None => {}
             },
         }
-        if flow.armed.is_none()
-            && let Some(at) = flow.keep_alive_at()
+        if flow.asked_at.is_none()
+            && let Some(at) = flow.keep_alive_at().filter(|at| *at > now)
         {
-            self.timers.arm(id, at, &mut flow.armed);
+            // One that is due found no room: `handle_room` goes on.
+            self.questions.arm(id, at, &mut flow.asked_at);
         }
         match due {
             None => {}
@@ -705,7 +709,7 @@ impl Table {
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        self.timers.next()
+        [self.timers.next(), self.questions.next()].into_iter().flatten().min()
     }
 
     /// Marks the flows whose timers are due.
@@ -717,6 +721,13 @@ impl Table {
                 self.mark_ready(id);
             }
         }
+        while let Some((deadline, id)) = self.questions.pop_due(now) {
+            let Some(flow) = self.flows.get_mut(id) else { continue };
+            if flow.asked_at == Some(deadline) {
+                flow.asked_at = None;
+                self.mark_ready(id);
+            }
+        }
     }
 
     fn insert(&mut self, flow: Flow) -> FlowId {
@@ -725,6 +736,8 @@ impl Table {
         self.keys.insert(key, id);
         let flows = &self.flows;
         self.timers.shed(flows.len(), |id, at| flows.get(id).is_some_and(|flow| flow.armed == Some(at)));
+        self.questions
+            .shed(flows.len(), |id, at| flows.get(id).is_some_and(|flow| flow.asked_at == Some(at)));
         id
     }
 
@@ -741,6 +754,7 @@ impl Table {
         if self.flows.is_empty() {
             // So that nothing wakes a daemon that has nothing to do.
             self.timers.clear();
+            self.questions.clear();
         }
         self.deep -= usize::from(flow.deep);
         let key = Key { guest: flow.guest, remote: flow.remote };

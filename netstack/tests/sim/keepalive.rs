@@ -151,3 +151,23 @@ fn many_idle_connections_cost_few_wakeups() {
     let wakeups = sim.wakeups - wakeups;
     assert!(wakeups <= 24 * minutes, "{wakeups} wakeups in {minutes} minutes");
 }
+
+/// As one that is suspended, whose link is full soon: nothing is done until it goes on.
+#[test]
+fn a_guest_that_takes_no_frames_costs_nothing_and_is_asked_then() {
+    let (mut sim, mut guest, flow) = open(607);
+    sim.limit(0, 1600);
+    sim.block(0, true);
+    let wakeups = sim.wakeups;
+    sim.run_for(SECOND * 3600);
+    assert!(sim.wakeups - wakeups < 10, "{} wakeups in an hour", sim.wakeups - wakeups);
+    assert_eq!((guest.take(&mut sim).len(), sim.host(flow).outcome), (0, None));
+    sim.block(0, false);
+    sim.run_for(SECOND);
+    let asked = guest.take(&mut sim);
+    assert!((2..=4).contains(&asked.len()) && asked.iter().all(|segment| segment.flags == ACK), "{asked:?}");
+    guest.send(&mut sim, ACK, &[]);
+    sim.run_for(SECOND * 130);
+    assert_eq!(guest.take(&mut sim).len(), 1, "and as others after that");
+    assert_eq!(sim.host(flow).outcome, None);
+}
