@@ -96,6 +96,8 @@ pub(crate) enum Resolved {
 #[derive(Debug)]
 pub(crate) struct Neighbours {
     known: HashMap<Ipv4Addr, Neighbour, FixedState>,
+    /// When one behind the port had another hardware address last.
+    moved: HashMap<PortId, Instant, FixedState>,
     resolving: Vec<Resolution>,
 }
 
@@ -104,8 +106,6 @@ struct Neighbour {
     mac: Mac,
     port: PortId,
     until: Instant,
-    /// When it had another hardware address before.
-    moved: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -127,17 +127,22 @@ pub(crate) enum Due {
 
 impl Neighbours {
     pub(crate) fn new(seed: u64) -> Self {
-        Self { known: HashMap::with_hasher(FixedState::with_seed(seed)), resolving: Vec::new() }
+        let hasher = || FixedState::with_seed(seed);
+        Self {
+            known: HashMap::with_hasher(hasher()),
+            moved: HashMap::with_hasher(hasher()),
+            resolving: Vec::new(),
+        }
     }
 
-    /// Whether this is news of a neighbour that is behind the same port as before: its card may have been replaced. Once in [`RETRY`], since
-    /// all flows have to be looked at for it.
+    /// Whether this is news of a neighbour that is behind the same port as before: its card may have been replaced. Once in [`RETRY`] for
+    /// each port, since all flows have to be looked at for it; a flow that is missed so goes on when its guest speaks.
     pub(crate) fn has_moved(&mut self, ip: Ipv4Addr, mac: Mac, port: PortId, now: Instant) -> bool {
-        let known = self.known.get_mut(&ip).filter(|known| known.port == port && known.mac != mac);
-        let Some(known) = known.filter(|known| known.moved.is_none_or(|at| now >= at + RETRY)) else {
+        let is_news = self.known.get(&ip).is_some_and(|known| known.port == port && known.mac != mac);
+        if !is_news || self.moved.get(&port).is_some_and(|at| now < *at + RETRY) {
             return false;
-        };
-        known.moved = Some(now);
+        }
+        self.moved.insert(port, now);
         true
     }
 
@@ -147,8 +152,7 @@ impl Neighbours {
             self.known.retain(|_, neighbour| neighbour.until > now);
         }
         if self.known.len() < MAX_NEIGHBOURS || self.known.contains_key(&ip) {
-            let moved = self.known.get(&ip).and_then(|known| known.moved);
-            self.known.insert(ip, Neighbour { mac, port, until: now + REACHABLE, moved });
+            self.known.insert(ip, Neighbour { mac, port, until: now + REACHABLE });
         }
         let Some(at) = self.resolving.iter().position(|resolution| resolution.ip == ip) else {
             return Vec::new();
@@ -177,6 +181,7 @@ impl Neighbours {
     /// Forgets who was behind `port`.
     pub(crate) fn detach(&mut self, port: PortId) {
         self.known.retain(|_, neighbour| neighbour.port != port);
+        self.moved.remove(&port);
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {

@@ -332,7 +332,7 @@ impl Stack {
     }
 
     /// A flow from the gateway to a guest, for datagrams of somebody outside. [`Event::UdpClosed`] tells its end: nobody answered for the
-    /// guest, it was idle, or made room for another.
+    /// guest, or has its port; it was idle, or made room for another.
     pub fn udp_connect(
         &mut self,
         guest: SocketAddrV4,

@@ -202,7 +202,7 @@ impl Table {
     }
 
     /// A datagram to a guest did not arrive. The flow ends when nobody takes them: then whoever sends more can hear that as well. That there
-    /// is no way at the moment is no reason (RFC 1122 4.1.3.3).
+    /// is no way at the moment is no reason (RFC 1122 3.2.2.1).
     pub(crate) fn handle_report(&mut self, route: Route, report: &Report) -> Result<(), DropReason> {
         let id = self.keys.get(&(report.guest, report.remote)).copied().ok_or(DropReason::Icmp)?;
         if self.ends(id).is_none_or(|(_, _, known)| known != route) {
