@@ -6,11 +6,12 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::net::RecvFlags;
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -78,8 +79,18 @@ async fn connect_to(address: SocketAddr) -> io::Result<TcpStream> {
     }
     let stream = TcpStream::from_std(socket.into())?;
     stream.writable().await?;
-    match stream.take_error()? {
-        Some(error) if !was_connected(&error) => Err(error),
+    connected(stream)
+}
+
+/// What became of a connect. A peer that has reset the connection already said something before, perhaps: the error is left to whoever reads.
+fn connected(stream: TcpStream) -> io::Result<TcpStream> {
+    match stream.peer_addr() {
+        Ok(_) => return Ok(stream),
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
+        Err(error) => return Err(error),
+    }
+    match rustix::net::recv(&stream, &mut [0; 1], RecvFlags::PEEK).map_err(io::Error::from) {
+        Err(error) if !was_connected(&error) => Err(error),
         _ => Ok(stream),
     }
 }
@@ -107,6 +118,14 @@ pub fn refuse_self<S: AsFd>(stream: S) -> io::Result<S> {
     Ok(stream)
 }
 
+/// Where a socket is bound that is to be connected to `to`: any address and port of its family.
+pub(crate) fn any_like(to: SocketAddr) -> SocketAddr {
+    match to {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    }
+}
+
 /// A connected stream socket of any family: all of them read, write, shut down and tell their readiness by the same calls. Only its
 /// addresses are to be asked of the descriptor.
 ///
@@ -120,10 +139,39 @@ pub fn stream(socket: OwnedFd) -> io::Result<UnixStream> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
     use std::net::TcpListener;
     use std::os::unix::net;
 
-    use super::refuse_self;
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::TcpStream;
+
+    use super::{Domain, Duration, SockRef, Socket, Type, connect_to, connected, io, refuse_self};
+
+    /// What it said comes first, and then the reset, not an end: a part is not to look like the whole.
+    #[tokio::test]
+    async fn a_peer_that_has_reset_the_connection_already_is_heard() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        // In progress.
+        let _ = socket.connect(&listener.local_addr().unwrap().into());
+        let (mut peer, _) = listener.accept().unwrap();
+        peer.write_all(b"hello").unwrap();
+        SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(peer);
+        let mut stream = connected(TcpStream::from_std(socket.into()).unwrap()).unwrap();
+        let mut heard = Vec::new();
+        let end = stream.read_to_end(&mut heard).await.map_err(|error| error.kind());
+        assert_eq!((&heard[..], end), (&b"hello"[..], Err(io::ErrorKind::ConnectionReset)));
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_refuses_is_told_of() {
+        let to = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let refused = connect_to(to).await.map_err(|error| error.kind());
+        assert_eq!(refused.err(), Some(io::ErrorKind::ConnectionRefused));
+    }
 
     #[test]
     fn who_has_another_at_the_other_end_is_left_alone() {

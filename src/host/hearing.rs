@@ -3,11 +3,13 @@
 //! Owns: nothing. Read next: `udp.rs` and `icmp.rs`, which look before they send.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use mio::net::UdpSocket;
 use netstack::Instant;
+
+use crate::dial::any_like;
 
 /// How long nothing comes back before the way is looked up again.
 const SILENCE: Duration = Duration::from_secs(1);
@@ -46,11 +48,7 @@ impl Hearing {
 
 /// The address that a new socket to `to` would have.
 fn source_to(to: SocketAddr) -> io::Result<IpAddr> {
-    let any: IpAddr = match to {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let socket = UdpSocket::bind((any, 0).into())?;
+    let socket = UdpSocket::bind(any_like(to))?;
     socket.connect(to)?;
     Ok(socket.local_addr()?.ip())
 }

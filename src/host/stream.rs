@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use mio::event::{Event, Source};
@@ -10,7 +10,6 @@ use mio::net::{TcpStream, UnixStream};
 use socket2::{SockRef, TcpKeepalive};
 
 use crate::dial::refuse_self;
-use crate::sys;
 
 /// As the original's: a peer that vanished is noticed though nobody writes.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -64,14 +63,6 @@ impl HostStream {
         refuse_self(stream).map(|_| true)
     }
 
-    /// Whether a reset would take nothing away that was written: TCP forgets what its peer has not acknowledged, others deliver at once.
-    pub(crate) fn is_settled(&self) -> bool {
-        match self {
-            Self::Tcp(stream) => sys::unsent(stream.as_fd()).unwrap_or(0) == 0,
-            Self::Unix(_) => true,
-        }
-    }
-
     /// Closes the half that we write.
     pub(crate) fn shutdown_write(&self) -> io::Result<()> {
         match self {
@@ -91,6 +82,15 @@ impl HostStream {
         match self {
             Self::Tcp(stream) => stream,
             Self::Unix(stream) => stream,
+        }
+    }
+}
+
+impl AsFd for HostStream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
         }
     }
 }

@@ -2,12 +2,14 @@
 //! May not: touch the stack. Read next: `engine/tcp.rs`, which calls it; `netstack/src/tcp/flow.rs`, the other side.
 
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd as _;
 
 use mio::{Interest, Registry, Token};
 use netstack::tcp::Flow;
 
 use super::stream::HostStream;
 use crate::dial::was_connected;
+use crate::relay::is_settled;
 use crate::sys;
 
 /// How a relay stands after its turn.
@@ -121,7 +123,7 @@ impl Relay {
         if self.failed || self.lost || self.watch_room(registry).is_err() {
             return true;
         }
-        !flow.can_recv() && self.stream.is_settled()
+        !flow.can_recv() && is_settled(self.stream.as_fd())
     }
 
     fn read_host(&mut self, flow: &mut Flow, moved: &mut usize) {

@@ -11,6 +11,7 @@ use mio::{Interest, Registry, Token};
 use netstack::{Instant, UdpFlowId};
 
 use super::hearing::Hearing;
+use crate::dial::any_like;
 use crate::sys::udp::{Client, MAX_MESSAGE, MAX_SEGMENTS, receive_uncut, send_one, send_segments};
 
 #[derive(Debug)]
@@ -91,7 +92,7 @@ impl HostUdp {
         // On the loopback interface the answer to a datagram is there when it is sent.
         let refused = self.socket.take_error()?.filter(is_refused);
         match refused {
-            Some(error) if to.is_ipv4() => {
+            Some(error) if to.ip() == Ipv4Addr::LOCALHOST => {
                 *to = (Ipv6Addr::LOCALHOST, to.port()).into();
                 self.socket = Arc::new(connect(*to, self.token, registry).map_err(|_| error)?);
                 self.send(outbox)?;
@@ -150,12 +151,8 @@ impl HostUdp {
 
 /// A socket that is connected to `to`, and watched.
 fn connect(to: SocketAddr, token: Token, registry: &Registry) -> io::Result<UdpSocket> {
-    let any = match to {
-        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-    };
     let connected = || {
-        let socket = UdpSocket::bind(any)?;
+        let socket = UdpSocket::bind(any_like(to))?;
         socket.connect(to)?;
         io::Result::Ok(socket)
     };

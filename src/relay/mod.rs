@@ -170,7 +170,7 @@ impl End {
 
 /// Whether a close, or a reset, would lose nothing that was written to the socket: TCP forgets what its peer has not yet taken, other
 /// streams deliver at once.
-fn is_settled(fd: BorrowedFd<'_>) -> bool {
+pub(crate) fn is_settled(fd: BorrowedFd<'_>) -> bool {
     let is_tcp = || SockRef::from(&fd).local_addr().is_ok_and(|address| address.as_socket().is_some());
     crate::sys::unsent(fd).unwrap_or(0) == 0 || !is_tcp()
 }

@@ -7,7 +7,7 @@
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -17,6 +17,8 @@ use rustix::net::RecvFlags;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::dial::any_like;
 
 /// Bytes of the longest datagram.
 const MAX_DATAGRAM: usize = 65_535;
@@ -79,11 +81,7 @@ struct Asked<'a> {
 
 impl Asked<'_> {
     async fn over_udp(&self) -> io::Result<Vec<u8>> {
-        let any: SocketAddr = match self.server {
-            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-        };
-        let socket = UdpSocket::bind(any).await?;
+        let socket = UdpSocket::bind(any_like(self.server)).await?;
         socket.connect(self.server).await?;
         socket.send(self.message).await?;
         // A datagram that was lost is sent again before another server's answer has to do.
