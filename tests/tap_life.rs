@@ -2,12 +2,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 mod support;
 
-use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use socket2::SockRef;
 use support::daemon::Daemon;
 use support::eventually;
 use support::net::{Host, Net};
@@ -40,6 +42,47 @@ fn ends_at_once_when_asked_to_and_leaves_nothing() {
             net.daemon.wait(AT_ONCE).unwrap_or_else(|| panic!("still running {AT_ONCE:?} after {signal:?}"));
         assert!(status.success(), "{status:?} {:?} after {signal:?}", start.elapsed());
         assert_eq!(left(&net.daemon), [""; 0]);
+    }
+}
+
+/// The guest's system was told that its peer has them.
+#[test]
+fn what_a_guest_sent_before_it_left_arrives_and_nobody_takes_a_part_for_the_whole() {
+    for reads in [true, false] {
+        let net = start(&[]);
+        let (listener, address) = net.listen();
+        SockRef::from(&listener).set_recv_buffer_size(64 << 10).unwrap();
+        let guest = net.guest.connect(address).unwrap();
+        guest.set_nonblocking(true).unwrap();
+        let mut host = impatient(accept(&listener));
+        let (mut sent, mut before) = (0, None);
+        eventually("everything between the two is full", Duration::from_secs(20), || {
+            while let Ok(more) = (&guest).write(&[7; 65536]) {
+                sent += more;
+            }
+            let taken = sent - gvproxy::sys::unsent(guest.as_fd()).unwrap();
+            (before.replace(taken) == Some(taken)).then_some(())
+        });
+        let taken = before.unwrap();
+        let Net { guest: machine, mut daemon, .. } = net;
+        drop(machine);
+        let read = |mut host: &TcpStream| {
+            let mut bytes = Vec::new();
+            let end = host.read_to_end(&mut bytes).map_err(|error| error.kind());
+            (bytes.len(), end)
+        };
+        if reads {
+            let (bytes, end) = read(&host);
+            assert!(bytes >= taken, "{bytes} bytes of {taken}");
+            assert_eq!(end, Err(ErrorKind::ConnectionReset));
+        }
+        let status = daemon.wait(2 * AT_ONCE).expect("the end of the daemon");
+        assert!(status.success(), "{status:?}");
+        if !reads {
+            host.read_exact(&mut [0]).unwrap();
+            let (bytes, end) = read(&host);
+            assert_eq!(end, Err(ErrorKind::ConnectionReset), "after {bytes} bytes of {taken}");
+        }
     }
 }
 
@@ -118,10 +161,7 @@ fn the_ssh_port_leads_to_the_guest() {
     let mut host = impatient(net.host.connect(address).expect("the forwarded port"));
     let end = host.read(&mut [0; 16]);
     assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
-    assert!(
-        !matches!(&end, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock),
-        "a clean end, not silence"
-    );
+    assert!(!matches!(&end, Err(error) if error.kind() == ErrorKind::WouldBlock), "a clean end, not silence");
 }
 
 #[test]
@@ -132,7 +172,7 @@ fn the_ssh_port_is_open_before_the_guest_is() {
     let mut early = impatient(host.connect(([127, 0, 0, 1], port).into()).expect("the forwarded port"));
     // The client is let go in the end, and the daemon lives.
     let end = early.read(&mut [0; 16]);
-    assert!(!matches!(&end, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock), "{end:?}");
+    assert!(!matches!(&end, Err(error) if error.kind() == ErrorKind::WouldBlock), "{end:?}");
     assert!(!matches!(end, Ok(1..)), "{end:?}");
     drop(daemon);
 }

@@ -1,5 +1,5 @@
-//! Flows that end on one side before the other has had everything: what was received is delivered first, then the reset (RFC 9293 3.10.7.4
-//! leaves a receiver what it has). Owns: how long that may take, and how often it is looked at. Read next: `tcp.rs`.
+//! Flows that end on one side before the other has had everything: what was received is delivered first, then the reset, as Linux lets a
+//! receiver read what came before one (RFC 9293 3.10.7.4 would drop it). Owns: how long that may take, and how often it is looked at. Read next: `tcp.rs`.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

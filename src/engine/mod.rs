@@ -61,6 +61,8 @@ use wait::Waits;
 const EVENTS: usize = 1024;
 /// A batch of this many bytes is written before the turn's end, so that the guest can start on it.
 const EARLY_WRITE: usize = 64 << 10;
+/// How long the end waits for who has not yet taken what guests sent.
+const LAST_DELIVERY: Duration = Duration::from_millis(500);
 
 /// What a token stands for.
 #[derive(Clone, Copy, Debug)]
@@ -191,22 +193,39 @@ impl Engine {
     /// # Errors
     /// The event queue failed.
     pub fn run(mut self) -> io::Result<()> {
-        let ended = self.run_to_the_end();
+        let mut events = Events::with_capacity(EVENTS);
+        let mut ended = Ok(());
+        while !self.stopped && ended.is_ok() {
+            ended = self.round(&mut events, None);
+        }
         self.detach_all();
-        ended
+        ended.and_then(|()| self.deliver_rest(&mut events))
     }
 
-    fn run_to_the_end(&mut self) -> io::Result<()> {
-        let mut events = Events::with_capacity(EVENTS);
-        while !self.stopped {
-            let (timeout, carried) = (self.timeout(), std::mem::take(&mut self.carried));
-            self.waits.wait(&mut self.poll, &mut events, timeout, carried)?;
-            let elapsed = i64::try_from(self.started.elapsed().as_micros()).unwrap_or(i64::MAX);
-            self.now = Instant::from_micros(elapsed);
-            for event in &events {
-                self.handle_event(event);
+    /// Waits for events, for `limit` at most, and does what there is to do.
+    fn round(&mut self, events: &mut Events, limit: Option<Duration>) -> io::Result<()> {
+        let timeout = self.timeout().into_iter().chain(limit).min();
+        self.waits.wait(&mut self.poll, events, timeout, std::mem::take(&mut self.carried))?;
+        let elapsed = i64::try_from(self.started.elapsed().as_micros()).unwrap_or(i64::MAX);
+        self.now = Instant::from_micros(elapsed);
+        for event in &*events {
+            self.handle_event(event);
+        }
+        self.turn();
+        Ok(())
+    }
+
+    /// Lets the other ends take what guests sent before the end, and resets them behind it. Whose part is still here then gets the reset at
+    /// once, and does not take what it has for the whole.
+    fn deliver_rest(&mut self, events: &mut Events) -> io::Result<()> {
+        let until = self.now + LAST_DELIVERY.into();
+        while self.now < until && !self.tcp.is_empty() {
+            self.round(events, Some((until - self.now).into()))?;
+        }
+        for (id, connection) in &mut self.tcp {
+            if self.stack.flow(id).is_some_and(|flow| flow.can_recv()) {
+                connection.relay.stream().reset_on_close();
             }
-            self.turn();
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use std::time::Instant as Clock;
 use mio::Token;
 use mio::event::Event as Readiness;
 use mio::net::UnixStream;
-use netstack::tcp::Phase;
+use netstack::tcp::{Abort, Phase};
 use netstack::{FlowId, Refusal};
 use tokio::sync::oneshot;
 
@@ -231,7 +231,12 @@ impl Engine {
                 }
             }
             Opening::Guest(Some((reply, far))) => {
-                let opened = if has_spoken { Ok(far) } else { Err(io::ErrorKind::ConnectionRefused.into()) };
+                let why = || match flow.abort_reason() {
+                    Abort::Unreachable => io::ErrorKind::HostUnreachable,
+                    Abort::Reset => io::ErrorKind::ConnectionRefused,
+                    Abort::Silence => io::ErrorKind::TimedOut,
+                };
+                let opened = if has_spoken { Ok(far) } else { Err(why().into()) };
                 let _ = reply.send(opened);
             }
             Opening::Guest(None) | Opening::Host(_) | Opening::Done => {}
