@@ -283,10 +283,7 @@ impl Stack {
 
     /// Sends what the flow has to send, up to a turn's worth.
     pub fn flush(&mut self, flow: FlowId, now: Instant, sink: &mut impl FrameSink) {
-        if let Some(guest) = self.tcp.keep_alive_due(flow, now) {
-            self.tcp.keep_alive(flow, self.switch.seen(guest), now, sink);
-        }
-        self.tcp.flush(flow, now, sink);
+        self.tcp.flush(flow, |guest| self.switch.seen(guest), now, sink);
     }
 
     /// The other end is connected: the guest hears of it.

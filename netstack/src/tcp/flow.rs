@@ -142,6 +142,8 @@ pub struct Flow {
     pub(super) keepalive: Keepalive,
     /// When that is looked at.
     pub(super) asked_at: Option<Instant>,
+    /// Nothing reaches its guest any more.
+    cut_off: bool,
     /// The guest had closed its half before that.
     closed_before: bool,
     /// How far the guest's RST is, where the other end was reset.
@@ -176,6 +178,7 @@ impl Flow {
             path_mtu: None,
             keepalive: Keepalive::new(),
             asked_at: None,
+            cut_off: false,
             closed_before: false,
             reset: Reset::No,
             time_wait: None,
@@ -398,11 +401,12 @@ impl Flow {
             _ => self.stage = Stage::Dead,
         }
         self.route = Route::NOWHERE;
+        self.cut_off = true;
     }
 
     /// Whether nothing reaches its guest any more.
     pub(super) fn is_cut_off(&self) -> bool {
-        self.route == Route::NOWHERE && matches!(self.stage, Stage::Live(..))
+        self.cut_off
     }
 
     /// Ends a flow that is to be reset, once the guest has acknowledged everything; what it sends meanwhile is for nobody, and is taken so

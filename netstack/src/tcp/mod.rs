@@ -534,8 +534,14 @@ impl Table {
         }
     }
 
-    /// Sends what the flow has to send, up to its turn, and arms its timer.
-    pub(crate) fn flush(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) {
+    /// Sends what the flow has to send, up to its turn, and arms its timer. `seen` says when the machine with an address last sent a frame.
+    pub(crate) fn flush(
+        &mut self,
+        id: FlowId,
+        seen: impl FnOnce(Mac) -> Option<Instant>,
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         if flow.is_lingering(now) {
             return;
@@ -545,6 +551,16 @@ impl Table {
                 self.end(id);
             }
             return;
+        }
+        if flow.keepalive.is_silent(now) && flow.keep_alive_at().is_some_and(|at| at <= now) {
+            if !sink.has_room(flow.route.port, ether::HEADER_LEN + flow.window.packet()) {
+                flow.block(id, &mut self.blocked);
+            } else if flow.keepalive.ask(seen(flow.route.to), now) {
+                flow.abort();
+                return self.mark_ready(id);
+            } else {
+                keep_alive(sink, flow);
+            }
         }
         if let Some(budget) = self.budgets.get_mut(&flow.route.port) {
             budget.window.share(&mut flow.window, now);
@@ -643,34 +659,6 @@ impl Table {
         }
     }
 
-    /// The hardware address of the flow's guest, if that is to be asked whether it still knows of the flow.
-    pub(crate) fn keep_alive_due(&self, id: FlowId, now: Instant) -> Option<Mac> {
-        let flow = self.flows.get(id).filter(|flow| flow.keepalive.is_silent(now))?;
-        flow.keep_alive_at().filter(|at| *at <= now).map(|_| flow.route.to)
-    }
-
-    /// Asks the flow's guest, or gives it up. `seen` is when it last sent a frame.
-    pub(crate) fn keep_alive(
-        &mut self,
-        id: FlowId,
-        seen: Option<Instant>,
-        now: Instant,
-        sink: &mut impl FrameSink,
-    ) {
-        let Some(flow) = self.flows.get_mut(id) else { return };
-        if !sink.has_room(flow.route.port, ether::HEADER_LEN + flow.window.packet()) {
-            return flow.block(id, &mut self.blocked);
-        }
-        if flow.keepalive.ask(seen, now) {
-            flow.abort();
-            return self.mark_ready(id);
-        }
-        let held = flow.socket().map_or(0, Socket::recv_queue);
-        if let Some((seq, ack, window)) = flow.window.update(held) {
-            send_update(sink, flow, seq - 1, ack, window, None);
-        }
-    }
-
     /// Lets the flow use all of its ring, if it has come to the end of its part and there are not too many that do.
     fn deepen(&mut self, id: FlowId) {
         if self.deep < MAX_DEEP
@@ -762,6 +750,14 @@ impl Table {
             self.keys.remove(&key);
         }
         Some(flow)
+    }
+}
+
+/// Asks the flow's guest whether it still knows of the flow: a byte that it has is to be acknowledged again.
+fn keep_alive(sink: &mut impl FrameSink, flow: &mut Flow) {
+    let held = flow.socket().map_or(0, Socket::recv_queue);
+    if let Some((seq, ack, window)) = flow.window.update(held) {
+        send_update(sink, flow, seq - 1, ack, window, None);
     }
 }
 

@@ -25,8 +25,11 @@ impl InitialSequence {
         let ports = u32::from(guest.port()) << 16 | u32::from(remote.port());
         let hash = match (guest.ip(), remote.ip()) {
             (IpAddr::V4(guest), IpAddr::V4(remote)) => {
-                let ips = u128::from(guest.to_bits()) << 32 | u128::from(remote.to_bits());
-                self.0.hash(&(ips << 32 | u128::from(ports)).to_le_bytes())
+                let mut ends = [0; 12];
+                for (at, part) in ends.chunks_exact_mut(4).zip([guest.to_bits(), remote.to_bits(), ports]) {
+                    at.copy_from_slice(&part.to_le_bytes());
+                }
+                self.0.hash(&ends)
             }
             (guest, remote) => {
                 let mut hasher = self.0;
