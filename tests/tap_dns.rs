@@ -4,6 +4,8 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -214,6 +216,35 @@ fn one_slow_answer_of_the_first_resolver_is_waited_for_and_changes_nothing() {
         |n: u32| ask_udp(&net.guest, GATEWAY_DNS, &question(&format!("host{n}.corp.example"), A, None));
     let right = (0..20).map(internal).filter(|answer| answer.ends_with(&[0, 4, 10, 1, 1, 1])).count();
     assert_eq!(right, 20);
+}
+
+#[test]
+fn a_question_may_be_as_large_as_datagrams_of_dns_are() {
+    let host = Host::new("nameserver 127.0.0.1\n");
+    let larger_came = Arc::new(AtomicBool::new(false));
+    let came = Arc::clone(&larger_came);
+    let _server = Scripted::start(&host, "127.0.0.1", move |question| {
+        came.fetch_or(is_about(question, "larger"), Ordering::Relaxed);
+        Some((Duration::ZERO, answer(question, NOERROR, Some([10, 1, 1, 1]))))
+    });
+    let net = Net::with(host, Daemon::builder(), 1500);
+    let socket = net.guest.udp("0.0.0.0:0".parse().unwrap());
+    // RFC 7830: an option that fills up.
+    let padded = |name: &str, length: usize| {
+        let mut message = question(name, A, Some(4096));
+        let room = u16::try_from(length - message.len()).unwrap();
+        let end = message.len() - 2;
+        message[end..].copy_from_slice(&room.to_be_bytes());
+        message.extend([0, 12]);
+        message.extend((room - 4).to_be_bytes());
+        message.resize(length, 0);
+        message
+    };
+    socket.send_to(&padded("larger.example", 4097), GATEWAY_DNS).unwrap();
+    let answer = try_ask_udp(&socket, GATEWAY_DNS, &padded("large.example", 4096), Duration::from_secs(10))
+        .expect("an answer");
+    assert_eq!((code(&answer), count(&answer)), (NOERROR, 1));
+    assert!(!larger_came.load(Ordering::Relaxed));
 }
 
 #[test]

@@ -709,6 +709,8 @@ impl Stack {
         self.scratch = reply;
         match verdict {
             dns::Verdict::Reply => Ok(()),
+            // Of those that wait there may be many.
+            dns::Verdict::Forward if message.len() > dns::MAX_QUESTION => Err(DropReason::Dns),
             dns::Verdict::Forward => {
                 self.events.push_back(Event::DnsQuestion { client, message: message.to_vec() });
                 Ok(())

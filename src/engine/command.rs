@@ -17,8 +17,11 @@ use super::forwards::ForwardCommand;
 use super::lead::Wish;
 use super::readout::Readout;
 
-/// Commands, and requests, that may be under way at once.
-pub(super) const CHANNEL: usize = 512;
+/// Commands that may be under way at once.
+pub(super) const COMMANDS: usize = 512;
+/// Requests that may be: a burst of questions about names, which come faster than the control plane is woken, and the rest.
+pub(super) const REQUESTS: usize = QUESTIONS + 512;
+pub(super) const QUESTIONS: usize = 2048;
 
 /// What the control plane asks of the engine.
 #[derive(Debug)]

@@ -49,7 +49,7 @@ use crate::notify::{Notice, Notifier};
 use crate::sys::memory::discard;
 use crate::sys::udp::Inbox;
 use capture::Tap;
-use command::{CHANNEL, Command};
+use command::{COMMANDS, Command, QUESTIONS, REQUESTS};
 use connecting::Connecting;
 use ending::Looks;
 use forwards::Forwards;
@@ -139,8 +139,8 @@ impl Engine {
         let poll = Poll::new()?;
         let mut sources = Slab::new();
         let waker = Arc::new(Waker::new(poll.registry(), Token(sources.insert(Source::Waker)))?);
-        let (commands, command_receiver) = mpsc::channel(CHANNEL);
-        let (requests, request_receiver) = mpsc::channel(CHANNEL);
+        let (commands, command_receiver) = mpsc::channel(COMMANDS);
+        let (requests, request_receiver) = mpsc::channel(REQUESTS);
         let (linked, links) = watch::channel(0);
         let mtu = network.mtu;
         let engine = Self {
@@ -311,10 +311,10 @@ impl Engine {
         }
     }
 
-    /// Asks what is lost if the control plane is behind, as on a busy server; the guest asks again. Half of the channel is left to
+    /// Asks what is lost if the control plane is behind, as on a busy server; the guest asks again. The rest of the channel is left to
     /// connections, which would be refused.
     fn ask(&self, request: Request) {
-        if self.requests.capacity() > CHANNEL / 2 {
+        if self.requests.capacity() > REQUESTS - QUESTIONS {
             let _ = self.requests.try_send(request);
         }
     }

@@ -8,3 +8,6 @@ mod zones;
 
 pub use message::{Query, Rcode, Transport};
 pub use zones::{Record, Verdict, Zone, ZoneChange, ZoneError, Zones};
+
+/// Bytes of the longest question that comes over UDP: as large as datagrams of DNS are made (RFC 6891 6.2.5).
+pub(crate) const MAX_QUESTION: usize = 4096;
