@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::Duration;
 
@@ -152,6 +153,8 @@ pub(crate) struct Doors {
 pub(crate) struct Rig {
     _agent: Option<Agent>,
     guest: Guest,
+    /// A second one, by `/connect` of the API, and its address.
+    other: (Guest, Ipv4Addr),
     exposed: u16,
     doors: Doors,
 }
@@ -201,9 +204,18 @@ impl Doors {
     pub(crate) fn plug(mut self) -> Rig {
         let guest = Guest::start(plug(&self.daemon), guest::MAC, 1500);
         assert_eq!(guest.dhcp().ip(), GUEST);
-        for (name, port) in
-            [("exposed", EXPOSED), ("from unix", FROM_UNIX), ("from tcp", FROM_TCP), ("tunnel", TUNNEL)]
-        {
+        let mut link = UnixStream::connect(self.daemon.dir().join("api.sock")).unwrap();
+        link.write_all(b"POST /connect HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        // COMPAT(gvproxy): the original loses what comes before it has taken the connection over, and DHCP asks again.
+        let other = Guest::start(link, "5a:94:ef:e4:0c:ef", 1500);
+        let at_other = other.dhcp().ip();
+        for (guest, name, port) in [
+            (&guest, "exposed", EXPOSED),
+            (&guest, "from unix", FROM_UNIX),
+            (&guest, "from tcp", FROM_TCP),
+            (&guest, "tunnel", TUNNEL),
+            (&other, "other", TUNNEL),
+        ] {
             let socket = guest.tcp();
             shrink(&socket);
             socket.set_reuse_address(true).unwrap();
@@ -234,7 +246,7 @@ impl Doors {
                 (self.daemon.stderr().matches(MADE).count() == 2).then_some(())
             });
         }
-        Rig { _agent: agent, guest, exposed, doors: self }
+        Rig { _agent: agent, guest, other: (other, at_other), exposed, doors: self }
     }
 
     fn api(&self) -> SockAddr {
@@ -289,24 +301,27 @@ impl Rig {
     pub(crate) fn ways(&self) -> Vec<Way<'_>> {
         let doors = &self.doors;
         let server = |name: &str| doors.servers[name].try_clone().unwrap();
-        let (to_host, address) = listen();
-        let from_guest = move || {
-            let socket = self.guest.tcp();
+        let (other, at_other) = &self.other;
+        let from = |guest: &'_ Guest, to: SocketAddr| {
+            let socket = guest.tcp();
             shrink(&socket);
-            connect(&socket, &SocketAddr::from((HOST, address.port())).into())?;
+            connect(&socket, &SocketAddr::from((HOST, to.port())).into())?;
             Ok(socket)
         };
-        let tunnel = move || {
+        let tunnel = move |to: Ipv4Addr| {
             let mut socket = dial(doors.api())()?;
-            write!(socket, "POST /tunnel?ip={GUEST}&port={TUNNEL} HTTP/1.1\r\nHost: x\r\n\r\n")?;
+            write!(socket, "POST /tunnel?ip={to}&port={TUNNEL} HTTP/1.1\r\nHost: x\r\n\r\n")?;
             socket.read_exact(&mut [0; 2])?;
             Ok(socket)
         };
+        let ((to_host, address), (by_other, for_other)) = (listen(), listen());
         let exposed = Box::new(dial(loopback(self.exposed)));
         let mut ways = vec![
-            way("guest to host", Box::new(from_guest), to_host),
+            way("guest to host", Box::new(move || from(&self.guest, address)), to_host),
+            way("/connect out", Box::new(move || from(other, for_other)), by_other),
+            way("/connect in", Box::new(move || tunnel(*at_other)), server("other")).dialled(),
             way("exposed port", exposed, server("exposed")).dialled(),
-            way("/tunnel", Box::new(tunnel), server("tunnel")).dialled(),
+            way("/tunnel", Box::new(move || tunnel(GUEST)), server("tunnel")).dialled(),
             way("unix to ssh", doors.unix("to-ssh"), server("ssh")),
         ];
         if !doors.own {
