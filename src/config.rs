@@ -45,6 +45,7 @@ pub use machines::MachineConfig;
 pub use reverse::Reverse;
 pub use source::{Inherited, Source};
 pub use token::Token;
+pub(crate) use token::WANTED as TOKEN_WANTED;
 
 /// The hardware address whose guest always gets [`Config::device_ip`]; machine managers give it to their VM.
 pub const DEVICE_MAC: Mac = Mac([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee]);
@@ -227,7 +228,7 @@ impl Config {
             vpnkit_macs: settings.vpnkit_macs,
             listen,
             services,
-            api_token: Token::resolve(asked, Token::variable().as_deref().map(OsStr::as_bytes))?,
+            api_token: Token::resolve(asked)?,
             api_token_gateway: raw.api_token_gateway,
             connects: settings.connects,
             frame_log: asked.frame_log(),

@@ -392,6 +392,36 @@ mod ours {
         assert_eq!(none.wait(PATIENCE).expect("the end of the daemon").code(), Some(1));
     }
 
+    /// `-qmp-status` is given the token as the daemon is.
+    #[test]
+    fn a_daemon_with_a_token_tells_its_machines() {
+        const TOKEN: &str = "0123456789abcdef0123456789ABCDEF";
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("token");
+        std::fs::write(&file, TOKEN).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let (url, qmp) =
+            (format!("tcp://127.0.0.1:{}", free_port()), format!("unix://{}/qmp", dir.path().display()));
+        let machine = ["-listen", &url, "-qmp", &qmp];
+        let file = ["-api-token-file", file.to_str().unwrap()];
+        let _daemon = served().binary(OURS).args(machine).args(file).start();
+        let show = |args: &[&str], variable: Option<&str>| {
+            let mut command = std::process::Command::new(support::daemon::binary());
+            command.args(machine).args(args).arg("-qmp-status");
+            let output = command.envs(variable.map(|token| ("GVISOR_API_TOKEN", token))).output().unwrap();
+            String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+        };
+        let told = format!("{qmp}: no name, no QEMU yet\n  no network card of gvproxy");
+        for (args, variable) in [(&file[..], None), (&[], Some(TOKEN)), (&file, Some("no token"))] {
+            let said = show(args, variable);
+            assert!(said.starts_with(&told), "{args:?} {variable:?}: {said}");
+        }
+        for variable in [None, Some("another-token-of-32-characters-----")] {
+            let said = show(&[], variable);
+            assert!(said.contains("401 Unauthorized; it wants its token, from -api-token-file"), "{said}");
+        }
+    }
+
     #[test]
     fn guests_send_the_token_where_that_is_asked() {
         const TOKEN: &str = "0123456789abcdef0123456789ABCDEF";

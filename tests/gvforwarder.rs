@@ -556,6 +556,43 @@ fn the_readme_has_the_table_of_flags() {
 }
 
 #[test]
+fn the_token_is_sent_and_its_lack_is_told() {
+    const TOKEN: &str = "0123456789abcdef0123456789ABCDEF";
+    const URL: &str = "tcp://127.0.0.1:1024";
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("token");
+    fs::write(&file, TOKEN).unwrap();
+    fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let flag = ["-api-token-file", file.to_str().unwrap()];
+    let variable = format!("GVISOR_API_TOKEN={TOKEN}");
+    for (variable, flag, is_right) in [
+        ("GVISOR_API_TOKEN=", &flag[..], true),
+        (&variable, &[], true),
+        ("GVISOR_API_TOKEN=", &[], false),
+        ("GVISOR_API_TOKEN=another-token-of-32-characters-----", &[], false),
+    ] {
+        let mut daemon = None;
+        let args = [&[variable, binary(), "-url", URL], flag].concat();
+        // The host's end is in the guest's own network, where nothing but this link is.
+        let mut forwarder = Forwarder::start_program_after("env", &args, |ns| {
+            let host = Daemon::builder().binary(env!("CARGO_BIN_EXE_gvproxy")).without_qemu();
+            let host = host.args(["-listen", URL, "-api-token-file", file.to_str().unwrap()]);
+            daemon = Some(host.through(ns.prefix()).start());
+        });
+        match is_right {
+            true => forwarder.wait_for_lease(),
+            false => eventually("the reason", PATIENCE, || {
+                let told = "the host refuses the link: HTTP/1.1 401 Unauthorized; it wants its token, from \
+                            -api-token-file or GVISOR_API_TOKEN";
+                forwarder.stderr().contains(told).then_some(())
+            }),
+        }
+        assert_eq!(forwarder.end(Signal::TERM).code(), Some(0), "{}", forwarder.stderr());
+        assert!(!forwarder.stderr().contains(TOKEN), "{}", forwarder.stderr());
+    }
+}
+
+#[test]
 fn a_refusal_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("net.sock");

@@ -41,6 +41,15 @@ pub enum Role {
     Services,
 }
 
+impl Role {
+    fn scope(self) -> Scope {
+        match self {
+            Self::Control => Scope::Control,
+            Self::Services => Scope::Services,
+        }
+    }
+}
+
 /// A socket of the API, bound; clients may connect from now on.
 #[derive(Debug)]
 pub struct Listener {
@@ -94,7 +103,8 @@ impl Listener {
                                     None => sleep(ACCEPT_PAUSE).await,
                                 }
                             };
-                            let client = Client { scope, place, names: self.socket.names() };
+                            let names = self.socket.names();
+                            let client = Client { scope, is_private: self.socket.is_private(), place, names };
                             clients.spawn(connection::serve(Arc::clone(&api), stream, client));
                         }
                         Err(error) => {
@@ -146,11 +156,16 @@ impl Socket {
         }
     }
 
+    /// Whether it has a mode. Every user of this machine reaches the others.
+    fn is_private(&self) -> bool {
+        match self {
+            Self::Unix(_) => true,
+            Self::Tcp(..) | Self::Vsock(_) => false,
+        }
+    }
+
     async fn accept(&self, role: Role) -> io::Result<(Stream, Scope, Peer)> {
-        let scope = match role {
-            Role::Control => Scope::Control,
-            Role::Services => Scope::Services,
-        };
+        let scope = role.scope();
         Ok(match self {
             Self::Unix(listener) => (Stream::Unix(listener.accept().await?.0), scope, Peer(0)),
             Self::Tcp(listener, _) => {
@@ -161,16 +176,18 @@ impl Socket {
             }
             Self::Vsock(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                let here = matches!(peer.cid(), VMADDR_CID_HOST | VMADDR_CID_LOCAL);
-                match here {
-                    true => (Stream::Vsock(stream), scope, Peer(0)),
-                    false => {
-                        let scope = Scope::Machine { control: role == Role::Control };
-                        (Stream::Vsock(stream), scope, Peer(peer.cid()))
-                    }
-                }
+                let (scope, peer) = of_vsock(peer.cid(), role);
+                (Stream::Vsock(stream), scope, peer)
             }
         })
+    }
+}
+
+/// What the context `cid` may ask for, and whose share it has: a process of this machine as over TCP, a virtual machine its network.
+fn of_vsock(cid: u32, role: Role) -> (Scope, Peer) {
+    match cid {
+        VMADDR_CID_HOST | VMADDR_CID_LOCAL => (role.scope(), Peer(0)),
+        cid => (Scope::Machine { control: role == Role::Control }, Peer(cid)),
     }
 }
 
@@ -218,5 +235,26 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
         either!(self, poll_shutdown, context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As vsock's loopback leads every user of this machine here.
+    #[test]
+    fn who_sends_the_token_over_vsock() {
+        for (cid, control, services) in [
+            (VMADDR_CID_LOCAL, Scope::Control, Scope::Services),
+            (VMADDR_CID_HOST, Scope::Control, Scope::Services),
+            (3, Scope::Machine { control: true }, Scope::Machine { control: false }),
+        ] {
+            for (role, expected) in [(Role::Control, control), (Role::Services, services)] {
+                let (scope, _) = of_vsock(cid, role);
+                assert_eq!(scope, expected, "{cid}");
+                assert_eq!(scope.sends_token(false, false), cid != 3, "{cid}");
+            }
+        }
     }
 }

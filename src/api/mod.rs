@@ -96,6 +96,8 @@ struct Peer(u32);
 #[derive(Debug)]
 struct Client {
     scope: Scope,
+    /// Only those get here who may use the daemon: a unix socket has its mode.
+    is_private: bool,
     place: Admitted<Peer>,
     /// Where browsers can reach the endpoint: what it may be called.
     names: Option<Arc<Names>>,
@@ -130,7 +132,7 @@ impl Api {
         }
     }
 
-    /// Answers clients over TCP, and guests where `at_gateway`, only if they send `token`.
+    /// Answers clients over TCP and vsock, and guests where `at_gateway`, only if they send `token`.
     pub fn ask_for(&mut self, token: Token, at_gateway: bool) {
         self.token = Some(token);
         self.token_at_gateway = at_gateway;
@@ -142,17 +144,14 @@ impl Api {
         else {
             return tracing::debug!(%guest, "too many requests at the gateway");
         };
-        let client = Client { scope: Scope::Gateway(guest), names: Some(Arc::default()), place };
+        let scope = Scope::Gateway(guest);
+        let client = Client { scope, is_private: false, names: Some(Arc::default()), place };
         connection::serve(self, Stream::Unix(stream), client).await;
     }
 
     /// Whether the client has the token, where it needs one (RFC 6750, 2.1).
     fn ensure_token(&self, client: &Client, request: &Request<Incoming>) -> Result<(), Refusal> {
-        let asked = match client.scope {
-            Scope::Gateway(_) => self.token_at_gateway,
-            // A unix socket has its mode.
-            _ => client.names.is_some(),
-        };
+        let asked = client.scope.sends_token(client.is_private, self.token_at_gateway);
         let Some(token) = self.token.as_ref().filter(|_| asked) else { return Ok(()) };
         let mut sent = request.headers().get_all(AUTHORIZATION).iter();
         let sent = sent.next().filter(|_| sent.next().is_none()).and_then(|value| bearer(value.as_bytes()));
@@ -243,6 +242,16 @@ impl Scope {
         }
     }
 
+    /// Whether a client has to send the token, if there is one.
+    fn sends_token(self, is_private: bool, at_gateway: bool) -> bool {
+        match self {
+            Self::Control | Self::Services => !is_private,
+            Self::Gateway(_) => at_gateway,
+            // It gets nothing but its network.
+            Self::Machine { .. } => false,
+        }
+    }
+
     fn asker(self) -> Asker {
         match self {
             Self::Control | Self::Services => Asker::Operator,
@@ -319,6 +328,17 @@ mod tests {
             assert_eq!(served, scopes, "{path}");
         }
         assert!(!Scope::Machine { control: false }.serves("/connect"));
+        for (scope, is_private, at_gateway, sends) in [
+            (Scope::Control, true, true, false),
+            (Scope::Control, false, false, true),
+            (Scope::Services, true, true, false),
+            (Scope::Services, false, false, true),
+            (guest, false, true, true),
+            (guest, false, false, false),
+            (machine, false, true, false),
+        ] {
+            assert_eq!(scope.sends_token(is_private, at_gateway), sends, "{scope:?}");
+        }
         assert_eq!(guest.asker(), Asker::Guest(Ipv4Addr::new(192, 168, 127, 2)));
     }
 }

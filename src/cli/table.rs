@@ -39,8 +39,8 @@ pub const FLAGS: &[Flag] = &[
     flag(
         "api-token-file",
         Kind::Text(""),
-        "File of mode 0600 with a token of 32 to 256 characters that clients of a tcp:// -listen and -services have to send; without it \
-         that of the environment's GVISOR_API_TOKEN, if there is one",
+        "File of mode 0600 with a token of 32 to 256 characters that clients of -listen and -services have to send over tcp:// and, but for \
+         virtual machines, over vsock://; without it that of the environment's GVISOR_API_TOKEN, if there is one",
     ),
     flag("api-token-gateway", Kind::Bool, "Guests have to send the token too, to the API at the gateway"),
     flag(

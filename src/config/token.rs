@@ -1,9 +1,11 @@
-//! What clients of the API have to send where an endpoint is open to more than the user who runs the daemon.
-//! Owns: where the token comes from, and what may be one. May not: show it. Read next: `../api/mod.rs`, which asks for it.
+//! What clients of the API have to send where an endpoint is open to more than the user who runs the daemon, and what this project's own
+//! clients send. Owns: where the token comes from, and what may be one. May not: show it. Read next: `../api/mod.rs`, which asks for it.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
 use std::io::Read as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
@@ -19,24 +21,24 @@ const LEN: std::ops::RangeInclusive<usize> = 32..=256;
 /// Permission bits that the file may not have: others' and the group's.
 const OPEN: u32 = 0o077;
 
+/// What to do where the answer to a client of ours is 401.
+pub(crate) const WANTED: &str = "; it wants its token, from -api-token-file or GVISOR_API_TOKEN";
+
 /// A secret that clients share with the daemon. No log shows it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 
 impl Token {
-    /// What was asked for: the file before the environment.
+    /// What was asked for.
     ///
     /// # Errors
-    /// The file cannot be read or others may read it, or what is there is no token; or there is none, and guests are to send one.
-    pub(super) fn resolve(asked: &Asked, variable: Option<&[u8]>) -> Result<Option<Self>> {
-        let path = Path::new(&asked.args.api_token_file);
-        let token = match variable.filter(|value| !value.is_empty()) {
-            _ if !path.as_os_str().is_empty() => {
-                Some(Self::read(path).map_err(|error| asked.place("api-token-file", error))?)
-            }
-            Some(value) => Some(Self::of(value).with_context(|| format!("environment variable {VARIABLE}"))?),
-            None => None,
-        };
+    /// As [`Self::find`]; or there is none, and guests are to send one.
+    pub(super) fn resolve(asked: &Asked) -> Result<Option<Self>> {
+        let file = &asked.args.api_token_file;
+        let token = Self::find(file).map_err(|error| match file.is_empty() {
+            true => error,
+            false => asked.place("api-token-file", error),
+        })?;
         ensure!(
             token.is_some() || !asked.args.api_token_gateway,
             "api-token-gateway needs a token: -api-token-file or {VARIABLE}"
@@ -44,9 +46,22 @@ impl Token {
         Ok(token)
     }
 
-    /// The environment's, as it is there.
-    pub(super) fn variable() -> Option<std::ffi::OsString> {
-        std::env::var_os(VARIABLE)
+    /// That of `file`, or of the environment where that is empty.
+    ///
+    /// # Errors
+    /// The file cannot be read or others may read it, or what is there is no token.
+    pub(crate) fn find(file: &OsStr) -> Result<Option<Self>> {
+        if !file.is_empty() {
+            return Self::read(Path::new(file)).map(Some);
+        }
+        let value = std::env::var_os(VARIABLE).filter(|value| !value.is_empty());
+        let token = value.map(|value| Self::of(value.as_bytes()));
+        token.transpose().with_context(|| format!("environment variable {VARIABLE}"))
+    }
+
+    /// The line of a request that sends it (RFC 6750, 2.1), or nothing where there is none.
+    pub(crate) fn header(token: Option<&Self>) -> String {
+        token.map(|Self(token)| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default()
     }
 
     fn read(path: &Path) -> Result<Self> {

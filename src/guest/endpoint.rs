@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use crate::config::Token;
 use crate::config::url::{Url, unescape};
 use crate::dial::refuse_self;
 use crate::text::reason;
@@ -90,22 +91,22 @@ impl Endpoint {
         }
     }
 
-    /// Opens the link. Takes up to 10 s.
-    pub(super) fn dial(&self) -> Result<Connection> {
+    /// Opens the link, with `token` in the request for it. Takes up to 10 s.
+    pub(super) fn dial(&self, token: Option<&Token>) -> Result<Connection> {
         let (socket, request) = match self {
             Self::Unix(path) => {
                 let address = SockAddr::unix(path)?;
-                (connect(Domain::UNIX, &[address])?, request("", "/connect"))
+                (connect(Domain::UNIX, &[address])?, request("", "/connect", token))
             }
             Self::Vsock { cid, port, path } => {
-                (connect(Domain::VSOCK, &[SockAddr::vsock(*cid, *port)])?, request("", path))
+                (connect(Domain::VSOCK, &[SockAddr::vsock(*cid, *port)])?, request("", path, token))
             }
             Self::Tcp { authority, path } => {
                 let addresses: Vec<SockAddr> =
                     authority.to_socket_addrs().map_err(said)?.map(SockAddr::from).collect();
                 let socket = connect(Domain::IPV4, &addresses)?;
                 socket.set_tcp_nodelay(true)?;
-                (socket, request(authority, path))
+                (socket, request(authority, path, token))
             }
             Self::Stdio { program, args } => return spawn(program, args),
         };
@@ -120,13 +121,13 @@ impl Endpoint {
 }
 
 /// The upgrade. No answer comes: frames follow at once. Nothing is asked for without a path.
-fn request(host: &str, path: &str) -> String {
+fn request(host: &str, path: &str, token: Option<&Token>) -> String {
     if path.is_empty() {
         return String::new();
     }
-    let version = env!("CARGO_PKG_VERSION");
+    let (version, token) = (env!("CARGO_PKG_VERSION"), Token::header(token));
     format!(
-        "POST {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: gvforwarder/{version}\r\nContent-Length: 0\r\n\r\n"
+        "POST {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: gvforwarder/{version}\r\n{token}Content-Length: 0\r\n\r\n"
     )
 }
 
@@ -270,12 +271,12 @@ mod tests {
 
     #[test]
     fn the_request_is_what_the_original_understands() {
-        let text = request("", "/connect");
+        let text = request("", "/connect", None);
         assert!(
             text.starts_with("POST /connect HTTP/1.1\r\nHost: \r\n") && text.ends_with("\r\n\r\n"),
             "{text}"
         );
-        assert_eq!(request("", ""), "");
+        assert_eq!(request("", "", None), "");
     }
 
     #[test]
@@ -283,7 +284,7 @@ mod tests {
         use std::io::Read;
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let authority = listener.local_addr().unwrap().to_string();
-        let connection = parse(&format!("tcp://{authority}")).unwrap().dial().unwrap();
+        let connection = parse(&format!("tcp://{authority}")).unwrap().dial(None).unwrap();
         let (mut stream, _) = listener.accept().unwrap();
         drop(connection);
         let mut text = String::new();
@@ -291,7 +292,7 @@ mod tests {
         assert!(text.starts_with(&format!("POST /connect HTTP/1.1\r\nHost: {authority}\r\n")), "{text}");
         drop((stream, listener));
         assert_eq!(
-            parse(&format!("tcp://{authority}")).unwrap().dial().unwrap_err().to_string(),
+            parse(&format!("tcp://{authority}")).unwrap().dial(None).unwrap_err().to_string(),
             "connection refused"
         );
     }
@@ -299,7 +300,7 @@ mod tests {
     #[test]
     fn a_program_is_a_link_and_ends_with_it() {
         let endpoint = parse("stdio:/bin/cat").unwrap();
-        let connection = endpoint.dial().unwrap();
+        let connection = endpoint.dial(None).unwrap();
         let pid = connection.program.as_ref().unwrap().0.id();
         rustix::io::write(&connection.to_host, b"\x01\x00x").unwrap();
         let mut bytes = [0; 8];
@@ -309,7 +310,7 @@ mod tests {
         drop(connection);
         assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
         assert!(
-            parse("stdio:/nonexistent").unwrap().dial().unwrap_err().to_string().contains("no such file")
+            parse("stdio:/nonexistent").unwrap().dial(None).unwrap_err().to_string().contains("no such file")
         );
     }
 }

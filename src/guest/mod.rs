@@ -79,8 +79,8 @@ impl Guest {
 
     /// One link, from its beginning to its end.
     async fn session(&mut self) -> Result<()> {
-        let endpoint = self.settings.endpoint.clone();
-        let connection = tokio::task::spawn_blocking(move || endpoint.dial())
+        let (endpoint, token) = (self.settings.endpoint.clone(), self.settings.token.clone());
+        let connection = tokio::task::spawn_blocking(move || endpoint.dial(token.as_ref()))
             .await
             .context("dial")?
             .context("cannot connect to host")?;

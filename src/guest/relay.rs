@@ -19,6 +19,7 @@ use tokio::net::UnixDatagram;
 
 use super::dhcp;
 use super::endpoint::Connection;
+use crate::config::TOKEN_WANTED;
 
 /// Bytes of the length.
 const PREFIX: usize = 2;
@@ -273,8 +274,9 @@ fn hand_over(tap: BorrowedFd<'_>, frame: &[u8]) -> Result<(), Errno> {
 /// A server that does not know the path, or does not let us have it, answers with HTTP.
 fn refusal(answer: &[u8]) -> anyhow::Error {
     let line = answer.split(|&b| b == b'\r').next().unwrap_or_default();
-    let line = line.get(..line.len().min(100)).unwrap_or_default();
-    anyhow!("the host refuses the link: {}", String::from_utf8_lossy(line))
+    let line = String::from_utf8_lossy(line.get(..line.len().min(100)).unwrap_or_default());
+    let wanted = if line.contains(" 401 ") { TOKEN_WANTED } else { "" };
+    anyhow!("the host refuses the link: {line}{wanted}")
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::agent;
 use super::endpoint::Endpoint;
 use crate::cli::table::{Flag, Kind, flag};
 use crate::cli::{Read, Values, read};
-use crate::config::Source;
+use crate::config::{Source, Token};
 use crate::listen::PATH_MAX;
 use crate::text::quote;
 
@@ -35,6 +35,11 @@ pub const FLAGS: &[Flag] = &[
         "Unix socket that the host may have made here and whose clients it serves: a path, or unix:///path?mode=0660&owner=NAME&group=NAME",
     ),
     flag("agent-port", Kind::Int(crate::agent::PORT as i64), "Port of the agent, for TCP and on vsock"),
+    flag(
+        "api-token-file",
+        Kind::Text(""),
+        "File of mode 0600 with the API's token of the host's gvproxy, if it has one; without it that of the environment's GVISOR_API_TOKEN",
+    ),
     flag("debug", Kind::Bool, "Log at debug level"),
     flag("iface", Kind::Text("tap0"), "Name of the tap interface"),
     flag(
@@ -61,7 +66,7 @@ pub const FLAGS: &[Flag] = &[
 #[derive(Debug)]
 pub enum Parsed {
     /// To run.
-    Run(RawArgs),
+    Run(Box<RawArgs>),
     /// To print the usage on standard error and to succeed.
     Help(String),
     /// Nothing that can be done: what to print on standard error before exiting with 2.
@@ -77,6 +82,7 @@ pub struct RawArgs {
     pub agent_from: OsString,
     pub agent_offer: Vec<OsString>,
     pub agent_port: i64,
+    pub api_token_file: OsString,
     pub debug: bool,
     pub iface: OsString,
     pub mac: OsString,
@@ -98,6 +104,7 @@ pub(super) type Mac = [u8; 6];
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub(super) endpoint: Endpoint,
+    pub(super) token: Option<Token>,
     pub(super) interface: String,
     /// `None` leaves the one that the interface has.
     pub(super) mac: Option<Mac>,
@@ -109,7 +116,7 @@ pub struct Settings {
 /// Reads a whole argv, the program's name first.
 pub fn parse(argv: &[OsString]) -> Parsed {
     match read(argv, "gvforwarder", FLAGS) {
-        Read::Values(values) => Parsed::Run(RawArgs::from_values(values)),
+        Read::Values(values) => Parsed::Run(Box::new(RawArgs::from_values(values))),
         Read::Help(text) => Parsed::Help(text),
         Read::Usage(text) => Parsed::Usage(text),
     }
@@ -123,6 +130,7 @@ impl RawArgs {
             agent_from: values.text("agent-from"),
             agent_offer: values.list("agent-offer"),
             agent_port: values.int("agent-port"),
+            api_token_file: values.text("api-token-file"),
             debug: values.boolean("debug"),
             iface: values.text("iface"),
             mac: values.text("mac"),
@@ -221,7 +229,8 @@ impl Settings {
             Ok(mtu @ 68..) => Some(mtu),
             _ => bail!("-mtu {}: between 68 and 65535, or 0", raw.mtu),
         };
-        Ok(Self { endpoint, interface: interface.into(), mac, mtu_limit, preexisting: raw.preexisting })
+        let (token, preexisting) = (Token::find(&raw.api_token_file)?, raw.preexisting);
+        Ok(Self { endpoint, token, interface: interface.into(), mac, mtu_limit, preexisting })
     }
 }
 
@@ -260,7 +269,7 @@ mod tests {
         let argv: Vec<OsString> =
             std::iter::once("gvforwarder").chain(line.split_whitespace()).map(Into::into).collect();
         match parse(&argv) {
-            Parsed::Run(raw) => raw,
+            Parsed::Run(raw) => *raw,
             other => panic!("{line}: {other:?}"),
         }
     }

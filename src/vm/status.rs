@@ -17,7 +17,7 @@ use slab::Slab;
 use socket2::Socket;
 
 use super::{attach, session};
-use crate::config::{Config, Endpoint};
+use crate::config::{Config, Endpoint, TOKEN_WANTED, Token};
 use crate::dial::refuse_self;
 
 /// How long a daemon may take to answer.
@@ -189,7 +189,7 @@ async fn show_all(config: &Config) -> Result<(String, bool)> {
     let machines = match config.listen.iter().chain(&config.services).next() {
         Some(endpoint) => {
             let asked = |status: &Status| config.machines.iter().any(|m| m.qmp.to_string() == status.qmp);
-            of_daemon(endpoint)?.into_iter().filter(asked).collect()
+            of_daemon(endpoint, config.api_token.as_ref())?.into_iter().filter(asked).collect()
         }
         None => {
             let mut machines = Vec::new();
@@ -220,8 +220,8 @@ async fn of_machine(qmp: &Address) -> Result<Status> {
 }
 
 /// Asks the daemon that serves `endpoint`.
-fn of_daemon(endpoint: &Endpoint) -> Result<Vec<Status>> {
-    const REQUEST: &[u8] = b"GET /qmp HTTP/1.0\r\nHost: localhost\r\n\r\n";
+fn of_daemon(endpoint: &Endpoint, token: Option<&Token>) -> Result<Vec<Status>> {
+    let request = format!("GET /qmp HTTP/1.0\r\nHost: localhost\r\n{}\r\n", Token::header(token));
     let mut stream: Socket = match endpoint {
         Endpoint::Unix(path) => UnixStream::connect(path).with_context(|| path.display().to_string())?.into(),
         Endpoint::Tcp { host, port } => {
@@ -231,13 +231,14 @@ fn of_daemon(endpoint: &Endpoint) -> Result<Vec<Status>> {
         Endpoint::Vsock { .. } => bail!("a vsock endpoint is not for programs of the host"),
     };
     stream.set_read_timeout(Some(PATIENCE))?;
-    stream.write_all(REQUEST)?;
+    stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
     let answer = String::from_utf8_lossy(&answer);
     let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
     let status = head.lines().next().unwrap_or_default();
-    anyhow::ensure!(status.contains(" 200 "), "the daemon says {status}");
+    let wanted = if status.contains(" 401 ") { TOKEN_WANTED } else { "" };
+    anyhow::ensure!(status.contains(" 200 "), "the daemon says {status}{wanted}");
     serde_json::from_str(body).context("the daemon's answer is none")
 }
 
