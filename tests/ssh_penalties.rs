@@ -311,6 +311,36 @@ fn another_key_and_another_guest_are_tried_at_once() {
     assert!(took < Duration::from_secs(3), "at the new guest after {took:?}");
 }
 
+/// After a success an old refusal turns nobody away, though the login has to wait for its turn.
+#[test]
+fn what_was_refused_before_a_success_is_forgotten() {
+    let bench = Bench::start(&["a", "b", "c", "d"], true);
+    fs::write(bench.sshd.path("a"), "no key").unwrap();
+    for name in ["b", "c", "d"] {
+        fs::remove_file(bench.sshd.path(name)).unwrap();
+        sshd::run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", sshd::text(&bench.sshd.path(name))]);
+    }
+    assert!(!bench.asks(0, PATIENCE), "there is no key");
+    bench.daemon.log_with("clients are turned away until the key file is usable");
+    let give_key = |bench: &Bench| fs::copy(bench.sshd.path("id"), bench.sshd.path("a")).unwrap();
+    give_key(&bench);
+    bench.polls(0);
+    // The connection dies without a word, which takes 5 s of silence to suspect, and the key may be another.
+    bench.sshd.freeze_sessions();
+    let frozen = Instant::now();
+    eventually("a silence", PATIENCE, || (frozen.elapsed() > Duration::from_secs(6)).then_some(()));
+    give_key(&bench);
+    let mut others = Vec::new();
+    for at in 1..=3 {
+        others.push(UnixStream::connect(bench.socket(at)).unwrap());
+        if at < 3 {
+            let refused = || bench.gate.of(HOST, |source| source.refused >= at);
+            eventually("a refusal", PATIENCE, || refused().then_some(()));
+        }
+    }
+    assert!(bench.asks(0, PATIENCE), "a client is turned away: {}", bench.daemon.stderr());
+}
+
 #[test]
 fn a_daemon_that_is_shut_out_says_so() {
     let bench = Bench::start(&["id"], true);

@@ -386,7 +386,7 @@ async fn connect<D: Dial>(pool: Arc<Pool<D>>) {
                         info!(addr = %target.addr, user = target.user, "ssh: the guest answers");
                     }
                     state.refused = 0;
-                    state.full_at = None;
+                    (state.verdict, state.full_at) = (None, None);
                     state.connections.push(Spare { connection: Arc::new(connection), used: Instant::now() });
                     break state.connector = None;
                 }
