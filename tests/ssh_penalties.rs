@@ -341,6 +341,47 @@ fn what_was_refused_before_a_success_is_forgotten() {
     assert!(bench.asks(0, PATIENCE), "a client is turned away: {}", bench.daemon.stderr());
 }
 
+/// RFC 4253, 4.2, allows them.
+#[test]
+fn lines_before_the_version_are_no_end() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let sshd = runtime.block_on(Sshd::new());
+    let (user, service, key) = (&sshd.user, sshd.path("service.sock"), sshd.path("id"));
+    let url = format!("ssh://{user}@192.168.127.2{}?key={}&secure=0", service.display(), key.display());
+    let daemon =
+        Daemon::builder().args(["-debug", "-forward-sock", "{dir}/0", "-forward-dest", &url]).start();
+    let guest = Guest::start(plug(&daemon), guest::MAC, 1500);
+    guest.configure("192.168.127.2/24", Some("192.168.127.1"));
+    let listener = guest.listen("0.0.0.0:22".parse().unwrap());
+    let mut client = UnixStream::connect(daemon.dir().join("0")).unwrap();
+    // The same client is waited for until somebody lets it in.
+    let login = |said: &str| {
+        let (mut login, _) = listener.accept().unwrap();
+        login.write_all(said.as_bytes()).unwrap();
+        login
+    };
+    let end_after = |said: &str| {
+        let mut login = login(said);
+        login.read_exact(&mut [0; 8]).unwrap();
+    };
+    end_after("Welcome\r\nto this guest\nSSH-2.0-OpenSSH_9.9\r\n");
+    let log = daemon.log_with("ssh: waiting for the guest");
+    assert!(!log.contains("hangs up at once"), "{log}");
+    end_after("Welcome\r\nto nowhere\r\n");
+    daemon.log_with(r#"hangs up at once (\"Welcome\"); likely cause: it may be no sshd"#);
+    let lets_in = login("Welcome\r\n");
+    thread::scope(|scope| {
+        scope.spawn(|| carry(&lets_in, &TcpStream::connect(sshd.addr).unwrap()));
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.write_all(b"Ehello").unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).unwrap();
+        assert_eq!(answer, b"hello");
+        lets_in.shutdown(Shutdown::Both).unwrap();
+    });
+}
+
 #[test]
 fn a_daemon_that_is_shut_out_says_so() {
     let bench = Bench::start(&["id"], true);

@@ -165,7 +165,8 @@ impl Connection {
         // Should the limit pass, `transport` is dropped, which ends russh's task as well.
         let life = Arc::new(Life::new());
         let handle = timeout(HANDSHAKE_LIMIT, async {
-            let words = timeout(FIRST_WORDS, words_before_version(&stream)).await.unwrap_or(None);
+            let mut words = None;
+            let _ = timeout(FIRST_WORDS, hear_version(&stream, &mut words)).await;
             let known_hosts = target.known_hosts.clone().map(|file| (file, target.addr.clone()));
             let events = Events { life: Arc::clone(&life), known_hosts, opened };
             let mut handle = client::connect_stream(
@@ -176,7 +177,8 @@ impl Connection {
             .await
             .map_err(|error| match (error, &target.known_hosts, words) {
                 (russh::Error::UnknownKey, Some(file), _) => ConnectError::HostKey(file.clone()),
-                (_, _, Some(words)) => {
+                // Behind other errors there was a version after all.
+                (russh::Error::Disconnect | russh::Error::IO(_) | russh::Error::Version, _, Some(words)) => {
                     ticket.cost = Duration::ZERO;
                     ConnectError::Dropped(words)
                 }
@@ -304,17 +306,29 @@ impl Drop for Asking<'_> {
 
 /// How long to wait for that. A server may wait for the client's version before it gives its own (RFC 4253, 4.2, leaves that open).
 const FIRST_WORDS: Duration = Duration::from_millis(500);
+/// The longest line that is looked at, in bytes.
+const LINE_MAX: usize = 255;
 
-/// What comes instead of the other end's version, quoted, without its end of line: nothing, or a line that may come before (RFC 4253, 4.2).
-async fn words_before_version(stream: &UnixStream) -> Option<String> {
-    let mut start = [0; 64];
-    let peek = || Ok(recv(stream, &mut start, RecvFlags::PEEK)?.0);
-    // A reset is an end as well.
-    let length = stream.async_io(Interest::READABLE, peek).await.unwrap_or(0);
-    let start = start.get(..length).unwrap_or_default();
-    let is_version = !start.is_empty() && start.iter().zip(b"SSH-").all(|(byte, version)| byte == version);
-    let line = start.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
-    (!is_version).then(|| if line.is_empty() { String::new() } else { quote(line) })
+/// Waits for the other end's version, and takes the lines that may come before (RFC 4253, 4.2). Until it is there `words` are the first of
+/// them, quoted, without its end: what was said instead.
+async fn hear_version(stream: &UnixStream, words: &mut Option<String>) {
+    let mut start = [0; LINE_MAX];
+    loop {
+        let peek = || Ok(recv(stream, &mut start, RecvFlags::PEEK)?.0);
+        // A reset is an end as well.
+        let length = stream.async_io(Interest::READABLE, peek).await.unwrap_or(0);
+        let (said, _) = start.split_at_mut(length);
+        if length > 0 && said.iter().zip(b"SSH-").all(|(byte, version)| byte == version) {
+            return *words = None;
+        }
+        let line = said.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
+        words.get_or_insert_with(|| if line.is_empty() { String::new() } else { quote(line) });
+        let end = said.iter().position(|byte| *byte == b'\n');
+        let Some(line) = end.and_then(|end| said.get_mut(..=end)) else { return };
+        if recv(stream, line, RecvFlags::empty()).is_err() {
+            return;
+        }
+    }
 }
 
 /// How to sign with an RSA key: what the server says it takes, else SHA-512 (RFC 8332); SHA-1 only if it says so.
