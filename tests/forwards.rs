@@ -334,6 +334,33 @@ fn a_guest_exposes_over_ssh_where_that_is_allowed() {
     }
 }
 
+/// As a guest may name any file for a key where it may expose over SSH.
+#[test]
+fn no_file_that_is_named_as_a_key_fills_the_memory() {
+    let bench = Bench::with(&["-gateway-expose-all-protocols"]);
+    let (guest, path) = (Asker::Guest(GUEST), bench.dir().join("s"));
+    let local = path.to_str().unwrap();
+    let (long, fifo) = (bench.dir().join("long"), bench.dir().join("fifo"));
+    // Holes, which read as zeros.
+    std::fs::File::create(&long).unwrap().set_len(512 << 20).unwrap();
+    sshd::run("mkfifo", &[sshd::text(&fifo)]);
+    for (key, why) in [
+        (&*long, "longer than 1048576 bytes"),
+        (Path::new("/dev/zero"), "not a regular file"),
+        (&fifo, "not a regular file"),
+        (bench.dir(), "not a regular file"),
+    ] {
+        let remote = format!("ssh-tunnel://core@192.168.127.2/run/x?key={}", key.display());
+        bench.expose_as(guest, "unix", local, &remote).unwrap();
+        assert_eq!(ask_echo(&path), b"", "{}", key.display());
+        bench.unexpose_as(guest, "unix", local).unwrap();
+        let peak = bench.daemon.peak_rss_kb();
+        assert!(peak < 200 << 10, "{peak} KiB for {}", key.display());
+        let log = bench.daemon.log_with(&format!("cannot read the ssh identity {}", key.display()));
+        assert!(log.contains(why), "{log}");
+    }
+}
+
 #[test]
 fn a_secure_tunnel_goes_to_the_known_guest_only() {
     let home = tempfile::tempdir().unwrap();

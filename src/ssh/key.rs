@@ -1,21 +1,26 @@
 //! The private key that logs in to the guest.
 //! Owns: reading key files. May not: ask for a passphrase; the daemon has nobody to ask.
 
-use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use russh::keys::{Error, PrivateKey};
 
 use super::Secret;
+use crate::host::files;
+
+/// The longest file that may be a key, in bytes. A guest may name any file (`-gateway-expose-all-protocols`).
+const MAX_LEN: u64 = 1 << 20;
 
 /// Reads a private key: Ed25519, ECDSA (P-256, P-384, P-521) or RSA, as OpenSSH, PKCS#1, PKCS#8 or SEC1 text.
 ///
 /// # Errors
 /// The file cannot be read, is not a private key, or wants a passphrase, or another one.
 pub fn load(path: &Path, passphrase: Option<&Secret>) -> anyhow::Result<PrivateKey> {
-    let text = fs::read_to_string(path)
-        .with_context(|| format!("cannot read the ssh identity {}", path.display()))?;
+    let of_file = || format!("cannot read the ssh identity {}", path.display());
+    let (text, _) = files::read(path, MAX_LEN + 1).with_context(of_file)?;
+    ensure!(text.len() as u64 <= MAX_LEN, "{}: longer than {MAX_LEN} bytes", of_file());
+    let text = String::from_utf8(text).with_context(of_file)?;
     if passphrase.is_none() && wants_passphrase(&text) {
         bail!(needs_passphrase(path));
     }

@@ -264,6 +264,11 @@ impl Daemon {
         self.process().rss_kb()
     }
 
+    /// The most that it was, in KiB.
+    pub(crate) fn peak_rss_kb(&self) -> u64 {
+        self.process().peak_rss_kb()
+    }
+
     /// Processor time of all its threads, user and kernel, in seconds.
     pub(crate) fn cpu_seconds(&self) -> f64 {
         self.process().cpu_seconds()

@@ -10,6 +10,11 @@ impl Process {
         self.status_field("status", "VmRSS:")
     }
 
+    /// The most that it was, in KiB.
+    pub(crate) fn peak_rss_kb(self) -> u64 {
+        self.status_field("status", "VmHWM:")
+    }
+
     /// Processor time of all its threads, user and kernel, in seconds.
     pub(crate) fn cpu_seconds(self) -> f64 {
         let [user, system, ..] = self.ticks();
