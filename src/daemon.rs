@@ -38,7 +38,7 @@ use crate::pcap::Capture;
 use crate::relay::Relays;
 use crate::reverse::Reverse;
 use crate::ssh::Penalties;
-use crate::sys::descriptor_limit;
+use crate::sys::{UnlessIgnored, descriptor_limit};
 use crate::vm::status::Board;
 use crate::vm::{Machine, QemuLink, Surroundings};
 
@@ -86,7 +86,8 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// From now on SIGINT and SIGTERM do not kill the process, but end [`run`](Self::run), and at SIGHUP a log file is opened again.
+    /// From now on SIGTERM, and SIGINT unless it was ignored at the start, do not kill the process, but end [`run`](Self::run), and at SIGHUP a
+    /// log file is opened again.
     ///
     /// # Errors
     /// The system has no event queue or signal handler to give.
@@ -175,18 +176,19 @@ async fn unless_ended<T: Send + 'static>(
 /// The signals that end the daemon.
 #[derive(Debug)]
 struct Signals {
-    interrupt: Signal,
+    interrupt: UnlessIgnored,
     terminate: Signal,
 }
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        let interrupt = UnlessIgnored::new(SignalKind::interrupt())?;
+        Ok(Self { interrupt, terminate: signal(SignalKind::terminate())? })
     }
 
     async fn any(&mut self) {
         tokio::select! {
-            _ = self.interrupt.recv() => {}
+            () = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
         }
     }

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use socket2::SockRef;
 use support::daemon::Daemon;
-use support::eventually;
 use support::net::{Host, Net};
 use support::traffic::{accept, impatient, transfer};
+use support::{eventually, http};
 
 /// What "at once" means.
 const AT_ONCE: Duration = Duration::from_secs(1);
@@ -84,6 +84,25 @@ fn what_a_guest_sent_before_it_left_arrives_and_nobody_takes_a_part_for_the_whol
             assert_eq!(end, Err(ErrorKind::ConnectionReset), "after {bytes} bytes of {taken}");
         }
     }
+}
+
+/// As in the background of a script, at whose terminal somebody types Ctrl-C.
+#[test]
+fn an_interrupt_that_was_ignored_at_the_start_stays_so() {
+    let builder = Daemon::builder().through(["env", "--ignore-signal=INT"]);
+    let mut daemon = builder.args(["-listen", "unix://{dir}/api"]).start();
+    let ask = |path: &std::path::Path| {
+        let stream = UnixStream::connect(path).unwrap_or_else(|error| panic!("it has ended: {error}"));
+        http::ask(stream, "GET", "/services/dhcp/leases", "").status
+    };
+    daemon.signal(Signal::INT);
+    // A signal that ends it is heard before that many requests.
+    for number in 0..200 {
+        assert_eq!(ask(&daemon.dir().join("api")), 200, "request {number}");
+    }
+    assert!(daemon.is_running());
+    assert!(daemon.terminate().success());
+    assert_eq!(left(&daemon), [""; 0]);
 }
 
 #[test]

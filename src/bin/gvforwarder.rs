@@ -26,7 +26,8 @@ mod linux {
     use gvproxy::guest::settings::{Parsed, RawArgs, Settings, parse};
     use gvproxy::guest::{Guest, existing};
     use gvproxy::logging::Log;
-    use tokio::signal::unix::{Signal, SignalKind, signal};
+    use gvproxy::sys::UnlessIgnored;
+    use tokio::signal::unix::{SignalKind, signal};
     use tracing::level_filters::LevelFilter;
 
     const VERSION: &str = concat!("gvforwarder version v", env!("CARGO_PKG_VERSION"));
@@ -81,8 +82,8 @@ mod linux {
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("runtime")?;
         let ended = runtime.block_on(async {
             let mut end = signal(SignalKind::terminate())?;
-            let mut interrupt = unless_ignored(SignalKind::interrupt())?;
-            let mut hangup = unless_ignored(SignalKind::hangup())?;
+            let mut interrupt = UnlessIgnored::new(SignalKind::interrupt())?;
+            let mut hangup = UnlessIgnored::new(SignalKind::hangup())?;
             let agent = settings.map(Agent::bind).transpose()?;
             if agent.is_some() {
                 gvproxy::sys::prepare_process();
@@ -103,8 +104,8 @@ mod linux {
                 never = tap => match never {},
                 never = agent => match never {},
                 _ = end.recv() => anyhow::Ok("terminated"),
-                () = heard(&mut interrupt) => Ok("interrupt"),
-                () = heard(&mut hangup) => Ok("hangup"),
+                () = interrupt.recv() => Ok("interrupt"),
+                () = hangup.recv() => Ok("hangup"),
             }
         })?;
         drop(guest);
@@ -112,18 +113,6 @@ mod linux {
         runtime.shutdown_background();
         tracing::info!("gvforwarder exiting: {ended}");
         Ok(())
-    }
-
-    /// The signal, unless it was ignored at the start: under nohup(1), or in the background of a script.
-    fn unless_ignored(kind: SignalKind) -> io::Result<Option<Signal>> {
-        if gvproxy::sys::is_ignored(kind) { Ok(None) } else { signal(kind).map(Some) }
-    }
-
-    async fn heard(signal: &mut Option<Signal>) {
-        match signal {
-            Some(signal) => drop(signal.recv().await),
-            None => std::future::pending().await,
-        }
     }
 
     /// A reader that went away is no failure of ours.

@@ -12,6 +12,7 @@ pub mod udp;
 
 use mio::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Prepares the process: as many descriptors as the system allows, since each flow is one, and memory as it is used here.
 ///
@@ -92,8 +93,29 @@ pub fn grow_pipe(pipe: std::os::fd::BorrowedFd<'_>, bytes: usize) {
     let _ = (pipe, bytes);
 }
 
-/// Whether the process ignores `signal`. At the start that is its parent's word, as nohup(1) and a shell give it: not to be overruled.
-pub fn is_ignored(signal: tokio::signal::unix::SignalKind) -> bool {
+/// A signal that is heard, unless it was ignored at the start. That is the parent's word, as nohup(1) and a shell give it: not to be overruled.
+#[derive(Debug)]
+pub struct UnlessIgnored(Option<Signal>);
+
+impl UnlessIgnored {
+    /// To be had in a tokio runtime.
+    ///
+    /// # Errors
+    /// The system has no signal handler to give.
+    pub fn new(kind: SignalKind) -> std::io::Result<Self> {
+        if is_ignored(kind) { Ok(Self(None)) } else { signal(kind).map(|signal| Self(Some(signal))) }
+    }
+
+    /// Waits for it.
+    pub async fn recv(&mut self) {
+        match &mut self.0 {
+            Some(signal) => drop(signal.recv().await),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+fn is_ignored(signal: SignalKind) -> bool {
     let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
     #[expect(unsafe_code, reason = "rustix leaves signal handlers to libc")]
     // SAFETY: the call only asks, and writes one action to where it is told; all zeros are one, too, where it fails.

@@ -69,7 +69,7 @@ impl Place {
         // Whoever started the tests may ignore it, as nohup does, and that is inherited.
         let mut command = Command::new("env");
         command
-            .arg("--default-signal=HUP")
+            .arg("--default-signal=HUP,INT")
             .args(&words)
             .current_dir(self.dir.path())
             .env("TZ", "UTC")

@@ -130,7 +130,10 @@ impl Builder {
             super::tool("prlimit", "util-linux").into_os_string(),
             format!("--nofile={}", self.descriptors).into(),
         ];
-        let mut words = self.prefix.into_iter().chain(limit).chain([self.binary.clone().into_os_string()]);
+        // Whoever runs the tests may have it ignored, as in the background of a script, and that is inherited.
+        let signals = ["env", "--default-signal=INT"].map(OsString::from);
+        let words = signals.into_iter().chain(self.prefix).chain(limit);
+        let mut words = words.chain([self.binary.clone().into_os_string()]);
         let mut command = Command::new(words.next().expect("a program"));
         command.args(words);
         if self.qemu {
