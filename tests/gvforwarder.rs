@@ -393,6 +393,33 @@ fn a_persistent_tap_is_as_before_after_a_kill_and_an_end() {
     }
 }
 
+/// Whatever call fails while it is opened.
+#[test]
+fn a_persistent_tap_that_could_not_be_set_up_at_first_is_as_before() {
+    let (dir, host) = (tempfile::tempdir().unwrap(), host());
+    let socket = dir.path().join("net.sock");
+    let _peer = Peer::start(&socket, &host, &[]);
+    let (url, trace) = (unix_url(&socket), dir.path().join("trace"));
+    // One that asks what is there, the note of it, the hardware address, and the state.
+    for call in 3..=6 {
+        let inject = format!("inject=sendto:error=ENOBUFS:when={call}");
+        let strace = ["-D", "-f", "-qq", "-o", trace.to_str().unwrap(), "-e", "trace=sendto", "-e", &inject];
+        let args = [&strace[..], &["--", binary(), "-url", &url, "-stop-if-exist="]].concat();
+        let strace = tool("strace", "strace").display().to_string();
+        let mut forwarder = Forwarder::start_program_after(&strace, &args, |ns| {
+            ns.run(["ip", "tuntap", "add", "tap0", "mode", "tap"]);
+            ns.run(["ip", "link", "set", "tap0", "address", "02:00:00:00:00:07", "mtu", "1400"]);
+            ns.run(["ip", "link", "set", "tap0", "alias", "of the  admin "]);
+        });
+        forwarder.wait_for_lease();
+        let injected = fs::read_to_string(&trace).unwrap();
+        assert!(injected.contains("(INJECTED)"), "{injected}");
+        assert_eq!(forwarder.end(Signal::TERM).code(), Some(0), "{}", forwarder.stderr());
+        let expected = "\"02:00:00:00:00:07\" 1400 \"of the  admin \" up false\n";
+        assert_eq!(state(&forwarder), expected, "call {call}: {}", forwarder.stderr());
+    }
+}
+
 #[test]
 fn the_resolvers_are_as_before_after_a_kill_and_an_end() {
     let (dir, host) = (tempfile::tempdir().unwrap(), host());

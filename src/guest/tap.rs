@@ -40,23 +40,23 @@ impl Tap {
         let frames = frames(name).map_err(said).with_context(|| format!("tap {name}"))?;
         let link = netlink.link(name).map_err(said)?.ok_or_else(|| anyhow!("tap {name} is gone"))?;
         let is_ours = !settings.preexisting;
-        let mac = settings.mac.filter(|_| is_ours);
-        if let Some(before) = &before {
-            note(&netlink, link.index, before, None);
+        let mac = settings.mac.filter(|_| is_ours).or(link.mac);
+        let mac = mac.ok_or_else(|| anyhow!("{name} has no hardware address"))?;
+        let (index, name) = (link.index, name.clone());
+        // From here on it puts back what was there, whatever fails.
+        let tap = Self { frames, netlink, index, name, mac, before, lease: None, resolvers: None };
+        if let Some(before) = &tap.before {
+            note(&tap.netlink, index, before, None);
         }
         if is_ours {
-            if let Some(mac) = mac.filter(|mac| link.mac != Some(*mac)) {
-                netlink
-                    .set_link(link.index, vec![LinkAttribute::Address(mac.to_vec())])
-                    .map_err(|error| anyhow!("cannot set mac address: {}", reason(&error)))?;
+            if link.mac != Some(mac) {
+                let set = tap.netlink.set_link(index, vec![LinkAttribute::Address(mac.to_vec())]);
+                set.map_err(|error| anyhow!("cannot set mac address: {}", reason(&error)))?;
             }
-            netlink
-                .set_up(link.index, true)
-                .map_err(|error| anyhow!("cannot switch {name} on: {}", reason(&error)))?;
+            let set = tap.netlink.set_up(index, true);
+            set.map_err(|error| anyhow!("cannot switch {} on: {}", tap.name, reason(&error)))?;
         }
-        let mac = mac.or(link.mac).ok_or_else(|| anyhow!("{name} has no hardware address"))?;
-        let (index, name) = (link.index, name.clone());
-        Ok(Self { frames, netlink, index, name, mac, before, lease: None, resolvers: None })
+        Ok(tap)
     }
 
     /// Where its frames come and go, without waiting.
