@@ -463,6 +463,65 @@ fn the_resolvers_are_as_before_after_a_kill_and_an_end() {
     }
 }
 
+/// As under WSL, whose distributions share one, and whose podman keeps a copy that it puts back.
+#[test]
+fn a_file_that_the_resolvers_link_leads_to_is_written_in_place() {
+    const LINK: &str = "../mnt/wsl/resolv.conf";
+    let (dir, host) = (tempfile::tempdir().unwrap(), host());
+    let socket = dir.path().join("net.sock");
+    let peer = Peer::start(&socket, &host, &[]);
+    let url = unix_url(&socket);
+    let [etc, mnt] = ["etc", "mnt"].map(|name| dir.path().join(name));
+    fs::create_dir_all(mnt.join("wsl")).unwrap();
+    fs::create_dir(&etc).unwrap();
+    let (path, file, copy) =
+        (etc.join("resolv.conf"), mnt.join("wsl/resolv.conf"), mnt.join("wsl/resolv.orig"));
+    std::os::unix::fs::symlink(LINK, &path).unwrap();
+    fs::write(&file, NAMESERVER).unwrap();
+    let mut forwarder = Forwarder::start_after(&["-url", &url], |ns| {
+        ns.run(["mount", "--bind", &etc.display().to_string(), "/etc"]);
+        ns.run(["mount", "--bind", &mnt.display().to_string(), "/mnt"]);
+    });
+    let text = || fs::read_to_string(&file).unwrap();
+    let during = |forwarder: &Forwarder| {
+        forwarder.wait_for_lease();
+        eventually("the resolvers", PATIENCE, || {
+            text().ends_with("nameserver 192.168.127.1\n").then_some(())
+        });
+        assert_eq!(forwarder.ns.run(["cat", "/etc/resolv.conf"]), text());
+    };
+    let is_link = || fs::read_link(&path).is_ok_and(|link| link == Path::new(LINK));
+    during(&forwarder);
+    forwarder.restart(&["-url", &url]);
+    during(&forwarder);
+    assert_eq!(forwarder.end(Signal::TERM).code(), Some(0), "{}", forwarder.stderr());
+    assert!(is_link() && text() == NAMESERVER, "{}", text());
+    // The copy takes the file's place while it runs.
+    fs::write(&copy, NAMESERVER).unwrap();
+    forwarder.start_again(&["-url", &url]);
+    during(&forwarder);
+    fs::rename(&copy, &file).unwrap();
+    assert_eq!(forwarder.end(Signal::TERM).code(), Some(0), "{}", forwarder.stderr());
+    assert!(is_link() && text() == NAMESERVER, "{}", text());
+    // It is gone by the end.
+    forwarder.start_again(&["-url", &url]);
+    during(&forwarder);
+    fs::remove_file(&file).unwrap();
+    assert_eq!(forwarder.end(Signal::TERM).code(), Some(0), "{}", forwarder.stderr());
+    assert!(is_link() && !file.exists());
+    // After a kill the next one puts it back, though the host is gone.
+    fs::write(&file, NAMESERVER).unwrap();
+    forwarder.start_again(&["-url", &url]);
+    during(&forwarder);
+    peer.kill();
+    forwarder.restart(&["-url", &url]);
+    eventually("what was there", PATIENCE, || (text() == NAMESERVER).then_some(()));
+    assert_eq!(forwarder.end(Signal::TERM).code(), Some(0), "{}", forwarder.stderr());
+    assert!(is_link() && text() == NAMESERVER, "{}", text());
+    let left = fs::read_dir(&etc).unwrap().chain(fs::read_dir(mnt.join("wsl")).unwrap()).count();
+    assert_eq!(left, 2, "something is left");
+}
+
 #[test]
 fn a_file_of_resolvers_is_as_before_after_kills() {
     let (dir, host) = (tempfile::tempdir().unwrap(), host());

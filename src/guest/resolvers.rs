@@ -1,6 +1,7 @@
 //! The resolvers of a lease in `/etc/resolv.conf`. What was there before stands in the file that takes its place, behind marks that make it
 //! comments, so that it comes back whatever ends this process.
-//! Owns: the file's text until it is dropped. May not: touch a file that a resolver service writes. Read next: `tap.rs`.
+//! A link is followed, as others look at where it leads; where nobody may write there, a file takes the link's place.
+//! Owns: the file's text until it is dropped. May not: touch a file that a resolver service writes, or make one there. Read next: `tap.rs`.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -15,6 +16,8 @@ use crate::text::reason;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Where services such as systemd-resolved keep the file to which /etc/resolv.conf leads then.
 const OF_SERVICES: [&str; 2] = ["/run", "/var/run"];
+/// Where packages keep files for it, which are nobody's to change: systemd has one.
+const OF_PACKAGES: &str = "/usr";
 /// The first line of what is written here, up to the interface's name,
 const HEAD: &[u8] = b"# written by gvforwarder for ";
 /// and behind it. A line of what was here before starts with one of the marks.
@@ -83,8 +86,8 @@ impl Resolvers {
                 tracing::warn!(link = %link.display(), ?servers, "another service writes the resolvers: they stay as they are");
                 return Ok(None);
             }
-            Some(link) => Before::Link(link),
-            None => match fs::read(path) {
+            Some(link) if !is_writable(path) => Before::Link(link),
+            _ => match fs::read(path) {
                 Ok(text) => parse(&text).map_or(Before::Text(text), |(_, before)| before),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Before::Nothing,
                 Err(error) => return Err(error),
@@ -122,7 +125,7 @@ impl Drop for Resolvers {
 }
 
 fn recover(path: &Path, is_alive: impl Fn(&str) -> bool) {
-    if path.is_symlink() {
+    if path.is_symlink() && is_of_service(path) {
         return;
     }
     if let Some((interface, before)) = fs::read(path).ok().as_deref().and_then(parse)
@@ -141,6 +144,8 @@ fn say(path: &Path, result: io::Result<()>) {
 
 fn put_back(path: &Path, before: &Before) -> io::Result<()> {
     match before {
+        // Somebody has put one there since.
+        Before::Nothing | Before::Link(_) if path.is_symlink() => Ok(()),
         Before::Nothing => fs::remove_file(path),
         Before::Text(text) => overwrite(path, text),
         Before::Link(link) => {
@@ -154,13 +159,26 @@ fn put_back(path: &Path, before: &Before) -> io::Result<()> {
 
 /// In place, as the file may be a mount of its own; what is there is cut off last, so that there is never nothing.
 fn overwrite(path: &Path, text: &[u8]) -> io::Result<()> {
-    let file = File::options().write(true).create(true).truncate(false).open(path)?;
+    // Where a link leads a file is somebody else's to make.
+    let file = File::options().write(true).create(!path.is_symlink()).truncate(false).open(path)?;
     file.write_all_at(text, 0)?;
     file.set_len(text.len() as u64)
 }
 
 /// Whether the link at `path` leads to where services write, though nothing may be there yet.
 fn is_of_service(path: &Path) -> bool {
+    let end = end(path);
+    OF_SERVICES.iter().any(|services| end.starts_with(services))
+}
+
+/// Whether the link at `path` leads to a file that may be changed.
+fn is_writable(path: &Path) -> bool {
+    let is_file = path.metadata().is_ok_and(|found| found.is_file());
+    is_file && !end(path).starts_with(OF_PACKAGES) && File::options().write(true).open(path).is_ok()
+}
+
+/// Where the link at `path` leads in the end, though nothing may be there.
+fn end(path: &Path) -> PathBuf {
     let (mut at, mut followed) = (PathBuf::new(), 0);
     let parts =
         |path: &Path| path.components().map(|part| part.as_os_str().to_owned()).rev().collect::<Vec<_>>();
@@ -181,7 +199,7 @@ fn is_of_service(path: &Path) -> bool {
             _ => at = next,
         }
     }
-    OF_SERVICES.iter().any(|services| at.starts_with(services))
+    at
 }
 
 fn compose(interface: &str, before: &Before, servers: &[Ipv4Addr], search: &[String]) -> Vec<u8> {
@@ -276,14 +294,8 @@ mod tests {
             let (before, path) = (content(dir.path()), dir.path().join("conf"));
             let resolvers = write(&path);
             assert!(fs::read(&path).unwrap().ends_with(ASKS), "{name}");
-            for (other, link, text) in &before {
-                if *other != path {
-                    assert!(
-                        content(dir.path()).contains(&(other.clone(), link.clone(), text.clone())),
-                        "{name}"
-                    );
-                }
-            }
+            // Others look at where it leads.
+            assert_eq!(fs::read_link(&path).is_ok(), name == "a link", "{name}");
             drop(resolvers);
             assert_eq!(content(dir.path()), before, "{name}");
         }
@@ -342,9 +354,13 @@ mod tests {
             ("sub/resolv.conf", true),
             ("/running/resolv.conf", false),
             ("conf", false),
+            // Of a package, and no file.
+            ("/usr/bin/env", false),
+            ("/dev/null", false),
         ] {
             symlink(to, &link).unwrap();
             assert_eq!(is_of_service(&link), service, "{to}");
+            assert!(!is_writable(&link), "{to}");
             fs::remove_file(&link).unwrap();
         }
     }
