@@ -75,8 +75,11 @@ serve traced strace -f -s0 -e "trace=$CALLS" -o /run/traced.trace /root/gvproxy 
     -forward-sock vsock://:1030 -forward-dest unix:///run/echo-unix.sock -forward-sock vsock://:1031 -forward-dest tcp://127.0.0.1:1034 \
     -forward-sock vsock://:1032 -forward-dest vsock://1:1027
 until ss -lH -f vsock | grep -q ":1032 "; do sleep 0.1; done
+# One writes while the other reads: socat's own write to vsock may block, and then it reads no more.
+export BYTES
+echo 'head -c "$BYTES" /dev/zero & head -c "$BYTES" | wc -c >&2' >client
 for to in UNIX:traced.sock TCP:127.0.0.1:1033 VSOCK-CONNECT:1:1030 VSOCK-CONNECT:1:1031 VSOCK-CONNECT:1:1032; do
-    head -c "$BYTES" /dev/zero | timeout 60 socat -t60 - "$to" | wc -c
+    timeout 60 socat "$to" EXEC:"sh client",nofork 2>&1
 done
 pid=$(cat traced.pid)
 kill "$pid"
