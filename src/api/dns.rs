@@ -45,49 +45,38 @@ pub(super) async fn answer_all(api: &Api) -> Result<Reply, Refusal> {
     json(&Some(zones).filter(|zones| !zones.is_empty()))
 }
 
-pub(super) async fn answer_add(
+/// What a request asks to change.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Change {
+    Add,
+    Remove,
+    RemoveRecords,
+}
+
+pub(super) async fn answer_change(
     api: &Api,
     client: &Client,
     request: Request<Incoming>,
+    change: Change,
 ) -> Result<Reply, Refusal> {
     let body = posted(client, request).await?;
     let zone = zone(Object::decode("Zone", &body)?)?;
-    check(&zone).map_err(Refusal::bad_request)?;
-    tracing::debug!(zone = zone.name, records = zone.records.len(), "adding a zone");
-    api.handle.change_zones(ZoneChange::Add(zone)).await?;
-    Ok(done())
-}
-
-pub(super) async fn answer_remove(
-    api: &Api,
-    client: &Client,
-    request: Request<Incoming>,
-) -> Result<Reply, Refusal> {
-    let body = posted(client, request).await?;
-    let Zone { name, .. } = zone(Object::decode("Zone", &body)?)?;
-    if name.is_empty() {
-        return Err(Refusal::bad_request(NAMELESS));
+    match change {
+        Change::Add => check(&zone),
+        _ if zone.name.is_empty() => Err(NAMELESS.into()),
+        Change::RemoveRecords if zone.records.is_empty() || zone.records.iter().any(is_nameless) => {
+            Err("record name is required".into())
+        }
+        Change::Remove | Change::RemoveRecords => Ok(()),
     }
-    tracing::debug!(zone = name, "removing a zone");
-    api.handle.change_zones(ZoneChange::Remove(name)).await?;
-    Ok(done())
-}
-
-pub(super) async fn answer_remove_record(
-    api: &Api,
-    client: &Client,
-    request: Request<Incoming>,
-) -> Result<Reply, Refusal> {
-    let body = posted(client, request).await?;
-    let zone = zone(Object::decode("Zone", &body)?)?;
-    if zone.name.is_empty() {
-        return Err(Refusal::bad_request(NAMELESS));
-    }
-    if zone.records.is_empty() || zone.records.iter().any(is_nameless) {
-        return Err(Refusal::bad_request("record name is required"));
-    }
-    tracing::debug!(zone = zone.name, records = zone.records.len(), "removing records");
-    api.handle.change_zones(ZoneChange::RemoveRecords(zone)).await?;
+    .map_err(Refusal::bad_request)?;
+    tracing::debug!(?change, zone = zone.name, records = zone.records.len(), "changing a zone");
+    let change = match change {
+        Change::Add => ZoneChange::Add(zone),
+        Change::Remove => ZoneChange::Remove(zone.name),
+        Change::RemoveRecords => ZoneChange::RemoveRecords(zone),
+    };
+    api.handle.change_zones(change).await?;
     Ok(done())
 }
 

@@ -45,6 +45,7 @@ use crate::relay::Relays;
 use crate::sys::descriptor_limit;
 use crate::vm::status::Board;
 
+use dns::Change;
 use listener::Stream;
 pub use listener::{Listener, Role};
 use origin::Names;
@@ -199,9 +200,11 @@ impl Api {
             "/services/forwarder/unexpose" => unexpose::answer(self, client, request).await,
             "/services/dhcp/leases" | "/leases" => leases::answer(self).await,
             "/services/dns/all" => dns::answer_all(self).await,
-            "/services/dns/add" => dns::answer_add(self, client, request).await,
-            "/services/dns/remove" => dns::answer_remove(self, client, request).await,
-            "/services/dns/remove/record" => dns::answer_remove_record(self, client, request).await,
+            "/services/dns/add" => dns::answer_change(self, client, request, Change::Add).await,
+            "/services/dns/remove" => dns::answer_change(self, client, request, Change::Remove).await,
+            "/services/dns/remove/record" => {
+                dns::answer_change(self, client, request, Change::RemoveRecords).await
+            },
             "/stats" => stats::answer(self).await,
             "/qmp" => qmp::answer(self),
             "/cam" => cam::answer(self).await,
