@@ -20,13 +20,12 @@ use tokio::task::JoinSet;
 
 use crate::api::{Api, Listener as ApiListener, Role};
 use crate::config::{Address, Config, Endpoint, LinkConfig, RESOLV_CONF, Token};
-use crate::connection_limit::ConnectionLimit;
 use crate::engine::{Counters, Engine, Handle, Request, Traffic};
 use crate::forward::clients::Places;
 use crate::forward::registry::Registry;
 use crate::forward::{Forward, Ways};
 use crate::host::dns::{Upstream, serve_stream};
-use crate::in_flight::InFlight;
+use crate::limit::Limit;
 use crate::link::Framing;
 use crate::link::listener::{Listener, Presence, Terms};
 use crate::listen::succession::{Paths, Predecessors};
@@ -518,14 +517,15 @@ async fn count(handle: Handle) {
 /// Serves what the engine asks: questions about names, and what guests ask the gateway itself.
 async fn resolve(handle: Handle, api: Arc<Api>, mut requests: mpsc::Receiver<Request>) {
     let upstream = Arc::new(Upstream::new(PathBuf::from(RESOLV_CONF), PathBuf::from(HOSTS)));
-    let questions = Arc::new(InFlight::new(MAX_DNS_QUESTIONS));
-    let streams = ConnectionLimit::new(MAX_DNS_STREAMS.min(descriptor_limit() / DNS_STREAM_SHARE).max(1));
+    let questions = Arc::new(Limit::new(MAX_DNS_QUESTIONS, Duration::ZERO));
+    let max_streams = MAX_DNS_STREAMS.min(descriptor_limit() / DNS_STREAM_SHARE).max(1);
+    let streams = Limit::new(max_streams, Duration::ZERO);
     while let Some(request) = requests.recv().await {
         let (handle, upstream) = (handle.clone(), Arc::clone(&upstream));
         match request {
             Request::DnsQuestion { client, message } => {
                 // Of this very task, so that no more of them are there than places.
-                let place = questions.admit(client.port());
+                let Some(place) = questions.admit(client.port()) else { continue };
                 tokio::spawn(place.hold(async move {
                     if let Some(answer) = upstream.ask(&message, Transport::Udp).await {
                         handle.dns_answer(client, answer).await;
@@ -537,7 +537,6 @@ async fn resolve(handle: Handle, api: Arc<Api>, mut requests: mpsc::Receiver<Req
             }
             Request::DnsStream { link, stream } => {
                 let Some(place) = streams.admit(link) else { continue };
-                place.set_idle();
                 let Ok(stream) = UnixStream::from_std(stream) else { continue };
                 let questions = Arc::clone(&questions);
                 tokio::spawn(serve_stream(stream, place, move |message| {
@@ -552,14 +551,14 @@ async fn resolve(handle: Handle, api: Arc<Api>, mut requests: mpsc::Receiver<Req
 async fn answer(
     handle: Handle,
     upstream: Arc<Upstream>,
-    questions: Arc<InFlight<PortId>>,
+    questions: Arc<Limit<PortId>>,
     link: PortId,
     message: Vec<u8>,
 ) -> Option<Vec<u8>> {
     let (verdict, reply) = handle.dns_query(message.clone()).await;
     match verdict {
         Verdict::Reply => Some(reply),
-        Verdict::Forward => questions.admit(link).hold(upstream.ask(&message, Transport::Tcp)).await?,
+        Verdict::Forward => questions.admit(link)?.hold(upstream.ask(&message, Transport::Tcp)).await?,
         Verdict::Drop => None,
     }
 }

@@ -4,7 +4,6 @@ pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod config;
-pub mod connection_limit;
 pub mod daemon;
 pub mod dial;
 pub mod disk;
@@ -14,7 +13,7 @@ pub mod forward;
 #[cfg(target_os = "linux")]
 pub mod guest;
 pub mod host;
-pub mod in_flight;
+pub mod limit;
 pub mod link;
 pub mod listen;
 pub mod logging;

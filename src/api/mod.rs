@@ -34,11 +34,11 @@ use netstack::PortId;
 use tokio::net::UnixStream;
 
 use crate::config::Token;
-use crate::connection_limit::{Admitted, ConnectionLimit};
 use crate::engine::Handle;
 use crate::forward::Ways;
 use crate::forward::clients::Places;
 use crate::forward::registry::{Asker, Registry};
+use crate::limit::{Limit, Place};
 use crate::link::Framing;
 use crate::logging::Limited;
 use crate::relay::Relays;
@@ -56,6 +56,8 @@ use tunnel::Tunnel;
 const MAX_GATEWAY_CONNECTIONS: usize = 1024;
 /// All connections to one place may take at most this part of the descriptors.
 const SHARE: usize = 8;
+/// How long a request may take to arrive, from the connection's begin or from its head on, before the connection counts as idle.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// What answers; one for all endpoints.
 #[derive(Debug)]
@@ -65,7 +67,7 @@ pub struct Api {
     connect_framing: Framing,
     board: Board,
     places: Places,
-    gateway: ConnectionLimit<Peer>,
+    gateway: Limit<Peer>,
     token: Option<Token>,
     /// Whether guests have to send it.
     token_at_gateway: bool,
@@ -99,7 +101,7 @@ struct Client {
     scope: Scope,
     /// Only those get here who may use the daemon: a unix socket has its mode.
     is_private: bool,
-    place: Admitted<Peer>,
+    place: Place<Peer>,
     /// Where browsers can reach the endpoint: what it may be called.
     names: Option<Arc<Names>>,
 }
@@ -204,7 +206,7 @@ impl Api {
             "/services/dns/remove" => dns::answer_change(self, client, request, Change::Remove).await,
             "/services/dns/remove/record" => {
                 dns::answer_change(self, client, request, Change::RemoveRecords).await
-            },
+            }
             "/stats" => stats::answer(self).await,
             "/qmp" => qmp::answer(self),
             "/cam" => cam::answer(self).await,
@@ -290,8 +292,8 @@ fn ensure_no_body(request: &Request<Incoming>) -> Result<(), Refusal> {
 }
 
 /// `max` connections, or fewer where descriptors are few.
-fn limit(max: usize) -> ConnectionLimit<Peer> {
-    ConnectionLimit::new(max.min(descriptor_limit() / SHARE).max(1))
+fn limit(max: usize) -> Limit<Peer> {
+    Limit::new(max.min(descriptor_limit() / SHARE).max(1), GRACE)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! Owns: one connection, its time limits and how much of it is on its way. May not: answer; the caller's
 //! `resolve` does.
 
+use std::hash::Hash;
 use std::io;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::connection_limit::Admitted;
+use crate::limit::Place;
 
 /// How long the first query may take to arrive. The original's 2 s are less than two retransmissions.
 const FIRST_TIME: Duration = Duration::from_secs(10);
@@ -26,22 +27,24 @@ const MAX_PIPELINED: usize = 32;
 /// silent for too long, has asked 128 times, or breaks the connection, or until its place is wanted: between
 /// questions it is idle. Answers go out in the order in which they come, not in that of the queries (RFC 7766
 /// section 6.2.1.1); a message that `resolve` gives `None` for has none.
-pub async fn serve_stream<S, R, F, K>(mut stream: S, place: Admitted<K>, resolve: R)
+pub async fn serve_stream<S, R, F, K>(mut stream: S, place: Place<K>, resolve: R)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     R: Fn(Vec<u8>) -> F,
     F: Future<Output = Option<Vec<u8>>> + Send + 'static,
+    K: Copy + Eq + Hash,
 {
     if let Err(error) = serve(&mut stream, &place, resolve).await {
         tracing::debug!(%error, "DNS connection ended");
     }
 }
 
-async fn serve<S, R, F, K>(stream: &mut S, place: &Admitted<K>, resolve: R) -> io::Result<()>
+async fn serve<S, R, F, K>(stream: &mut S, place: &Place<K>, resolve: R) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
     R: Fn(Vec<u8>) -> F,
     F: Future<Output = Option<Vec<u8>>> + Send + 'static,
+    K: Copy + Eq + Hash,
 {
     let mut received = Vec::new();
     let mut pending = JoinSet::new();

@@ -5,7 +5,7 @@ use tokio::io::DuplexStream;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::connection_limit::ConnectionLimit;
+use crate::limit::Limit;
 
 /// A client's end, and the server of the other end. A message of bytes is answered by the same bytes; one
 /// that starts with `n` takes the seconds that follow as a digit, one that starts with `-` has no answer, one
@@ -26,8 +26,8 @@ fn connect(buffer: usize) -> (DuplexStream, JoinHandle<()>) {
     (client, tokio::spawn(serve_stream(server, place(), resolve)))
 }
 
-fn place() -> Admitted<()> {
-    ConnectionLimit::new(1).admit(()).unwrap()
+fn place() -> Place<()> {
+    Limit::new(1, Duration::ZERO).admit(()).unwrap()
 }
 
 fn framed(messages: &[&[u8]]) -> Vec<u8> {
@@ -164,7 +164,7 @@ async fn a_question_that_panics_costs_its_own_answer() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_idle_makes_room() {
-    let limit = ConnectionLimit::new(2);
+    let limit = Limit::new(2, Duration::ZERO);
     let open = |secs: u64| {
         let (client, server) = tokio::io::duplex(64);
         let place = limit.admit(()).unwrap();
