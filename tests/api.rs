@@ -346,6 +346,24 @@ mod ours {
         assert_eq!(first.read(&mut [0; 16]).unwrap(), 0);
     }
 
+    /// Not that it waits, and everybody behind it: of those who are let in some are idle 2 s later.
+    #[test]
+    fn a_client_too_many_is_closed_at_once() {
+        let daemon = served().binary(OURS).descriptors(256).start();
+        // An eighth of the descriptors.
+        let held: Vec<_> = (0..32).map(|_| connect(&daemon, "api")).collect();
+        let mut next = connect(&daemon, "api");
+        let start = Instant::now();
+        assert_eq!(next.read(&mut [0]).unwrap(), 0);
+        assert!(start.elapsed() < Duration::from_secs(1), "after {:?}", start.elapsed());
+        let answer = eventually("a place", Duration::from_secs(4), || {
+            Some(ask_and_keep(&connect(&daemon, "api"), "GET", "/cam", ""))
+                .filter(|answer| answer.status == 200)
+        });
+        assert_eq!(answer.status, 200, "beside {}", held.len());
+        assert_eq!(daemon.stderr().matches("too many clients").count(), 1, "{}", daemon.stderr());
+    }
+
     #[test]
     fn a_token_is_asked_for_over_tcp() {
         const TOKEN: &str = "0123456789abcdef0123456789ABCDEF";

@@ -24,9 +24,9 @@ use crate::text::reason;
 
 /// Whoever may use the daemon's sockets may use the daemon.
 const MODE: u32 = 0o600;
-/// Clients of one listener at a time, without those that were taken over. When as many requests are at work others wait in the backlog.
+/// Clients of one listener at a time, without those that were taken over. When as many requests are at work the next one is closed.
 const MAX_CLIENTS: usize = 4096;
-/// The pause after the process ran out of descriptors, or of places for clients; and where one is about to be free.
+/// The pause after the process ran out of descriptors; and where one is about to be free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 const CLOSE_PAUSE: Duration = Duration::from_millis(5);
 /// A process on this machine, by way of vsock's loopback (vsock(7)).
@@ -90,6 +90,7 @@ impl Listener {
     pub async fn run(self, api: Arc<Api>, mut stopped: watch::Receiver<bool>) {
         let mut clients = JoinSet::new();
         let failures = Limited::new(1, Duration::from_secs(60));
+        let refusals = Limited::new(1, Duration::from_secs(60));
         let limit = limit(MAX_CLIENTS);
         let accepting = async {
             loop {
@@ -97,11 +98,12 @@ impl Listener {
                     Some(_) = clients.join_next() => {}
                     accepted = self.socket.accept(self.role) => match accepted {
                         Ok((stream, scope, peer)) => {
-                            let place = loop {
-                                match limit.admit(peer) {
-                                    Some(place) => break place,
-                                    None => sleep(ACCEPT_PAUSE).await,
+                            // Never waited for here: others are behind.
+                            let Some(place) = limit.admit(peer) else {
+                                if let Some(suppressed) = refusals.admit(std::time::Instant::now()) {
+                                    tracing::warn!(url = %self.endpoint, suppressed, "too many clients, closed one");
                                 }
+                                continue;
                             };
                             let names = self.socket.names();
                             let client = Client { scope, is_private: self.socket.is_private(), place, names };
