@@ -20,7 +20,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use support::daemon::Daemon;
 use support::exposed::{Asker, Bench, GUEST, Refused};
-use support::net::GATEWAY;
+use support::net::{GATEWAY, plug};
 use support::traffic::lead;
 use support::{eventually, free_port};
 
@@ -501,6 +501,44 @@ fn a_container_that_cannot_start_does_not_take_anothers_port_away() {
     }
     bench.unexpose("tcp", &local);
     assert_eq!(bench.all(Asker::Operator), "[]");
+}
+
+/// The virtual machine is killed while the port is exposed, so that nobody takes it back, and boots again.
+#[test]
+fn a_guest_that_began_anew_takes_its_port_back() {
+    let mut bench = Bench::with(&["-keep-running"]);
+    let (guest, port) = (Asker::Guest(GUEST), free_port());
+    let local = format!(":{port}");
+    let expose = |bench: &Bench, asker| bench.expose_as(asker, "tcp", &local, "192.168.127.2:80").unwrap();
+    let is_open_after_unexpose = |bench: &Bench| {
+        bench.unexpose_as(guest, "tcp", &local).unwrap();
+        TcpStream::connect(("127.0.0.1", port)).is_ok()
+    };
+    expose(&bench, guest);
+    for boot in 0..2 {
+        bench.guest.switch_off();
+        let left = || (bench.daemon.stderr().matches("machine left").count() > boot).then_some(());
+        eventually("the end of the link", PATIENCE, left);
+        bench.guest.replug(plug(&bench.daemon));
+        assert!(bench.guest.ping(GATEWAY, 56));
+        if boot == 1 {
+            // A second container with the port of the first, before and after the boot.
+            for _ in 0..2 {
+                expose(&bench, guest);
+            }
+            assert!(is_open_after_unexpose(&bench), "it is the first one's");
+        } else {
+            expose(&bench, guest);
+        }
+        // Containers that live for a moment.
+        for run in 0..2 {
+            assert!(!is_open_after_unexpose(&bench), "boot {boot}, run {run}");
+            expose(&bench, guest);
+        }
+    }
+    // What the operator asks for is no container.
+    expose(&bench, Asker::Operator);
+    assert!(!is_open_after_unexpose(&bench), "the guest asked once");
 }
 
 #[test]

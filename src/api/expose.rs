@@ -68,7 +68,7 @@ fn complete(remote: String, asker: Asker) -> Result<String, String> {
         return Ok(remote);
     }
     match asker {
-        Asker::Guest(guest) => Ok(format!("{guest}{remote}")),
+        Asker::Guest(guest, _) => Ok(format!("{guest}{remote}")),
         // COMPAT(gvproxy): says the same to a client of a unix socket, and takes 127.0.0.1 of the guest for one that came by TCP.
         Asker::Operator => Err("address @: missing port in address".into()),
     }
@@ -78,7 +78,7 @@ fn complete(remote: String, asker: Asker) -> Result<String, String> {
 mod tests {
     use super::*;
 
-    const GUEST: Asker = Asker::Guest(std::net::Ipv4Addr::new(192, 168, 127, 2));
+    const GUEST: Asker = Asker::Guest(std::net::Ipv4Addr::new(192, 168, 127, 2), netstack::PortId(0));
 
     #[test]
     fn a_guest_may_leave_itself_out() {

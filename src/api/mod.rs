@@ -83,7 +83,7 @@ enum Scope {
     /// `-services`: everything but `/connect`.
     Services,
     /// The gateway's port 80.
-    Gateway(Ipv4Addr),
+    Gateway(Ipv4Addr, PortId),
     /// A virtual machine that connected to a vsock endpoint of the host: to bring its network, and for nothing else.
     Machine {
         /// Whether it is `-listen`.
@@ -147,7 +147,7 @@ impl Api {
         else {
             return tracing::debug!(%guest, "too many requests at the gateway");
         };
-        let scope = Scope::Gateway(guest);
+        let scope = Scope::Gateway(guest, link);
         let client = Client { scope, is_private: false, names: Some(Arc::default()), place };
         connection::serve(self, Stream::Unix(stream), client).await;
     }
@@ -239,7 +239,7 @@ impl Scope {
         match self {
             Self::Control => true,
             Self::Services => path != "/connect",
-            Self::Gateway(_) => matches!(
+            Self::Gateway(..) => matches!(
                 path,
                 "/services/forwarder/all" | "/services/forwarder/expose" | "/services/forwarder/unexpose"
             ),
@@ -251,7 +251,7 @@ impl Scope {
     fn sends_token(self, is_private: bool, at_gateway: bool) -> bool {
         match self {
             Self::Control | Self::Services => !is_private,
-            Self::Gateway(_) => at_gateway,
+            Self::Gateway(..) => at_gateway,
             // It gets nothing but its network.
             Self::Machine { .. } => false,
         }
@@ -260,8 +260,8 @@ impl Scope {
     fn asker(self) -> Asker {
         match self {
             Self::Control | Self::Services => Asker::Operator,
-            Self::Gateway(guest) => Asker::Guest(guest),
-            Self::Machine { .. } => Asker::Guest(Ipv4Addr::UNSPECIFIED),
+            Self::Gateway(guest, link) => Asker::Guest(guest, link),
+            Self::Machine { .. } => Asker::Guest(Ipv4Addr::UNSPECIFIED, PortId(u32::MAX)),
         }
     }
 }
@@ -316,7 +316,7 @@ mod tests {
 
     #[test]
     fn who_may_ask_for_what() {
-        let guest = Scope::Gateway(Ipv4Addr::new(192, 168, 127, 2));
+        let guest = Scope::Gateway(Ipv4Addr::new(192, 168, 127, 2), PortId(7));
         let machine = Scope::Machine { control: true };
         for (path, scopes) in [
             ("/connect", [true, false, false, true]),
@@ -344,6 +344,6 @@ mod tests {
         ] {
             assert_eq!(scope.sends_token(is_private, at_gateway), sends, "{scope:?}");
         }
-        assert_eq!(guest.asker(), Asker::Guest(Ipv4Addr::new(192, 168, 127, 2)));
+        assert_eq!(guest.asker(), Asker::Guest(Ipv4Addr::new(192, 168, 127, 2), PortId(7)));
     }
 }

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use netstack::PortId;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::watch;
@@ -100,8 +101,8 @@ impl Exposed {
 pub enum Asker {
     /// Who started the daemon, or may use its sockets on the host.
     Operator,
-    /// A guest, through the gateway. It is not trusted.
-    Guest(Ipv4Addr),
+    /// A guest, through the gateway, by its address and the link that it is behind. It is not trusted.
+    Guest(Ipv4Addr, PortId),
 }
 
 /// Why a port or socket is not exposed, or not removed. The text is the body of the HTTP answer.
@@ -167,8 +168,8 @@ struct Entry {
     running: Running,
 }
 
-/// How often a guest exposed again what is exposed. podman does for a second container with the same port, which then cannot start, and
-/// takes the port back: it is still the first one's. A guest that began anew exposes again too, and takes back once, much later.
+/// How often a guest exposed again what is its own. podman does for a second container with the same port, which then cannot start, and
+/// takes the port back: it is still the first one's. A guest that began anew, behind a new link, exposes again too: then it is the first.
 #[derive(Debug, Default)]
 struct Repeats {
     count: usize,
@@ -186,6 +187,17 @@ impl Repeats {
         let is_repeat = is_new && self.count > 0;
         self.count -= usize::from(is_repeat);
         is_repeat
+    }
+}
+
+impl Entry {
+    /// `asker` exposes the same.
+    fn expose_again(&mut self, asker: Asker, now: Instant) {
+        if asker == self.asker {
+            self.repeats.add(now);
+        } else if asker != Asker::Operator && may_change(asker, self) {
+            (self.asker, self.repeats) = (asker, Repeats::default());
+        }
     }
 }
 
@@ -287,7 +299,7 @@ impl Inner {
     }
 
     async fn expose(&self, wanted: Exposed, asker: Asker) -> Result<(), ExposeError> {
-        if let Asker::Guest(guest) = asker {
+        if let Asker::Guest(guest, _) = asker {
             self.policy.check(guest, &wanted).map_err(ExposeError::Denied)?;
         }
         let place = match wanted.protocol {
@@ -326,17 +338,17 @@ impl Inner {
             let same = entry.exposed.remote == wanted.remote;
             // Of a socket the original's own tests want to hear it.
             if same && matches!(wanted.protocol, Protocol::Tcp | Protocol::Udp) {
-                entry.repeats.add(Instant::now());
+                entry.expose_again(asker, Instant::now());
                 return Ok(true);
             }
             let leads = match asker {
                 Asker::Operator => format!(": it leads to {}", entry.exposed.remote),
-                Asker::Guest(_) => String::new(),
+                Asker::Guest(..) => String::new(),
             };
             return Err(ExposeError::Running(format!("{} on {}{leads}", wanted.protocol, wanted.local)));
         }
-        if let Asker::Guest(_) = asker {
-            let count = table.entries.values().filter(|entry| entry.asker == asker).count();
+        if let Asker::Guest(..) = asker {
+            let count = table.entries.values().filter(|entry| may_change(asker, entry)).count();
             self.policy.check_count(count).map_err(ExposeError::Denied)?;
         }
         Ok(false)
@@ -405,7 +417,7 @@ impl Inner {
         let source = Source::parse(wanted.local.as_ref())
             .with_context(|| format!("invalid local {}", quote(&wanted.local)))
             .map_err(failed)?;
-        if let Asker::Guest(guest) = asker {
+        if let Asker::Guest(guest, _) = asker {
             GuestPolicy::check_socket(guest, &source, &dest).map_err(ExposeError::Denied)?;
         }
         let directory = match &source {
@@ -436,7 +448,7 @@ impl Inner {
             // `remote` may hold a passphrase.
             Asker::Operator => tracing::info!(%protocol, local, "exposed"),
             // A guest could fill the log.
-            Asker::Guest(guest) => tracing::debug!(%protocol, local, %guest, "exposed"),
+            Asker::Guest(guest, _) => tracing::debug!(%protocol, local, %guest, "exposed"),
         }
         let key = exposed.key();
         table.entries.insert(key, Entry { exposed, asker, repeats: Repeats::default(), place, running });
@@ -474,7 +486,11 @@ impl Inner {
 }
 
 fn may_change(asker: Asker, entry: &Entry) -> bool {
-    asker == Asker::Operator || entry.asker == asker
+    match (asker, entry.asker) {
+        (Asker::Operator, _) => true,
+        (Asker::Guest(guest, _), Asker::Guest(owner, _)) => guest == owner,
+        (Asker::Guest(..), Asker::Operator) => false,
+    }
 }
 
 #[cfg(test)]
