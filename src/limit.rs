@@ -1,7 +1,9 @@
-//! How much a server has at work for others at a time: connections, questions. It makes room for what is new by ending what has been idle
-//! longest, of whoever has most, so that neither what is kept open nor what a greedy client opens keeps anybody out.
+//! How much a server has at work for others at a time: connections, questions. It makes room for what is new by
+//! ending what has been idle longest, of whoever has most, so that neither what is kept open nor what a greedy
+//! client opens keeps anybody out.
 //!
-//! Owns: who has how many places, and since when each is idle. May not: touch a socket; whoever has a place gives it up when told to.
+//! Owns: who has how many places, and since when each is idle. May not: touch a socket; whoever has a place gives
+//! it up when told to.
 //! Read next: `api/connection.rs`, which does.
 
 use std::cmp::Reverse;
@@ -13,8 +15,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// At most so many places of owners `K`: guests, or whatever is to have its share. What a call costs grows with the owners, not with
-/// their places.
+/// At most so many places of owners `K`: guests, or whatever is to have its share. What a call costs grows with
+/// the owners, not with their places.
 #[derive(Debug)]
 pub struct Limit<K> {
     max: usize,
@@ -26,8 +28,17 @@ pub struct Limit<K> {
 struct Table<K> {
     next: u64,
     entries: HashMap<u64, Entry<K>>,
-    /// Without those that were told to close; the one that is idle first is the first. An owner without any has no entry.
-    open: HashMap<K, BTreeSet<(State, u64)>>,
+    /// An owner without any place has none.
+    shares: HashMap<K, Share>,
+}
+
+/// One owner's places.
+#[derive(Debug, Default)]
+struct Share {
+    /// The one that is idle first is the first.
+    open: BTreeSet<(State, u64)>,
+    /// How many more were told to close, and have not yet.
+    closing: usize,
 }
 
 #[derive(Debug)]
@@ -45,28 +56,32 @@ enum State {
 }
 
 impl<K: Copy + Eq + Hash> Limit<K> {
-    /// `max` places, and as many more that were told to close and have not yet. One is idle when `grace` has passed since it was given, or
-    /// since a part of a request came.
+    /// `max` places, and as many more that were told to close and have not yet, of which no owner has so many that
+    /// another finds no room. One is idle when `grace` has passed since it was given, or since a part of a request
+    /// came.
     pub fn new(max: usize, grace: Duration) -> Self {
-        let table = Table { next: 0, entries: HashMap::new(), open: HashMap::new() };
+        let table = Table { next: 0, entries: HashMap::new(), shares: HashMap::new() };
         Self { max, grace, table: Arc::new(Mutex::new(table)) }
     }
 
-    /// A place of `owner`, for which another may be told to close. `None` where none is idle, and nobody has more than `owner`.
+    /// A place of `owner`, for which another may be told to close. `None` where none is idle, and nobody has more
+    /// than `owner`; or where too many of `owner` were told to close and have not yet.
     pub fn admit(&self, owner: K) -> Option<Place<K>> {
         let now = Instant::now();
         let mut table = lock(&self.table);
-        if table.entries.len() >= self.max.saturating_mul(2) {
+        let closing = table.shares.get(&owner).map_or(0, |share| share.closing);
+        if table.entries.len() >= self.max.saturating_mul(2) || closing * (table.shares.len() + 1) > self.max
+        {
             return None;
         }
-        if table.open.values().map(BTreeSet::len).sum::<usize>() >= self.max {
+        if table.shares.values().map(|share| share.open.len()).sum::<usize>() >= self.max {
             let victim = table.idle(Some(owner), now).or_else(|| table.of_the_greediest(owner))?;
             table.tell_to_close(victim);
         }
         let (id, state, close) = (table.next, State::Idle(now + self.grace), Arc::new(Notify::new()));
         table.next += 1;
         table.entries.insert(id, Entry { owner, state, close: Arc::clone(&close) });
-        table.open.entry(owner).or_default().insert((state, id));
+        table.shares.entry(owner).or_default().open.insert((state, id));
         Some(Place { id, grace: self.grace, close, table: Arc::clone(&self.table) })
     }
 
@@ -79,47 +94,54 @@ impl<K: Copy + Eq + Hash> Limit<K> {
 }
 
 impl<K: Copy + Eq + Hash> Table<K> {
-    /// What has been idle longest of whoever has most and anything idle; the newcomer before others who have as many.
+    /// What has been idle longest of whoever has most and anything idle; of those who have as many the newcomer.
     fn idle(&self, newcomer: Option<K>, now: Instant) -> Option<u64> {
-        let first = self.open.iter().filter_map(|(owner, places)| {
-            let first = places.first().filter(|(state, _)| *state <= State::Idle(now))?;
-            Some(((places.len(), Some(*owner) == newcomer, Reverse(*first)), first.1))
+        let first = self.shares.iter().filter_map(|(owner, Share { open, .. })| {
+            let first = open.first().filter(|(state, _)| *state <= State::Idle(now))?;
+            Some(((open.len(), Some(*owner) == newcomer, Reverse(*first)), first.1))
         });
         first.max().map(|(_, id)| id)
     }
 
     /// What would be idle first of whoever has most, if that is more than the newcomer will have.
     fn of_the_greediest(&self, newcomer: K) -> Option<u64> {
-        let own = self.open.get(&newcomer).map_or(0, BTreeSet::len);
-        let most = self.open.values().max_by_key(|places| (places.len(), Reverse(places.first())))?;
+        let own = self.shares.get(&newcomer).map_or(0, |share| share.open.len());
+        let open = self.shares.values().map(|share| &share.open);
+        let most = open.max_by_key(|open| (open.len(), Reverse(open.first())))?;
         most.first().filter(|_| most.len() > own + 1).map(|(_, id)| *id)
     }
 
     fn tell_to_close(&mut self, id: u64) {
-        if self.take_open(id).is_some()
-            && let Some(entry) = self.entries.get(&id)
-        {
+        let Some((entry, share)) = self.find(id) else { return };
+        if share.open.remove(&(entry.state, id)) {
+            share.closing += 1;
             entry.close.notify_one();
         }
     }
 
-    /// Takes a place out of those that are open. Whose it was, if it was one.
-    fn take_open(&mut self, id: u64) -> Option<K> {
-        let Entry { owner, state, .. } = *self.entries.get(&id)?;
-        let places = self.open.get_mut(&owner)?;
-        let was_open = places.remove(&(state, id));
-        if places.is_empty() {
-            self.open.remove(&owner);
-        }
-        was_open.then_some(owner)
-    }
-
     fn set(&mut self, id: u64, state: State) {
-        let Some(owner) = self.take_open(id) else { return };
-        self.open.entry(owner).or_default().insert((state, id));
-        if let Some(entry) = self.entries.get_mut(&id) {
+        let Some((entry, share)) = self.find(id) else { return };
+        if share.open.remove(&(entry.state, id)) {
+            share.open.insert((state, id));
             entry.state = state;
         }
+    }
+
+    fn remove(&mut self, id: u64) {
+        let Some((entry, share)) = self.find(id) else { return };
+        let was_open = share.open.remove(&(entry.state, id));
+        share.closing -= usize::from(!was_open);
+        if share.open.is_empty() && share.closing == 0 {
+            let owner = entry.owner;
+            self.shares.remove(&owner);
+        }
+        self.entries.remove(&id);
+    }
+
+    fn find(&mut self, id: u64) -> Option<(&mut Entry<K>, &mut Share)> {
+        let entry = self.entries.get_mut(&id)?;
+        let share = self.shares.get_mut(&entry.owner)?;
+        Some((entry, share))
     }
 }
 
@@ -169,9 +191,7 @@ impl<K: Copy + Eq + Hash> Place<K> {
 
 impl<K: Copy + Eq + Hash> Drop for Place<K> {
     fn drop(&mut self) {
-        let mut table = lock(&self.table);
-        table.take_open(self.id);
-        table.entries.remove(&self.id);
+        lock(&self.table).remove(self.id);
     }
 }
 
@@ -251,6 +271,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn those_that_do_not_close_keep_nobody_else_out() {
+        let limit = Limit::new(8, Duration::ZERO);
+        let greedy: Vec<_> = std::iter::from_fn(|| limit.admit('a')).take(99).collect();
+        assert_eq!(greedy.len(), 13, "8, and those of them that close");
+        let more: Vec<_> = std::iter::from_fn(|| limit.admit('b')).take(99).collect();
+        assert_eq!(lock(&limit.table).entries.len(), 16);
+        assert_eq!(more.len(), 3, "as long as there is room at all");
+        drop(greedy);
+        assert!(limit.admit('a').is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn the_oldest_of_whoever_has_most_makes_room() {
         let limit = Limit::new(4, Duration::ZERO);
         let places = ['b', 'a', 'a', 'a'].map(|owner| limit.admit(owner).unwrap());
@@ -258,11 +290,11 @@ mod tests {
         assert_eq!(places.each_ref().map(told), [false, true, false, false]);
         let third = limit.admit('b').unwrap();
         assert_eq!(places.each_ref().map(told), [true, false, false, false], "of as many its own");
-        let kept = lock(&limit.table).open.values().map(BTreeSet::len).sum::<usize>();
+        let kept = lock(&limit.table).shares.values().map(|share| share.open.len()).sum::<usize>();
         assert_eq!(kept, 4);
         drop((places, newer, third));
         let table = lock(&limit.table);
-        assert!(table.open.is_empty() && table.entries.is_empty(), "{table:?}");
+        assert!(table.shares.is_empty() && table.entries.is_empty(), "{table:?}");
     }
 
     /// A guest that goes on connecting must not cost more the more it has.
