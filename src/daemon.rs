@@ -114,7 +114,6 @@ impl ControlPlane {
                 tokio::spawn(async move {
                     while hangup.recv().await.is_some() {
                         log.reopen();
-                        tracing::info!("log file opened again");
                     }
                 });
             }

@@ -385,7 +385,8 @@ mod ours {
             fs::rename(&log, &moved).unwrap();
             fs::create_dir(&log).unwrap();
             daemon.signal(Signal::HUP);
-            has(&moved, "cannot open the log file again");
+            let text = has(&moved, "cannot open the log file again");
+            assert_eq!(text.matches("log file opened again").count(), 1, "{what}: {text}");
             assert!(daemon.terminate().success(), "{what}");
             has(&moved, "gvproxy exiting: signal caught");
         }

@@ -253,7 +253,10 @@ impl Thread {
     fn reopen(&mut self) {
         let Some(path) = &self.shared.path else { return };
         match disk::append(path) {
-            Ok(file) => (self.target, self.torn) = (Target::File(file), false),
+            Ok(file) => {
+                (self.target, self.torn) = (Target::File(file), false);
+                tracing::info!("log file opened again");
+            }
             Err(error) => {
                 let (path, reason) = (path.display(), reason(&error));
                 tracing::error!(%path, reason, "cannot open the log file again");
