@@ -361,6 +361,18 @@ fn no_file_that_is_named_as_a_key_fills_the_memory() {
     }
 }
 
+/// It would be a question to the directory of users, which may be another machine.
+#[test]
+fn no_name_is_looked_up_for_a_guest() {
+    let bench = Bench::with(&["-gateway-expose-all-protocols"]);
+    for query in ["owner=no-such-user", "group=no-such-group", "mode=0600&owner=no-such-user"] {
+        let local = format!("unix://{}?{query}", bench.dir().join("s").display());
+        let refused = bench.expose_as(Asker::Guest(GUEST), "unix", &local, "tcp://192.168.127.2:80");
+        let refused = format!("{refused:?}");
+        assert!(refused.contains("a guest may expose plain unix sockets"), "{query}: {refused}");
+    }
+}
+
 #[test]
 fn a_secure_tunnel_goes_to_the_known_guest_only() {
     let home = tempfile::tempdir().unwrap();

@@ -303,6 +303,30 @@ mod ours {
         ends("sockets", &mut daemon);
     }
 
+    /// The users' names are files too, or another machine's.
+    #[test]
+    fn a_users_name_that_is_not_found_holds_nobody_up() {
+        let bench = Bench::new();
+        bench.run("cp /etc/passwd @/fuse/passwd && mount --bind @/fuse/passwd /etc/passwd");
+        let mut daemon = bench.daemon(&[]).binary(OURS).start();
+        let mut wire = plug(&daemon);
+        let (socket, local) = (daemon.dir().join("api"), daemon.dir().join("s"));
+        bench.fuse.set(Mood::Frozen);
+        let body = format!(
+            r#"{{"local":"unix://{}?owner=somebody","remote":"tcp://127.0.0.1:9","protocol":"unix"}}"#,
+            local.display()
+        );
+        let stream = UnixStream::connect(&socket).unwrap();
+        let asking = std::thread::spawn(move || ask(stream, "POST", "/services/forwarder/expose", &body));
+        prompt("a user's name", talk(&daemon, &mut wire, 1000));
+        let answer = asking.join().unwrap();
+        assert!(
+            answer.status == 500 && answer.body.contains("the file system does not answer"),
+            "{answer:?}"
+        );
+        ends("a user's name", &mut daemon);
+    }
+
     #[test]
     fn a_signal_ends_a_start_that_waits() {
         let bench = Bench::new();

@@ -72,6 +72,13 @@ impl Source {
         }
     }
 
+    /// Whether [`parse`](Self::parse) would ask for a user or a group, which the system may have to look up.
+    pub fn has_owner(typed: &OsStr) -> bool {
+        let url = Url::parse(typed).ok().filter(|url| url.scheme == "unix");
+        let asked = url.and_then(|url| url.parameters(["mode", "owner", "group"]).ok());
+        asked.is_some_and(|[_, owner, group]| owner.is_some() || group.is_some())
+    }
+
     /// Reads a path, `@NAME`, or a URL.
     ///
     /// # Errors

@@ -15,6 +15,8 @@ use crate::config::{Dest, Source, SshDest};
 /// Ports that one guest may have exposed at a time. Each is a descriptor; podman exposes every port of a range by itself.
 const MAX_PORTS: usize = 4096;
 
+const PLAIN: &str = "a guest may expose plain unix sockets, no other ones";
+
 /// What guests may listen on at the host. By default whatever the system lets the daemon have: `podman run -p 80:80` is usual where
 /// the system gives port 80 to everybody, as macOS does.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -62,13 +64,21 @@ impl GuestPolicy {
         Ok(())
     }
 
+    /// Whether the words for a socket can be read without a look at the host's users and groups, which may be far away.
+    ///
+    /// # Errors
+    /// What is wrong with them, to be told to the guest.
+    pub(super) fn check_names(local: &str) -> Result<(), String> {
+        if Source::has_owner(local.as_ref()) { Err(PLAIN.into()) } else { Ok(()) }
+    }
+
     /// Whether the guest may have that socket: a plain unix socket that leads to itself, by TCP or over SSH.
     ///
     /// # Errors
     /// What is wrong with it, to be told to the guest.
     pub(super) fn check_socket(guest: Ipv4Addr, source: &Source, dest: &Dest) -> Result<(), String> {
         if !matches!(source, Source::Unix { mode: 0o600, owner: None, group: None, .. }) {
-            return Err("a guest may expose plain unix sockets, no other ones".into());
+            return Err(PLAIN.into());
         }
         match dest {
             Dest::Tcp(place) | Dest::Ssh(SshDest { sshd: place, .. }) if place.host.parse() == Ok(guest) => {

@@ -5,10 +5,11 @@
 //! Read next: `policy.rs`, what a guest may do; `local.rs` and `remote.rs`, what the words mean; `engine/forwards.rs`, the listeners.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -152,6 +153,9 @@ struct Table {
     /// Nothing is exposed any more.
     closed: bool,
 }
+
+/// Where names of users and groups are, as far as this daemon knows.
+const NAMES: &str = "/etc/passwd";
 
 /// How soon a guest finds that a container cannot have the port that another one has.
 const CONFLICT: Duration = Duration::from_secs(30);
@@ -414,9 +418,15 @@ impl Inner {
             return Err(ExposeError::Remote("key not provided for unix-ssh connection".into()));
         }
         let failed = |error| ExposeError::Listen(format!("{error:#}"));
-        let source = Source::parse(wanted.local.as_ref())
-            .with_context(|| format!("invalid local {}", quote(&wanted.local)))
-            .map_err(failed)?;
+        if let Asker::Guest(..) = asker {
+            GuestPolicy::check_names(&wanted.local).map_err(ExposeError::Denied)?;
+        }
+        // It may look up a user or a group.
+        let local = OsString::from(&wanted.local);
+        let source = disk::ask(Path::new(NAMES), move || Source::parse(&local)).await;
+        let source = source.map_err(anyhow::Error::from).flatten();
+        let source =
+            source.with_context(|| format!("invalid local {}", quote(&wanted.local))).map_err(failed)?;
         if let Asker::Guest(guest, _) = asker {
             GuestPolicy::check_socket(guest, &source, &dest).map_err(ExposeError::Denied)?;
         }
