@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 
 use crate::api::{Api, Listener as ApiListener, Role};
 use crate::config::{Address, Config, Endpoint, LinkConfig, RESOLV_CONF, Token};
+use crate::disk;
 use crate::engine::{Counters, Engine, Handle, Request, Traffic};
 use crate::forward::clients::Places;
 use crate::forward::registry::Registry;
@@ -406,6 +407,7 @@ impl Daemon {
             Some(failure) = forwarding.join_next() => forward_failure(failure),
         };
         tracing::debug!("stopping");
+        disk::process_ends();
         // Guests remove their sockets while the links to them are there.
         let _ = leave.send(true);
         while reversing.join_next().await.is_some() {}

@@ -1,6 +1,6 @@
 //! What the daemon asks of file systems, one of which may stand still: a network's that lost its server, or a FIFO that nobody reads.
-//! Owns: the threads that wait there, and how many. May not: let anybody else wait for one. Read next: `pcap.rs`, `logging/writer.rs`,
-//! which have threads of their own.
+//! Owns: the threads that wait there, and how many. May not: let the control plane wait for one, or anybody without a limit.
+//! Read next: `host/files.rs`, how much of a file is read; `pcap.rs`, `logging/writer.rs`, which have threads of their own.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -42,7 +42,7 @@ pub fn append(path: &Path) -> io::Result<File> {
 }
 
 /// A FIFO is opened for reading as well: to open one that nobody reads would wait for somebody (fifo(7)).
-fn options(path: &Path) -> OpenOptions {
+pub(crate) fn options(path: &Path) -> OpenOptions {
     use std::os::unix::fs::FileTypeExt as _;
     let mut options = File::options();
     options.read(path.metadata().is_ok_and(|found| found.file_type().is_fifo()));
@@ -105,23 +105,37 @@ pub async fn connect(path: &Path) -> io::Result<UnixStream> {
     dial::stream(connected.await.flatten()?.into())
 }
 
-/// The same as [`ask_soon`] where nothing else is to be done meanwhile. All together they take little more than one.
+/// Does `work` while the caller waits, as there is nothing else to do; what takes longer than `limit` is left alone.
 ///
 /// # Errors
 /// As [`ask`], and the system has no thread to give.
-pub fn ask_at_last<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+pub fn within<T: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<T> {
     let (sender, done) = mpsc::channel();
     thread::Builder::new().name("disk".to_owned()).spawn(move || {
         let _ = sender.send(work());
     })?;
-    let limit = if GIVEN_UP.load(Ordering::Relaxed) { LAST_PATIENCE / 20 } else { LAST_PATIENCE };
-    done.recv_timeout(limit).map_err(|_| {
-        GIVEN_UP.store(true, Ordering::Relaxed);
-        no_answer()
-    })
+    done.recv_timeout(limit).map_err(|_| no_answer())
 }
 
-/// A file system has not answered in time.
+/// The same with the patience of [`ask_soon`]. Once [`process_ends`] all together take little more than one.
+///
+/// # Errors
+/// As [`within`].
+pub fn ask_at_last<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    let limit = if GIVEN_UP.load(Ordering::Relaxed) { LAST_PATIENCE / 20 } else { LAST_PATIENCE };
+    within(limit, work).inspect_err(|_| GIVEN_UP.store(ENDING.load(Ordering::Relaxed), Ordering::Relaxed))
+}
+
+/// From now on nobody waits twice for what does not answer.
+pub fn process_ends() {
+    ENDING.store(true, Ordering::Relaxed);
+}
+
+static ENDING: AtomicBool = AtomicBool::new(false);
+/// A file system has not answered in time since.
 static GIVEN_UP: AtomicBool = AtomicBool::new(false);
 
 fn no_answer() -> io::Error {

@@ -103,28 +103,40 @@ impl Made {
 /// To be dropped while the listener is open: the open socket holds on to its inode, so that no other file can have
 /// the same number.
 #[derive(Debug)]
-pub struct RemoveOnDrop(Made);
+pub struct RemoveOnDrop {
+    made: Made,
+    /// [`Self::remove`] does it.
+    is_left: bool,
+}
 
 impl RemoveOnDrop {
     /// The file.
     pub fn made(&self) -> &Made {
-        &self.0
+        &self.made
     }
 
-    /// Removes it without holding up the control plane.
-    pub async fn remove(self) {
-        let path = self.0.path.clone();
-        // Dropping it tells what goes wrong.
-        let _ = disk::ask_soon(&path, move || drop(self)).await;
+    /// Removes it without holding up the control plane. While the daemon goes on nobody may drop it instead.
+    pub async fn remove(mut self) {
+        self.is_left = true;
+        let Made { path, file } = self.made.clone();
+        tell(self.made.path(), disk::ask_soon(self.made.path(), move || remove(&path, file)).await.flatten());
     }
 }
 
 impl Drop for RemoveOnDrop {
     fn drop(&mut self) {
-        let Made { path, file } = self.0.clone();
-        if let Err(error) = disk::ask_at_last(move || remove(&path, file)).flatten() {
-            tracing::warn!(path = %self.0.path.display(), reason = reason(&error), "cannot remove socket");
+        if self.is_left {
+            return;
         }
+        let Made { path, file } = self.made.clone();
+        tell(self.made.path(), disk::ask_at_last(move || remove(&path, file)).flatten());
+    }
+}
+
+/// Tells that a socket could not be removed.
+fn tell(path: &Path, removed: io::Result<()>) {
+    if let Err(error) = removed {
+        tracing::warn!(path = %path.display(), reason = reason(&error), "cannot remove socket");
     }
 }
 
@@ -177,7 +189,8 @@ fn bind_file(path: &Path, access: Access, kind: Type) -> Result<(Socket, RemoveO
     let _ = fchmod(&socket, Mode::from_raw_mode(mode));
     socket.bind(&address(path)?).map_err(failed("bind"))?;
     let made = fs::symlink_metadata(path).map_err(failed("stat"))?;
-    let guard = RemoveOnDrop(Made { path: path.to_owned(), file: FileId::of(&made) });
+    let guard =
+        RemoveOnDrop { made: Made { path: path.to_owned(), file: FileId::of(&made) }, is_left: false };
     if made.permissions().mode() & 0o777 != mode {
         fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed("chmod"))?;
     }

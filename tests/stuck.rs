@@ -303,6 +303,35 @@ mod ours {
         ends("sockets", &mut daemon);
     }
 
+    /// A file system that was slow to answer once is waited for at the end as any other.
+    #[test]
+    fn what_stood_still_once_is_given_its_time_at_the_end() {
+        let bench = Bench::new();
+        let flags = ["-pid-file=@/fuse/pid", "-listen-qemu=unix://@/fuse/q"];
+        let mut daemon = bench.daemon(&flags).without_qemu().binary(OURS).spawn();
+        eventually("its sockets", PATIENCE, || bench.fuse.read("q").map(drop));
+        let at = bench.dir.path().to_string_lossy().into_owned();
+        let body = format!(r#"{{"local":"{at}/fuse/s","remote":"tcp://127.0.0.1:9","protocol":"unix"}}"#);
+        let post = |path: &str| {
+            let stream = UnixStream::connect(daemon.dir().join("api")).unwrap();
+            ask(stream, "POST", &format!("/services/forwarder/{path}"), &body).status
+        };
+        assert_eq!(post("expose"), 200);
+        bench.fuse.set(Mood::Frozen);
+        assert_eq!(post("unexpose"), 200);
+        let what = "cannot remove socket";
+        eventually(what, PATIENCE, || daemon.stderr().contains(what).then_some(()));
+        bench.fuse.set(Mood::Answers);
+        eventually("the socket's end", PATIENCE, || bench.fuse.read("s").is_none().then_some(()));
+        bench.fuse.set(Mood::Frozen);
+        daemon.signal(Signal::TERM);
+        assert_eq!(daemon.wait(Duration::from_millis(300)), None, "{}", daemon.stderr());
+        bench.fuse.set(Mood::Answers);
+        assert!(daemon.wait(END).unwrap().success());
+        let told = daemon.stderr().matches("cannot remove").count();
+        assert!(told == 1 && bench.fuse.read("pid").is_none(), "{}", daemon.stderr());
+    }
+
     /// The users' names are files too, or another machine's.
     #[test]
     fn a_users_name_that_is_not_found_holds_nobody_up() {

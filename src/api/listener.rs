@@ -87,7 +87,7 @@ impl Listener {
     }
 
     /// Serves clients until `stopped` turns true or its sender is gone; then drops them and removes the socket.
-    pub async fn run(self, api: Arc<Api>, mut stopped: watch::Receiver<bool>) {
+    pub async fn run(mut self, api: Arc<Api>, mut stopped: watch::Receiver<bool>) {
         let mut clients = JoinSet::new();
         let failures = Limited::new(1, Duration::from_secs(60));
         let refusals = Limited::new(1, Duration::from_secs(60));
@@ -125,6 +125,9 @@ impl Listener {
             _ = stopped.wait_for(|stop| *stop) => {}
         }
         clients.shutdown().await;
+        if let Some(file) = self.file.take() {
+            file.remove().await;
+        }
     }
 }
 

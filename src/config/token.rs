@@ -3,21 +3,22 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::fs::File;
-use std::io::Read as _;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use super::asked::Asked;
+use crate::host::files;
 use crate::text::{quote, reason};
 
 /// The environment variable that may hold it; the original's.
 const VARIABLE: &str = "GVISOR_API_TOKEN";
 /// Characters of one.
 const LEN: std::ops::RangeInclusive<usize> = 32..=256;
+/// More of the file is not read, in bytes: what is longer is no token.
+const MAX_LEN: u64 = 4096;
 /// Permission bits that the file may not have: others' and the group's.
 const OPEN: u32 = 0o077;
 
@@ -66,17 +67,10 @@ impl Token {
 
     fn read(path: &Path) -> Result<Self> {
         let of_file = || format!("API token file {}", quote(path.display().to_string()));
-        // A pipe that nobody writes to would be waited for.
-        let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-        let file = File::options().read(true).custom_flags(nonblocking).open(path);
-        let mut file = file.map_err(|error| anyhow::anyhow!(reason(&error))).with_context(of_file)?;
-        let meta = file.metadata().with_context(of_file)?;
-        ensure!(meta.is_file(), "{}: not a regular file", of_file());
+        let (text, meta) =
+            files::read(path, MAX_LEN).map_err(|error| anyhow!(reason(&error))).with_context(of_file)?;
         let mode = meta.permissions().mode() & 0o777;
         ensure!(mode & OPEN == 0, "{}: its mode is {mode:04o}, want 0600: others could read it", of_file());
-        let mut text = Vec::new();
-        // A longer one is none.
-        file.by_ref().take(4096).read_to_end(&mut text).with_context(of_file)?;
         Self::of(text.trim_ascii()).with_context(of_file)
     }
 
@@ -133,7 +127,7 @@ mod tests {
             let said = read(text, mode).unwrap_err();
             assert!(said.contains(why) && !said.contains("xxx"), "{text}: {said}");
         }
-        assert!(Token::read(dir.path()).unwrap_err().to_string().contains("not a regular file"));
+        assert!(format!("{:#}", Token::read(dir.path()).unwrap_err()).contains("not a regular file"));
     }
 
     #[test]

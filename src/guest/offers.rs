@@ -103,7 +103,9 @@ impl Offers {
             let listener = listener;
             let file = file;
             offer.run(&listener, || offers.end(&path, &offer)).await;
-            drop(file);
+            if let Some(file) = file {
+                file.remove().await;
+            }
             tracing::info!(path = quote(&path), "agent: socket removed, the host has left it");
         });
         Ok(waiting)

@@ -1,14 +1,14 @@
-//! Files of the host that others write: resolv.conf, hosts.
-//! Owns: nothing. May not: be called where nothing may wait, but for [`read_within`] with a short limit.
+//! Files of the host that others write: resolv.conf, hosts, a token. Owns: how much of one is read, and what is none.
+//! May not: be called where nothing may wait, but for [`read_within`] with a short limit. Read next: `../disk.rs`, who may wait.
 //!
 //! The file may be on a file system that is slow or hangs, and anything may stand in its place.
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
-use std::sync::mpsc;
-use std::thread;
+use std::path::Path;
 use std::time::Duration;
+
+use crate::disk;
 
 /// The first `max` bytes of a regular file, and what it was when it was opened.
 ///
@@ -25,17 +25,13 @@ pub(crate) fn read(path: &Path, max: u64) -> io::Result<(Vec<u8>, Metadata)> {
     Ok((bytes, meta))
 }
 
-/// The same by a thread of its own, which is left alone when it takes longer than `limit`.
+/// The same where the caller waits no longer than `limit`.
 ///
 /// # Errors
 /// As [`read`], and when the time is over.
 pub(crate) fn read_within(path: &Path, max: u64, limit: Duration) -> io::Result<Vec<u8>> {
-    let (sender, done) = mpsc::channel();
-    let file = PathBuf::from(path);
-    thread::Builder::new().name("file reader".to_owned()).spawn(move || {
-        let _ = sender.send(read(&file, max));
-    })?;
-    let (bytes, _) = done.recv_timeout(limit).map_err(|_| io::ErrorKind::TimedOut)??;
+    let file = path.to_owned();
+    let (bytes, _) = disk::within(limit, move || read(&file, max)).flatten()?;
     Ok(bytes)
 }
 

@@ -161,6 +161,11 @@ impl Listener {
         self.file.as_ref()
     }
 
+    /// The same for whoever removes it, before the listener is dropped.
+    pub fn take_file(&mut self) -> Option<RemoveOnDrop> {
+        self.file.take()
+    }
+
     /// Waits until somebody connects, who then waits to be accepted.
     ///
     /// # Errors
@@ -177,7 +182,9 @@ impl Listener {
     /// # Errors
     /// The run is over because of a failure.
     pub async fn serve(self, engine: Handle, terms: Arc<Terms>) -> Result<()> {
-        match self.way {
+        // Dropped first.
+        let Self { way, file } = self;
+        let served = match way {
             Way::Accept(guests, ref socket) => accept(guests, socket, &engine, &terms).await,
             Way::Vfkit(ref socket) => vfkit::serve(socket, &engine, &terms).await,
             Way::Stdio(input, output) => {
@@ -194,7 +201,11 @@ impl Listener {
                 terms.tell_failure();
                 ended
             }
+        };
+        if let Some(file) = file {
+            file.remove().await;
         }
+        served
     }
 }
 

@@ -9,6 +9,7 @@
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -74,7 +75,8 @@ impl Owner {
     async fn of_new(path: &Path) -> Self {
         let begin = Instant::now();
         loop {
-            match Self::of(path) {
+            let name = path.to_owned();
+            match disk::ask(path, move || Self::of(&name)).await.unwrap_or(Self::Unknown) {
                 Self::Unknown if begin.elapsed() < SETTLE => sleep(LOOK).await,
                 owner => return owner,
             }
@@ -115,7 +117,7 @@ impl QemuLink {
     pub async fn serve(self, with: Surroundings) -> Result<()> {
         let Self { path, listener } = self;
         let qmp = QmpAddress::Unix(path.clone());
-        if let Some(listener) = listener {
+        if let Some(mut listener) = listener {
             let is_taken = tokio::select! {
                 // What came in before QEMU took the path over is the machine's link.
                 biased;
@@ -128,6 +130,9 @@ impl QemuLink {
                     ended = listener.serve(with.engine.clone(), Arc::clone(&with.terms)) => ended,
                     () = with.stopped() => Ok(()),
                 };
+            }
+            if let Some(file) = listener.take_file() {
+                file.remove().await;
             }
             tracing::info!(path = %path.display(), "another socket is here now: a QMP socket, if it greets");
         }
@@ -195,12 +200,15 @@ async fn taken_over(listener: &Listener, path: &Path) {
 
 /// Attaches the machine of a QMP socket that is there, lets the session go, and serves the link to its end.
 async fn serve_found(qmp: &QmpAddress, with: &Surroundings) -> Result<()> {
-    let mut session = tokio::select! {
+    let session = tokio::select! {
         session = session::wait(qmp) => session,
         () = with.stopped() => return Ok(()),
     };
-    let (path, listener) = bind_beside(qmp)?;
-    let listener = listener.context("no socket for the link")?;
+    let directory = if let QmpAddress::Unix(path) = qmp { path.clone() } else { PathBuf::new() };
+    let to = qmp.clone();
+    let (path, listener) = disk::ask(&directory, move || bind_beside(&to)).await??;
+    let mut listener = listener.context("no socket for the link")?;
+    let file = listener.take_file();
     let card = Card::new(DEVICE_MAC, path);
     let entry = with.board.enter(qmp);
     // One link: the run, or this machine's part of it, ends with it.
@@ -208,8 +216,26 @@ async fn serve_found(qmp: &QmpAddress, with: &Surroundings) -> Result<()> {
     let with = Surroundings { terms: Arc::new(terms), ..with.clone() };
     let serving = listener.serve(with.engine.clone(), Arc::clone(&with.terms));
     tokio::pin!(serving);
+    // Dropped before the listener.
+    let file = file;
+    let served = serve_attached(qmp, session, &card, &entry, &with, serving.as_mut()).await;
+    if let Some(file) = file {
+        file.remove().await;
+    }
+    served
+}
+
+/// The same with a socket for the link, which is being served by `serving`.
+async fn serve_attached(
+    qmp: &QmpAddress,
+    mut session: Session,
+    card: &Card,
+    entry: &Entry,
+    with: &Surroundings,
+    mut serving: Pin<&mut impl Future<Output = Result<()>>>,
+) -> Result<()> {
     let attached = {
-        let attaching = attach_once(&mut session, &card, &entry, &with);
+        let attaching = attach_once(&mut session, card, entry, with);
         tokio::pin!(attaching);
         tokio::select! {
             // That the link ended is not why it failed.
@@ -221,7 +247,7 @@ async fn serve_found(qmp: &QmpAddress, with: &Surroundings) -> Result<()> {
     match attached {
         Some(attached) => attached.with_context(|| format!("cannot attach the virtual machine of {qmp}"))?,
         None => {
-            with.leave(qmp, &card, Some(session)).await;
+            with.leave(qmp, card, Some(session)).await;
             return Ok(());
         }
     }
@@ -230,7 +256,7 @@ async fn serve_found(qmp: &QmpAddress, with: &Surroundings) -> Result<()> {
     tokio::select! {
         ended = &mut serving => ended,
         () = with.stopped() => {
-            with.leave(qmp, &card, None).await;
+            with.leave(qmp, card, None).await;
             Ok(())
         }
     }
