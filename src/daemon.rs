@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::net::SocketAddrV4;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::api::{Api, Listener as ApiListener, Role};
-use crate::config::{Address, Config, Endpoint, LinkConfig, RESOLV_CONF, Token};
+use crate::config::{Address, Config, LinkConfig, RESOLV_CONF, Source, Token};
 use crate::disk;
 use crate::engine::{Counters, Engine, Handle, Request, Traffic};
 use crate::forward::clients::Places;
@@ -35,6 +35,7 @@ use crate::logging::Log;
 use crate::logging::frames::FrameLog;
 use crate::notify::{Notice, Notifier};
 use crate::pcap::Capture;
+use crate::pidfile::PidFile;
 use crate::relay::Relays;
 use crate::reverse::Reverse;
 use crate::ssh::Penalties;
@@ -110,6 +111,8 @@ impl ControlPlane {
     pub fn run(self, config: Config) -> Result<Exit> {
         crate::sys::prepare_process();
         let Self { runtime, mut signals, hangup } = self;
+        // It goes when everything else is gone.
+        let mut pid_file = None;
         let exit = runtime.block_on(async {
             if let Some((mut hangup, log)) = hangup {
                 tokio::spawn(async move {
@@ -121,7 +124,8 @@ impl ControlPlane {
             let (notifier, delivery) = config.notification.clone().map(Notifier::new).unzip();
             let delivery = delivery.map(|delivery| tokio::spawn(delivery.run()));
             let exit = match unless_ended(&mut signals, || Daemon::bind(config, notifier)).await {
-                Ok(Some(daemon)) => {
+                Ok(Some((daemon, made))) => {
+                    pid_file = made;
                     listen::warn_of_unclaimed();
                     daemon.serve(signals).await
                 }
@@ -137,6 +141,7 @@ impl ControlPlane {
         });
         // What still waits for a file system or a resolver is left alone.
         runtime.shutdown_background();
+        drop(pid_file);
         exit
     }
 
@@ -249,7 +254,7 @@ impl Link {
 }
 
 impl Daemon {
-    fn bind(config: Config, notifier: Option<Notifier>) -> Result<Self> {
+    fn bind(config: Config, notifier: Option<Notifier>) -> Result<(Self, Option<PidFile>)> {
         let seed = crate::sys::random_seed().context("cannot get randomness")?;
         let (gateway, subnet) = (config.network.gateway_mac, config.network.subnet);
         let (gateway_ip, login) = (config.network.gateway, config.login_ip());
@@ -289,21 +294,36 @@ impl Daemon {
             Ok((links, machines.collect::<Result<Vec<_>>>()?))
         };
         let bind_links = || bind_links().inspect_err(|_: &anyhow::Error| terms.tell_failure());
-        let files = config.forwards.iter().filter_map(|forward| forward.source.path());
-        let endpoints = config.listen.iter().chain(&config.services);
-        let before = Predecessors::at(files.chain(endpoints.filter_map(Endpoint::path)));
-        // Nobody takes those of virtual machines. Of two that are started at once and would both take over, one gets no further.
-        let early = (!before.is_empty()).then(bind_links).transpose()?;
-        before.make_way()?;
-        let forwards = config.forwards.iter().map(Forward::bind).collect::<Result<Vec<_>>>()?;
         let reverse =
             config.reverse.iter().map(|reverse| Reverse::new(reverse, &ways)).collect::<Result<_>>()?;
-        let mut apis = Vec::new();
-        for endpoint in &config.listen {
-            apis.push(ApiListener::bind(endpoint, Role::Control)?);
+        let services = config.services.iter().map(|endpoint| (endpoint, Role::Services));
+        let endpoints = config.listen.iter().map(|endpoint| (endpoint, Role::Control)).chain(services);
+        let (files, others): (Vec<_>, Vec<_>) =
+            config.forwards.iter().partition(|forward| forward.source.path().is_some());
+        let (api_files, other_apis): (Vec<_>, Vec<_>) =
+            endpoints.partition(|(endpoint, _)| endpoint.path().is_some());
+        // What can fail is first: what is taken over is not given back.
+        let mut forwards = others.into_iter().map(Forward::bind).collect::<Result<Vec<_>>>()?;
+        let bind_api = |(endpoint, role)| ApiListener::bind(endpoint, role);
+        let mut apis = other_apis.into_iter().map(bind_api).collect::<Result<Vec<_>>>()?;
+        let wanted = api_files.iter().filter_map(|(endpoint, _)| endpoint.path().map(Path::to_owned));
+        let wanted = wanted.map(Source::private).chain(files.iter().map(|forward| forward.source.clone()));
+        let wanted: Vec<_> = wanted.collect();
+        let before = Predecessors::at(wanted.iter().filter_map(Source::path));
+        if !before.is_empty() {
+            wanted.iter().try_for_each(listen::ensure_to_be_made)?;
         }
-        if let Some(endpoint) = &config.services {
-            apis.push(ApiListener::bind(endpoint, Role::Services)?);
+        // Whoever finds a socket finds it there.
+        let pid_file = config.pid_file.as_deref().map(PidFile::create).transpose()?;
+        // Of two that are started at once for one machine and would both take over, one gets no further.
+        let early = (!before.is_empty()).then(bind_links).transpose()?;
+        for forward in files {
+            forward.source.path().map_or(Ok(()), |path| before.make_way(path))?;
+            forwards.push(Forward::bind(forward)?);
+        }
+        for (endpoint, role) in api_files {
+            endpoint.path().map_or(Ok(()), |path| before.make_way(path))?;
+            apis.push(bind_api((endpoint, role))?);
         }
         let goes_on = match terms.keep_running {
             false => GoesOn::No,
@@ -316,6 +336,7 @@ impl Daemon {
             Some(bound) => bound,
             None => bind_links()?,
         };
+        let pid_file = pid_file.map(PidFile::keep).transpose()?;
         let taken = forwards.iter().map(Forward::file).chain(apis.iter().map(ApiListener::file));
         let (taken, kept) = (taken.collect::<Vec<_>>(), links.iter().map(Link::file).collect::<Vec<_>>());
         let has_other_ways = !machines.is_empty() || taken.iter().chain(&kept).any(Option::is_none);
@@ -323,7 +344,7 @@ impl Daemon {
             files.into_iter().flatten().map(|file| file.made().clone()).collect()
         };
         let paths = Paths { taken: made(taken), kept: made(kept) };
-        Ok(Self {
+        let daemon = Self {
             engine,
             handle,
             requests,
@@ -343,7 +364,8 @@ impl Daemon {
             has_other_ways,
             keep_device: config.keep_device,
             exit_with_vm: config.exit_with_vm,
-        })
+        };
+        Ok((daemon, pid_file))
     }
 
     async fn serve(self, mut signals: Signals) -> Result<Exit> {

@@ -79,7 +79,7 @@ fn listen_at(source: &Source, address: io::Result<SockAddr>) -> Result<Socket> {
     address.and_then(listen).map_err(|error| anyhow!("listen {source}: bind: {}", reason(&error)))
 }
 
-/// A socket's file, by the path that it was made at.
+/// A socket's file, by the path that it was made at, absolute where the working directory has a name.
 #[derive(Clone, Debug)]
 pub struct Made {
     path: PathBuf,
@@ -189,8 +189,8 @@ fn bind_file(path: &Path, access: Access, kind: Type) -> Result<(Socket, RemoveO
     let _ = fchmod(&socket, Mode::from_raw_mode(mode));
     socket.bind(&address(path)?).map_err(failed("bind"))?;
     let made = fs::symlink_metadata(path).map_err(failed("stat"))?;
-    let guard =
-        RemoveOnDrop { made: Made { path: path.to_owned(), file: FileId::of(&made) }, is_left: false };
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let guard = RemoveOnDrop { made: Made { path: absolute, file: FileId::of(&made) }, is_left: false };
     if made.permissions().mode() & 0o777 != mode {
         fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed("chmod"))?;
     }
@@ -258,6 +258,23 @@ pub fn ensure_vacant(path: &Path) -> Result<()> {
 /// As [`unix_listener`].
 pub fn ensure_to_be_had(path: &Path) -> Result<()> {
     ensure_vacant(path).or_else(|error| succession::of_gvproxy(path).map(drop).ok_or(error))
+}
+
+/// The same where it is about to be taken over: makes such a socket beside it, which is gone at once.
+///
+/// # Errors
+/// As [`bind`].
+pub fn ensure_to_be_made(source: &Source) -> Result<()> {
+    let Source::Unix { path, mode, owner, group } = source else { return Ok(()) };
+    ensure_to_be_had(path)?;
+    let beside = path.with_file_name(format!(".gvproxy-{}", std::process::id()));
+    // Then this name has no room there.
+    if beside.as_os_str().len() > PATH_MAX {
+        return Ok(());
+    }
+    let access = Access { mode: *mode, owner: *owner, group: *group };
+    let made = bind_file(&beside, access, Type::STREAM);
+    made.map(drop).with_context(|| format!("cannot make a socket beside {}", shown(path)))
 }
 
 fn address(path: &Path) -> Result<SockAddr> {

@@ -13,7 +13,7 @@ use gvproxy::daemon::{ControlPlane, Exit};
 use gvproxy::docker_sock::command as docker_sock;
 use gvproxy::listen;
 use gvproxy::logging::Log;
-use gvproxy::pidfile::PidFile;
+use gvproxy::pidfile;
 use gvproxy::text::quote;
 use gvproxy::vm;
 use tracing::level_filters::LevelFilter;
@@ -88,27 +88,21 @@ fn main() -> ExitCode {
         Err(error) => return fail(&log, "error", &format!("{error:#}")),
     };
     let path = config.pid_file.clone();
-    let pid_file = control_plane.unless_ended(move || path.as_deref().map(PidFile::create).transpose());
-    // Held to the end: it goes when everything else is gone.
-    let (pid_file, exit) = match pid_file {
-        Ok(Some(pid_file)) => (pid_file, control_plane.run(config)),
+    let exit = match control_plane.unless_ended(move || path.map_or(Ok(()), |path| pidfile::ensure(&path))) {
+        Ok(Some(())) => control_plane.run(config),
         Ok(None) => {
             control_plane.leave();
-            (None, Ok(Exit::Signal))
+            Ok(Exit::Signal)
         }
         Err(error) => return fail(&log, "error", &format!("{error:#}")),
     };
     match exit {
         Ok(exit) => {
             tracing::info!("gvproxy exiting: {exit}");
-            drop(pid_file);
             log.flush();
             ExitCode::SUCCESS
         }
-        Err(error) => {
-            drop(pid_file);
-            fail(&log, "error", &format!("gvproxy exiting: {error:#}"))
-        }
+        Err(error) => fail(&log, "error", &format!("gvproxy exiting: {error:#}")),
     }
 }
 

@@ -1,48 +1,83 @@
-//! The pid file. Owns: its file while the process runs. Read next: `main.rs`.
+//! The pid file. Owns: its file while the daemon runs. May not: take it from a daemon that runs before ours does. Read next: `daemon.rs`.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs::{self, Metadata};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
+use rustix::fs::{Access, access};
 
 use crate::disk;
+use crate::host::files;
 use crate::text::reason;
 
-/// The process id in decimal without a newline, which podman's parser would refuse. Dropping removes the file if
-/// it still says so.
+/// Whether the file can be made at `path`, or written over. Changes nothing.
+///
+/// # Errors
+/// It cannot.
+pub fn ensure(path: &Path) -> Result<()> {
+    let made = match disk::options(path).write(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            access(directory.unwrap_or_else(|| Path::new(".")), Access::WRITE_OK | Access::EXEC_OK)
+                .map_err(io::Error::from)
+        }
+        opened => opened.map(drop),
+    };
+    made.map_err(|error| failed("create", "open", path, &error))
+}
+
+fn failed(what: &str, call: &str, path: &Path, error: &io::Error) -> anyhow::Error {
+    anyhow!("failed to {what} pidfile: {call} {}: {}", path.display(), reason(error))
+}
+
+/// The process id in decimal without a newline, which podman's parser would refuse. Dropping removes the file if it still says so.
 #[derive(Debug)]
 pub struct PidFile {
     path: PathBuf,
+    /// What the file held, which may be the id of a daemon that runs: given back unless this one comes to run.
+    before: Option<Vec<u8>>,
 }
 
 impl PidFile {
-    /// Writes the file, over whatever was in it.
+    /// Writes the file, over whatever was in it, for a daemon that is about to run.
     ///
     /// # Errors
-    /// The file cannot be made, or not be written; then nothing is left of it.
+    /// The file cannot be made, or not be written; then it is as it was.
     pub fn create(path: &Path) -> Result<Self> {
-        let failed = |what: &str, call: &str, error: &io::Error| {
-            anyhow!("failed to {what} pidfile: {call} {}: {}", path.display(), reason(error))
-        };
-        let mut file = disk::create(path).map_err(|error| failed("create", "open", &error))?;
-        if let Err(error) = file.write_all(pid().as_bytes()) {
-            let failed = failed("write", "write", &error);
-            if file.metadata().is_ok_and(|found| found.is_file()) {
-                let _ = fs::remove_file(path);
-            }
-            return Err(failed);
+        let file = Self { path: path.to_owned(), before: content(path) };
+        file.write().map(|()| file)
+    }
+
+    /// From now on the daemon runs, and the file is its own, also if another that was started at the same time has written it meanwhile.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn keep(mut self) -> Result<Self> {
+        self.before = None;
+        if content(&self.path).is_some_and(|content| content != pid().as_bytes()) {
+            self.write()?;
         }
-        Ok(Self { path: path.to_owned() })
+        Ok(self)
+    }
+
+    fn write(&self) -> Result<()> {
+        let path = &self.path;
+        let mut file = disk::create(path).map_err(|error| failed("create", "open", path, &error))?;
+        let written = file.write_all(pid().as_bytes());
+        if written.is_err() && file.metadata().is_ok_and(|found| found.is_file()) {
+            let _ = put_back(path, self.before.as_deref());
+        }
+        written.map_err(|error| failed("write", "write", path, &error))
     }
 }
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        let path = self.path.clone();
-        let removed = disk::ask_at_last(move || match is_ours(&path) {
-            true => fs::remove_file(&path).map(|()| true),
-            false => Ok(false),
+        let (path, before) = (self.path.clone(), self.before.take());
+        let removed = disk::ask_at_last(move || match content(&path) {
+            Some(content) if content == pid().as_bytes() => put_back(&path, before.as_deref()).map(|()| true),
+            _ => Ok(false),
         });
         let path = self.path.display();
         match removed.flatten() {
@@ -53,16 +88,18 @@ impl Drop for PidFile {
     }
 }
 
-fn pid() -> String {
-    std::process::id().to_string()
+/// What a file says, as far as it may be about a process; `None` if there is no regular one.
+fn content(path: &Path) -> Option<Vec<u8>> {
+    fs::symlink_metadata(path).ok().filter(Metadata::is_file)?;
+    files::read(path, 4096).ok().map(|(text, _)| text)
 }
 
-fn is_ours(path: &Path) -> bool {
-    let mut text = Vec::new();
-    let regular = fs::symlink_metadata(path).is_ok_and(|found| found.is_file());
-    regular
-        && File::open(path).and_then(|file| file.take(32).read_to_end(&mut text)).is_ok()
-        && text == pid().as_bytes()
+fn put_back(path: &Path, before: Option<&[u8]>) -> io::Result<()> {
+    before.map_or_else(|| fs::remove_file(path), |before| fs::write(path, before))
+}
+
+fn pid() -> String {
+    std::process::id().to_string()
 }
 
 #[cfg(test)]
@@ -74,17 +111,33 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pid");
         fs::write(&path, "a much longer text of a dead predecessor").unwrap();
-        let file = PidFile::create(&path).unwrap();
+        let file = PidFile::create(&path).unwrap().keep().unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), pid());
         drop(file);
         assert!(!path.exists());
     }
 
     #[test]
+    fn a_start_that_fails_leaves_it_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pid");
+        drop(PidFile::create(&path).unwrap());
+        assert!(!path.exists());
+        fs::write(&path, "1").unwrap();
+        drop(PidFile::create(&path).unwrap());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "1");
+        // It has been written by another that then failed.
+        let file = PidFile::create(&path).unwrap();
+        fs::write(&path, "2").unwrap();
+        let _file = file.keep().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), pid());
+    }
+
+    #[test]
     fn a_successors_file_stays() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pid");
-        let file = PidFile::create(&path).unwrap();
+        let file = PidFile::create(&path).unwrap().keep().unwrap();
         fs::write(&path, "1").unwrap();
         drop(file);
         assert_eq!(fs::read_to_string(&path).unwrap(), "1");
@@ -95,6 +148,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("none/pid");
         let error = PidFile::create(&path).unwrap_err().to_string();
+        assert_eq!(ensure(&path).unwrap_err().to_string(), error);
         assert_eq!(
             error,
             format!("failed to create pidfile: open {}: no such file or directory", path.display())

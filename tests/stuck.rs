@@ -332,6 +332,24 @@ mod ours {
         assert!(told == 1 && bench.fuse.read("pid").is_none(), "{}", daemon.stderr());
     }
 
+    /// Of one socket's name something happens, while another is on a file system that stands still.
+    #[test]
+    fn a_socket_on_a_frozen_disk_is_not_waited_for_when_another_changes() {
+        let bench = Bench::new();
+        let mut daemon = bench.daemon(&["-services=unix://@/fuse/s"]).binary(OURS).start();
+        let mut wire = plug(&daemon);
+        let chmod = |mode| {
+            let socket = daemon.dir().join("api");
+            fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        };
+        bench.fuse.set(Mood::Frozen);
+        for mode in [0o660, 0o600, 0o660] {
+            chmod(mode);
+            prompt("sockets", talk(&daemon, &mut wire, 200));
+        }
+        ends("sockets", &mut daemon);
+    }
+
     /// The users' names are files too, or another machine's.
     #[test]
     fn a_users_name_that_is_not_found_holds_nobody_up() {

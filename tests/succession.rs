@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use rustix::net::sockopt::socket_peercred;
 use support::daemon::{Builder, Daemon, binary, is_peer};
-use support::{eventually, tool};
+use support::ns::Namespace;
+use support::{eventually, free_port, tool};
 
 const OURS: &str = env!("CARGO_BIN_EXE_gvproxy");
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -199,6 +200,11 @@ fn of_two_at_once_one_has_everything() {
             });
         }
         assert!(machine.path("qemu").exists());
+        assert_eq!(
+            fs::read_to_string(machine.path("pid")).unwrap(),
+            winner.pid().to_string(),
+            "round {round}"
+        );
         if let Some(mut left_over) = left_over {
             left_over.wait(PATIENCE).expect("the end of the one left over");
         }
@@ -256,4 +262,120 @@ fn a_path_that_is_only_removed_ends_nothing() {
     let status = daemon.wait(PATIENCE).expect("its end");
     assert!(status.success(), "{status}: {}", daemon.stderr());
     assert_eq!(machine.names(), ["api", "forward", "key", "services"]);
+}
+
+/// Starts one in the machine's directory with `words`, in which `@` stands for it.
+fn spawn(machine: &Machine, words: &str) -> Daemon {
+    let words = words.replace('@', &machine.0.path().display().to_string());
+    let words: Vec<_> = words.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect();
+    let directory = machine.0.path().display().to_string();
+    Daemon::builder().without_qemu().binary(OURS).through(["env", "-C", &directory]).args(words).spawn()
+}
+
+#[track_caller]
+fn fails(daemon: &mut Daemon, why: &str) {
+    let status = daemon.wait(PATIENCE).expect("an end");
+    assert!(status.code() == Some(1) && daemon.stderr().contains(why), "{status}: {}", daemon.stderr());
+}
+
+#[test]
+fn a_start_that_fails_takes_nothing() {
+    let machine = Machine::new();
+    let [port, ssh] = [free_port(), free_port()];
+    let flags = "-listen unix://@/api -pid-file @/pid";
+    let abstract_socket =
+        format!("-forward-dest unix:///none -forward-sock @gvproxy-test-{}", std::process::id());
+    for what in [format!("-services tcp://127.0.0.1:{port}"), format!("-ssh-port {ssh}"), abstract_socket] {
+        let words = format!("{} {what}", flags.replace('@', &machine.0.path().display().to_string()));
+        let words: Vec<_> = words.split(' ').map(str::to_owned).collect();
+        let start = || Daemon::builder().without_qemu().binary(OURS).args(&words).spawn();
+        let mut before = start();
+        eventually("its API", PATIENCE, || (machine.owner("api") == Some(before.pid())).then_some(()));
+        for _ in 0..2 {
+            fails(&mut start(), "address already in use");
+            assert_eq!(machine.owner("api"), Some(before.pid()), "{what}");
+            assert_eq!(fs::read_to_string(machine.path("pid")).unwrap(), before.pid().to_string(), "{what}");
+        }
+        assert!(before.is_running() && !before.stderr().contains(LOST), "{}", before.stderr());
+        assert!(before.terminate().success());
+        assert_eq!(machine.names(), ["key"]);
+    }
+    // What the next one wants besides is another program's, or cannot be made.
+    let mut before = spawn(&machine, flags);
+    eventually("its API", PATIENCE, || (machine.owner("api") == Some(before.pid())).then_some(()));
+    let _other = UnixListener::bind(machine.path("other")).unwrap();
+    for (more, why) in [
+        ("-services unix://@/other", "other\\\" already exists and is in use"),
+        ("-services unix://@/none/s", ": bind: no such file or directory"),
+        ("-services unix:///proc/s", ": bind: "),
+        ("-pid-file @/none/pid", "failed to create pidfile: open "),
+    ] {
+        fails(&mut spawn(&machine, &format!("{flags} {more}")), why);
+        assert_eq!(machine.owner("api"), Some(before.pid()), "{more}");
+        assert_eq!(fs::read_to_string(machine.path("pid")).unwrap(), before.pid().to_string(), "{more}");
+    }
+    assert!(before.is_running() && !before.stderr().contains(LOST), "{}", before.stderr());
+}
+
+/// Whoever connects there is the machine.
+#[test]
+fn a_virtual_machines_socket_is_not_touched_for_another_purpose() {
+    let machine = Machine::new();
+    let config = format!("interfaces: {{qemu: \"unix://{}\"}}\n", machine.path("qemu").display());
+    fs::write(machine.path("config"), config).unwrap();
+    for words in
+        ["-listen-qemu unix://@/qemu", "-listen-qemu unix://@/qemu -keep-running", "-config @/config"]
+    {
+        let mut before = spawn(&machine, words);
+        eventually("its socket", PATIENCE, || machine.path("qemu").exists().then_some(()));
+        for next in [
+            "-listen unix://@/qemu",
+            "-services unix://@/qemu",
+            "-forward-sock @/qemu -forward-dest unix:///none",
+            "-forward-sock qemu -forward-dest unix:///none",
+        ] {
+            fails(&mut spawn(&machine, next), "qemu\\\" already exists and is in use (by gvproxy, pid ");
+            assert!(before.is_running() && machine.path("qemu").exists(), "{next}: {}", before.stderr());
+        }
+        assert!(!before.stderr().contains("connected"), "{}", before.stderr());
+        let _vm = UnixStream::connect(machine.path("qemu")).unwrap();
+        eventually("the machine", PATIENCE, || {
+            before.stderr().contains("virtual machine connected").then_some(())
+        });
+        assert!(before.terminate().success());
+    }
+}
+
+/// Without a flag that tells, and where the system tells nothing of names.
+#[test]
+fn what_is_asked_for_in_other_words_is_taken_over_too() {
+    let machine = Machine::new();
+    let config = format!("listen: [\"unix://{}\"]\n", machine.path("api").display());
+    fs::write(machine.path("config"), config).unwrap();
+    let ns = Namespace::new();
+    ns.run(["sh", "-c", "echo 0 >/proc/sys/user/max_inotify_watches"]);
+    let blind = ns.prefix();
+    let relative = "-forward-sock api -forward-dest unix:///none";
+    for (what, words, prefix) in [
+        ("a file", "-config @/config", &[][..]),
+        ("no watches", "-listen unix://@/api", &blind),
+        ("a relative path", relative, &[]),
+    ] {
+        let directory = machine.0.path().display().to_string();
+        let words = words.replace('@', &directory);
+        let words: Vec<_> = words.split(' ').map(str::to_owned).collect();
+        let prefix: Vec<_> =
+            prefix.iter().cloned().chain(["env".to_owned(), "-C".to_owned(), directory]).collect();
+        let start = || Daemon::builder().without_qemu().binary(OURS).through(&prefix).args(&words).spawn();
+        let mut before = start();
+        eventually("its socket", PATIENCE, || (machine.owner("api") == Some(before.pid())).then_some(()));
+        let mut next = start();
+        eventually("the next one's", PATIENCE, || (machine.owner("api") == Some(next.pid())).then_some(()));
+        let status =
+            before.wait(PATIENCE).unwrap_or_else(|| panic!("{what}: it goes on: {}", before.stderr()));
+        assert!(status.success(), "{what}: {status}: {}", before.stderr());
+        assert_told(&before, &machine.path("api"), LOST, next.pid());
+        assert!(next.terminate().success());
+        assert!(!machine.path("api").exists(), "{what}");
+    }
 }

@@ -3,15 +3,17 @@
 //!
 //! As in the original a flag counts before the file, but for the four addresses, where the file counts before the flags.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Error, Result, ensure};
 use serde_saphyr::Spanned;
 use tracing::level_filters::LevelFilter;
 
+use super::endpoint::Endpoint;
 use super::file::{File, Stack, Text};
+use super::source::Source;
 use crate::cli::RawArgs;
 use crate::logging::frames::Extent;
 use crate::text::quote;
@@ -84,6 +86,17 @@ impl Asked {
             LevelFilter::DEBUG => Some(Extent::Some),
             _ => asked_for.then_some(Extent::Some),
         }
+    }
+
+    /// The paths of the sockets for clients, of `-forward-sock`, `-listen` and `-services`. Those for virtual machines are not among them.
+    pub fn sockets(&self) -> Vec<PathBuf> {
+        let of_file = self.file.iter().flat_map(|file| &file.forwards);
+        let of_file = of_file.filter_map(|forward| Some(OsStr::new(&forward.value.socket.as_ref()?.value)));
+        let forwards = self.args.forward_sock.iter().map(OsString::as_os_str).chain(of_file);
+        let forwards = forwards.filter_map(|typed| Source::parse(typed).ok()?.path().map(Path::to_owned));
+        let apis = self.args.listen.iter().chain([&self.args.services]);
+        let apis = apis.filter_map(|url| Endpoint::parse("listen", url).ok()?.path().map(Path::to_owned));
+        forwards.chain(apis).collect()
     }
 
     /// What the file says, if there is one: then it is all that the network has.

@@ -64,6 +64,11 @@ pub enum Inherited {
 }
 
 impl Source {
+    /// A socket at `path` for the process's own user.
+    pub fn private(path: PathBuf) -> Self {
+        Self::Unix { path, mode: MODE, owner: None, group: None }
+    }
+
     /// The file that it makes.
     pub fn path(&self) -> Option<&Path> {
         match self {
@@ -91,8 +96,7 @@ impl Source {
         // COMPAT(gvproxy): whatever has no `://` in it is a path to it, an abstract socket's URL too.
         let is_url = bytes.windows(3).any(|three| three == b"://") || bytes.starts_with(b"unix:@");
         if !is_url {
-            let (path, mode) = (typed.into(), MODE);
-            return Ok(Self::Unix { path, mode, owner: None, group: None });
+            return Ok(Self::private(typed.into()));
         }
         let url = Url::parse(typed)?;
         if url.scheme == "unix" {

@@ -1,17 +1,30 @@
 //! Paths of sockets that go from one gvproxy to the next. A manager that was killed leaves its gvproxy behind, and starts the next one with
 //! the same paths: that one takes them, and the one that has lost its last way in ends.
 //!
-//! Owns: no socket. May not: take a path from another program, or touch the sockets of virtual machines. Read next: `../daemon.rs`.
+//! Owns: no socket. May not: take a path from another program, or connect to a socket that is a virtual machine's. Read next: `../daemon.rs`.
 
-use std::path::Path;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::time::sleep;
 
 use super::{FileId, Made, remove};
+use crate::cli::{self, Parsed};
+use crate::config::Asked;
+use crate::disk;
 use crate::sys::follow::NameWatch;
-use crate::sys::{owner, peer_pid};
+use crate::sys::owner::{self, Owner};
+use crate::sys::peer_pid;
 use crate::text::reason;
+
+/// How often to look where the system does not tell when.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The sockets of other gvproxies at paths that are wanted.
 #[derive(Debug)]
@@ -28,26 +41,27 @@ impl Predecessors {
         self.0.is_empty()
     }
 
-    /// Removes the sockets that are still there.
+    /// Removes the one at `path`, if there is one and it is still there, for a socket that is about to be made.
     ///
     /// # Errors
     /// The system refuses.
-    pub fn make_way(self) -> Result<()> {
-        for (Made { path, file }, pid) in self.0 {
+    pub fn make_way(&self, path: &Path) -> Result<()> {
+        for (Made { path, file }, pid) in self.0.iter().filter(|(made, _)| made.path == path) {
             tracing::warn!(path = %path.display(), pid, "taking over the socket of another gvproxy");
-            remove(&path, file)
+            remove(path, *file)
                 .map_err(|error| anyhow!("listen unix {}: unlink: {}", path.display(), reason(&error)))?;
         }
         Ok(())
     }
 }
 
-/// The socket at `path`, if it is another gvproxy's, and the id of that process.
+/// The socket for clients at `path`, if it is another gvproxy's, and the id of that process.
 pub(super) fn of_gvproxy(path: &Path) -> Option<(Made, u32)> {
-    let found = FileId::of(&std::fs::symlink_metadata(path).ok()?);
+    let found = FileId::of(&fs::symlink_metadata(path).ok()?);
     let owners = owner::of_socket(&std::path::absolute(path).ok()?);
     // One that systemd passed is systemd's as well.
-    if owners.is_empty() || !owners.iter().all(owner::Owner::is_gvproxy) {
+    if owners.is_empty() || !owners.iter().all(|owner| owner.is_gvproxy() && is_for_clients(owner.pid, found))
+    {
         return None;
     }
     // Others may have had the path before. This one listens there now, and takes clients that leave at once for what they are.
@@ -56,6 +70,28 @@ pub(super) fn of_gvproxy(path: &Path) -> Option<(Made, u32)> {
     socket.connect(&SockAddr::unix(path).ok()?).ok()?;
     let pid = peer_pid(std::os::fd::AsFd::as_fd(&socket))?;
     owners.iter().any(|owner| owner.pid == pid).then(|| (Made { path: path.to_owned(), file: found }, pid))
+}
+
+/// Whether the gvproxy was told to serve clients at `file`. Whoever connects to one of its other sockets is its virtual machine.
+fn is_for_clients(pid: u32, file: FileId) -> bool {
+    let Ok(words) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
+    let words = words.strip_suffix(b"\0").unwrap_or(&words).split(|byte| *byte == 0);
+    let argv: Vec<OsString> = words.map(|word| OsStr::from_bytes(word).to_owned()).collect();
+    let Parsed::Run(mut args) = cli::parse(&argv) else { return false };
+    // Relative paths are relative to this.
+    let directory = PathBuf::from(format!("/proc/{pid}/cwd"));
+    if !args.config.is_empty() {
+        let config = directory.join(&args.config);
+        // What is no file gave its content once.
+        if !config.is_file() {
+            return false;
+        }
+        args.config = config.into();
+    }
+    let Ok(asked) = Asked::new(*args) else { return false };
+    let is_it =
+        |path: PathBuf| fs::symlink_metadata(directory.join(path)).is_ok_and(|at| FileId::of(&at) == file);
+    asked.sockets().into_iter().any(is_it)
 }
 
 /// The paths by which a daemon is reached.
@@ -67,49 +103,92 @@ pub struct Paths {
     pub kept: Vec<Made>,
 }
 
+/// What there is at the path of a socket.
+enum Found {
+    Ours,
+    Nothing,
+    Anothers(Vec<Owner>),
+}
+
+/// What may change: our files, and the directories where one is missing and somebody may be about to make another.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Names {
+    files: Vec<PathBuf>,
+    directories: Vec<PathBuf>,
+}
+
 impl Paths {
     /// Says of each path once that another process has it. Returns when one was lost so, and none is left.
     pub async fn lost(&self) {
-        let Self { taken, kept } = self;
-        let all = || taken.iter().chain(kept);
-        let watch = match NameWatch::of_files(all().filter(|made| made.is_there()).map(Made::path)) {
-            Ok(watch) => watch,
-            Err(error) => {
-                tracing::debug!(%error, "cannot watch the sockets' paths");
-                return std::future::pending().await;
-            }
-        };
-        let mut lost = vec![false; taken.len()];
-        // Where paths are vacant somebody may be about to bind them; how many there are, and the watch.
-        let mut vacant: (usize, Option<NameWatch>) = (0, None);
+        let mut lost = vec![false; self.taken.len()];
+        let (mut watched, mut watch) = (Names::default(), None);
         loop {
-            let mut missing = Vec::new();
-            for (made, lost) in taken.iter().zip(&mut lost).filter(|(made, lost)| !**lost && !made.is_there())
-            {
-                if !made.path.exists() {
-                    missing.extend(made.path.parent());
-                    continue;
-                }
-                *lost = true;
-                let by: Vec<_> = owner::of_socket(&made.path).iter().map(ToString::to_string).collect();
-                tracing::warn!(path = %made.path.display(), by = by.join("; "), "another process has taken over the socket's path");
-            }
-            if lost.contains(&true) && !all().any(Made::is_there) {
+            let names = self.look(&mut lost).await;
+            if lost.contains(&true) && names.files.is_empty() {
                 return;
             }
-            if vacant.0 != missing.len() {
-                let is_any = !missing.is_empty();
-                vacant =
-                    (missing.len(), NameWatch::of_directories(missing.into_iter()).ok().filter(|_| is_any));
-                continue;
+            if watch.is_none() || names != watched {
+                watch = names.watch().await;
+                watched = names;
+                // Something may have happened before it was watched.
+                if watch.is_some() {
+                    continue;
+                }
             }
-            match &vacant.1 {
-                Some(vacant) => tokio::select! {
-                    () = watch.changed() => {}
-                    () = vacant.changed() => {}
-                },
-                None => watch.changed().await,
+            match &watch {
+                Some(watch) => watch.changed().await,
+                None => sleep(LOOK).await,
             }
         }
+    }
+
+    /// What there is to be watched now; marks in `lost` which paths are another's.
+    async fn look(&self, lost: &mut [bool]) -> Names {
+        let mut names = Names::default();
+        for (made, lost) in self.taken.iter().zip(lost).filter(|(_, lost)| !**lost) {
+            match found(made).await {
+                Found::Ours => names.files.push(made.path.clone()),
+                Found::Nothing => names.directories.extend(made.path.parent().map(Path::to_owned)),
+                Found::Anothers(owners) => {
+                    *lost = true;
+                    let by: Vec<_> = owners.iter().map(ToString::to_string).collect();
+                    tracing::warn!(path = %made.path.display(), by = by.join("; "), "another process has taken over the socket's path");
+                }
+            }
+        }
+        for made in &self.kept {
+            if matches!(found(made).await, Found::Ours) {
+                names.files.push(made.path.clone());
+            }
+        }
+        names
+    }
+}
+
+/// Where the file system does not answer nobody has taken anything.
+async fn found(made: &Made) -> Found {
+    let Made { path, file } = made.clone();
+    let look = move || match fs::symlink_metadata(&path) {
+        Ok(found) if FileId::of(&found) == file => Found::Ours,
+        Ok(_) => Found::Anothers(owner::of_socket(&path)),
+        Err(_) => Found::Nothing,
+    };
+    disk::ask(made.path(), look).await.unwrap_or(Found::Ours)
+}
+
+impl Names {
+    /// `None` where not all can be watched.
+    async fn watch(&self) -> Option<Arc<NameWatch>> {
+        let watch = Arc::new(NameWatch::new().ok()?);
+        let files = self.files.iter().map(|path| (path, NameWatch::add_file as fn(&NameWatch, &Path) -> _));
+        let directories = self.directories.iter().map(|path| (path, NameWatch::add_directory as _));
+        for (path, add) in files.chain(directories) {
+            let (watch, name) = (Arc::clone(&watch), path.clone());
+            if let Err(error) = disk::ask(path, move || add(&watch, &name)).await.flatten() {
+                tracing::debug!(path = %path.display(), %error, "cannot watch a socket's path");
+                return None;
+            }
+        }
+        Some(watch)
     }
 }

@@ -11,69 +11,76 @@ pub struct NameWatch {
 }
 
 impl NameWatch {
-    /// A name comes to be in `directory`.
+    /// Of nothing yet. To be made in a tokio runtime.
     ///
     /// # Errors
-    /// There is no such directory.
-    pub fn of_directory(directory: &Path) -> io::Result<Self> {
-        Self::of_directories([directory].into_iter())
+    /// The runtime cannot watch it.
+    pub fn new() -> io::Result<Self> {
+        #[cfg(target_os = "linux")]
+        {
+            use rustix::fs::inotify::{CreateFlags, init};
+            // A user has few of them, and a filter may keep them from the process.
+            let events = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).ok();
+            let watch = |fd| super::watch(fd, tokio::io::Interest::READABLE);
+            Ok(Self { events: events.map(watch).transpose()? })
+        }
+        #[cfg(not(target_os = "linux"))]
+        Ok(Self {})
     }
 
-    /// A name comes to be in one of `directories`.
+    /// That alone that a name comes to be in `directory`.
     ///
     /// # Errors
-    /// There is no such directory.
-    pub fn of_directories<'a>(directories: impl Iterator<Item = &'a Path>) -> io::Result<Self> {
+    /// As [`add_directory`](Self::add_directory).
+    pub fn of_directory(directory: &Path) -> io::Result<Self> {
+        let watch = Self::new()?;
+        watch.add_directory(directory).map(|()| watch)
+    }
+
+    /// That alone that the file at `path` loses that name.
+    ///
+    /// # Errors
+    /// As [`add_file`](Self::add_file).
+    pub fn of_file(path: &Path) -> io::Result<Self> {
+        let watch = Self::new()?;
+        watch.add_file(path).map(|()| watch)
+    }
+
+    /// Tells too when a name comes to be in `directory`.
+    ///
+    /// # Errors
+    /// There is no such directory, or the user has too many watches.
+    pub fn add_directory(&self, directory: &Path) -> io::Result<()> {
         #[cfg(target_os = "linux")]
         {
             use rustix::fs::inotify::WatchFlags;
             let gone = WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF;
-            Self::new(directories, WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR | gone)
+            self.add(directory, WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR | gone)
         }
         #[cfg(not(target_os = "linux"))]
-        Self::new(directories)
+        std::fs::metadata(directory).map(drop)
     }
 
-    /// The file that is at `path` now loses that name, among other things.
+    /// Tells too when the file that is at `path` now loses that name, among other things.
     ///
     /// # Errors
-    /// There is no such file.
-    pub fn of_file(path: &Path) -> io::Result<Self> {
-        Self::of_files([path].into_iter())
-    }
-
-    /// The same for several: one of them is enough to be told.
-    ///
-    /// # Errors
-    /// One of the files is not there.
-    pub fn of_files<'a>(paths: impl Iterator<Item = &'a Path>) -> io::Result<Self> {
+    /// There is no such file, or the user has too many watches.
+    pub fn add_file(&self, path: &Path) -> io::Result<()> {
         #[cfg(target_os = "linux")]
         {
             use rustix::fs::inotify::WatchFlags;
-            Self::new(paths, WatchFlags::ATTRIB | WatchFlags::MOVE_SELF | WatchFlags::DELETE_SELF)
+            self.add(path, WatchFlags::ATTRIB | WatchFlags::MOVE_SELF | WatchFlags::DELETE_SELF)
         }
         #[cfg(not(target_os = "linux"))]
-        Self::new(paths)
+        std::fs::metadata(path).map(drop)
     }
 
     #[cfg(target_os = "linux")]
-    fn new<'a>(
-        mut paths: impl Iterator<Item = &'a Path>,
-        flags: rustix::fs::inotify::WatchFlags,
-    ) -> io::Result<Self> {
-        use rustix::fs::inotify::{CreateFlags, add_watch, init};
-        // A user has few of them, and a filter may keep them from the process.
-        let Ok(fd) = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC) else {
-            paths.try_for_each(|path| std::fs::metadata(path).map(drop))?;
-            return Ok(Self { events: None });
-        };
-        paths.try_for_each(|path| add_watch(&fd, path, flags).map(drop))?;
-        Ok(Self { events: Some(super::watch(fd, tokio::io::Interest::READABLE)?) })
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn new<'a>(mut paths: impl Iterator<Item = &'a Path>) -> io::Result<Self> {
-        paths.try_for_each(|path| std::fs::metadata(path).map(drop)).map(|()| Self {})
+    fn add(&self, path: &Path, flags: rustix::fs::inotify::WatchFlags) -> io::Result<()> {
+        match &self.events {
+            Some(fd) => Ok(rustix::fs::inotify::add_watch(fd, path, flags).map(drop)?),
+            None => std::fs::metadata(path).map(drop),
+        }
     }
 
     /// Waits. Where the system tells nothing, a second.
