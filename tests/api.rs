@@ -326,6 +326,42 @@ mod ours {
         );
     }
 
+    /// A connection that is told to close may end its request, for 2 s.
+    #[test]
+    fn one_guests_endless_requests_keep_no_other_out_of_the_gateway() {
+        let host = Host::new("nameserver 127.0.0.1\n");
+        let daemon = served().args(["-keep-running"]).binary(OURS).through(host.prefix()).start();
+        let [greedy, other] = ["5a:94:ef:00:00:01", "5a:94:ef:00:00:02"].map(|mac| {
+            let guest = Guest::start(plug(&daemon), mac, 1500);
+            guest.dhcp();
+            guest
+        });
+        let gateway = SocketAddr::from((GATEWAY, 80));
+        let half = || {
+            let mut stream = greedy.connect(gateway).unwrap();
+            stream
+                .write_all(
+                    b"POST /services/forwarder/expose HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n",
+                )
+                .unwrap();
+            stream
+        };
+        let mut held: Vec<_> = (0..1030).map(|_| half()).collect();
+        let (last, grace) = (Instant::now(), Duration::from_secs(2));
+        eventually("all are idle", 2 * grace, || (last.elapsed() > grace).then_some(()));
+        held.extend((0..1100).map(|_| half()));
+        let stream = other.connect(gateway).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let start = Instant::now();
+        let answer = ask(&stream, "GET", ALL, "");
+        let after = start.elapsed();
+        assert!(
+            answer.status == 200 && after < Duration::from_secs(1),
+            "{answer:?} after {after:?}, beside {}",
+            held.len()
+        );
+    }
+
     #[test]
     fn idle_clients_on_the_host_keep_nobody_out() {
         let daemon = served().binary(OURS).descriptors(256).start();
