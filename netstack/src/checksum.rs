@@ -1,4 +1,4 @@
-//! The Internet checksum (RFC 1071) of long packets. Owns: nothing. Read next: `tcp/device.rs`, `udp.rs`.
+//! The Internet checksum (RFC 1071) of long packets. Owns: nothing. Read next: `tcp/device.rs`, `udp/mod.rs`.
 //!
 //! smoltcp's adds 16 bits at a time; a sent byte is summed once, and of a host-to-guest byte that is most of what this crate does.
 

@@ -1,5 +1,5 @@
 //! IPv4 (RFC 791): headers out, fragments in and out. Owns: datagrams that are not complete yet.
-//! May not: decide about addresses (`nat.rs`). Read next: `tcp/mod.rs`, `udp.rs`, `icmp.rs`.
+//! May not: decide about addresses (`nat.rs`). Read next: `tcp/mod.rs`, `udp/mod.rs`, `icmp.rs`.
 
 use core::net::Ipv4Addr;
 use std::collections::HashMap;

@@ -1,5 +1,5 @@
 //! Who may reach what, and as which address. Owns: the policy, all of it. May not: keep state of a flow.
-//! Read next: `tcp/mod.rs`, `udp.rs`, which ask here once per flow.
+//! Read next: `tcp/mod.rs`, `udp/mod.rs`, which ask here once per flow.
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
