@@ -21,6 +21,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use guest_agent::Agent;
+use rustix::io::Errno;
 use rustix::pipe::{fcntl_setpipe_size, pipe};
 use rustix::process::Signal;
 use support::daemon::{Builder, Daemon};
@@ -156,7 +157,9 @@ fn a_log_that_takes_nothing_holds_nobody_up() {
         ("a pipe that nobody reads", None, Mood::Answers),
         ("a FIFO that nobody reads", Some("fifo"), Mood::Answers),
         ("a full disk", Some("tmpfs/log"), Mood::Answers),
-        ("a disk that fails", Some("fuse/log"), Mood::FailsToWrite),
+        ("a disk that fails", Some("fuse/log"), Mood::RefusesWrites(Errno::IO)),
+        ("a quota that is used up", Some("fuse/log"), Mood::RefusesWrites(Errno::DQUOT)),
+        ("a disk that was made read-only", Some("fuse/log"), Mood::RefusesWrites(Errno::ROFS)),
         ("a frozen disk", Some("fuse/log"), Mood::Frozen),
     ] {
         let mut args = vec!["-config=@/config".to_owned()];
@@ -250,7 +253,7 @@ mod ours {
         let bench = Bench::new();
         for (what, file, mood, mend) in [
             ("a full disk", "tmpfs/log", Mood::Answers, "mount -o remount,size=16m @/tmpfs"),
-            ("a disk that fails", "fuse/log", Mood::FailsToWrite, "true"),
+            ("a disk that fails", "fuse/log", Mood::RefusesWrites(Errno::IO), "true"),
             ("a frozen disk", "fuse/log", Mood::Frozen, "true"),
         ] {
             let file = format!("-log-file=@/{file}");

@@ -22,8 +22,8 @@ const IN_HEADER: usize = 40;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mood {
     Answers,
-    /// What is written is refused with `EIO`; everything else works.
-    FailsToWrite,
+    /// What is written is refused with this, as with `EDQUOT` where a quota is used up; everything else works.
+    RefusesWrites(Errno),
     /// Nothing is looked at until the mood changes, as when the program behind it is stopped.
     Frozen,
     Ended,
@@ -127,8 +127,11 @@ impl Shared {
                 // Unmounted.
                 Err(_) => return,
             };
-            let fails = state.0 == Mood::FailsToWrite;
-            let Some(answer) = state.1.answer(&buffer[..len], fails) else { continue };
+            let refused = match state.0 {
+                Mood::RefusesWrites(error) => Some(error),
+                _ => None,
+            };
+            let Some(answer) = state.1.answer(&buffer[..len], refused) else { continue };
             let (error, body) = match answer {
                 Ok(body) => (0, body),
                 Err(error) => (-error.raw_os_error(), Vec::new()),
@@ -164,7 +167,7 @@ fn words(count: usize, given: &[(usize, u32)]) -> Vec<u8> {
 
 impl Files {
     /// `None` where none is expected.
-    fn answer(&mut self, request: &[u8], fails_to_write: bool) -> Option<Result<Vec<u8>, Errno>> {
+    fn answer(&mut self, request: &[u8], refused: Option<Errno>) -> Option<Result<Vec<u8>, Errno>> {
         let (opcode, inode, body) = (word(request, 4), long(request, 16), &request[IN_HEADER..]);
         Some(match opcode {
             // INIT: the words are major, minor, readahead, flags, background and threshold, max_write, time_gran.
@@ -213,7 +216,7 @@ impl Files {
                 Ok(content[from..(from + len).min(content.len())].to_vec())
             }
             // WRITE
-            16 if fails_to_write => Err(Errno::IO),
+            16 if let Some(error) = refused => Err(error),
             16 => {
                 let (at, len) = (long(body, 8) as usize, word(body, 16) as usize);
                 let content = &mut self.inodes[(inode - ROOT - 1) as usize].1;
