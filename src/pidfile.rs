@@ -1,15 +1,22 @@
 //! The pid file. Owns: its file while the daemon runs. May not: take it from a daemon that runs before ours does. Read next: `daemon.rs`.
 
-use std::fs::{self, Metadata};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
-use rustix::fs::{Access, access};
+use rustix::fs::{Access, FlockOperation, access, flock};
 
 use crate::disk;
 use crate::host::files;
 use crate::text::reason;
+
+/// How long another start may keep us waiting, and how often to look.
+const PATIENCE: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(2);
 
 /// Whether the file can be made at `path`, or written over. Changes nothing.
 ///
@@ -37,6 +44,8 @@ pub struct PidFile {
     path: PathBuf,
     /// What the file held, which may be the id of a daemon that runs: given back unless this one comes to run.
     before: Option<Vec<u8>>,
+    /// Held until it is known which of the two it is, as another may be started at the same time.
+    lock: Option<File>,
 }
 
 impl PidFile {
@@ -45,30 +54,16 @@ impl PidFile {
     /// # Errors
     /// The file cannot be made, or not be written; then it is as it was.
     pub fn create(path: &Path) -> Result<Self> {
-        let file = Self { path: path.to_owned(), before: content(path) };
-        file.write().map(|()| file)
+        let lock = lock(path);
+        let before = content(path).filter(|content| !content.is_empty());
+        write(path, before.as_deref())?;
+        Ok(Self { path: path.to_owned(), before, lock })
     }
 
-    /// From now on the daemon runs, and the file is its own, also if another that was started at the same time has written it meanwhile.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn keep(mut self) -> Result<Self> {
-        self.before = None;
-        if content(&self.path).is_some_and(|content| content != pid().as_bytes()) {
-            self.write()?;
-        }
-        Ok(self)
-    }
-
-    fn write(&self) -> Result<()> {
-        let path = &self.path;
-        let mut file = disk::create(path).map_err(|error| failed("create", "open", path, &error))?;
-        let written = file.write_all(pid().as_bytes());
-        if written.is_err() && file.metadata().is_ok_and(|found| found.is_file()) {
-            let _ = put_back(path, self.before.as_deref());
-        }
-        written.map_err(|error| failed("write", "write", path, &error))
+    /// From now on the daemon runs, and the file is its own.
+    pub fn keep(mut self) -> Self {
+        (self.before, self.lock) = (None, None);
+        self
     }
 }
 
@@ -86,6 +81,31 @@ impl Drop for PidFile {
             Err(error) => tracing::warn!(%path, reason = reason(&error), "cannot remove pidfile"),
         }
     }
+}
+
+fn write(path: &Path, before: Option<&[u8]>) -> Result<()> {
+    let mut file = disk::create(path).map_err(|error| failed("create", "open", path, &error))?;
+    let written = file.write_all(pid().as_bytes());
+    if written.is_err() && file.metadata().is_ok_and(|found| found.is_file()) {
+        let _ = put_back(path, before);
+    }
+    written.map_err(|error| failed("write", "write", path, &error))
+}
+
+/// Waits, for a while, until nobody else is about to write the file, which is made if it is not there.
+fn lock(path: &Path) -> Option<File> {
+    let begin = Instant::now();
+    while begin.elapsed() < PATIENCE {
+        let file = disk::options(path).write(true).create(true).open(path).ok()?;
+        let found = file.metadata().ok().filter(Metadata::is_file)?;
+        let is_locked = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+        // Whoever had it may have removed it.
+        if is_locked && fs::metadata(path).is_ok_and(|named| named.ino() == found.ino()) {
+            return Some(file);
+        }
+        thread::sleep(LOOK);
+    }
+    None
 }
 
 /// What a file says, as far as it may be about a process; `None` if there is no regular one.
@@ -111,7 +131,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pid");
         fs::write(&path, "a much longer text of a dead predecessor").unwrap();
-        let file = PidFile::create(&path).unwrap().keep().unwrap();
+        let file = PidFile::create(&path).unwrap().keep();
         assert_eq!(fs::read_to_string(&path).unwrap(), pid());
         drop(file);
         assert!(!path.exists());
@@ -126,18 +146,13 @@ mod tests {
         fs::write(&path, "1").unwrap();
         drop(PidFile::create(&path).unwrap());
         assert_eq!(fs::read_to_string(&path).unwrap(), "1");
-        // It has been written by another that then failed.
-        let file = PidFile::create(&path).unwrap();
-        fs::write(&path, "2").unwrap();
-        let _file = file.keep().unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), pid());
     }
 
     #[test]
     fn a_successors_file_stays() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pid");
-        let file = PidFile::create(&path).unwrap().keep().unwrap();
+        let file = PidFile::create(&path).unwrap().keep();
         fs::write(&path, "1").unwrap();
         drop(file);
         assert_eq!(fs::read_to_string(&path).unwrap(), "1");

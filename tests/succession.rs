@@ -350,15 +350,16 @@ fn a_virtual_machines_socket_is_not_touched_for_another_purpose() {
 #[test]
 fn what_is_asked_for_in_other_words_is_taken_over_too() {
     let machine = Machine::new();
-    let config = format!("listen: [\"unix://{}\"]\n", machine.path("api").display());
+    // A relative name is one of every directory to whoever looks for the owner of a socket.
+    let config = format!("listen: [\"unix://{}\"]\n", machine.path("words").display());
     fs::write(machine.path("config"), config).unwrap();
     let ns = Namespace::new();
     ns.run(["sh", "-c", "echo 0 >/proc/sys/user/max_inotify_watches"]);
     let blind = ns.prefix();
-    let relative = "-forward-sock api -forward-dest unix:///none";
+    let relative = "-forward-sock words -forward-dest unix:///none";
     for (what, words, prefix) in [
         ("a file", "-config @/config", &[][..]),
-        ("no watches", "-listen unix://@/api", &blind),
+        ("no watches", "-listen unix://@/words", &blind),
         ("a relative path", relative, &[]),
     ] {
         let directory = machine.0.path().display().to_string();
@@ -368,14 +369,14 @@ fn what_is_asked_for_in_other_words_is_taken_over_too() {
             prefix.iter().cloned().chain(["env".to_owned(), "-C".to_owned(), directory]).collect();
         let start = || Daemon::builder().without_qemu().binary(OURS).through(&prefix).args(&words).spawn();
         let mut before = start();
-        eventually("its socket", PATIENCE, || (machine.owner("api") == Some(before.pid())).then_some(()));
+        eventually("its socket", PATIENCE, || (machine.owner("words") == Some(before.pid())).then_some(()));
         let mut next = start();
-        eventually("the next one's", PATIENCE, || (machine.owner("api") == Some(next.pid())).then_some(()));
+        eventually("the next one's", PATIENCE, || (machine.owner("words") == Some(next.pid())).then_some(()));
         let status =
             before.wait(PATIENCE).unwrap_or_else(|| panic!("{what}: it goes on: {}", before.stderr()));
         assert!(status.success(), "{what}: {status}: {}", before.stderr());
-        assert_told(&before, &machine.path("api"), LOST, next.pid());
+        assert_told(&before, &machine.path("words"), LOST, next.pid());
         assert!(next.terminate().success());
-        assert!(!machine.path("api").exists(), "{what}");
+        assert!(!machine.path("words").exists(), "{what}");
     }
 }
