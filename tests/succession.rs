@@ -350,7 +350,10 @@ fn a_virtual_machines_socket_is_not_touched_for_another_purpose() {
 #[test]
 fn what_is_asked_for_in_other_words_is_taken_over_too() {
     let machine = Machine::new();
-    // A relative name is one of every directory to whoever looks for the owner of a socket.
+    // One of the same name elsewhere has nothing to do with it.
+    let elsewhere = Machine::new();
+    let _bystander = spawn(&elsewhere, "-forward-sock words -forward-dest unix:///none");
+    eventually("its socket", PATIENCE, || elsewhere.path("words").exists().then_some(()));
     let config = format!("listen: [\"unix://{}\"]\n", machine.path("words").display());
     fs::write(machine.path("config"), config).unwrap();
     let ns = Namespace::new();

@@ -78,11 +78,18 @@ mod linux {
     pub(super) fn of_socket(path: &Path, own: u32) -> Vec<Owner> {
         let table = fs::read("/proc/net/unix").unwrap_or_default();
         let table = String::from_utf8_lossy(&table);
-        let sockets: Vec<String> = table.lines().filter_map(|line| listener(line, path)).collect();
+        let found: Vec<(&str, String)> = table.lines().filter_map(|line| listener(line, path)).collect();
+        let sockets: Vec<String> = found.iter().map(|(_, socket)| socket.clone()).collect();
         if sockets.is_empty() {
             return Vec::new();
         }
-        processes_with(&sockets).filter(|id| *id != own).filter_map(owner).collect()
+        // A relative name is one of the process's directory.
+        let is_there = |id: &u32| {
+            let directory = fs::read_link(format!("/proc/{id}/cwd")).unwrap_or_default();
+            let here = found.iter().filter(|(name, _)| directory.join(name) == path);
+            has_any(&format!("/proc/{id}/fd"), &here.map(|(_, socket)| socket.clone()).collect::<Vec<_>>())
+        };
+        processes_with(&sockets).filter(|id| *id != own && is_there(id)).filter_map(owner).collect()
     }
 
     /// The ids of the processes that have one of the sockets.
@@ -97,8 +104,9 @@ mod linux {
         Some(Owner { program: program.file_name()?.to_string_lossy().into_owned(), pid })
     }
 
-    /// What the descriptors of the table's socket link to, if it listens at `path`, which may have been given as a relative one.
-    fn listener(line: &str, path: &Path) -> Option<String> {
+    /// The name of the table's socket, and what its descriptors link to, if it listens at `path`, which may have been given as a relative
+    /// one.
+    fn listener<'a>(line: &'a str, path: &Path) -> Option<(&'a str, String)> {
         /// `__SO_ACCEPTCON`.
         const LISTENS: &str = "00010000";
         let mut rest = line;
@@ -107,8 +115,9 @@ mod linux {
             (*field, rest) = rest.trim_start().split_once(' ')?;
         }
         let [_, _, _, flags, _, _, inode] = fields;
-        let is_there = !rest.is_empty() && path.ends_with(rest.strip_prefix("./").unwrap_or(rest));
-        (flags == LISTENS && is_there).then(|| format!("socket:[{inode}]"))
+        let name = rest.strip_prefix("./").unwrap_or(rest);
+        let is_there = !name.is_empty() && path.ends_with(name);
+        (flags == LISTENS && is_there).then(|| (name, format!("socket:[{inode}]")))
     }
 
     /// What the descriptors of the table's socket link to, if it has the port.
