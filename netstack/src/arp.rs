@@ -15,6 +15,8 @@ use crate::{DropReason, FlowId, FrameSink, Mac, PortId, UdpFlowId};
 const PACKET_LEN: usize = 28;
 /// How long an answer is believed.
 const REACHABLE: Duration = Duration::from_secs(60);
+/// How long it is believed without asking again beside its use (RFC 1122 2.3.2.1): a card that was replaced may not speak by itself.
+const UNDOUBTED: Duration = Duration::from_secs(5);
 /// Time between two requests, and how many there are.
 const RETRY: Duration = Duration::from_secs(1);
 const TRIES: u8 = 3;
@@ -84,7 +86,11 @@ pub(crate) enum Waiter {
 /// What [`Neighbours::resolve`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Resolved {
-    Known(Mac, PortId),
+    Known {
+        mac: Mac,
+        port: PortId,
+        ask: bool,
+    },
     /// The flow will be named by [`Neighbours::learn`] or [`Neighbours::handle_timeout`]; `ask` says to send a request now.
     Pending {
         ask: bool,
@@ -106,6 +112,8 @@ struct Neighbour {
     mac: Mac,
     port: PortId,
     until: Instant,
+    /// When it answered, or was asked again.
+    asked: Instant,
 }
 
 #[derive(Debug)]
@@ -152,7 +160,7 @@ impl Neighbours {
             self.known.retain(|_, neighbour| neighbour.until > now);
         }
         if self.known.len() < MAX_NEIGHBOURS || self.known.contains_key(&ip) {
-            self.known.insert(ip, Neighbour { mac, port, until: now + REACHABLE });
+            self.known.insert(ip, Neighbour { mac, port, until: now + REACHABLE, asked: now });
         }
         let Some(at) = self.resolving.iter().position(|resolution| resolution.ip == ip) else {
             return Vec::new();
@@ -161,8 +169,12 @@ impl Neighbours {
     }
 
     pub(crate) fn resolve(&mut self, ip: Ipv4Addr, flow: Waiter, now: Instant) -> Resolved {
-        if let Some(neighbour) = self.known.get(&ip).filter(|neighbour| neighbour.until > now) {
-            return Resolved::Known(neighbour.mac, neighbour.port);
+        if let Some(neighbour) = self.known.get_mut(&ip).filter(|neighbour| neighbour.until > now) {
+            let ask = now >= neighbour.asked + UNDOUBTED;
+            if ask {
+                neighbour.asked = now;
+            }
+            return Resolved::Known { mac: neighbour.mac, port: neighbour.port, ask };
         }
         if let Some(resolution) = self.resolving.iter_mut().find(|resolution| resolution.ip == ip) {
             if resolution.waiting.len() >= MAX_WAITING {

@@ -810,7 +810,12 @@ impl Stack {
     /// Finds out who has `ip`, for `flow`.
     fn resolve(&mut self, ip: Ipv4Addr, flow: Waiter, now: Instant, sink: &mut impl FrameSink) {
         match self.neighbours.resolve(ip, flow, now) {
-            Resolved::Known(mac, port) => self.resolved(flow, Some((mac, port)), now, sink),
+            Resolved::Known { mac, port, ask } => {
+                if ask {
+                    self.ask_for(ip, sink);
+                }
+                self.resolved(flow, Some((mac, port)), now, sink);
+            }
             Resolved::Pending { ask: false } => {}
             Resolved::Pending { ask: true } => self.ask_for(ip, sink),
             Resolved::Refused => self.resolved(flow, None, now, sink),

@@ -149,3 +149,38 @@ fn a_guest_with_another_hardware_address_keeps_its_connections() {
     }
     assert!(sim.received(other).is_empty());
 }
+
+/// It says nothing by itself, as one with a fixed address: whoever dials it asks again, beside the SYN.
+#[test]
+fn a_guest_with_another_hardware_address_that_says_nothing_is_found_soon() {
+    let mut sim = new_sim(706, End::open(Vec::new()));
+    let answer = |sim: &mut Sim, number: u8| {
+        let answer = arp(ArpOperation::Reply, (guest_ip(2), guest_mac(number)), (GATEWAY, GATEWAY_MAC));
+        sim.inject(0, &ethernet(guest_mac(number), GATEWAY_MAC, EthernetProtocol::Arp, &answer));
+    };
+    answer(&mut sim, 2);
+    let dial = |sim: &mut Sim| {
+        sim.dial(SocketAddrV4::new(guest_ip(2), 22), End::open(Vec::new()));
+    };
+    let count = |frames: &[Vec<u8>], kind: u16| {
+        frames.iter().filter(|frame| frame[12..14] == kind.to_be_bytes()).count()
+    };
+    dial(&mut sim);
+    sim.settle();
+    let frames = sim.received(0);
+    assert_eq!((count(&frames, 0x806), count(&frames, 0x800)), (0, 1), "it has just answered");
+    sim.run_for(Duration::from_secs(6));
+    sim.received(0);
+    dial(&mut sim);
+    sim.settle();
+    let frames = sim.received(0);
+    assert_eq!((count(&frames, 0x806), count(&frames, 0x800)), (1, 1), "a question beside the SYN");
+    answer(&mut sim, 7);
+    sim.received(0);
+    sim.run_for(Duration::from_millis(1500));
+    let again = sim.received(0);
+    assert!(
+        count(&again, 0x800) >= 1 && again.iter().all(|frame| frame[..6] == guest_mac(7).0),
+        "{again:02x?}"
+    );
+}
