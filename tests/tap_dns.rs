@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use support::daemon::Daemon;
 use support::dns::{
-    A, AAAA, CAA, CNAME, HTTPS, MX, NOERROR, NS, NXDOMAIN, PTR, SOA, SRV, Scripted, Server, TXT, answer,
-    ask_tcp, ask_udp, code, count, is_about, is_truncated, question, try_ask_udp,
+    A, AAAA, CAA, CNAME, FORMERR, HTTPS, MX, NOERROR, NS, NXDOMAIN, PTR, SOA, SRV, Scripted, Server, TXT,
+    answer, ask_tcp, ask_udp, code, count, is_about, is_truncated, question, try_ask_udp,
 };
 use support::eventually;
 use support::http::{Answer, exchange};
@@ -216,6 +216,27 @@ fn one_slow_answer_of_the_first_resolver_is_waited_for_and_changes_nothing() {
         |n: u32| ask_udp(&net.guest, GATEWAY_DNS, &question(&format!("host{n}.corp.example"), A, None));
     let right = (0..20).map(internal).filter(|answer| answer.ends_with(&[0, 4, 10, 1, 1, 1])).count();
     assert_eq!(right, 20);
+}
+
+/// One that neither has the zone nor asks others, and one that does not know EDNS.
+#[test]
+fn a_resolver_that_cannot_answer_leaves_it_to_the_next() {
+    for (what, rcode, recursion) in [("lame", NOERROR, 0), ("without EDNS", FORMERR, 0x80)] {
+        let host = Host::new("nameserver 127.0.0.1\nnameserver 127.0.0.2\n");
+        let _first = Scripted::start(&host, "127.0.0.1", move |question| {
+            let mut message = answer(question, rcode, None);
+            message[3] = recursion | rcode;
+            Some((Duration::ZERO, message))
+        });
+        let _second = Scripted::start(&host, "127.0.0.2", |question| {
+            Some((Duration::ZERO, answer(question, NOERROR, Some([10, 1, 1, 1]))))
+        });
+        let net = Net::with(host, Daemon::builder(), 1500);
+        for edns in [None, Some(1232)] {
+            let message = ask_udp(&net.guest, GATEWAY_DNS, &question("some.example", A, edns));
+            assert_eq!((code(&message), count(&message)), (NOERROR, 1), "{what}, {edns:?}");
+        }
+    }
 }
 
 #[test]

@@ -46,6 +46,7 @@ pub(crate) const HTTPS: u16 = 65;
 pub(crate) const CAA: u16 = 257;
 
 pub(crate) const NOERROR: u8 = 0;
+pub(crate) const FORMERR: u8 = 1;
 pub(crate) const NXDOMAIN: u8 = 3;
 
 /// A DNS server in a namespace.

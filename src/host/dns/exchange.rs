@@ -60,11 +60,25 @@ pub(super) async fn ask(server: SocketAddr, question: &Question) -> io::Result<V
     Ok(answer)
 }
 
-/// Whether another server may know better.
+/// Whether another server may know better: of one that refuses, does not know EDNS (RFC 6891 7), or neither has the zone nor asks others (a
+/// lame delegation, RFC 1912 2.8), as libc's resolver has it.
 pub(super) fn is_refusal(answer: &[u8]) -> bool {
-    let refusals = [Rcode::ServFail, Rcode::NotImp, Rcode::Refused];
-    answer.get(3).is_some_and(|fourth| refusals.iter().any(|rcode| *rcode as u8 == fourth & 0x0f))
+    let refusals = [Rcode::FormErr, Rcode::ServFail, Rcode::NotImp, Rcode::Refused];
+    let [third, fourth, _, _, answers @ .., _, _, _, _] = answer.get(2..HEADER_LEN).unwrap_or_default()
+    else {
+        return false;
+    };
+    let is = |rcode: Rcode| rcode as u8 == fourth & 0x0f;
+    let is_lame = is(Rcode::NoError)
+        && answers == [0, 0]
+        && third & AUTHORITATIVE == 0
+        && fourth & RECURSION_AVAILABLE == 0;
+    is_lame || refusals.into_iter().any(is)
 }
+
+/// Of the third and the fourth byte (RFC 1035 4.1.1).
+const AUTHORITATIVE: u8 = 0x04;
+const RECURSION_AVAILABLE: u8 = 0x80;
 
 /// Whether records were left out (TC, RFC 1035 section 4.1.1).
 pub(super) fn is_truncated(answer: &[u8]) -> bool {
