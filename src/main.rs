@@ -28,6 +28,7 @@ const BAD_USAGE: u8 = 2;
 const NO_CARD: u8 = 3;
 
 fn main() -> ExitCode {
+    gvproxy::sys::prepare_signals();
     listen::claim();
     let argv: Vec<OsString> = std::env::args_os().collect();
     if argv.get(1).is_some_and(|word| word == docker_sock::WORD) {

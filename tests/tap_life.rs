@@ -105,6 +105,54 @@ fn an_interrupt_that_was_ignored_at_the_start_stays_so() {
     assert_eq!(left(&daemon), [""; 0]);
 }
 
+/// Signals that nobody means for it, and what a parent left of others.
+#[test]
+fn signals_neither_end_it_nor_find_it_deaf() {
+    let builder = Daemon::builder().through(["env", "--block-signal"]);
+    let mut daemon = builder.args(["-listen", "unix://{dir}/api"]).start();
+    for signal in [
+        Signal::USR1,
+        Signal::USR2,
+        Signal::ALARM,
+        Signal::VTALARM,
+        Signal::PROF,
+        Signal::IO,
+        Signal::POWER,
+        Signal::XCPU,
+        Signal::XFSZ,
+        Signal::TTOU,
+    ] {
+        daemon.signal(signal);
+        let stream = UnixStream::connect(daemon.dir().join("api"));
+        let stream = stream.unwrap_or_else(|error| panic!("it has ended by {signal:?}: {error}"));
+        assert_eq!(http::ask(stream, "GET", "/services/dhcp/leases", "").status, 200, "after {signal:?}");
+    }
+    assert!(daemon.terminate().success());
+    assert_eq!(left(&daemon), [""; 0]);
+}
+
+#[test]
+fn a_limit_of_file_sizes_ends_the_log_and_not_the_daemon() {
+    let builder = Daemon::builder().through(["prlimit", "--fsize=16384"]);
+    let mut daemon =
+        builder.args(["-listen", "unix://{dir}/api", "-debug", "-log-file", "{dir}/log"]).start();
+    let log = daemon.dir().join("log");
+    eventually("a log as long as it may be", Duration::from_secs(20), || {
+        let stream = UnixStream::connect(daemon.dir().join("api")).expect("it has ended");
+        let zone = format!(
+            r#"{{"Name": "testing.", "Records": [{{"Name": "{}", "IP": "192.168.127.9"}}]}}"#,
+            "x".repeat(60)
+        );
+        assert_eq!(http::ask(stream, "POST", "/services/dns/add", &zone).status, 200);
+        (std::fs::metadata(&log).unwrap().len() == 16384).then_some(())
+    });
+    for _ in 0..50 {
+        let stream = UnixStream::connect(daemon.dir().join("api")).expect("it has ended");
+        assert_eq!(http::ask(stream, "GET", "/services/dns/all", "").status, 200);
+    }
+    assert!(daemon.terminate().success());
+}
+
 #[test]
 fn ends_at_once_when_asked_to_in_the_middle_of_a_transfer() {
     let mut net = start(&["-pid-file", "{dir}/pid"]);

@@ -35,6 +35,7 @@ mod linux {
     const BAD_USAGE: u8 = 2;
 
     pub(super) fn main() -> ExitCode {
+        gvproxy::sys::prepare_signals();
         let argv: Vec<OsString> = std::env::args_os().collect();
         let raw = match parse(&argv) {
             Parsed::Run(raw) => raw,

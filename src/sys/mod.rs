@@ -14,6 +14,36 @@ use mio::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+/// Takes back what a parent may have left of signals that ends a daemon, or makes it deaf: none is blocked, and those that nobody means are
+/// ignored. A write beyond the limit of file sizes then fails (setrlimit(2)), as does not one of a background job to its terminal (termios(3)).
+///
+/// To be called before there are threads.
+pub fn prepare_signals() {
+    const IGNORED: [libc::c_int; 9] = [
+        libc::SIGXFSZ,
+        libc::SIGXCPU,
+        libc::SIGTTOU,
+        libc::SIGUSR1,
+        libc::SIGUSR2,
+        libc::SIGALRM,
+        libc::SIGVTALRM,
+        libc::SIGPROF,
+        libc::SIGIO,
+    ];
+    #[expect(unsafe_code, reason = "rustix leaves signal handlers to libc")]
+    // SAFETY: the set is initialized before it is used, and an ignored signal runs no code.
+    unsafe {
+        let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        libc::sigemptyset(none.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut());
+        for signal in IGNORED {
+            libc::signal(signal, libc::SIG_IGN);
+        }
+        #[cfg(target_os = "linux")]
+        libc::signal(libc::SIGPWR, libc::SIG_IGN);
+    }
+}
+
 /// Prepares the process: as many descriptors as the system allows, since each flow is one, and memory as it is used here.
 ///
 /// A refusal is no failure: the daemon then serves fewer flows, or slower.
