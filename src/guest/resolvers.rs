@@ -10,10 +10,15 @@ use std::net::Ipv4Addr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, symlink};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use crate::host::files;
 use crate::text::reason;
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// Bytes of one at most, and how long its file system may take.
+const MAX_LEN: u64 = 1 << 20;
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Where services such as systemd-resolved keep the file to which /etc/resolv.conf leads then.
 const OF_SERVICES: [&str; 2] = ["/run", "/var/run"];
 /// Where packages keep files for it, which are nobody's to change: systemd has one.
@@ -87,7 +92,7 @@ impl Resolvers {
                 return Ok(None);
             }
             Some(link) if !is_writable(path) => Before::Link(link),
-            _ => match fs::read(path) {
+            _ => match read(path) {
                 Ok(text) => parse(&text).map_or(Before::Text(text), |(_, before)| before),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Before::Nothing,
                 Err(error) => return Err(error),
@@ -114,7 +119,7 @@ impl Resolvers {
 
 impl Drop for Resolvers {
     fn drop(&mut self) {
-        let result = match fs::read(&self.path) {
+        let result = match read(&self.path) {
             Ok(text) if text == self.written => put_back(&self.path, &self.before),
             // Somebody has written it since.
             Ok(_) => Ok(()),
@@ -128,7 +133,7 @@ fn recover(path: &Path, is_alive: impl Fn(&str) -> bool) {
     if path.is_symlink() && is_of_service(path) {
         return;
     }
-    if let Some((interface, before)) = fs::read(path).ok().as_deref().and_then(parse)
+    if let Some((interface, before)) = read(path).ok().as_deref().and_then(parse)
         && !is_alive(&interface)
     {
         tracing::info!(path = %path.display(), interface, "puts back the resolvers that one that was killed has replaced");
@@ -249,6 +254,11 @@ fn parse(text: &[u8]) -> Option<(String, Before)> {
     }
     let interface = String::from_utf8(interface.to_vec()).ok()?;
     Some((interface, special.unwrap_or(Before::Text(old))))
+}
+
+/// What stands there, unless it is no file or does not answer: nobody waits for a FIFO, or for a file system that has gone.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    files::read_within(path, MAX_LEN, PATIENCE)
 }
 
 #[cfg(test)]
