@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 
+use super::uninterrupted;
+
 /// An answer, or what came instead of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
@@ -93,7 +95,7 @@ pub(crate) fn ask_and_keep(mut stream: impl Read + Write, method: &str, path: &s
         if answer.status != 0 && answer.header("content-length").parse() == Ok(answer.body.len()) {
             return answer;
         }
-        match stream.read(&mut part) {
+        match uninterrupted(|| stream.read(&mut part)) {
             Ok(len @ 1..) => received.extend_from_slice(&part[..len]),
             Ok(_) => return answer,
             Err(error) if error.kind() == ErrorKind::ConnectionReset => return answer,
