@@ -88,7 +88,8 @@ pub(crate) fn impatient(stream: TcpStream) -> TcpStream {
 #[track_caller]
 pub(crate) fn accept(listener: &TcpListener) -> TcpStream {
     listener.set_nonblocking(true).unwrap();
-    let accepted = super::eventually("a connection", Duration::from_secs(10), || listener.accept().ok());
+    // A daemon that was refused several times comes again after half a minute.
+    let accepted = super::eventually("a connection", Duration::from_secs(40), || listener.accept().ok());
     accepted.0.set_nonblocking(false).unwrap();
     impatient(accepted.0)
 }
