@@ -303,15 +303,22 @@ mod ours {
         drop(half);
     }
 
-    #[test]
-    fn one_guest_keeps_no_other_out_of_the_gateway() {
+    /// Two guests of one daemon, on a host.
+    #[track_caller]
+    fn two_guests() -> (Host, Daemon, [Guest; 2]) {
         let host = Host::new("nameserver 127.0.0.1\n");
         let daemon = served().args(["-keep-running"]).binary(OURS).through(host.prefix()).start();
-        let [greedy, other] = ["5a:94:ef:00:00:01", "5a:94:ef:00:00:02"].map(|mac| {
+        let guests = ["5a:94:ef:00:00:01", "5a:94:ef:00:00:02"].map(|mac| {
             let guest = Guest::start(plug(&daemon), mac, 1500);
             guest.dhcp();
             guest
         });
+        (host, daemon, guests)
+    }
+
+    #[test]
+    fn one_guest_keeps_no_other_out_of_the_gateway() {
+        let (_host, _daemon, [greedy, other]) = two_guests();
         let gateway = SocketAddr::from((GATEWAY, 80));
         let held: Vec<_> = (0..1030).map(|_| greedy.connect(gateway)).collect();
         let stream = other.connect(gateway).unwrap();
@@ -329,13 +336,7 @@ mod ours {
     /// A connection that is told to close may end its request, for 2 s.
     #[test]
     fn one_guests_endless_requests_keep_no_other_out_of_the_gateway() {
-        let host = Host::new("nameserver 127.0.0.1\n");
-        let daemon = served().args(["-keep-running"]).binary(OURS).through(host.prefix()).start();
-        let [greedy, other] = ["5a:94:ef:00:00:01", "5a:94:ef:00:00:02"].map(|mac| {
-            let guest = Guest::start(plug(&daemon), mac, 1500);
-            guest.dhcp();
-            guest
-        });
+        let (_host, _daemon, [greedy, other]) = two_guests();
         let gateway = SocketAddr::from((GATEWAY, 80));
         let half = || {
             let mut stream = greedy.connect(gateway).unwrap();
