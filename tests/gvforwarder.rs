@@ -370,7 +370,7 @@ fn a_persistent_tap_is_as_before_after_a_kill_and_an_end() {
         ns.run(["ip", "addr", "add", "192.0.2.2/24", "dev", "tap0"]);
         before = ns.run(["ip", "-4", "-o", "addr", "show", "tap0"]);
     });
-    for host_is_there in [true, false] {
+    for (round, host_is_there) in [true, false].into_iter().enumerate() {
         forwarder.wait_for_lease();
         let during = state(&forwarder);
         assert!(during.contains(r#""5a:94:ef:e4:0c:ee" 4000 "gvforwarder "#), "{during}");
@@ -378,6 +378,11 @@ fn a_persistent_tap_is_as_before_after_a_kill_and_an_end() {
             peer.take().unwrap().kill();
         }
         forwarder.restart(&["-url", &url]);
+        // What the killed one has left looks like a lease.
+        eventually("the new one's work", PATIENCE, || {
+            let done = forwarder.stderr().matches("puts back what one that was killed").count();
+            (done > round).then_some(())
+        });
         match host_is_there {
             true => forwarder.wait_for_lease(),
             false => forwarder.wait_for("the address to go", &["-4", "-o", "addr", "show", "tap0"], &before),
