@@ -24,7 +24,7 @@ test: ## everything: lint, unit tests, network namespaces, a real VM
 	@tests/install.sh test
 	@tests/guest/build.sh
 	@$(MAKE) --no-print-directory lint
-	cargo test --workspace --profile $(PROFILE)
+	cargo test --workspace --profile $(PROFILE) --no-fail-fast
 	@benches/netstack/instructions.sh
 
 ways: ## podman's API by every way into a VM, and an image of 2 GiB loaded by each (ARCHIVE_MB=64, WAYS="ssh hybrid" for less)
