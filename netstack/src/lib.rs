@@ -323,7 +323,8 @@ impl Stack {
         Ok(flow)
     }
 
-    /// The driver is done with the flow: what is owed to the guest is still sent. With `abort` that is a RST.
+    /// The driver is done with the flow: what is owed to the guest is still sent. With `abort` that is a RST; else what close(2) does: a
+    /// FIN, and a RST for whatever the guest goes on to send, or when it does not end within a minute (Linux's `tcp_fin_timeout`).
     pub fn tcp_release(&mut self, flow: FlowId, abort: bool) {
         self.tcp.release(flow, abort);
     }

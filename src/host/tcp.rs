@@ -19,7 +19,7 @@ pub(crate) enum Outcome {
     Going,
     /// The descriptor has failed, but what it received before has not all been read.
     Failing,
-    /// Both halves are closed on this side.
+    /// Both halves are closed on this side: in order, or as the peer has left, and all it sent has been read.
     Done,
     /// The descriptor failed, as by a reset, and everything it received before has been read.
     Failed,
@@ -42,6 +42,8 @@ pub(crate) struct Relay {
     /// write has been told it, the end.
     failed: bool,
     told: bool,
+    /// The peer has closed both ways, as TCP's cannot tell: what the guest sends reaches nobody.
+    left: bool,
     /// It has been read as far as that.
     cut: bool,
     /// Nothing can be written any more. What the guest sends is read in vain, so that it gets on with reading.
@@ -68,6 +70,7 @@ impl Relay {
             shut: false,
             failed: false,
             told: false,
+            left: false,
             cut: false,
             lost: false,
         })
@@ -89,6 +92,7 @@ impl Relay {
         self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
         self.more_behind |= event.is_read_closed() || event.is_error() || event.is_priority();
         self.failed |= event.is_error();
+        self.left |= event.is_write_closed() && !event.is_error();
     }
 
     /// Whether the connection that was started is there, after `event`: `Ok(false)` means not yet.
@@ -110,8 +114,12 @@ impl Relay {
         if self.watch_room(registry).is_err() || self.cut || flow.finished() && (self.failed || self.lost) {
             return Outcome::Failed;
         }
+        let left = self.left && !self.shut;
+        if left {
+            flow.leave();
+        }
         match self.failed {
-            _ if self.shut && flow.finished() => Outcome::Done,
+            _ if (self.shut || left) && flow.finished() => Outcome::Done,
             true => Outcome::Failing,
             false => Outcome::Going,
         }

@@ -40,6 +40,8 @@ const IDLE: Duration = Duration::from_millis(200);
 const POOL_BYTES: usize = 4096;
 /// How long a guest may take for what was sent to it before a reset.
 const RESET_LIMIT: Duration = Duration::from_secs(60);
+/// How long it may take to close its half when the other end has left.
+const FIN_LIMIT: Duration = Duration::from_secs(60);
 /// A reset behind data that is acknowledged waits for this long: a guest's program that is still in connect(2) then would lose the data.
 const RESET_PAUSE: Duration = Duration::from_millis(10);
 /// A connection that the driver dials is given up after this long.
@@ -78,6 +80,14 @@ pub(super) enum Reset {
     Waiting(Instant),
     /// Everything is acknowledged, and it is sent then.
     Settled(Instant),
+}
+
+/// Until when a guest may take some of the bytes that it has `left` to acknowledge, or close its half if it has everything, where nobody is
+/// left to hear it.
+#[derive(Clone, Copy, Debug)]
+struct Orphan {
+    until: Instant,
+    left: Option<usize>,
 }
 
 /// Where the flow's state is kept.
@@ -148,6 +158,8 @@ pub struct Flow {
     closed_before: bool,
     /// How far the guest's RST is, where the other end was reset.
     pub(super) reset: Reset,
+    /// The other end has left.
+    orphan: Option<Orphan>,
     /// When it came to TIME-WAIT.
     time_wait: Option<Instant>,
 }
@@ -181,6 +193,7 @@ impl Flow {
             cut_off: false,
             closed_before: false,
             reset: Reset::No,
+            orphan: None,
             time_wait: None,
         }
     }
@@ -394,6 +407,26 @@ impl Flow {
         }
     }
 
+    /// The other end has left, and hears nothing of what the guest sends; it may still have something to deliver to it. The flow is
+    /// [`Phase::Aborted`] when the guest has everything and does not close its half within a minute (Linux's `tcp_fin_timeout`), or takes
+    /// nothing more for a quarter of an hour.
+    pub fn leave(&mut self) {
+        self.orphan.get_or_insert(Orphan { until: Instant::ZERO, left: Some(usize::MAX) });
+    }
+
+    /// When the patience with a guest ends whose other end has left.
+    pub(super) fn patience(&mut self, now: Instant) -> Option<Instant> {
+        let orphan = self.orphan.filter(|_| self.phase() == Phase::Open)?;
+        let socket = self.socket()?;
+        let left = (socket.state() != State::FinWait2).then(|| socket.send_queue());
+        if left == orphan.left {
+            return Some(orphan.until);
+        }
+        let until = now + if left.is_none() { FIN_LIMIT } else { GIVE_UP };
+        self.orphan = Some(Orphan { until, left });
+        Some(until)
+    }
+
     /// Ends the flow of a guest that nothing reaches any more.
     pub(super) fn cut_off(&mut self) {
         match self.stage {
@@ -412,6 +445,9 @@ impl Flow {
     /// Ends a flow that is to be reset, once the guest has acknowledged everything; what it sends meanwhile is for nobody, and is taken so
     /// that it gets on with reading. Until then, it is when to look again.
     pub(super) fn reset_when_settled(&mut self, now: Instant) -> Option<Instant> {
+        if self.released && self.orphan.is_some() && self.can_recv() && matches!(self.reset, Reset::No) {
+            self.reset = Reset::Asked;
+        }
         let at = match self.reset {
             Reset::No => return None,
             Reset::Asked => now + RESET_LIMIT,

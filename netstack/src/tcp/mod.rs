@@ -565,6 +565,11 @@ impl Table {
         if let Some(budget) = self.budgets.get_mut(&flow.route.port) {
             budget.window.share(&mut flow.window, now);
         }
+        let patience = flow.patience(now);
+        if patience.is_some_and(|until| until <= now) {
+            flow.abort();
+            return self.mark_ready(id);
+        }
         let reset_at = flow.reset_when_settled(now);
         let mtu = flow.window.packet();
         if !flow.recovery.is_idle() {
@@ -623,7 +628,7 @@ impl Table {
             flow.progress = None;
         }
         flow.note_sending(now);
-        if let Some(at) = reset_at {
+        if let Some(at) = reset_at.or(patience) {
             self.timers.arm(id, at, &mut flow.armed);
         }
         if let Some(at) = flow.idle_at() {
@@ -670,12 +675,18 @@ impl Table {
         }
     }
 
-    /// The driver is done with the flow. What is queued is still sent, and a FIN or RST that is owed behind it.
+    /// The driver is done with the flow. What is queued is still sent, and a FIN or RST that is owed behind it; what the guest goes on to
+    /// send, or does not end within a minute, is answered with a RST.
     pub(crate) fn release(&mut self, id: FlowId, abort: bool) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         flow.released = true;
-        if abort {
-            flow.reset = Reset::Asked;
+        match abort {
+            true => flow.reset = Reset::Asked,
+            false if flow.phase() == Phase::Open && !(flow.finished() && flow.recv_finished()) => {
+                flow.finish();
+                flow.leave();
+            }
+            false => {}
         }
         self.mark_ready(id);
     }

@@ -116,6 +116,84 @@ fn a_guest_that_does_not_read_delays_a_reset_for_a_minute_at_most() {
     assert_eq!(sim.guest(port).state(connection), State::Closed);
 }
 
+/// A host's end with all of its bytes in the ring, whose program then leaves.
+fn leaves_after(sim: &mut Sim, bytes: usize) {
+    sim.run_until("the host has sent all", SECOND * 5, |sim| {
+        sim.hosts.values().any(|host| host.end.sent == bytes)
+    });
+    let flow = sim.host_flows()[0];
+    sim.leave(flow);
+}
+
+#[test]
+fn what_is_left_of_a_host_that_left_ends_in_a_minute() {
+    for quality in [Quality::CLEAN, Quality::CLEAN.delay(Duration::from_millis(30)), Quality::CLEAN.loss(50)]
+    {
+        let mut sim = Sim::new(333);
+        let port = sim.plug(quality);
+        sim.serve = Box::new(|_| End::open(pattern(2, 200_000)));
+        let connection = sim.guest(port).connect(outside(80), End::open(Vec::new()));
+        leaves_after(&mut sim, 200_000);
+        sim.run_for(SECOND * 58);
+        let end = sim.guest(port).end(connection);
+        assert!(end.got == pattern(2, 200_000) && end.eof && !end.reset, "{} bytes", end.got.len());
+        assert_eq!(sim.stack.flows().0, 1, "the guest may still close its half");
+        sim.run_for(SECOND * 12);
+        assert_eq!(sim.stack.flows(), (0, 0));
+        assert_eq!(sim.guest(port).state(connection), State::Closed);
+    }
+}
+
+#[test]
+fn a_guest_that_ends_after_a_host_that_left_ends_in_order() {
+    let mut sim = Sim::new(334);
+    let port = sim.plug(Quality::CLEAN);
+    sim.serve = Box::new(|_| End::open(pattern(2, 1000)));
+    let connection = sim.guest(port).connect(outside(80), End::open(Vec::new()));
+    leaves_after(&mut sim, 1000);
+    sim.run_for(SECOND * 30);
+    sim.guest(port).end(connection).closes = true;
+    sim.run_until("the flow is gone", SECOND, |sim| sim.stack.flows() == (0, 0));
+    assert!(!sim.guest(port).end(connection).reset);
+}
+
+#[test]
+fn what_a_guest_tells_a_host_that_left_is_reset() {
+    let mut sim = Sim::new(335);
+    let port = sim.plug(Quality::CLEAN.delay(Duration::from_millis(10)));
+    sim.serve = Box::new(|_| End::open(pattern(2, 200_000)));
+    let connection = sim.guest(port).connect(outside(80), End::open(Vec::new()));
+    leaves_after(&mut sim, 200_000);
+    // It speaks before it has heard everything, and hears the rest.
+    sim.guest(port).end(connection).out = pattern(1, 100);
+    sim.run_until("the flow is gone", SECOND * 2, |sim| sim.stack.flows() == (0, 0));
+    sim.settle();
+    let end = sim.guest(port).end(connection);
+    assert!(end.got == pattern(2, 200_000) && end.eof, "{} bytes", end.got.len());
+    assert_eq!(sim.guest(port).state(connection), State::Closed, "by the reset: its half was open");
+}
+
+#[test]
+fn a_guest_that_takes_nothing_keeps_what_a_host_left_for_a_while() {
+    let mut sim = Sim::new(336);
+    let port = sim.plug(Quality::CLEAN);
+    sim.guest(port).ring = 8 << 10;
+    sim.serve = Box::new(|_| End::open(pattern(2, 40_000)));
+    let connection = sim.guest(port).connect(outside(80), End::open(Vec::new()).stalled());
+    leaves_after(&mut sim, 40_000);
+    sim.run_for(SECOND * 800);
+    // It begins to take something, and has its time anew.
+    let took = sim.guest(port).end(connection).got.len();
+    sim.guest(port).end(connection).reads = true;
+    sim.run_until("more", SECOND, |sim| sim.guest(port).end(connection).got.len() > took);
+    sim.guest(port).end(connection).reads = false;
+    sim.run_for(SECOND * 800);
+    assert_eq!(sim.stack.flows().0, 1);
+    sim.run_for(SECOND * 110);
+    assert_eq!(sim.stack.flows(), (0, 0));
+    assert_eq!(sim.guest(port).state(connection), State::Closed);
+}
+
 #[test]
 fn what_the_guest_sent_before_its_reset_or_its_end_is_delivered() {
     for (flags, unplugged) in [(ACK, false), (ACK | FIN, false), (ACK, true), (ACK | FIN, true)] {

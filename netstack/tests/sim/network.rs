@@ -326,6 +326,12 @@ impl Sim {
         self.stack.mark_ready(flow);
     }
 
+    /// The host's program has closed its end, and left.
+    pub(crate) fn leave(&mut self, flow: FlowId) {
+        self.stack.tcp_release(flow, false);
+        self.host(flow).outcome = Some(Outcome::Dropped);
+    }
+
     /// The host's program is gone: RST to the guest.
     pub(crate) fn abort(&mut self, flow: FlowId) {
         self.stack.tcp_release(flow, true);
