@@ -33,6 +33,8 @@ use way::{State, Way};
 /// How often it is looked whether a peer has taken what a reset, or a close, would take away from it; and for how long.
 const LOOK: Duration = Duration::from_millis(20);
 const SETTLE: Duration = Duration::from_secs(60);
+/// How long an end may take nothing of what another has sent that has left.
+const PATIENCE: Duration = Duration::from_secs(900);
 
 /// Everything that is relayed with the same pipes.
 #[derive(Debug)]
@@ -192,8 +194,35 @@ struct Relay<'a> {
     ends: [End; 2],
     /// Each from the end of the same index to the other.
     ways: [Way<'a>; 2],
+    /// An end has left, and the other does not take what it had sent.
+    left: Option<Left>,
     /// Both ways are over; what was delivered is still to be taken.
     settling: Option<Settling>,
+}
+
+/// Ends both ways where the sender of the first has left, and nobody takes what it sent before.
+fn forget_left(
+    left: &mut Option<Left>,
+    context: &mut Context<'_>,
+    ways: [&mut Way<'_>; 2],
+    sender: &mut End,
+) {
+    let [way, other] = ways;
+    if way.is_blocked()
+        && !other.holds_any()
+        && sender.poll_hung_up(context)
+        && left.get_or_insert_with(|| Left::new(way.moved)).poll(context, way.moved).is_ready()
+    {
+        way.lose();
+        other.lose();
+    }
+}
+
+/// The patience with who takes nothing, anew with each byte that it takes.
+#[derive(Debug)]
+struct Left {
+    until: Pin<Box<Sleep>>,
+    moved: u64,
 }
 
 /// How long until it is looked again whether an end has settled, and until that is given up.
@@ -207,11 +236,11 @@ impl<'a> Relay<'a> {
     fn new(relays: &'a Relays, first: OwnedFd, second: OwnedFd) -> io::Result<Self> {
         let ends = [End::new(first)?, End::new(second)?];
         relays.counters.open.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { relays, ends, ways: [Way::default(), Way::default()], settling: None })
+        Ok(Self { relays, ends, ways: [Way::default(), Way::default()], left: None, settling: None })
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let Self { relays, ends: [first, second], ways: [forth, back], .. } = self;
+        let Self { relays, ends: [first, second], ways: [forth, back], left, .. } = self;
         forth.advance(context, relays, first, second);
         back.advance(context, relays, second, first);
         if back.state == State::Done && forth.is_idle() && second.poll_hung_up(context) {
@@ -220,6 +249,8 @@ impl<'a> Relay<'a> {
         if forth.state == State::Done && back.is_idle() && first.poll_hung_up(context) {
             back.lose();
         }
+        forget_left(left, context, [&mut *forth, &mut *back], first);
+        forget_left(left, context, [back, forth], second);
         // The end of what a failed end sent is a reset, which ends the other way too.
         let resets = [
             back.state == State::Done && second.failed.is_some(),
@@ -248,6 +279,19 @@ impl<'a> Relay<'a> {
         let [first, second] = &mut self.ends;
         let error = first.failed.take().or_else(|| second.failed.take());
         Ended { forth: self.ways[0].moved, back: self.ways[1].moved, error }
+    }
+}
+
+impl Left {
+    fn new(moved: u64) -> Self {
+        Self { until: Box::pin(sleep_until(Instant::now() + PATIENCE)), moved }
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>, moved: u64) -> Poll<()> {
+        if moved != self.moved {
+            *self = Self::new(moved);
+        }
+        self.until.as_mut().poll(context)
     }
 }
 

@@ -2,9 +2,12 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::pin::pin;
 use std::sync::Arc;
 use std::thread::{JoinHandle, spawn};
 use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
 
 use super::*;
 
@@ -293,6 +296,39 @@ fn a_slow_reader_gets_all_that_was_sent_before_the_end() {
     }
 }
 
+/// Both kinds of receivers, one of which takes a little at times.
+#[tokio::test(start_paused = true)]
+async fn what_a_sender_left_behind_waits_for_a_while() {
+    const STEP: Duration = Duration::from_secs(800);
+    for (mut peer, end) in [unix(), tcp()] {
+        match &peer {
+            Peer::Unix(stream) => stream.set_nonblocking(true).unwrap(),
+            Peer::Tcp(stream) => stream.set_nonblocking(true).unwrap(),
+        }
+        // So that it takes only a part each time.
+        SockRef::from(&end).set_send_buffer_size(8 << 10).unwrap();
+        let relays = Relays::default();
+        let (Peer::Unix(mut client), first) = unix() else { unreachable!() };
+        client.set_nonblocking(true).unwrap();
+        let mut relay = pin!(relays.carry(first, end));
+        // It writes until nothing goes on any more.
+        while timeout(Duration::from_millis(50), &mut relay).await.is_err() {
+            if client.write(&[7; 64 << 10]).is_err() {
+                break;
+            }
+        }
+        assert!(timeout(STEP, &mut relay).await.is_err(), "it is still there");
+        drop(client);
+        for _ in 0..3 {
+            assert!(timeout(STEP, &mut relay).await.is_err(), "the receiver takes some");
+            while peer.read(&mut [0; 64 << 10]).is_ok() {}
+        }
+        let ended = timeout(STEP * 2, &mut relay).await.expect("the receiver takes nothing");
+        assert!(ended.forth > 0 && ended.error.is_none(), "{ended:?}");
+        assert_at_rest(&relays);
+    }
+}
+
 #[test]
 fn a_sender_to_nobody_is_told() {
     let relays = Arc::new(Relays::default());
@@ -441,7 +477,7 @@ fn an_idle_relay_holds_no_pipe_and_a_dropped_one_nothing() {
     one.write_all(&pattern(100, 7)).unwrap();
     runtime.block_on(async {
         let carried = relays.carry(first, second);
-        assert!(tokio::time::timeout(Duration::from_millis(20), carried).await.is_err());
+        assert!(timeout(Duration::from_millis(20), carried).await.is_err());
     });
     assert_at_rest(&relays);
     let (got, end) = other.read_all();

@@ -119,6 +119,16 @@ impl<'a> Way<'a> {
         self.state == State::Open && self.held.is_empty()
     }
 
+    /// Whether something is on its way.
+    pub(super) fn holds_any(&mut self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Whether that is because the receiver takes nothing.
+    pub(super) fn is_blocked(&mut self) -> bool {
+        self.blocked && self.holds_any()
+    }
+
     /// The receiver is gone.
     pub(super) fn lose(&mut self) {
         (self.state, self.held) = (State::Lost, Held::Nothing);
