@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use gvproxy::ssh::{OpenError, Target, Tunnel};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sshd::{PATIENCE, Pattern, Sshd, run, sum, text};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -271,6 +272,33 @@ async fn a_client_that_leaves_ends_its_channel_only() {
     let _client = forward.connect().await;
     soon("the next client", guest.accept()).await.unwrap();
     assert_eq!(sshd.dials.load(Ordering::Relaxed), 1);
+}
+
+/// Whether it had closed its half before or not, and though the service says nothing at all.
+#[tokio::test]
+async fn a_silent_service_is_told_that_its_client_left() {
+    let sshd = Sshd::new().await;
+    let guest = tokio::net::UnixListener::bind(sshd.path("watch.sock")).unwrap();
+    let forward = sshd.forward_to("watch.sock", "id");
+    for half_first in [false, true] {
+        let mut client = forward.connect().await;
+        client.write_all(b"ping").await.unwrap();
+        let (mut service, _) = soon("the guest's side", guest.accept()).await.unwrap();
+        let mut request = Vec::new();
+        if half_first {
+            client.shutdown().await.unwrap();
+            soon("the request", service.read_to_end(&mut request)).await.unwrap();
+        }
+        drop(client);
+        soon("the request", service.read_to_end(&mut request)).await.unwrap();
+        assert_eq!(request, b"ping");
+        eventually("the guest's noticing", || {
+            let polled = &mut [PollFd::new(&service, PollFlags::OUT)];
+            poll(polled, Some(&Timespec::default())).unwrap();
+            polled[0].revents().contains(PollFlags::HUP)
+        })
+        .await;
+    }
 }
 
 #[tokio::test]

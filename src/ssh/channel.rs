@@ -7,18 +7,23 @@ use std::os::fd::AsFd as _;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use russh::client::Msg;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use rustix::io::writev;
+use rustix::net::{Shutdown, shutdown};
+use tokio::io::Interest;
 use tokio::net::UnixStream;
-use tokio::net::unix::{ReadHalf, WriteHalf};
+use tokio::time::sleep;
 
 use super::chunk::Chunks;
 use super::tunnel::Lease;
 use crate::relay::settle;
 
+/// How long a guest may take nothing of what a client has sent that has left.
+const PATIENCE: Duration = Duration::from_secs(900);
 /// Packets written to the client at once.
 const BATCH: usize = 16;
 
@@ -45,17 +50,17 @@ impl Channel {
     ///
     /// # Errors
     /// The client's socket failed; the channel is closed then, as it is at any other end.
-    pub async fn relay(self, mut client: UnixStream) -> io::Result<()> {
+    pub async fn relay(self, client: UnixStream) -> io::Result<()> {
         let Self { channel, lease } = self;
         let (mut from_guest, to_guest) = channel.split();
-        let (mut from_client, mut to_client) = client.split();
 
         // What the client has still to say is for the guest, also when it takes nothing any more.
         let (sending, lost) = (AtomicBool::new(true), AtomicBool::new(false));
+        let sent = AtomicUsize::new(0);
         let result = {
-            let mut up = pin!(client_to_guest(&mut from_client, &to_guest, &lease.connection().chunks));
+            let mut up = pin!(client_to_guest(&client, &to_guest, &lease.connection().chunks, &sent));
             let mut down = pin!(async {
-                let end = guest_to_client(&mut from_guest, &mut to_client, &lease.connection().lagging).await;
+                let end = guest_to_client(&mut from_guest, &client, &lease.connection().lagging).await;
                 if end.is_err() && sending.load(Ordering::Relaxed) {
                     lost.store(true, Ordering::Relaxed);
                     while !matches!(from_guest.wait().await, Some(ChannelMsg::Close) | None) {}
@@ -63,6 +68,8 @@ impl Channel {
                 end
             });
             let mut alive = pin!(lease.connection().keep_alive());
+            let mut leaves = pin!(hung_up(&client));
+            let (mut left, mut stands_still) = (false, pin!(stands_still(&sent)));
             loop {
                 tokio::select! {
                     result = &mut down => match result {
@@ -71,11 +78,15 @@ impl Channel {
                         Err(error) => break Some(Err(error)),
                     },
                     result = &mut up, if sending.load(Ordering::Relaxed) => match result {
-                        Ok(Client::HalfClosed) if lost.load(Ordering::Relaxed) => break Some(Ok(())),
-                        Ok(Client::HalfClosed) => sending.store(false, Ordering::Relaxed),
-                        Ok(Client::Gone) => break Some(Ok(())),
+                        Ok(()) if left || lost.load(Ordering::Relaxed) => break Some(Ok(())),
+                        Ok(()) => sending.store(false, Ordering::Relaxed),
                         Err(error) => break Some(Err(error)),
                     },
+                    () = &mut leaves, if !left => match sending.load(Ordering::Relaxed) {
+                        true => left = true,
+                        false => break Some(Ok(())),
+                    },
+                    () = &mut stands_still, if left => break Some(Ok(())),
                     () = &mut alive => return Ok(()),
                 }
             }
@@ -98,38 +109,55 @@ async fn abort(from_guest: ChannelReadHalf, to_guest: &ChannelWriteHalf<Msg>, le
     let _ = to_guest.close().await;
 }
 
-/// How a client ended its side.
-enum Client {
-    /// It still reads.
-    HalfClosed,
-    /// It closed both ways.
-    Gone,
+/// Waits until the client has closed both ways. It takes the note of there being room from the runtime: whoever writes tries first.
+async fn hung_up(client: &UnixStream) {
+    while client.ready(Interest::WRITABLE).await.is_ok_and(|ready| !ready.is_write_closed()) {
+        let _ = client.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+    }
 }
 
+/// Waits until the guest has taken nothing for long.
+async fn stands_still(sent: &AtomicUsize) {
+    loop {
+        let before = sent.load(Ordering::Relaxed);
+        sleep(PATIENCE).await;
+        if sent.load(Ordering::Relaxed) == before {
+            return;
+        }
+    }
+}
+
+/// Carries what the client sends, and the end of that.
 async fn client_to_guest(
-    client: &mut ReadHalf<'_>,
+    client: &UnixStream,
     guest: &ChannelWriteHalf<Msg>,
     chunks: &Chunks,
-) -> io::Result<Client> {
+    sent: &AtomicUsize,
+) -> io::Result<()> {
     loop {
         // The buffer is taken when there is something for it: an idle client holds none.
-        let ready = client.ready(Interest::READABLE).await?;
+        client.ready(Interest::READABLE).await?;
         let mut chunk = chunks.take();
-        if client.read_buf(&mut chunk.bytes).await? == 0 {
-            let _ = guest.eof().await;
-            let gone = ready.is_write_closed();
-            return Ok(if gone { Client::Gone } else { Client::HalfClosed });
+        match client.try_read_buf(&mut chunk.bytes) {
+            Ok(1..) => {}
+            Ok(0) => {
+                let _ = guest.eof().await;
+                return Ok(());
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(error),
         }
         // Waits for the guest's window. It fails when the connection has ended, which the other direction reports.
         if guest.data_bytes(Bytes::from_owner(chunk)).await.is_err() {
-            return Ok(Client::HalfClosed);
+            return Ok(());
         }
+        sent.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 async fn guest_to_client(
     guest: &mut ChannelReadHalf,
-    client: &mut WriteHalf<'_>,
+    client: &UnixStream,
     lagging: &AtomicUsize,
 ) -> io::Result<()> {
     let mut batch: Vec<Bytes> = Vec::new();
@@ -156,7 +184,7 @@ async fn guest_to_client(
         match end {
             None => {}
             // One that is gone needs no telling; what it sent before is read.
-            Some(End::Eof) => drop(client.shutdown().await),
+            Some(End::Eof) => drop(shutdown(client, Shutdown::Write)),
             Some(End::Close) => return Ok(()),
         }
     }
@@ -173,12 +201,20 @@ fn try_wait(guest: &mut ChannelReadHalf) -> Poll<Option<ChannelMsg>> {
 }
 
 /// Writes `batch` and empties it; counts the client as lagging for as long as it does not take what there is.
-async fn write_all(client: &WriteHalf<'_>, batch: &mut Vec<Bytes>, lagging: &AtomicUsize) -> io::Result<()> {
+async fn write_all(client: &UnixStream, batch: &mut Vec<Bytes>, lagging: &AtomicUsize) -> io::Result<()> {
     let mut first = 0;
     let mut lag = None;
     while first < batch.len() {
         let slices: Vec<IoSlice<'_>> = batch[first..].iter().map(|data| IoSlice::new(data)).collect();
-        match client.try_write_vectored(&slices) {
+        let write = || writev(client, &slices).map_err(io::Error::from);
+        let written = match write() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                lag.get_or_insert_with(|| Lagging::new(lagging));
+                client.async_io(Interest::WRITABLE, write).await
+            }
+            written => written,
+        };
+        match written {
             Ok(mut written) => {
                 while let Some(data) = batch.get_mut(first).filter(|data| data.len() <= written) {
                     written -= data.len();
@@ -189,10 +225,7 @@ async fn write_all(client: &WriteHalf<'_>, batch: &mut Vec<Bytes>, lagging: &Ato
                     data.advance(written);
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                lag.get_or_insert_with(|| Lagging::new(lagging));
-                client.writable().await?;
-            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
