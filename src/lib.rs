@@ -20,6 +20,7 @@ pub mod logging;
 pub mod notify;
 pub mod pcap;
 pub mod pidfile;
+pub mod places;
 pub mod relay;
 pub mod reverse;
 pub mod ssh;

@@ -621,3 +621,82 @@ fn more_clients_of_a_guest_than_descriptors() {
     });
     assert_served_in_turns(&rig, LIMIT);
 }
+
+/// A daemon with two sockets, of a service in a guest that hangs and of an echo beside it.
+struct Beside {
+    daemon: Daemon,
+    hung: TcpListener,
+    /// Of the host, to either.
+    sockets: [SockAddr; 2],
+    _guest: Guest,
+    _dir: tempfile::TempDir,
+}
+
+impl Beside {
+    fn start() -> Self {
+        raise_descriptor_limit();
+        let dir = tempfile::Builder::new().prefix("gv").tempdir_in("/tmp").unwrap();
+        let paths = ["hung", "echo"].map(|name| dir.path().join(name).display().to_string());
+        let [hung, echoes] = [7000, 7001].map(|port| SocketAddr::from(([192, 168, 127, 2], port)));
+        let daemon = Daemon::builder()
+            .descriptors(256)
+            .args(["-forward-sock", &paths[0], "-forward-dest", &format!("tcp://{hung}")])
+            .args(["-forward-sock", &paths[1], "-forward-dest", &format!("tcp://{echoes}")])
+            .start();
+        let guest = Guest::start(plug(&daemon), guest::MAC, 1500);
+        guest.dhcp();
+        let (hung, listener) = (guest.listen(hung), guest.listen(echoes));
+        spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                spawn(move || echo(OwnedFd::from(stream).into()));
+            }
+        });
+        let beside = Self { daemon, hung, sockets: paths.map(at), _guest: guest, _dir: dir };
+        beside.assert_echo("at first");
+        beside
+    }
+
+    #[track_caller]
+    fn assert_echo(&self, when: &str) {
+        let got = exchange(&connect(&self.sockets[1]).unwrap(), b"hello");
+        assert_eq!(got.unwrap_or_else(|error| panic!("{when}: {error}")), b"hello", "{when}");
+    }
+}
+
+/// As of programs that poll with a limit of their own.
+#[test]
+fn clients_that_left_keep_no_place() {
+    const POLLS: u32 = 400;
+    let beside = Beside::start();
+    let before = beside.daemon.fds();
+    for number in 0..POLLS {
+        let client = connect(&beside.sockets[0]).unwrap();
+        (&client).write_all(&number.to_be_bytes()).unwrap();
+        if number % 2 == 1 {
+            client.shutdown(Shutdown::Write).unwrap();
+        }
+    }
+    eventually("descriptors are back", PATIENCE, || (beside.daemon.fds() <= before + KEPT).then_some(()));
+    beside.assert_echo("while the other hangs");
+    // The service gets all of them when it goes on, and the end of each.
+    let mut seen: Vec<u32> = (0..POLLS)
+        .map(|_| {
+            let (mut stream, mut bytes) = (beside.hung.accept().unwrap().0, Vec::new());
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.read_to_end(&mut bytes).unwrap();
+            u32::from_be_bytes(bytes.try_into().unwrap())
+        })
+        .collect();
+    seen.sort_unstable();
+    assert!(seen.iter().copied().eq(0..POLLS), "{seen:?}");
+}
+
+#[test]
+fn clients_that_wait_leave_places_to_other_sockets() {
+    let beside = Beside::start();
+    let _waiting: Vec<Socket> = (0..400).map(|_| connect(&beside.sockets[0]).unwrap()).collect();
+    eventually("accept pauses", PATIENCE, || beside.daemon.stderr().contains(FULL).then_some(()));
+    for _ in 0..20 {
+        beside.assert_echo("while clients of the other wait");
+    }
+}

@@ -12,8 +12,9 @@ use super::Api;
 use super::listener::Stream;
 use super::path::value;
 use super::reply::Refusal;
-use crate::engine::{Permit, Said, Turned};
+use crate::engine::{Said, Turned};
 use crate::forward::clients::close;
+use crate::places::Permit;
 use crate::text::quote;
 
 /// How long the client may take to read the two bytes.

@@ -6,18 +6,18 @@
 
 use std::net::SocketAddrV4;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::time::Duration;
 
 use netstack::FlowId;
 use netstack::tcp::{Abort, Flow, Phase};
 use thiserror::Error;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 
 use super::command::Command;
 use super::tcp::Opening;
 use super::{Engine, Handle};
 use crate::host::stream::HostStream;
+use crate::places::Permit;
 use crate::text::quote;
 
 /// How long an agent that accepted may take to answer.
@@ -59,9 +59,6 @@ pub struct Turned {
     /// Why.
     pub why: Refused,
 }
-
-/// One of as many clients as there may be: they are counted for as long as anybody has this.
-pub type Permit = Arc<OwnedSemaphorePermit>;
 
 /// A wish to be led to a guest.
 #[derive(Debug)]

@@ -39,7 +39,7 @@ pub use attach::Attachment;
 pub use command::{Handle, Request};
 pub use connecting::ConnectLimits;
 pub use forwards::{ForwardId, Listener};
-pub use lead::{Permit, Refused, Said, Turned};
+pub use lead::{Refused, Said, Turned};
 pub use readout::Counters;
 
 use crate::host::icmp::{PingId, Pings};

@@ -15,10 +15,11 @@ use netstack::{FlowId, Refusal};
 use tokio::sync::oneshot;
 
 use super::ending::Ending;
-use super::lead::{Greeting, Permit};
+use super::lead::Greeting;
 use super::{Engine, Request, Source};
 use crate::host::stream::HostStream;
 use crate::host::tcp::{Outcome, Relay};
+use crate::places::Permit;
 
 /// The other end of a flow.
 #[derive(Debug)]

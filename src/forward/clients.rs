@@ -8,7 +8,7 @@ use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
@@ -19,15 +19,15 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
 use crate::config::Dest;
 use crate::dial::stream;
-use crate::engine::Permit;
 use crate::listen::{Bound, RemoveOnDrop};
+use crate::places::{Permit, Places};
 
 /// Clients of one socket at a time; more wait in its backlog.
 const MAX_CLIENTS: usize = 4096;
@@ -37,10 +37,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
 /// A peer that vanished is noticed though nobody writes, where it is TCP.
 const KEEPALIVE: Duration = Duration::from_secs(60);
-/// Descriptors that one client takes: its own, and the one that it is led to.
-const PER_CLIENT: usize = 2;
-/// Descriptors that clients leave alone, for listeners, links, logs, the runtime: at most these, or a quarter of all.
-const RESERVED: usize = 64;
 
 /// Something that clients connect to. A named pipe of Windows will be another.
 pub trait Listener: Send + Sync + 'static {
@@ -125,50 +121,6 @@ pub(super) fn tune(socket: &OwnedFd) {
     }
 }
 
-/// How many clients all forwards together may have, so that each can be led somewhere.
-#[derive(Clone, Debug)]
-pub struct Places {
-    free: Arc<Semaphore>,
-    count: usize,
-    /// One for all forwards.
-    log: Arc<Quiet>,
-}
-
-impl Places {
-    /// As many as the process's limit of descriptors allows beside `others`.
-    pub fn new(others: usize) -> Self {
-        let descriptors = crate::sys::descriptor_limit();
-        let reserved = RESERVED.min(descriptors / 4);
-        let count =
-            (descriptors.saturating_sub(reserved + others) / PER_CLIENT).clamp(1, Semaphore::MAX_PERMITS);
-        Self { free: Arc::new(Semaphore::new(count)), count, log: Arc::default() }
-    }
-
-    /// One, if there is one.
-    pub(crate) fn try_take(&self) -> Option<Permit> {
-        Arc::clone(&self.free).try_acquire_owned().ok().map(Arc::new)
-    }
-
-    /// Waits for one, for a client of the socket `name`.
-    async fn take(&self, name: &str) -> Permit {
-        if let Some(place) = self.try_take() {
-            return place;
-        }
-        if self.log.may_say() {
-            warn!(
-                socket = name,
-                clients = self.count,
-                "forward: as many clients as the limit of open files allows; others wait until one leaves"
-            );
-        }
-        match Arc::clone(&self.free).acquire_owned().await {
-            Ok(place) => Arc::new(place),
-            // Nobody closes it.
-            Err(_) => std::future::pending().await,
-        }
-    }
-}
-
 /// Gives each client of `bound` to `serve`, with the place that it has for as long as it is served, until `shutdown` turns true or its
 /// sender is gone; then drops them, and removes the socket.
 ///
@@ -181,10 +133,10 @@ pub(super) async fn serve<F: Future<Output = ()> + Send + 'static>(
     shutdown: watch::Receiver<bool>,
     serve: impl Fn(UnixStream, Permit) -> F,
 ) -> Result<()> {
-    let name = bound.name.clone();
+    let (name, places) = (bound.name.clone(), places.for_another());
     let listener = ListeningSocket::new(bound)?;
     info!(socket = name, %dest, "forward: listening");
-    accept(listener, &name, places, shutdown, serve).await;
+    accept(listener, &name, &places, shutdown, serve).await;
     Ok(())
 }
 

@@ -28,12 +28,12 @@ use tokio::time::timeout;
 
 use crate::config::{Dest, SocketForward, SshDest};
 use crate::dial::{self, Dial, Place, stream};
-use crate::engine::{Handle, Permit};
+use crate::engine::Handle;
 use crate::listen::{self, Bound, RemoveOnDrop};
+use crate::places::{Permit, Places};
 use crate::relay::Relays;
 use crate::ssh::{Penalties, load_key};
 
-use clients::Places;
 use direct::{Direct, DirectWay};
 use network::NetworkWay;
 

@@ -8,7 +8,6 @@
 //! Read next: `../engine/lead.rs`; `../guest/agent.rs`, the agent.
 
 use std::net::SocketAddrV4;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UnixStream;
@@ -17,7 +16,8 @@ use tracing::{debug, warn};
 
 use super::clients::{Quiet, close, has_left};
 use crate::dial::stream;
-use crate::engine::{Handle, Permit, Refused, Said};
+use crate::engine::{Handle, Refused, Said};
+use crate::places::Permit;
 use crate::text::shown;
 
 /// The pause after a guest that was not there; it doubles up to the last.
@@ -53,7 +53,7 @@ impl NetworkWay {
         loop {
             let asked = Instant::now();
             let led = match client.into_std() {
-                Ok(client) => self.engine.lead(client.into(), Arc::clone(&place), to, self.said()).await,
+                Ok(client) => self.engine.lead(client.into(), place.clone(), to, self.said()).await,
                 Err(error) => return debug!(%error, "forward: client failed"),
             };
             let Err(turned) = led else { return debug!(%to, path, "forward: client connected") };

@@ -9,10 +9,11 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::GUEST_PATIENCE;
-use super::clients::{self, Places, Quiet, has_left};
+use super::clients::{self, Quiet, has_left};
 use crate::config::{Dest, SshDest};
 use crate::dial::Dial;
 use crate::listen::Bound;
+use crate::places::Places;
 use crate::ssh::{OpenError, Penalties, Target, Tunnel};
 
 /// Serves the clients of `bound` until `shutdown` turns true or its sender is gone.

@@ -22,9 +22,9 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::config::{Dest, Reverse as Wanted, SshDest};
-use crate::engine::Permit;
 use crate::forward::{Ways, ssh::target};
 use crate::logging::Limited;
+use crate::places::Permit;
 use crate::ssh::load_key;
 use crate::text::reason;
 

@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use gvproxy::config::{Source, SshDest};
 use gvproxy::dial::{Dial, Place};
-use gvproxy::forward::{clients::Places, ssh};
+use gvproxy::forward::ssh;
+use gvproxy::places::Places;
 use gvproxy::ssh::Penalties;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;

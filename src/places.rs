@@ -1,0 +1,168 @@
+//! How many clients forwards, tunnels and offers have together, as each takes descriptors that the process has only so many of.
+//!
+//! Whoever has many leaves some to others: a socket whose clients all wait for a service that hangs keeps nobody else's out.
+//!
+//! Owns: the count. May not: touch a socket; whoever has a place gives it up by dropping it.
+//! Read next: `forward/clients.rs`, whose clients wait for places.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tracing::warn;
+
+use crate::logging::Limited;
+
+/// Descriptors that one client takes: its own, and the one that it is led to.
+const PER_CLIENT: usize = 2;
+/// Descriptors that clients leave alone, for listeners, links, logs, the runtime: at most these, or a quarter of all.
+const RESERVED: usize = 64;
+/// An owner that has any place has less than so many times what it leaves free.
+const GREED: usize = 8;
+/// The least time between two lines of the log that say that clients wait.
+const LOG_INTERVAL: Duration = Duration::from_secs(30);
+
+/// The places, as one of their owners sees them: a socket, or all tunnels and offers together.
+#[derive(Clone, Debug)]
+pub struct Places {
+    free: Arc<Semaphore>,
+    freed: Arc<Notify>,
+    own: Arc<AtomicUsize>,
+    log: Arc<Limited>,
+}
+
+/// One place, until the last copy is dropped.
+#[derive(Clone, Debug)]
+pub struct Permit(#[allow(dead_code, reason = "it is for its end")] Arc<Taken>);
+
+#[derive(Debug)]
+struct Taken {
+    place: Option<OwnedSemaphorePermit>,
+    of: Places,
+}
+
+impl Places {
+    /// As many as the process's limit of descriptors allows beside `others`.
+    pub fn new(others: usize) -> Self {
+        let descriptors = crate::sys::descriptor_limit();
+        let reserved = RESERVED.min(descriptors / 4);
+        Self::of(descriptors.saturating_sub(reserved + others) / PER_CLIENT)
+    }
+
+    fn of(count: usize) -> Self {
+        let free = Semaphore::new(count.clamp(1, Semaphore::MAX_PERMITS));
+        let log = Arc::new(Limited::new(1, LOG_INTERVAL));
+        Self { free: Arc::new(free), freed: Arc::default(), own: Arc::default(), log }
+    }
+
+    /// The same places for another owner.
+    #[must_use]
+    pub fn for_another(&self) -> Self {
+        Self { own: Arc::default(), ..self.clone() }
+    }
+
+    /// How many this owner has.
+    pub fn taken(&self) -> usize {
+        self.own.load(Ordering::Relaxed)
+    }
+
+    /// One, if there is one for this owner.
+    pub fn try_take(&self) -> Option<Permit> {
+        if !self.may_have_another() {
+            return None;
+        }
+        Arc::clone(&self.free).try_acquire_owned().ok().map(|place| self.give(place))
+    }
+
+    /// Waits for one, in turn with other owners, for a client of the socket `name`.
+    pub async fn take(&self, name: &str) -> Permit {
+        if let Some(place) = self.try_take() {
+            return place;
+        }
+        if self.log.admit(Instant::now()).is_some() {
+            warn!(
+                socket = name,
+                clients = self.taken(),
+                "forward: as many clients as the limit of open files allows; others wait until one leaves"
+            );
+        }
+        loop {
+            let freed = self.freed.notified();
+            if self.may_have_another() {
+                match Arc::clone(&self.free).acquire_owned().await {
+                    Ok(place) => return self.give(place),
+                    // Nobody closes it.
+                    Err(_) => std::future::pending().await,
+                }
+            }
+            freed.await;
+        }
+    }
+
+    fn may_have_another(&self) -> bool {
+        let taken = self.taken();
+        taken == 0 || taken < self.free.available_permits().saturating_mul(GREED)
+    }
+
+    fn give(&self, place: OwnedSemaphorePermit) -> Permit {
+        self.own.fetch_add(1, Ordering::Relaxed);
+        Permit(Arc::new(Taken { place: Some(place), of: self.clone() }))
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        // Who is woken looks at both.
+        drop(self.place.take());
+        self.of.own.fetch_sub(1, Ordering::Relaxed);
+        self.of.freed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future as _;
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use super::*;
+
+    fn take_all(places: &Places) -> Vec<Permit> {
+        std::iter::from_fn(|| places.try_take()).take(1000).collect()
+    }
+
+    #[test]
+    fn who_takes_all_leaves_some() {
+        let tunnels = Places::of(100);
+        let sockets = [(); 3].map(|()| tunnels.for_another());
+        let taken = sockets.each_ref().map(take_all);
+        let counts = taken.each_ref().map(Vec::len);
+        assert!(counts[0] > 80 && counts.iter().all(|count| *count > 0), "{counts:?}");
+        let [first, ..] = taken;
+        drop(first);
+        assert!(sockets[0].taken() == 0 && !take_all(&tunnels).is_empty());
+    }
+
+    #[test]
+    fn few_are_all_used() {
+        for count in [1, 4] {
+            assert_eq!(take_all(&Places::of(count)).len(), count);
+        }
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_woken() {
+        let places = Places::of(20);
+        let other = places.for_another();
+        let mut taken = take_all(&places);
+        let mut waiting = pin!(places.take("x"));
+        assert!(waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        let of_another = other.try_take();
+        taken.truncate(3);
+        let waited = waiting.await;
+        assert_eq!((places.taken(), other.taken(), of_another.is_some()), (4, 1, true));
+        drop((waited, taken));
+        assert_eq!(places.taken(), 0);
+    }
+}
