@@ -11,6 +11,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid, chownat, fchmod};
@@ -19,7 +21,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::config::Source;
 use crate::disk;
-use crate::sys::owner::of_socket;
+use crate::sys::owner::{Owner, of_socket};
 use crate::sys::sockets::{abstract_address, vsock_address};
 use crate::text::{quote, reason};
 
@@ -30,6 +32,10 @@ pub const PATH_MAX: usize = 107;
 
 /// Clients that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+
+/// How long a process may take to end that was told to, or killed; and how often it is looked whether it has.
+const FAREWELL: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// A socket that clients may connect to from now on.
 #[derive(Debug)]
@@ -70,13 +76,33 @@ pub fn bind(source: &Source) -> Result<Bound> {
 
 /// Listens at an address without a file.
 fn listen_at(source: &Source, address: io::Result<SockAddr>) -> Result<Socket> {
-    let listen = |address: SockAddr| {
+    let listen = |address: &SockAddr| {
         let socket = Socket::new(address.domain(), Type::STREAM, None)?;
-        socket.bind(&address)?;
+        socket.bind(address)?;
         socket.listen(BACKLOG)?;
         Ok(socket)
     };
-    address.and_then(listen).map_err(|error| anyhow!("listen {source}: bind: {}", reason(&error)))
+    let bound = address.and_then(|address| patiently(is_in_use, || listen(&address)));
+    bound.map_err(|error| anyhow!("listen {source}: bind: {}", reason(&error)))
+}
+
+/// Binds again for a while what a process that ends has still in use.
+pub(crate) fn patiently<T, E>(
+    is_in_use: impl Fn(&E) -> bool,
+    mut bind: impl FnMut() -> Result<T, E>,
+) -> Result<T, E> {
+    let start = Instant::now();
+    loop {
+        match bind() {
+            Err(error) if is_in_use(&error) && start.elapsed() < FAREWELL => sleep(LOOK),
+            bound => return bound,
+        }
+    }
+}
+
+/// Whether another socket has the address.
+pub(crate) fn is_in_use(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrInUse
 }
 
 /// A socket's file, by the path that it was made at, absolute where the working directory has a name.
@@ -218,7 +244,7 @@ pub fn tcp_listener(host: &str, port: u16) -> Result<Socket> {
         move |error: io::Error| anyhow!("listen tcp {shown}: {call}: {}", reason(&error))
     };
     let any = host.is_empty() || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
-    let listen = |address: SocketAddr| {
+    let bind = |address: SocketAddr| {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         if address.is_ipv6() {
             socket.set_only_v6(!any)?;
@@ -228,12 +254,11 @@ pub fn tcp_listener(host: &str, port: u16) -> Result<Socket> {
         socket.listen(BACKLOG)?;
         io::Result::Ok(socket)
     };
+    let listen = |address| patiently(is_in_use, || bind(address));
     if any {
         return match listen((Ipv6Addr::UNSPECIFIED, port).into()) {
             // A host without IPv6 has no such address.
-            Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
-                listen((Ipv4Addr::UNSPECIFIED, port).into())
-            }
+            Err(error) if !is_in_use(&error) => listen((Ipv4Addr::UNSPECIFIED, port).into()),
             bound => bound,
         }
         .map_err(failed("bind"));
@@ -257,7 +282,7 @@ pub fn ensure_vacant(path: &Path) -> Result<()> {
 /// # Errors
 /// As [`unix_listener`].
 pub fn ensure_to_be_had(path: &Path) -> Result<()> {
-    ensure_vacant(path).or_else(|error| succession::of_gvproxy(path).map(drop).ok_or(error))
+    if succession::of_gvproxy(path).is_some() { Ok(()) } else { ensure_vacant(path) }
 }
 
 /// The same where it is about to be taken over: makes such a socket beside it, which is gone at once.
@@ -292,30 +317,37 @@ fn shown(path: &Path) -> String {
     quote(path.as_os_str().as_encoded_bytes())
 }
 
-/// The socket at `path` that no process has any more.
+/// The socket at `path` that no process has any more. Nobody has that of a process that was killed until that is gone; and a gvproxy may
+/// have been told to end.
 fn stale_socket(path: &Path) -> Result<Option<FileId>> {
     let address = address(path)?;
     // What else is wrong with the path is for `bind` to say.
     let Ok(found) = fs::symlink_metadata(path) else { return Ok(None) };
     ensure!(found.file_type().is_socket(), "{} already exists", shown(path));
-    // A datagram socket cannot connect to a stream socket, and the error tells whether there is one: a real
-    // connection would be taken for the VM, and its end for the VM's.
-    let probe = Socket::new(Domain::UNIX, Type::DGRAM, None).and_then(|socket| socket.connect(&address));
-    match probe {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(Some(FileId::of(&found))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            bail!("{} already exists: permission denied{}", shown(path), owner(path, &found))
+    let start = Instant::now();
+    loop {
+        // A datagram socket cannot connect to a stream socket, and the error tells whether there is one: a real
+        // connection would be taken for the VM, and its end for the VM's.
+        let probe = Socket::new(Domain::UNIX, Type::DGRAM, None).and_then(|socket| socket.connect(&address));
+        let why = match probe {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                return Ok(Some(FileId::of(&found)));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => ": permission denied",
+            _ => " and is in use",
+        };
+        let owners = std::path::absolute(path).map(|path| of_socket(&path)).unwrap_or_default();
+        if start.elapsed() > FAREWELL || !owners.iter().all(Owner::is_gvproxy) {
+            bail!("{} already exists{why}{}", shown(path), whose(&owners, &found));
         }
-        _ => bail!("{} already exists and is in use{}", shown(path), owner(path, &found)),
+        sleep(LOOK);
     }
 }
 
 /// Whose a socket is, as far as the system tells, for the end of a message.
-fn owner(path: &Path, found: &Metadata) -> String {
-    let owners: Vec<_> = std::path::absolute(path)
-        .map(|path| of_socket(&path).iter().map(ToString::to_string).collect())
-        .unwrap_or_default();
+fn whose(owners: &[Owner], found: &Metadata) -> String {
+    let owners: Vec<_> = owners.iter().map(ToString::to_string).collect();
     match (owners.is_empty(), found.uid()) {
         (false, _) => format!(" (by {})", owners.join(" and ")),
         (true, uid) if uid != geteuid().as_raw() => format!(" (it is user {uid}'s)"),

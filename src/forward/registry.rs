@@ -26,6 +26,7 @@ use super::{Forward, Ways, remote};
 use crate::config::{Dest, SocketForward, Source, SshDest};
 use crate::disk;
 use crate::engine::{Engine, ForwardId, Listener};
+use crate::listen::{is_in_use, patiently};
 use crate::text::{quote, reason};
 
 /// What is listened on at the host. The names in JSON are the original's.
@@ -230,7 +231,9 @@ impl Registry {
             return Ok(());
         }
         let to = remote::address(&wanted.remote).map_err(ExposeError::Remote)?;
-        let listener = self.0.bind(&wanted, place, Asker::Operator)?;
+        // At the start nobody else is kept waiting.
+        let bound = patiently(|(_, error)| is_in_use(error), || bind(wanted.protocol, place));
+        let listener = self.0.told(bound, &wanted, place, Asker::Operator)?;
         let id = engine.forward(listener, to).map_err(|error| wanted.cannot_watch(&error))?;
         self.0.insert(wanted, Asker::Operator, Some(place), Running::Engine(id));
         Ok(())
@@ -321,7 +324,7 @@ impl Inner {
         let running = match place {
             Some(place) => {
                 let to = remote::address(&wanted.remote).map_err(ExposeError::Remote)?;
-                let listener = self.bind(&wanted, place, asker)?;
+                let listener = self.told(bind(wanted.protocol, place), &wanted, place, asker)?;
                 self.add(&wanted, listener, to).await?
             }
             None if wanted.protocol == Protocol::Npipe => return Err(ExposeError::NoPipes),
@@ -358,13 +361,15 @@ impl Inner {
         Ok(false)
     }
 
-    /// A socket of the host.
-    fn bind(&self, wanted: &Exposed, place: Place, asker: Asker) -> Result<Listener, ExposeError> {
+    /// A socket of the host that was bound, or why it could not be.
+    fn told(
+        &self,
+        bound: Result<Listener, (String, io::Error)>,
+        wanted: &Exposed,
+        place: Place,
+        asker: Asker,
+    ) -> Result<Listener, ExposeError> {
         let protocol = wanted.protocol;
-        let bound = match protocol {
-            Protocol::Udp => place.receive().map(Listener::Udp),
-            _ => place.listen().map(Listener::Tcp),
-        };
         let listener = bound.map_err(|(why, error)| {
             let owner = match (error.kind(), asker) {
                 (io::ErrorKind::AddrInUse, Asker::Operator) => self.owner(protocol, place),
@@ -492,6 +497,14 @@ impl Inner {
                 let _ = task.await;
             }
         }
+    }
+}
+
+/// A socket of the host.
+fn bind(protocol: Protocol, place: Place) -> Result<Listener, (String, io::Error)> {
+    match protocol {
+        Protocol::Udp => place.receive().map(Listener::Udp),
+        _ => place.listen().map(Listener::Tcp),
     }
 }
 

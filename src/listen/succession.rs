@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -25,6 +25,8 @@ use crate::text::reason;
 
 /// How often to look where the system does not tell when.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long a process may take to listen at a socket that it has made.
+const SETTLE: Duration = Duration::from_millis(500);
 
 /// The sockets of other gvproxies at paths that are wanted.
 #[derive(Debug)]
@@ -125,6 +127,11 @@ impl Paths {
         loop {
             let names = self.look(&mut lost).await;
             if lost.contains(&true) && names.files.is_empty() {
+                // One that is missing may be about to be made.
+                if !names.directories.is_empty() {
+                    sleep(LOOK).await;
+                    self.look(&mut lost).await;
+                }
                 return;
             }
             if watch.is_none() || names != watched {
@@ -170,10 +177,22 @@ async fn found(made: &Made) -> Found {
     let Made { path, file } = made.clone();
     let look = move || match fs::symlink_metadata(&path) {
         Ok(found) if FileId::of(&found) == file => Found::Ours,
-        Ok(_) => Found::Anothers(owner::of_socket(&path)),
+        Ok(_) => Found::Anothers(new_owners(&path)),
         Err(_) => Found::Nothing,
     };
     disk::ask(made.path(), look).await.unwrap_or(Found::Ours)
+}
+
+/// Whose a socket is that has just been made, and may not listen yet.
+fn new_owners(path: &Path) -> Vec<Owner> {
+    let start = Instant::now();
+    loop {
+        let owners = owner::of_socket(path);
+        if !owners.is_empty() || start.elapsed() > SETTLE {
+            return owners;
+        }
+        std::thread::sleep(SETTLE / 50);
+    }
 }
 
 impl Names {
