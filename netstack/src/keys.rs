@@ -1,12 +1,12 @@
 //! Secrets of one network, all from one seed, so that none tells anything of another. Owns: what they are. May not: draw randomness.
 //! Read next: `tcp/sequence.rs`.
 
-use siphasher::sip::SipHasher24;
+use siphasher::sip::SipHasher13;
 
 /// What has to be unpredictable for a guest.
 pub(crate) struct Keys {
     /// Of the sequence numbers that connections begin with.
-    pub(crate) sequence: SipHasher24,
+    pub(crate) sequence: SipHasher13,
     /// Of hash tables.
     pub(crate) tables: u64,
     /// Where the ports of flows to guests begin.
@@ -15,8 +15,8 @@ pub(crate) struct Keys {
 
 impl Keys {
     pub(crate) fn new(seed: u128) -> Self {
-        let secret = SipHasher24::new_with_keys(seed as u64, (seed >> 64) as u64);
+        let secret = SipHasher13::new_with_keys(seed as u64, (seed >> 64) as u64);
         let [first, second, tables, ports] = [0, 1, 2, 3].map(|number| secret.hash(&[number]));
-        Self { sequence: SipHasher24::new_with_keys(first, second), tables, ports }
+        Self { sequence: SipHasher13::new_with_keys(first, second), tables, ports }
     }
 }

@@ -414,6 +414,11 @@ impl Flow {
         self.orphan.get_or_insert(Orphan { until: Instant::ZERO, left: Some(usize::MAX) });
     }
 
+    /// Whether its other end was reset, or has left.
+    pub(super) fn is_ending(&self) -> bool {
+        self.orphan.is_some() || !matches!(self.reset, Reset::No)
+    }
+
     /// When the patience with a guest ends whose other end has left.
     pub(super) fn patience(&mut self, now: Instant) -> Option<Instant> {
         let orphan = self.orphan.filter(|_| self.phase() == Phase::Open)?;

@@ -565,12 +565,15 @@ impl Table {
         if let Some(budget) = self.budgets.get_mut(&flow.route.port) {
             budget.window.share(&mut flow.window, now);
         }
-        let patience = flow.patience(now);
-        if patience.is_some_and(|until| until <= now) {
-            flow.abort();
-            return self.mark_ready(id);
+        let mut ends_at = None;
+        if flow.is_ending() {
+            let patience = flow.patience(now);
+            if patience.is_some_and(|until| until <= now) {
+                flow.abort();
+                return self.mark_ready(id);
+            }
+            ends_at = flow.reset_when_settled(now).or(patience);
         }
-        let reset_at = flow.reset_when_settled(now);
         let mtu = flow.window.packet();
         if !flow.recovery.is_idle() {
             flow.recovery.set_room(sink.has_room(flow.route.port, ether::HEADER_LEN + mtu), now);
@@ -583,8 +586,14 @@ impl Table {
         } else if flow.persist_at().is_some_and(|at| at <= now) {
             self.hurry(id, now, sink);
         }
-        self.deepen(id);
         let Some(flow) = self.flows.get_mut(id) else { return };
+        if flow.wants_depth() && self.deep < MAX_DEEP {
+            self.deep += 1;
+            flow.deep = true;
+            if !core::mem::replace(&mut flow.queued, true) {
+                self.ready.push_back(id);
+            }
+        }
         let mut own = None;
         let interface = interface(&mut self.interface, &mut own, flow.path_mtu, now);
         let called = flow.device(None, sink, mtu, now, &mut self.scratch);
@@ -628,7 +637,7 @@ impl Table {
             flow.progress = None;
         }
         flow.note_sending(now);
-        if let Some(at) = reset_at.or(patience) {
+        if let Some(at) = ends_at {
             self.timers.arm(id, at, &mut flow.armed);
         }
         if let Some(at) = flow.idle_at() {
@@ -661,17 +670,6 @@ impl Table {
             // `handle_room` goes on.
             Some(_) if !room => flow.block(id, &mut self.blocked),
             Some(_) => self.timers.arm(id, now + RETRY, &mut flow.armed),
-        }
-    }
-
-    /// Lets the flow use all of its ring, if it has come to the end of its part and there are not too many that do.
-    fn deepen(&mut self, id: FlowId) {
-        if self.deep < MAX_DEEP
-            && let Some(flow) = self.flows.get_mut(id).filter(|flow| flow.wants_depth())
-        {
-            self.deep += 1;
-            flow.deep = true;
-            self.mark_ready(id);
         }
     }
 
