@@ -185,6 +185,12 @@ impl Config {
             // Nobody will ever answer there, and another process of this kind would want it too.
             settings.port_forwards.clear();
         }
+        if !has_link && (!only_elsewhere || !settings.port_forwards.is_empty()) {
+            tracing::warn!(
+                give = "-listen-qemu, -listen-vfkit, -listen-bess, -listen-vpnkit, -listen-stdio, -qmp, or -listen for /connect",
+                "no virtual machine can come: there is no way in"
+            );
+        }
         let endpoint = |flag, index, url| {
             Endpoint::parse(flag, url).map_err(|error| asked.place_item(flag, index, error))
         };

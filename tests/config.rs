@@ -57,6 +57,30 @@ impl Bench {
 mod ours {
     use super::*;
 
+    #[test]
+    fn a_network_that_nobody_can_come_to_is_told() {
+        let bench = Bench::new(OURS);
+        for (line, told) in [
+            ("-forward-sock @/s -forward-dest tcp://192.168.127.2:80", true),
+            ("", true),
+            ("-forward-sock @/s -forward-dest unix://@/none", false),
+            ("-listen-vfkit unixgram://@/v -forward-sock @/s -forward-dest tcp://192.168.127.2:80", false),
+            ("-listen unix://@/api", false),
+        ] {
+            let line = bench.place(line);
+            let mut daemon =
+                Daemon::builder().binary(OURS).without_qemu().args(line.split_whitespace()).spawn();
+            daemon.log_with("gvproxy version");
+            assert!(daemon.terminate().success(), "{line}");
+            assert_eq!(
+                daemon.stderr().contains("no virtual machine can come"),
+                told,
+                "{line}: {}",
+                daemon.stderr()
+            );
+        }
+    }
+
     /// The original panics, goes on without, or says where only for some; each is an error with line and key here.
     #[test]
     fn a_mistake_is_told_with_line_and_key() {
