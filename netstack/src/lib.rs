@@ -324,7 +324,7 @@ impl Stack {
     }
 
     /// The driver is done with the flow: what is owed to the guest is still sent. With `abort` that is a RST; else what close(2) does: a
-    /// FIN, and a RST for whatever the guest goes on to send, or when it does not end within a minute (Linux's `tcp_fin_timeout`).
+    /// FIN, and a RST for whatever the guest goes on to send. When it does not end within a minute the flow is forgotten.
     pub fn tcp_release(&mut self, flow: FlowId, abort: bool) {
         self.tcp.release(flow, abort);
     }

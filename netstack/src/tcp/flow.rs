@@ -82,13 +82,16 @@ pub(super) enum Reset {
     Settled(Instant),
 }
 
-/// Until when a guest may take some of the bytes that it has `left` to acknowledge, or close its half if it has everything, where nobody is
-/// left to hear it.
+/// Until when a guest may take some of what it has `left` to acknowledge, or close its half if it has everything, where nobody is left to
+/// hear it.
 #[derive(Clone, Copy, Debug)]
 struct Orphan {
     until: Instant,
-    left: Option<usize>,
+    left: Option<Left>,
 }
+
+/// Bytes in the ring, and bytes moved so far: one of them changes with what the guest takes, also where the ring is filled again at once.
+type Left = (usize, usize);
 
 /// Where the flow's state is kept.
 #[derive(Debug)]
@@ -407,11 +410,21 @@ impl Flow {
         }
     }
 
-    /// The other end has left, and hears nothing of what the guest sends; it may still have something to deliver to it. The flow is
-    /// [`Phase::Aborted`] when the guest has everything and does not close its half within a minute (Linux's `tcp_fin_timeout`), or takes
-    /// nothing more for a quarter of an hour.
+    /// The other end has left, and hears nothing of what the guest sends; it may still have something to deliver to it. A flow that is
+    /// released is forgotten when the guest has everything and does not close its half within a minute (Linux's `tcp_fin_timeout`); one
+    /// whose guest takes nothing more for a quarter of an hour is [`Phase::Aborted`].
     pub fn leave(&mut self) {
-        self.orphan.get_or_insert(Orphan { until: Instant::ZERO, left: Some(usize::MAX) });
+        self.orphan.get_or_insert(Orphan { until: Instant::ZERO, left: Some((usize::MAX, 0)) });
+    }
+
+    /// Whether it was left, and is not over.
+    pub(super) fn is_orphan(&self) -> bool {
+        self.orphan.is_some() && self.phase() == Phase::Open
+    }
+
+    /// Whether the guest has everything, and only its end is missing.
+    pub(super) fn has_delivered(&self) -> bool {
+        self.socket().is_some_and(|socket| socket.state() == State::FinWait2)
     }
 
     /// Whether its other end was reset, or has left.
@@ -419,12 +432,12 @@ impl Flow {
         self.orphan.is_some() || !matches!(self.reset, Reset::No)
     }
 
-    /// When the patience with a guest ends whose other end has left.
-    pub(super) fn patience(&mut self, now: Instant) -> Option<Instant> {
-        let orphan = self.orphan.filter(|_| self.phase() == Phase::Open)?;
+    /// When the patience with a guest ends whose other end has left. Without room it is the port that delivers nothing.
+    pub(super) fn patience(&mut self, room: bool, now: Instant) -> Option<Instant> {
+        let orphan = self.orphan.filter(|_| self.is_orphan())?;
         let socket = self.socket()?;
-        let left = (socket.state() != State::FinWait2).then(|| socket.send_queue());
-        if left == orphan.left {
+        let left = (!self.has_delivered()).then(|| (socket.send_queue(), self.moved));
+        if left == orphan.left && (orphan.until > now || room || left.is_none()) {
             return Some(orphan.until);
         }
         let until = now + if left.is_none() { FIN_LIMIT } else { GIVE_UP };

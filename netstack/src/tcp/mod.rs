@@ -46,6 +46,8 @@ slotmap::new_key_type! {
 
 /// Flows at most. Beyond, a SYN is dropped, and the guest will send it again.
 pub const MAX_FLOWS: usize = 65_536;
+/// Released flows that wait for their guest to end, at most: as Linux bounds them (`tcp_max_orphans`).
+const MAX_ORPHANS: usize = 4096;
 /// Flows that use all of their rings: 128 MiB.
 const MAX_DEEP: usize = 64;
 /// What one flow sends before another's turn: bytes, and at least these segments, since few long ones cost as much as many short ones.
@@ -111,6 +113,8 @@ pub(crate) struct Table {
     /// How many of them are deep.
     deep: usize,
     ready: VecDeque<FlowId>,
+    /// Released flows whose guest has not ended, the oldest first; and some that are over.
+    orphans: VecDeque<FlowId>,
     blocked: Vec<FlowId>,
     /// Flows whose rings are idle, and the next ring of each.
     idle: VecDeque<(FlowId, usize)>,
@@ -145,6 +149,7 @@ impl Table {
             keys: HashMap::with_hasher(FixedState::with_seed(keys.tables)),
             deep: 0,
             ready: VecDeque::new(),
+            orphans: VecDeque::new(),
             blocked: Vec::new(),
             idle: VecDeque::new(),
             timers: Timers::new(),
@@ -567,8 +572,13 @@ impl Table {
         }
         let mut ends_at = None;
         if flow.is_ending() {
-            let patience = flow.patience(now);
+            let room = sink.has_room(flow.route.port, ether::HEADER_LEN + flow.window.packet());
+            let patience = flow.patience(room, now);
             if patience.is_some_and(|until| until <= now) {
+                // What the guest says later is answered with a RST. One that comes now would be for a connection that it may still accept.
+                if flow.released && flow.has_delivered() {
+                    return self.end(id);
+                }
                 flow.abort();
                 return self.mark_ready(id);
             }
@@ -674,7 +684,7 @@ impl Table {
     }
 
     /// The driver is done with the flow. What is queued is still sent, and a FIN or RST that is owed behind it; what the guest goes on to
-    /// send, or does not end within a minute, is answered with a RST.
+    /// send is answered with a RST.
     pub(crate) fn release(&mut self, id: FlowId, abort: bool) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         flow.released = true;
@@ -683,10 +693,30 @@ impl Table {
             false if flow.phase() == Phase::Open && !(flow.finished() && flow.recv_finished()) => {
                 flow.finish();
                 flow.leave();
+                self.bound_orphans(id);
             }
             false => {}
         }
         self.mark_ready(id);
+    }
+
+    /// Resets the oldest of the flows that nobody hears any more, if they are too many with this one.
+    fn bound_orphans(&mut self, id: FlowId) {
+        self.orphans.push_back(id);
+        if self.orphans.len() <= MAX_ORPHANS {
+            return;
+        }
+        self.orphans.retain(|id| self.flows.get(*id).is_some_and(Flow::is_orphan));
+        if self.orphans.len() > MAX_ORPHANS {
+            for id in self.orphans.drain(..MAX_ORPHANS / 8) {
+                if let Some(flow) = self.flows.get_mut(id) {
+                    flow.abort();
+                    if !core::mem::replace(&mut flow.queued, true) {
+                        self.ready.push_back(id);
+                    }
+                }
+            }
+        }
     }
 
     /// The next ring that is empty and has been for a while.

@@ -140,8 +140,31 @@ fn what_is_left_of_a_host_that_left_ends_in_a_minute() {
         assert_eq!(sim.stack.flows().0, 1, "the guest may still close its half");
         sim.run_for(SECOND * 12);
         assert_eq!(sim.stack.flows(), (0, 0));
+        // A service that hangs finds it as it was, and is told when it answers.
+        assert_eq!(sim.guest(port).state(connection), State::CloseWait);
+        sim.guest(port).end(connection).out = pattern(1, 100);
+        sim.run_for(SECOND);
         assert_eq!(sim.guest(port).state(connection), State::Closed);
     }
+}
+
+#[test]
+fn what_hosts_left_is_bounded() {
+    let mut sim = Sim::new(338);
+    let port = sim.plug(Quality::CLEAN);
+    sim.serve = Box::new(|_| End::open(Vec::new()));
+    for round in 0..50 {
+        for _ in 0..100 {
+            let _ = sim.guest(port).connect(outside(80 + round), End::open(Vec::new()));
+        }
+        sim.settle();
+        let held: Vec<_> =
+            sim.host_flows().into_iter().filter(|flow| sim.host(*flow).outcome.is_none()).collect();
+        held.into_iter().for_each(|flow| sim.leave(flow));
+        sim.settle();
+    }
+    let (flows, _) = sim.stack.flows();
+    assert!((3000..=4096).contains(&flows), "{flows} flows");
 }
 
 #[test]
