@@ -29,7 +29,7 @@ use crate::limit::Limit;
 use crate::link::Framing;
 use crate::link::listener::{Listener, Presence, Terms};
 use crate::listen::succession::{Paths, Predecessors};
-use crate::listen::{self, RemoveOnDrop};
+use crate::listen::{self, RemoveOnDrop, at_start};
 use crate::logging::Log;
 use crate::logging::frames::FrameLog;
 use crate::notify::{Notice, Notifier};
@@ -289,7 +289,8 @@ impl Daemon {
             registry.configure(&mut engine, forward).context("cannot add network services")?;
         }
         let bind_links = || {
-            let links = config.links.iter().map(Link::bind).collect::<Result<Vec<_>>>()?;
+            let links = config.links.iter().map(|link| at_start(|| Link::bind(link)));
+            let links = links.collect::<Result<Vec<_>>>()?;
             let machines = config.machines.iter().map(|machine| Machine::bind(machine, &config.links));
             Ok((links, machines.collect::<Result<Vec<_>>>()?))
         };
@@ -303,8 +304,9 @@ impl Daemon {
         let (api_files, other_apis): (Vec<_>, Vec<_>) =
             endpoints.partition(|(endpoint, _)| endpoint.path().is_some());
         // What can fail is first: what is taken over is not given back.
-        let mut forwards = others.into_iter().map(Forward::bind).collect::<Result<Vec<_>>>()?;
-        let bind_api = |(endpoint, role)| ApiListener::bind(endpoint, role);
+        let bind_forward = |forward| at_start(|| Forward::bind(forward));
+        let mut forwards = others.into_iter().map(bind_forward).collect::<Result<Vec<_>>>()?;
+        let bind_api = |(endpoint, role)| at_start(|| ApiListener::bind(endpoint, role));
         let mut apis = other_apis.into_iter().map(bind_api).collect::<Result<Vec<_>>>()?;
         let wanted = api_files.iter().filter_map(|(endpoint, _)| endpoint.path().map(Path::to_owned));
         let wanted = wanted.map(Source::private).chain(files.iter().map(|forward| forward.source.clone()));
@@ -319,7 +321,7 @@ impl Daemon {
         let early = (!before.is_empty()).then(bind_links).transpose()?;
         for forward in files {
             forward.source.path().map_or(Ok(()), |path| before.make_way(path))?;
-            forwards.push(Forward::bind(forward)?);
+            forwards.push(bind_forward(forward)?);
         }
         for (endpoint, role) in api_files {
             endpoint.path().map_or(Ok(()), |path| before.make_way(path))?;

@@ -14,10 +14,11 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid, chownat, fchmod};
 use rustix::process::geteuid;
 use socket2::{Domain, SockAddr, Socket, Type};
+use thiserror::Error;
 
 use crate::config::Source;
 use crate::disk;
@@ -82,11 +83,40 @@ fn listen_at(source: &Source, address: io::Result<SockAddr>) -> Result<Socket> {
         socket.listen(BACKLOG)?;
         Ok(socket)
     };
-    let bound = address.and_then(|address| patiently(is_in_use, || listen(&address)));
-    bound.map_err(|error| anyhow!("listen {source}: bind: {}", reason(&error)))
+    let failed = |error| failed_to_bind(format!("listen {source}: bind: {}", reason(&error)), &error);
+    address.and_then(|address| listen(&address)).map_err(failed)
 }
 
-/// Binds again for a while what a process that ends has still in use.
+/// What is wanted is another's.
+#[derive(Debug, Error)]
+#[error("{text}")]
+struct InUse {
+    text: String,
+    /// Whoever has it may be about to end: nobody has the socket of a process that was killed until that is gone, and a gvproxy may have
+    /// been told to.
+    may_end: bool,
+}
+
+/// The error of a call that failed with `error`, which `text` has told.
+pub(crate) fn failed_to_bind(text: String, error: &io::Error) -> anyhow::Error {
+    match is_in_use(error) {
+        true => InUse { text, may_end: true }.into(),
+        false => anyhow!(text),
+    }
+}
+
+/// Binds, again for a while where a process that ends has still what is wanted. Only for the start, as it keeps waiting.
+///
+/// # Errors
+/// Those of `bind`.
+pub fn at_start<T>(bind: impl FnMut() -> Result<T>) -> Result<T> {
+    let in_use = |error: &anyhow::Error| {
+        error.chain().find_map(|cause| cause.downcast_ref::<InUse>()).is_some_and(|in_use| in_use.may_end)
+    };
+    patiently(in_use, bind)
+}
+
+/// The same for any error.
 pub(crate) fn patiently<T, E>(
     is_in_use: impl Fn(&E) -> bool,
     mut bind: impl FnMut() -> Result<T, E>,
@@ -241,10 +271,12 @@ pub fn tcp_listener(host: &str, port: u16) -> Result<Socket> {
     let shown = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     let failed = |call: &'static str| {
         let shown = &shown;
-        move |error: io::Error| anyhow!("listen tcp {shown}: {call}: {}", reason(&error))
+        move |error: io::Error| {
+            failed_to_bind(format!("listen tcp {shown}: {call}: {}", reason(&error)), &error)
+        }
     };
     let any = host.is_empty() || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
-    let bind = |address: SocketAddr| {
+    let listen = |address: SocketAddr| {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         if address.is_ipv6() {
             socket.set_only_v6(!any)?;
@@ -254,7 +286,6 @@ pub fn tcp_listener(host: &str, port: u16) -> Result<Socket> {
         socket.listen(BACKLOG)?;
         io::Result::Ok(socket)
     };
-    let listen = |address| patiently(is_in_use, || bind(address));
     if any {
         return match listen((Ipv6Addr::UNSPECIFIED, port).into()) {
             // A host without IPv6 has no such address.
@@ -317,32 +348,26 @@ fn shown(path: &Path) -> String {
     quote(path.as_os_str().as_encoded_bytes())
 }
 
-/// The socket at `path` that no process has any more. Nobody has that of a process that was killed until that is gone; and a gvproxy may
-/// have been told to end.
+/// The socket at `path` that no process has any more.
 fn stale_socket(path: &Path) -> Result<Option<FileId>> {
     let address = address(path)?;
     // What else is wrong with the path is for `bind` to say.
     let Ok(found) = fs::symlink_metadata(path) else { return Ok(None) };
     ensure!(found.file_type().is_socket(), "{} already exists", shown(path));
-    let start = Instant::now();
-    loop {
-        // A datagram socket cannot connect to a stream socket, and the error tells whether there is one: a real
-        // connection would be taken for the VM, and its end for the VM's.
-        let probe = Socket::new(Domain::UNIX, Type::DGRAM, None).and_then(|socket| socket.connect(&address));
-        let why = match probe {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                return Ok(Some(FileId::of(&found)));
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => ": permission denied",
-            _ => " and is in use",
-        };
-        let owners = std::path::absolute(path).map(|path| of_socket(&path)).unwrap_or_default();
-        if start.elapsed() > FAREWELL || !owners.iter().all(Owner::is_gvproxy) {
-            bail!("{} already exists{why}{}", shown(path), whose(&owners, &found));
+    // A datagram socket cannot connect to a stream socket, and the error tells whether there is one: a real
+    // connection would be taken for the VM, and its end for the VM's.
+    let probe = Socket::new(Domain::UNIX, Type::DGRAM, None).and_then(|socket| socket.connect(&address));
+    let why = match probe {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            return Ok(Some(FileId::of(&found)));
         }
-        sleep(LOOK);
-    }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => ": permission denied",
+        _ => " and is in use",
+    };
+    let owners = std::path::absolute(path).map(|path| of_socket(&path)).unwrap_or_default();
+    let text = format!("{} already exists{why}{}", shown(path), whose(&owners, &found));
+    Err(InUse { text, may_end: owners.iter().all(Owner::is_gvproxy) }.into())
 }
 
 /// Whose a socket is, as far as the system tells, for the end of a message.

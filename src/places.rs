@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 use tracing::warn;
 
 use crate::logging::Limited;
@@ -18,12 +19,14 @@ use crate::logging::Limited;
 const PER_CLIENT: usize = 2;
 /// Descriptors that clients leave alone, for listeners, links, logs, the runtime: at most these, or a quarter of all.
 const RESERVED: usize = 64;
-/// An owner that has any place has less than so many times what it leaves free.
+/// An owner that has less than so many times what is free may have another.
 const GREED: usize = 8;
+/// How often who waits looks again though nobody has told it.
+const AGAIN: Duration = Duration::from_secs(1);
 /// The least time between two lines of the log that say that clients wait.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The places, as one of their owners sees them: a socket, or all tunnels and offers together.
+/// The places, as one of their owners sees them: a socket, or all tunnels together.
 #[derive(Clone, Debug)]
 pub struct Places {
     free: Arc<Semaphore>,
@@ -96,7 +99,8 @@ impl Places {
                     Err(_) => std::future::pending().await,
                 }
             }
-            freed.await;
+            // Looked at again in any case: who waits in turn may have gone, and left what it was given.
+            let _ = timeout(AGAIN, freed).await;
         }
     }
 

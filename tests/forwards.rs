@@ -120,6 +120,22 @@ fn what_the_guest_refuses_is_reset() {
     }
 }
 
+/// It is only the start that waits for one that may be about to end.
+#[test]
+fn a_socket_that_is_in_use_is_refused_at_once() {
+    let bench = Bench::start();
+    let path = bench.dir().join("s").display().to_string();
+    let another = bench.dir().join("t");
+    let _held = std::os::unix::net::UnixListener::bind(&another).unwrap();
+    bench.expose("unix", &path, "tcp://192.168.127.2:80");
+    for local in [format!("unix://{path}"), another.display().to_string()] {
+        let start = std::time::Instant::now();
+        let refused = bench.expose_as(Asker::Operator, "unix", &local, "tcp://192.168.127.2:80").unwrap_err();
+        assert!(refused.text.contains("in use"), "{local}: {refused:?}");
+        assert!(start.elapsed() < Duration::from_millis(500), "{local}: {:?}", start.elapsed());
+    }
+}
+
 #[test]
 fn a_port_serves_on_after_the_process_was_out_of_descriptors() {
     const CLIENTS: usize = 24;

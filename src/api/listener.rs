@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -18,7 +18,7 @@ use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, Vso
 use super::origin::Names;
 use super::{Api, Client, Peer, Scope, connection, limit};
 use crate::config::Endpoint;
-use crate::listen::{RemoveOnDrop, tcp_listener, unix_listener};
+use crate::listen::{RemoveOnDrop, failed_to_bind, tcp_listener, unix_listener};
 use crate::logging::Limited;
 use crate::text::reason;
 
@@ -133,7 +133,8 @@ impl Listener {
 
 impl Socket {
     fn bind(endpoint: &Endpoint) -> Result<(Self, Option<RemoveOnDrop>)> {
-        let failed = |error: io::Error| anyhow!("listen {endpoint}: bind: {}", reason(&error));
+        let failed =
+            |error: io::Error| failed_to_bind(format!("listen {endpoint}: bind: {}", reason(&error)), &error);
         match endpoint {
             Endpoint::Unix(path) => {
                 let (listener, file) = unix_listener(path, MODE)?;

@@ -111,7 +111,7 @@ impl SocketForward {
         let source = Source::parse(socket)
             .with_context(|| format!("invalid value {} for flag -forward-sock", quote(socket.as_bytes())))?;
         if let Some(path) = source.path() {
-            listen::ensure_to_be_had(path)?;
+            listen::at_start(|| listen::ensure_to_be_had(path))?;
         }
         Ok(Self { source, dest })
     }

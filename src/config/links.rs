@@ -114,11 +114,11 @@ fn stream_address(name: &str, typed: &OsStr) -> Result<Address> {
     match url.scheme.as_str() {
         "unix" => {
             let path = url.into_socket_path().with_context(invalid)?;
-            match listen::ensure_vacant(&path) {
+            listen::at_start(|| match listen::ensure_vacant(&path) {
                 // Then that is where the machine is.
-                Err(_) if name == "qemu" && vm::serves_qmp(&path) => {}
-                vacant => vacant?,
-            }
+                Err(_) if name == "qemu" && vm::serves_qmp(&path) => Ok(()),
+                vacant => vacant,
+            })?;
             Ok(Address::Unix(path))
         }
         "tcp" => url.into_host_and_port().map(|(host, port)| Address::Tcp(host, port)).with_context(invalid),
@@ -131,6 +131,6 @@ fn path(name: &str, scheme: &str, typed: &OsStr) -> Result<PathBuf> {
     let url = Url::parse(typed).with_context(invalid)?;
     ensure!(url.scheme == scheme, "{name} listen address must be {scheme}:// address");
     let path = url.into_socket_path().with_context(invalid)?;
-    listen::ensure_vacant(&path)?;
+    listen::at_start(|| listen::ensure_vacant(&path))?;
     Ok(path)
 }

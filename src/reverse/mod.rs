@@ -24,7 +24,7 @@ use tracing::{debug, info, warn};
 use crate::config::{Dest, Reverse as Wanted, SshDest};
 use crate::forward::{Ways, ssh::target};
 use crate::logging::Limited;
-use crate::places::Permit;
+use crate::places::{Permit, Places};
 use crate::ssh::load_key;
 use crate::text::reason;
 
@@ -78,8 +78,12 @@ impl Reverse {
             Dest::Agent { guest, port, path } => Place::Agent(ways.agent(guest, port), path),
             other => bail!("{other} is no socket in a guest"),
         };
-        let host =
-            Host { ways: Arc::clone(ways), dest: wanted.dest.clone(), log: Limited::new(1, LOG_WINDOW) };
+        let host = Host {
+            ways: Arc::clone(ways),
+            places: ways.places.for_another(),
+            dest: wanted.dest.clone(),
+            log: Limited::new(1, LOG_WINDOW),
+        };
         Ok(Self { place, host: Arc::new(host) })
     }
 
@@ -98,6 +102,7 @@ impl Reverse {
 #[derive(Debug)]
 struct Host {
     ways: Arc<Ways>,
+    places: Places,
     dest: Dest,
     log: Limited,
 }
@@ -106,7 +111,7 @@ impl Host {
     /// Connects for one client, which has a place among the forwards' clients for as long as the second value lives; `None` if it is to be
     /// closed, and the log has been told.
     async fn connect(&self) -> Option<(OwnedFd, Permit)> {
-        let Some(place) = self.ways.places.try_take() else {
+        let Some(place) = self.places.try_take() else {
             self.say("there are as many clients as the limit of open files allows");
             return None;
         };

@@ -16,7 +16,7 @@ use rustix::io::writev;
 use rustix::net::{Shutdown, shutdown};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::chunk::Chunks;
 use super::tunnel::Lease;
@@ -56,14 +56,17 @@ impl Channel {
 
         // What the client has still to say is for the guest, also when it takes nothing any more.
         let (sending, lost) = (AtomicBool::new(true), AtomicBool::new(false));
+        // Everything that the guest had to say is written, and its close is to come.
+        let ended = AtomicBool::new(false);
         let sent = AtomicUsize::new(0);
         let result = {
             let mut up = pin!(client_to_guest(&client, &to_guest, &lease.connection().chunks, &sent));
             let mut down = pin!(async {
-                let end = guest_to_client(&mut from_guest, &client, &lease.connection().lagging).await;
+                let end =
+                    guest_to_client(&mut from_guest, &client, &ended, &lease.connection().lagging).await;
                 if end.is_err() && sending.load(Ordering::Relaxed) {
                     lost.store(true, Ordering::Relaxed);
-                    while !matches!(from_guest.wait().await, Some(ChannelMsg::Close) | None) {}
+                    closed(&mut from_guest).await;
                 }
                 end
             });
@@ -78,13 +81,15 @@ impl Channel {
                         Err(error) => break Some(Err(error)),
                     },
                     result = &mut up, if sending.load(Ordering::Relaxed) => match result {
-                        Ok(()) if left || lost.load(Ordering::Relaxed) => break Some(Ok(())),
+                        Ok(()) if left && !ended.load(Ordering::Relaxed) || lost.load(Ordering::Relaxed) => break Some(Ok(())),
                         Ok(()) => sending.store(false, Ordering::Relaxed),
                         Err(error) => break Some(Err(error)),
                     },
-                    () = &mut leaves, if !left => match sending.load(Ordering::Relaxed) {
-                        true => left = true,
-                        false => break Some(Ok(())),
+                    () = &mut leaves, if !left => {
+                        left = true;
+                        if !sending.load(Ordering::Relaxed) && !ended.load(Ordering::Relaxed) {
+                            break Some(Ok(()));
+                        }
                     },
                     () = &mut stands_still, if left => break Some(Ok(())),
                     () = &mut alive => return Ok(()),
@@ -101,15 +106,24 @@ impl Channel {
 }
 
 /// Closes the channel before the guest does.
-async fn abort(from_guest: ChannelReadHalf, to_guest: &ChannelWriteHalf<Msg>, lease: &Lease) {
-    // Nobody reads what the guest still sends: the connection must not wait for it.
-    drop(from_guest);
-    lease.connection().note_abort();
+async fn abort(mut from_guest: ChannelReadHalf, to_guest: &ChannelWriteHalf<Msg>, lease: &Lease) {
+    let closing = lease.connection().note_abort();
+    // Its sshd may have something for a service that hangs, which would be lost with the connection. Nobody reads what the guest still
+    // sends, and the connection does not wait for that.
+    tokio::spawn(async move {
+        let _ = timeout(PATIENCE, closed(&mut from_guest)).await;
+        drop(closing);
+    });
     // Fails only when the connection has ended, and the channel with it.
     let _ = to_guest.close().await;
 }
 
-/// Waits until the client has closed both ways. It takes the note of there being room from the runtime: whoever writes tries first.
+/// Reads in vain until the guest closes the channel.
+async fn closed(from_guest: &mut ChannelReadHalf) {
+    while !matches!(from_guest.wait().await, Some(ChannelMsg::Close) | None) {}
+}
+
+/// Waits until the client has closed both ways, or one of them where the other was closed here. It takes the note of there being room from the runtime: whoever writes tries first.
 async fn hung_up(client: &UnixStream) {
     while client.ready(Interest::WRITABLE).await.is_ok_and(|ready| !ready.is_write_closed()) {
         let _ = client.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
@@ -158,6 +172,7 @@ async fn client_to_guest(
 async fn guest_to_client(
     guest: &mut ChannelReadHalf,
     client: &UnixStream,
+    ended: &AtomicBool,
     lagging: &AtomicUsize,
 ) -> io::Result<()> {
     let mut batch: Vec<Bytes> = Vec::new();
@@ -184,7 +199,10 @@ async fn guest_to_client(
         match end {
             None => {}
             // One that is gone needs no telling; what it sent before is read.
-            Some(End::Eof) => drop(shutdown(client, Shutdown::Write)),
+            Some(End::Eof) => {
+                ended.store(true, Ordering::Relaxed);
+                let _ = shutdown(client, Shutdown::Write);
+            }
             Some(End::Close) => return Ok(()),
         }
     }

@@ -123,6 +123,8 @@ pub(super) struct Connection {
     life: Arc<Life>,
     /// Channels open or opening. Only `tunnel.rs` writes it, under its lock, or `offer.rs`, which has the connection for itself.
     pub(super) channels: AtomicUsize,
+    /// Channels that we have closed, and the guest has not: its sshd may have something for a service that hangs.
+    closing: AtomicUsize,
     /// Clients that the guest is sending faster than they read, just now.
     pub(super) lagging: AtomicUsize,
     /// For what its clients send.
@@ -138,6 +140,16 @@ impl fmt::Debug for Connection {
             .field("lagging", &self.lagging)
             .field("closed", &self.handle.is_closed())
             .finish_non_exhaustive()
+    }
+}
+
+/// A channel that is closed by us alone, so far.
+#[derive(Debug)]
+pub(super) struct Closing(Arc<Connection>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.closing.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -219,6 +231,7 @@ impl Connection {
             transport,
             life,
             channels: AtomicUsize::new(0),
+            closing: AtomicUsize::new(0),
             lagging: AtomicUsize::new(0),
             chunks: Chunks::default(),
             aborted: AtomicUsize::new(0),
@@ -256,9 +269,16 @@ impl Connection {
         self.transport.shutdown();
     }
 
-    /// Notes a channel that we closed first.
-    pub(super) fn note_abort(&self) {
+    /// Whether nothing would be lost with it.
+    pub(super) fn is_idle(&self) -> bool {
+        self.channels.load(Ordering::Relaxed) == 0 && self.closing.load(Ordering::Relaxed) == 0
+    }
+
+    /// Notes a channel that we close first, until the guest has closed it too.
+    pub(super) fn note_abort(self: &Arc<Self>) -> Closing {
         self.aborted.fetch_add(1, Ordering::Relaxed);
+        self.closing.fetch_add(1, Ordering::Relaxed);
+        Closing(Arc::clone(self))
     }
 
     /// Watches over the guest's life for as long as it is polled, and ends the connection of a guest that is gone.

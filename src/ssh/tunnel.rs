@@ -299,7 +299,7 @@ impl State {
     /// An idle connection, the latest used first; else, when there may be no more, the one with the fewest clients.
     fn pick(&mut self) -> Option<Arc<Connection>> {
         self.connections.retain(|spare| {
-            let idle = spare.connection.channels.load(Ordering::Relaxed) == 0;
+            let idle = spare.connection.is_idle();
             let keep = spare.connection.is_usable() || !(idle || spare.connection.is_closed());
             if !keep {
                 spare.connection.kill();
@@ -339,7 +339,7 @@ impl Lease {
         Self { connection: Arc::clone(connection), released: Arc::default() }
     }
 
-    pub(super) fn connection(&self) -> &Connection {
+    pub(super) fn connection(&self) -> &Arc<Connection> {
         &self.connection
     }
 }
@@ -450,7 +450,7 @@ async fn reap<D: Dial>(pool: Weak<Pool<D>>) {
         let mut state = pool.state();
         let mut left = state.connections.len();
         state.connections.retain(|spare| {
-            let idle = spare.connection.channels.load(Ordering::Relaxed) == 0;
+            let idle = spare.connection.is_idle();
             let keep = left == 1 || !idle || spare.used.elapsed() < SPARE_IDLE;
             if !keep {
                 left -= 1;
