@@ -291,7 +291,8 @@ impl Daemon {
         let bind_links = || {
             let links = config.links.iter().map(|link| at_start(|| Link::bind(link)));
             let links = links.collect::<Result<Vec<_>>>()?;
-            let machines = config.machines.iter().map(|machine| Machine::bind(machine, &config.links));
+            let machines =
+                config.machines.iter().map(|machine| at_start(|| Machine::bind(machine, &config.links)));
             Ok((links, machines.collect::<Result<Vec<_>>>()?))
         };
         let bind_links = || bind_links().inspect_err(|_: &anyhow::Error| terms.tell_failure());
@@ -313,7 +314,7 @@ impl Daemon {
         let wanted: Vec<_> = wanted.collect();
         let before = Predecessors::at(wanted.iter().filter_map(Source::path));
         if !before.is_empty() {
-            wanted.iter().try_for_each(listen::ensure_to_be_made)?;
+            wanted.iter().try_for_each(|source| at_start(|| listen::ensure_to_be_made(source)))?;
         }
         // Whoever finds a socket finds it there.
         let pid_file = config.pid_file.as_deref().map(PidFile::create).transpose()?;

@@ -42,7 +42,7 @@ pub(crate) struct Relay {
     /// write has been told it, the end.
     failed: bool,
     told: bool,
-    /// The peer has closed both ways, as TCP's cannot tell: what the guest sends reaches nobody.
+    /// The peer has closed both ways, or the one that the guest has not: what the guest sends reaches nobody. TCP tells only of the latter.
     left: bool,
     /// It has been read as far as that.
     cut: bool,
@@ -114,12 +114,11 @@ impl Relay {
         if self.watch_room(registry).is_err() || self.cut || flow.finished() && (self.failed || self.lost) {
             return Outcome::Failed;
         }
-        let left = self.left && !self.shut;
-        if left {
+        if self.left {
             flow.leave();
         }
         match self.failed {
-            _ if (self.shut || left) && flow.finished() => Outcome::Done,
+            _ if (self.shut || self.left) && flow.finished() => Outcome::Done,
             true => Outcome::Failing,
             false => Outcome::Going,
         }

@@ -194,28 +194,10 @@ struct Relay<'a> {
     ends: [End; 2],
     /// Each from the end of the same index to the other.
     ways: [Way<'a>; 2],
-    /// An end has left, and the other does not take what it had sent.
+    /// The first end has left, and the other does not take what it had sent.
     left: Option<Left>,
     /// Both ways are over; what was delivered is still to be taken.
     settling: Option<Settling>,
-}
-
-/// Ends both ways where the sender of the first has left, and nobody takes what it sent before.
-fn forget_left(
-    left: &mut Option<Left>,
-    context: &mut Context<'_>,
-    ways: [&mut Way<'_>; 2],
-    sender: &mut End,
-) {
-    let [way, other] = ways;
-    if way.is_blocked()
-        && !other.holds_any()
-        && sender.poll_hung_up(context)
-        && left.get_or_insert_with(|| Left::new(way.moved)).poll(context, way.moved).is_ready()
-    {
-        way.lose();
-        other.lose();
-    }
 }
 
 /// The patience with who takes nothing, anew with each byte that it takes.
@@ -249,8 +231,15 @@ impl<'a> Relay<'a> {
         if forth.state == State::Done && back.is_idle() && first.poll_hung_up(context) {
             back.lose();
         }
-        forget_left(left, context, [&mut *forth, &mut *back], first);
-        forget_left(left, context, [back, forth], second);
+        // What a service has sent that is done waits for its client for as long as that is there.
+        if forth.is_blocked()
+            && !back.holds_any()
+            && first.poll_hung_up(context)
+            && left.get_or_insert_with(|| Left::new(forth.moved)).poll(context, forth.moved).is_ready()
+        {
+            forth.lose();
+            back.lose();
+        }
         // The end of what a failed end sent is a reset, which ends the other way too.
         let resets = [
             back.state == State::Done && second.failed.is_some(),

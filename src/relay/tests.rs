@@ -329,6 +329,40 @@ async fn what_a_sender_left_behind_waits_for_a_while() {
     }
 }
 
+/// As of a pager that nobody scrolls.
+#[tokio::test(start_paused = true)]
+async fn what_a_service_sent_waits_for_its_client() {
+    let relays = Relays::default();
+    let ((mut client, first), (mut service, second)) = (unix(), unix());
+    for peer in [&client, &service] {
+        let Peer::Unix(stream) = peer else { unreachable!() };
+        stream.set_nonblocking(true).unwrap();
+    }
+    SockRef::from(&first).set_send_buffer_size(8 << 10).unwrap();
+    let mut sent = 0;
+    let mut relay = pin!(relays.carry(first, second));
+    while timeout(Duration::from_millis(50), &mut relay).await.is_err() {
+        match service.write(&[7; 64 << 10]) {
+            Ok(written) => sent += written,
+            Err(_) => break,
+        }
+    }
+    drop(service);
+    assert!(timeout(Duration::from_secs(10_000), &mut relay).await.is_err(), "the client is still there");
+    let mut got = 0;
+    loop {
+        match client.read(&mut [0; 64 << 10]) {
+            Ok(0) => break,
+            Ok(read) => got += read,
+            Err(_) => drop(timeout(Duration::from_millis(50), &mut relay).await),
+        }
+        if got == sent {
+            break;
+        }
+    }
+    assert_eq!(got, sent);
+}
+
 #[test]
 fn a_sender_to_nobody_is_told() {
     let relays = Arc::new(Relays::default());

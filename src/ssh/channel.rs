@@ -24,6 +24,8 @@ use crate::relay::settle;
 
 /// How long a guest may take nothing of what a client has sent that has left.
 const PATIENCE: Duration = Duration::from_secs(900);
+/// How long it may take to close a channel whose both ways have ended.
+const CLOSE_TIME: Duration = Duration::from_secs(5);
 /// Packets written to the client at once.
 const BATCH: usize = 16;
 
@@ -72,7 +74,7 @@ impl Channel {
             });
             let mut alive = pin!(lease.connection().keep_alive());
             let mut leaves = pin!(hung_up(&client));
-            let (mut left, mut stands_still) = (false, pin!(stands_still(&sent)));
+            let (mut left, mut stands_still) = (false, pin!(stands_still(&sending, &sent)));
             loop {
                 tokio::select! {
                     result = &mut down => match result {
@@ -81,7 +83,7 @@ impl Channel {
                         Err(error) => break Some(Err(error)),
                     },
                     result = &mut up, if sending.load(Ordering::Relaxed) => match result {
-                        Ok(()) if left && !ended.load(Ordering::Relaxed) || lost.load(Ordering::Relaxed) => break Some(Ok(())),
+                        Ok(()) if left || lost.load(Ordering::Relaxed) => break Some(Ok(())),
                         Ok(()) => sending.store(false, Ordering::Relaxed),
                         Err(error) => break Some(Err(error)),
                     },
@@ -130,11 +132,11 @@ async fn hung_up(client: &UnixStream) {
     }
 }
 
-/// Waits until the guest has taken nothing for long.
-async fn stands_still(sent: &AtomicUsize) {
+/// Waits until the guest has taken nothing for long; or for its close where it has everything.
+async fn stands_still(sending: &AtomicBool, sent: &AtomicUsize) {
     loop {
         let before = sent.load(Ordering::Relaxed);
-        sleep(PATIENCE).await;
+        sleep(if sending.load(Ordering::Relaxed) { PATIENCE } else { CLOSE_TIME }).await;
         if sent.load(Ordering::Relaxed) == before {
             return;
         }

@@ -90,7 +90,7 @@ struct Orphan {
     left: Option<Left>,
 }
 
-/// Bytes in the ring, and bytes moved so far: one of them changes with what the guest takes, also where the ring is filled again at once.
+/// Bytes in the ring, and bytes written to it so far: one of them changes with what the guest takes, also where the ring is filled again at once.
 type Left = (usize, usize);
 
 /// Where the flow's state is kept.
@@ -138,8 +138,9 @@ pub struct Flow {
     /// Bytes moved since the rings' memory was given back, and when the last of them was.
     moved: usize,
     moved_at: Instant,
-    /// Bytes written to the ring to the guest since it was empty.
+    /// Bytes written to the ring to the guest since it was empty; and in all.
     filled: usize,
+    sent: usize,
     /// It may use all of that ring.
     pub(super) deep: bool,
     /// One past the last byte that the guest sent, in order or not.
@@ -185,6 +186,7 @@ impl Flow {
             moved: 0,
             moved_at: Instant::ZERO,
             filled: 0,
+            sent: 0,
             deep: false,
             guest_sent: None,
             finished: false,
@@ -272,6 +274,7 @@ impl Flow {
             let Ok((moved, all)) = sent else { break };
             self.filled = if was_empty { moved } else { self.filled + moved };
             self.moved += moved;
+            self.sent = self.sent.wrapping_add(moved);
             if !all {
                 break;
             }
@@ -422,6 +425,11 @@ impl Flow {
         self.orphan.is_some() && self.phase() == Phase::Open
     }
 
+    /// Whether both ends have closed, and nothing is left to be delivered but that.
+    pub(super) fn is_about_to_end(&self) -> bool {
+        self.finished && self.recv_finished() && self.socket().is_none_or(|socket| socket.send_queue() == 0)
+    }
+
     /// Whether the guest has everything, and only its end is missing.
     pub(super) fn has_delivered(&self) -> bool {
         self.socket().is_some_and(|socket| socket.state() == State::FinWait2)
@@ -436,7 +444,7 @@ impl Flow {
     pub(super) fn patience(&mut self, room: bool, now: Instant) -> Option<Instant> {
         let orphan = self.orphan.filter(|_| self.is_orphan())?;
         let socket = self.socket()?;
-        let left = (!self.has_delivered()).then(|| (socket.send_queue(), self.moved));
+        let left = (!self.has_delivered()).then(|| (socket.send_queue(), self.sent));
         if left == orphan.left && (orphan.until > now || room || left.is_none()) {
             return Some(orphan.until);
         }

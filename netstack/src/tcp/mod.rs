@@ -690,7 +690,7 @@ impl Table {
         flow.released = true;
         match abort {
             true => flow.reset = Reset::Asked,
-            false if flow.phase() == Phase::Open && !(flow.finished() && flow.recv_finished()) => {
+            false if flow.phase() == Phase::Open && !flow.is_about_to_end() => {
                 flow.finish();
                 flow.leave();
                 self.bound_orphans(id);

@@ -376,3 +376,16 @@ fn step(sim: &mut Sim, guest: &mut Raw) {
     sim.run_for(Duration::from_micros(1500));
     guest.take(sim);
 }
+
+#[test]
+fn a_guest_that_ended_first_and_takes_nothing_is_given_up() {
+    let mut sim = Sim::new(339);
+    let port = sim.plug(Quality::CLEAN);
+    sim.guest(port).ring = 8 << 10;
+    sim.serve = Box::new(|_| End::open(pattern(2, 40_000)));
+    let connection = sim.guest(port).connect(outside(80), End::new(Vec::new()).stalled());
+    leaves_after(&mut sim, 40_000);
+    sim.run_for(SECOND * 1000);
+    assert_eq!(sim.stack.flows(), (0, 0));
+    assert_eq!(sim.guest(port).state(connection), State::Closed);
+}
