@@ -357,17 +357,17 @@ fn stale_socket(path: &Path) -> Result<Option<FileId>> {
     // A datagram socket cannot connect to a stream socket, and the error tells whether there is one: a real
     // connection would be taken for the VM, and its end for the VM's.
     let probe = Socket::new(Domain::UNIX, Type::DGRAM, None).and_then(|socket| socket.connect(&address));
-    let why = match probe {
+    let (why, may_end) = match probe {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             return Ok(Some(FileId::of(&found)));
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => ": permission denied",
-        _ => " and is in use",
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => (": permission denied", false),
+        _ => (" and is in use", true),
     };
     let owners = std::path::absolute(path).map(|path| of_socket(&path)).unwrap_or_default();
     let text = format!("{} already exists{why}{}", shown(path), whose(&owners, &found));
-    Err(InUse { text, may_end: owners.iter().all(Owner::is_gvproxy) }.into())
+    Err(InUse { text, may_end: may_end && owners.iter().all(Owner::is_gvproxy) }.into())
 }
 
 /// Whose a socket is, as far as the system tells, for the end of a message.

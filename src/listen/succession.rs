@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -177,22 +177,10 @@ async fn found(made: &Made) -> Found {
     let Made { path, file } = made.clone();
     let look = move || match fs::symlink_metadata(&path) {
         Ok(found) if FileId::of(&found) == file => Found::Ours,
-        Ok(_) => Found::Anothers(new_owners(&path)),
+        Ok(_) => Found::Anothers(owner::of_new_socket(&path, SETTLE)),
         Err(_) => Found::Nothing,
     };
     disk::ask(made.path(), look).await.unwrap_or(Found::Ours)
-}
-
-/// Whose a socket is that has just been made, and may not listen yet.
-fn new_owners(path: &Path) -> Vec<Owner> {
-    let start = Instant::now();
-    loop {
-        let owners = owner::of_socket(path);
-        if !owners.is_empty() || start.elapsed() > SETTLE {
-            return owners;
-        }
-        std::thread::sleep(SETTLE / 50);
-    }
 }
 
 impl Names {

@@ -34,7 +34,7 @@ use way::{State, Way};
 const LOOK: Duration = Duration::from_millis(20);
 const SETTLE: Duration = Duration::from_secs(60);
 /// How long an end may take nothing of what another has sent that has left.
-const PATIENCE: Duration = Duration::from_secs(900);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(900);
 
 /// Everything that is relayed with the same pipes.
 #[derive(Debug)]

@@ -20,10 +20,8 @@ use tokio::time::{sleep, timeout};
 
 use super::chunk::Chunks;
 use super::tunnel::Lease;
-use crate::relay::settle;
+use crate::relay::{PATIENCE, settle};
 
-/// How long a guest may take nothing of what a client has sent that has left.
-const PATIENCE: Duration = Duration::from_secs(900);
 /// How long it may take to close a channel whose both ways have ended.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
 /// Packets written to the client at once.
@@ -125,7 +123,8 @@ async fn closed(from_guest: &mut ChannelReadHalf) {
     while !matches!(from_guest.wait().await, Some(ChannelMsg::Close) | None) {}
 }
 
-/// Waits until the client has closed both ways, or one of them where the other was closed here. It takes the note of there being room from the runtime: whoever writes tries first.
+/// Waits until the client has closed both ways, or one of them where the other was closed here. It takes the note of there being room from the
+/// runtime: whoever writes tries first.
 async fn hung_up(client: &UnixStream) {
     while client.ready(Interest::WRITABLE).await.is_ok_and(|ready| !ready.is_write_closed()) {
         let _ = client.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));

@@ -3,6 +3,11 @@
 
 use std::fmt;
 use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// How often a new socket is looked at.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// The name and id of a process that has the port, as far as the system tells us.
 pub fn of_port(udp: bool, port: u16) -> Option<String> {
@@ -40,6 +45,18 @@ impl fmt::Display for Owner {
 /// The other processes that have a listening unix socket that was bound to `path`, as far as the system tells us.
 pub fn of_socket(path: &Path) -> Vec<Owner> {
     of_socket_but(path, std::process::id())
+}
+
+/// The same of a socket that has just been made, and may not listen yet: it has `settle` for that.
+pub fn of_new_socket(path: &Path, settle: Duration) -> Vec<Owner> {
+    let start = Instant::now();
+    loop {
+        let owners = of_socket(path);
+        if !owners.is_empty() || start.elapsed() >= settle {
+            return owners;
+        }
+        sleep(LOOK);
+    }
 }
 
 fn of_socket_but(path: &Path, own: u32) -> Vec<Owner> {

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use qmp::{Address as QmpAddress, SlotError};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::attach::{self, Card};
 use super::session::{self, Session};
@@ -30,9 +30,8 @@ use crate::sys::owner;
 
 /// How long a QEMU that starts may take to greet, and anything else.
 const GREETING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(1));
-/// How long a socket that is new may have no owner, and how often to look.
+/// How long a socket that is new may have no owner.
 const SETTLE: Duration = Duration::from_secs(2);
-const LOOK: Duration = Duration::from_millis(20);
 /// The pause before a machine is tried again, which doubles.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// A greeting is shorter.
@@ -63,7 +62,10 @@ enum Owner {
 
 impl Owner {
     fn of(path: &Path) -> Self {
-        let owners = owner::of_socket(path);
+        Self::among(&owner::of_socket(path))
+    }
+
+    fn among(owners: &[owner::Owner]) -> Self {
         match owners.is_empty() {
             true => Self::Unknown,
             false if owners.iter().any(owner::Owner::is_gvproxy) => Self::Gvproxy,
@@ -73,14 +75,9 @@ impl Owner {
 
     /// Of a socket that has just been bound and may not listen yet.
     async fn of_new(path: &Path) -> Self {
-        let begin = Instant::now();
-        loop {
-            let name = path.to_owned();
-            match disk::ask(path, move || Self::of(&name)).await.unwrap_or(Self::Unknown) {
-                Self::Unknown if begin.elapsed() < SETTLE => sleep(LOOK).await,
-                owner => return owner,
-            }
-        }
+        let name = path.to_owned();
+        let owners = disk::ask(path, move || owner::of_new_socket(&name, SETTLE)).await;
+        owners.map_or(Self::Unknown, |owners| Self::among(&owners))
     }
 }
 

@@ -90,7 +90,8 @@ struct Orphan {
     left: Option<Left>,
 }
 
-/// Bytes in the ring, and bytes written to it so far: one of them changes with what the guest takes, also where the ring is filled again at once.
+/// Bytes in the ring, and bytes written to it so far: one of them changes with what the guest takes, also where the ring is filled again at
+/// once.
 type Left = (usize, usize);
 
 /// Where the flow's state is kept.

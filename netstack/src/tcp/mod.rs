@@ -517,11 +517,8 @@ impl Table {
     }
 
     pub(crate) fn mark_ready(&mut self, id: FlowId) {
-        if let Some(flow) = self.flows.get_mut(id)
-            && !flow.queued
-        {
-            flow.queued = true;
-            self.ready.push_back(id);
+        if let Some(flow) = self.flows.get_mut(id) {
+            queue(&mut self.ready, id, flow);
         }
     }
 
@@ -600,9 +597,7 @@ impl Table {
         if flow.wants_depth() && self.deep < MAX_DEEP {
             self.deep += 1;
             flow.deep = true;
-            if !core::mem::replace(&mut flow.queued, true) {
-                self.ready.push_back(id);
-            }
+            queue(&mut self.ready, id, flow);
         }
         let mut own = None;
         let interface = interface(&mut self.interface, &mut own, flow.path_mtu, now);
@@ -711,9 +706,7 @@ impl Table {
             for id in self.orphans.drain(..MAX_ORPHANS / 8) {
                 if let Some(flow) = self.flows.get_mut(id) {
                     flow.abort();
-                    if !core::mem::replace(&mut flow.queued, true) {
-                        self.ready.push_back(id);
-                    }
+                    queue(&mut self.ready, id, flow);
                 }
             }
         }
@@ -789,6 +782,13 @@ impl Table {
             self.keys.remove(&key);
         }
         Some(flow)
+    }
+}
+
+/// Puts the flow into the list of those that have something to do, once.
+fn queue(ready: &mut VecDeque<FlowId>, id: FlowId, flow: &mut Flow) {
+    if !core::mem::replace(&mut flow.queued, true) {
+        ready.push_back(id);
     }
 }
 
