@@ -9,7 +9,7 @@ use netstack::{FlowId, Instant};
 
 use super::Engine;
 
-/// How long it may take: an end that takes nothing does not keep a flow for ever.
+/// How long an end may take nothing: it does not keep a flow for ever.
 const LIMIT: Duration = Duration::from_secs(60);
 /// The pause before a flow is looked at again: no event tells that a peer's system has everything. It doubles up to the last.
 const FIRST_LOOK: Duration = Duration::from_millis(1);
@@ -21,6 +21,8 @@ pub(super) struct Ending {
     until: Instant,
     next: Instant,
     pause: Duration,
+    /// What both ends had taken when it was last looked at.
+    progress: usize,
 }
 
 /// When flows are to be looked at again.
@@ -35,8 +37,14 @@ impl Engine {
             until: now + LIMIT.into(),
             next: now,
             pause: FIRST_LOOK,
+            progress: 0,
         });
         if ending.next <= now {
+            let taken = self.stack.flow(flow).map_or(0, |flow| flow.progress());
+            let progress = taken.wrapping_sub(connection.relay.unsettled());
+            if progress != ending.progress {
+                (ending.until, ending.progress) = (now + LIMIT.into(), progress);
+            }
             ending.next = now + ending.pause.into();
             ending.pause = (ending.pause * 2).min(LAST_LOOK);
             self.looks.push(Reverse((ending.next, flow)));

@@ -9,7 +9,7 @@ use netstack::tcp::Flow;
 
 use super::stream::HostStream;
 use crate::dial::was_connected;
-use crate::relay::is_settled;
+use crate::relay::unsettled;
 use crate::sys;
 
 /// How a relay stands after its turn.
@@ -130,7 +130,12 @@ impl Relay {
         if self.failed || self.lost || self.watch_room(registry).is_err() {
             return true;
         }
-        !flow.can_recv() && is_settled(self.stream.as_fd())
+        !flow.can_recv() && self.unsettled() == 0
+    }
+
+    /// Bytes that the peer has still to take, and would lose by a reset.
+    pub(crate) fn unsettled(&self) -> usize {
+        unsettled(self.stream.as_fd())
     }
 
     fn read_host(&mut self, flow: &mut Flow, moved: &mut usize) {

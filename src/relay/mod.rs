@@ -30,7 +30,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use pool::Pool;
 use way::{State, Way};
 
-/// How often it is looked whether a peer has taken what a reset, or a close, would take away from it; and for how long.
+/// How often it is looked whether a peer has taken what a reset, or a close, would take away from it; and how long it may take nothing.
 const LOOK: Duration = Duration::from_millis(20);
 const SETTLE: Duration = Duration::from_secs(60);
 /// How long an end may take nothing of what another has sent that has left.
@@ -170,20 +170,20 @@ impl End {
     }
 }
 
-/// Whether a close, or a reset, would lose nothing that was written to the socket: TCP forgets what its peer has not yet taken, other
-/// streams deliver at once.
-pub(crate) fn is_settled(fd: BorrowedFd<'_>) -> bool {
+/// Bytes written to the socket that a close, or a reset, would lose: TCP forgets what its peer has not yet taken, other streams deliver at
+/// once.
+pub(crate) fn unsettled(fd: BorrowedFd<'_>) -> usize {
     let is_tcp = || SockRef::from(&fd).local_addr().is_ok_and(|address| address.as_socket().is_some());
-    crate::sys::unsent(fd).unwrap_or(0) == 0 || !is_tcp()
+    crate::sys::unsent(fd).filter(|&unsent| unsent > 0 && is_tcp()).unwrap_or(0)
 }
 
 /// Waits until a close loses nothing that was written to `socket`, though there may be bytes that nobody reads: with those it would be a
 /// reset. Not for ever.
 pub(crate) async fn settle(socket: BorrowedFd<'_>) {
     let mut settling = None;
-    poll_fn(|context| match is_settled(socket) {
-        true => Poll::Ready(()),
-        false => settling.get_or_insert_with(Settling::new).poll(context),
+    poll_fn(|context| match unsettled(socket) {
+        0 => Poll::Ready(()),
+        left => settling.get_or_insert_with(|| Settling::new(left)).poll(context, left),
     })
     .await;
 }
@@ -212,6 +212,7 @@ struct Left {
 struct Settling {
     look: Pin<Box<Sleep>>,
     until: Instant,
+    left: usize,
 }
 
 impl<'a> Relay<'a> {
@@ -251,8 +252,11 @@ impl<'a> Relay<'a> {
         }
         let lost = [self.ways[0].state == State::Lost, self.ways[1].state == State::Lost];
         for ((end, reset), lost) in self.ends.iter().zip(resets).zip(lost) {
-            if (reset || lost) && end.failed.is_none() && !is_settled(end.fd.get_ref().as_fd()) {
-                ready!(self.settling.get_or_insert_with(Settling::new).poll(context));
+            if (reset || lost)
+                && end.failed.is_none()
+                && let left @ 1.. = unsettled(end.fd.get_ref().as_fd())
+            {
+                ready!(self.settling.get_or_insert_with(|| Settling::new(left)).poll(context, left));
                 break;
             }
         }
@@ -285,13 +289,16 @@ impl Left {
 }
 
 impl Settling {
-    fn new() -> Self {
+    fn new(left: usize) -> Self {
         let now = Instant::now();
-        Self { look: Box::pin(sleep_until(now + LOOK)), until: now + SETTLE }
+        Self { look: Box::pin(sleep_until(now + LOOK)), until: now + SETTLE, left }
     }
 
-    /// Comes back to look again; ready when that has been done for long enough.
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+    /// Comes back to look again; ready when for long enough nothing was taken of what is `left`.
+    fn poll(&mut self, context: &mut Context<'_>, left: usize) -> Poll<()> {
+        if left != self.left {
+            (self.until, self.left) = (Instant::now() + SETTLE, left);
+        }
         while self.look.as_mut().poll(context).is_ready() {
             let now = Instant::now();
             if now >= self.until {

@@ -38,7 +38,7 @@ const LINGER: Duration = Duration::from_secs(1);
 const IDLE: Duration = Duration::from_millis(200);
 /// A flow that moved no more than this leaves its socket to another: a page or two of each ring.
 const POOL_BYTES: usize = 4096;
-/// How long a guest may take for what was sent to it before a reset.
+/// How long a guest may take nothing of what was sent to it before a reset.
 const RESET_LIMIT: Duration = Duration::from_secs(60);
 /// How long it may take to close its half when the other end has left.
 const FIN_LIMIT: Duration = Duration::from_secs(60);
@@ -76,23 +76,19 @@ pub enum Abort {
 pub(super) enum Reset {
     No,
     Asked,
-    /// Until then at most.
-    Waiting(Instant),
+    /// Until then at most, if the guest acknowledges no more than this.
+    Waiting(Instant, usize),
     /// Everything is acknowledged, and it is sent then.
     Settled(Instant),
 }
 
-/// Until when a guest may take some of what it has `left` to acknowledge, or close its half if it has everything, where nobody is left to
-/// hear it.
+/// Until when a guest may acknowledge more than it has `acknowledged`, or close its half if that is everything (`None`), where nobody is left
+/// to hear it.
 #[derive(Clone, Copy, Debug)]
 struct Orphan {
     until: Instant,
-    left: Option<Left>,
+    acknowledged: Option<usize>,
 }
-
-/// Bytes in the ring, and bytes written to it so far: one of them changes with what the guest takes, also where the ring is filled again at
-/// once.
-type Left = (usize, usize);
 
 /// Where the flow's state is kept.
 #[derive(Debug)]
@@ -139,9 +135,10 @@ pub struct Flow {
     /// Bytes moved since the rings' memory was given back, and when the last of them was.
     moved: usize,
     moved_at: Instant,
-    /// Bytes written to the ring to the guest since it was empty; and in all.
+    /// Bytes written to the ring to the guest since it was empty; and in all, as of the guest's those that were taken.
     filled: usize,
     sent: usize,
+    taken: usize,
     /// It may use all of that ring.
     pub(super) deep: bool,
     /// One past the last byte that the guest sent, in order or not.
@@ -188,6 +185,7 @@ impl Flow {
             moved_at: Instant::ZERO,
             filled: 0,
             sent: 0,
+            taken: 0,
             deep: false,
             guest_sent: None,
             finished: false,
@@ -259,6 +257,7 @@ impl Flow {
             }
         }
         self.moved += moved;
+        self.taken = self.taken.wrapping_add(moved);
     }
 
     /// Lends room for bytes to the guest, until it is full or `fill` fills less than it was lent.
@@ -280,6 +279,16 @@ impl Flow {
                 break;
             }
         }
+    }
+
+    /// Bytes that the guest has acknowledged.
+    fn acknowledged(&self) -> usize {
+        self.sent.wrapping_sub(self.socket().map_or(0, Socket::send_queue))
+    }
+
+    /// What changes when the guest takes something, or something of the guest's is taken.
+    pub fn progress(&self) -> usize {
+        self.acknowledged().wrapping_add(self.taken)
     }
 
     /// Bytes that may be written to the ring to the guest.
@@ -418,17 +427,17 @@ impl Flow {
     /// released is forgotten when the guest has everything and does not close its half within a minute (Linux's `tcp_fin_timeout`); one
     /// whose guest takes nothing more for a quarter of an hour is [`Phase::Aborted`].
     pub fn leave(&mut self) {
-        self.orphan.get_or_insert(Orphan { until: Instant::ZERO, left: Some((usize::MAX, 0)) });
+        self.orphan.get_or_insert(Orphan { until: Instant::ZERO, acknowledged: Some(usize::MAX) });
     }
 
-    /// Whether it was left, and is not over.
-    pub(super) fn is_orphan(&self) -> bool {
-        self.orphan.is_some() && self.phase() == Phase::Open
-    }
-
-    /// Whether both ends have closed, and nothing is left to be delivered but that.
-    pub(super) fn is_about_to_end(&self) -> bool {
-        self.finished && self.recv_finished() && self.socket().is_none_or(|socket| socket.send_queue() == 0)
+    /// Whether it waits for the guest: to take something, or to close its half.
+    pub(super) fn waits_for_guest(&self) -> bool {
+        let is_about_to_end = || {
+            self.finished
+                && self.recv_finished()
+                && self.socket().is_none_or(|socket| socket.send_queue() == 0)
+        };
+        self.phase() == Phase::Open && !is_about_to_end()
     }
 
     /// Whether the guest has everything, and only its end is missing.
@@ -443,14 +452,13 @@ impl Flow {
 
     /// When the patience with a guest ends whose other end has left. Without room it is the port that delivers nothing.
     pub(super) fn patience(&mut self, room: bool, now: Instant) -> Option<Instant> {
-        let orphan = self.orphan.filter(|_| self.is_orphan())?;
-        let socket = self.socket()?;
-        let left = (!self.has_delivered()).then(|| (socket.send_queue(), self.sent));
-        if left == orphan.left && (orphan.until > now || room || left.is_none()) {
-            return Some(orphan.until);
+        let Orphan { until, acknowledged: before } = self.orphan.filter(|_| self.phase() == Phase::Open)?;
+        let acknowledged = (!self.has_delivered()).then(|| self.acknowledged());
+        if acknowledged == before && (until > now || room || acknowledged.is_none()) {
+            return Some(until);
         }
-        let until = now + if left.is_none() { FIN_LIMIT } else { GIVE_UP };
-        self.orphan = Some(Orphan { until, left });
+        let until = now + if acknowledged.is_none() { FIN_LIMIT } else { GIVE_UP };
+        self.orphan = Some(Orphan { until, acknowledged });
         Some(until)
     }
 
@@ -475,10 +483,12 @@ impl Flow {
         if self.released && self.orphan.is_some() && self.can_recv() && matches!(self.reset, Reset::No) {
             self.reset = Reset::Asked;
         }
+        let acknowledged = self.acknowledged();
         let at = match self.reset {
             Reset::No => return None,
-            Reset::Asked => now + RESET_LIMIT,
-            Reset::Waiting(until) | Reset::Settled(until) => until,
+            Reset::Settled(until) => until,
+            Reset::Waiting(until, before) if before == acknowledged => until,
+            Reset::Asked | Reset::Waiting(..) => now + RESET_LIMIT,
         };
         self.recv(<[u8]>::len);
         let is_settled = self.socket().is_none_or(|socket| {
@@ -489,10 +499,10 @@ impl Flow {
             Reset::Settled(_) => Reset::Settled(at),
             _ if is_settled && self.filled == 0 => Reset::Settled(now),
             _ if is_settled => Reset::Settled(now + RESET_PAUSE),
-            _ => Reset::Waiting(at),
+            _ => Reset::Waiting(at, acknowledged),
         };
         match self.reset {
-            Reset::Waiting(at) | Reset::Settled(at) if at > now => return Some(at),
+            Reset::Waiting(at, _) | Reset::Settled(at) if at > now => return Some(at),
             _ => self.abort(),
         }
         None

@@ -46,7 +46,7 @@ slotmap::new_key_type! {
 
 /// Flows at most. Beyond, a SYN is dropped, and the guest will send it again.
 pub const MAX_FLOWS: usize = 65_536;
-/// Released flows that wait for their guest to end, at most: as Linux bounds them (`tcp_max_orphans`).
+/// Released flows that wait for their guest, at most: as Linux bounds them (`tcp_max_orphans`).
 const MAX_ORPHANS: usize = 4096;
 /// Flows that use all of their rings: 128 MiB.
 const MAX_DEEP: usize = 64;
@@ -113,7 +113,7 @@ pub(crate) struct Table {
     /// How many of them are deep.
     deep: usize,
     ready: VecDeque<FlowId>,
-    /// Released flows whose guest has not ended, the oldest first; and some that are over.
+    /// Released flows that wait for their guest, the oldest first; and some that are over.
     orphans: VecDeque<FlowId>,
     blocked: Vec<FlowId>,
     /// Flows whose rings are idle, and the next ring of each.
@@ -683,14 +683,17 @@ impl Table {
     pub(crate) fn release(&mut self, id: FlowId, abort: bool) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         flow.released = true;
+        let waits = flow.waits_for_guest();
         match abort {
             true => flow.reset = Reset::Asked,
-            false if flow.phase() == Phase::Open && !flow.is_about_to_end() => {
+            false if waits => {
                 flow.finish();
                 flow.leave();
-                self.bound_orphans(id);
             }
             false => {}
+        }
+        if waits {
+            self.bound_orphans(id);
         }
         self.mark_ready(id);
     }
@@ -701,7 +704,7 @@ impl Table {
         if self.orphans.len() <= MAX_ORPHANS {
             return;
         }
-        self.orphans.retain(|id| self.flows.get(*id).is_some_and(Flow::is_orphan));
+        self.orphans.retain(|id| self.flows.get(*id).is_some_and(Flow::waits_for_guest));
         if self.orphans.len() > MAX_ORPHANS {
             for id in self.orphans.drain(..MAX_ORPHANS / 8) {
                 if let Some(flow) = self.flows.get_mut(id) {

@@ -217,6 +217,40 @@ fn a_guest_that_takes_nothing_keeps_what_a_host_left_for_a_while() {
     assert_eq!(sim.guest(port).state(connection), State::Closed);
 }
 
+/// Whether it is reset at once, or since the guest says something that nobody hears.
+#[test]
+fn a_guest_that_reads_slowly_has_its_time_for_what_came_before_a_reset() {
+    for speaks in [false, true] {
+        let mut sim = Sim::new(433);
+        let port = sim.plug(Quality::CLEAN);
+        sim.guest(port).ring = 8 << 10;
+        sim.serve = Box::new(|_| End::open(pattern(2, 100_000)));
+        let out = if speaks { pattern(1, 100) } else { Vec::new() };
+        let connection = sim.guest(port).connect(outside(80), End::open(out).stalled());
+        sim.run_until("the host has sent all", SECOND * 5, |sim| {
+            sim.hosts.values().any(|host| host.end.sent == 100_000)
+        });
+        let flow = sim.host_flows()[0];
+        if speaks {
+            sim.leave(flow)
+        } else {
+            sim.abort(flow)
+        }
+        for _ in 0..4 {
+            sim.run_for(SECOND * 40);
+            let took = sim.guest(port).end(connection).got.len();
+            sim.guest(port).end(connection).reads = true;
+            sim.run_until("more", SECOND * 2, |sim| sim.guest(port).end(connection).got.len() > took);
+            sim.guest(port).end(connection).reads = false;
+        }
+        sim.guest(port).end(connection).reads = true;
+        sim.run_for(SECOND * 100);
+        let end = sim.guest(port).end(connection);
+        assert!(end.got == pattern(2, 100_000), "{} bytes, speaks: {speaks}", end.got.len());
+        assert_eq!(sim.stack.flows(), (0, 0));
+    }
+}
+
 #[test]
 fn what_the_guest_sent_before_its_reset_or_its_end_is_delivered() {
     for (flags, unplugged) in [(ACK, false), (ACK | FIN, false), (ACK, true), (ACK | FIN, true)] {
