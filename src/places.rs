@@ -21,15 +21,19 @@ const PER_CLIENT: usize = 2;
 const RESERVED: usize = 64;
 /// An owner that has less than so many times what is free may have another.
 const GREED: usize = 8;
+/// This part of all places is for owners that have none.
+const FIRST: usize = 16;
 /// How often who waits looks again though nobody has told it.
 const AGAIN: Duration = Duration::from_secs(1);
 /// The least time between two lines of the log that say that clients wait.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The places, as one of their owners sees them: a socket, or all tunnels together.
+/// The places, as one of their owners sees them: a socket, or the tunnels to one port.
 #[derive(Clone, Debug)]
 pub struct Places {
     free: Arc<Semaphore>,
+    /// How many of them are for owners that have none.
+    first: usize,
     freed: Arc<Notify>,
     own: Arc<AtomicUsize>,
     log: Arc<Limited>,
@@ -54,9 +58,15 @@ impl Places {
     }
 
     fn of(count: usize) -> Self {
-        let free = Semaphore::new(count.clamp(1, Semaphore::MAX_PERMITS));
+        let count = count.clamp(1, Semaphore::MAX_PERMITS);
         let log = Arc::new(Limited::new(1, LOG_INTERVAL));
-        Self { free: Arc::new(free), freed: Arc::default(), own: Arc::default(), log }
+        Self {
+            free: Arc::new(Semaphore::new(count)),
+            first: count / FIRST,
+            freed: Arc::default(),
+            own: Arc::default(),
+            log,
+        }
     }
 
     /// The same places for another owner.
@@ -105,8 +115,8 @@ impl Places {
     }
 
     fn may_have_another(&self) -> bool {
-        let taken = self.taken();
-        taken == 0 || taken < self.free.available_permits().saturating_mul(GREED)
+        let (taken, free) = (self.taken(), self.free.available_permits());
+        taken == 0 || free > self.first && taken < free.saturating_mul(GREED)
     }
 
     fn give(&self, place: OwnedSemaphorePermit) -> Permit {
@@ -146,6 +156,20 @@ mod tests {
         let [first, ..] = taken;
         drop(first);
         assert!(sockets[0].taken() == 0 && !take_all(&tunnels).is_empty());
+    }
+
+    /// As many as there are, each with a few: one that comes then has a place.
+    #[test]
+    fn many_owners_leave_some_to_one_without_any() {
+        let places = Places::of(100);
+        let owners = [(); 40].map(|()| places.for_another());
+        let mut taken = Vec::new();
+        for _ in 0..8 {
+            taken.extend(owners.iter().filter_map(Places::try_take));
+        }
+        assert!(taken.len() > 80, "{}", taken.len());
+        let late = [(); 4].map(|()| places.for_another());
+        assert!(late.iter().all(|late| late.try_take().is_some()));
     }
 
     #[test]

@@ -629,10 +629,19 @@ struct Beside {
     /// Of the host, to either.
     sockets: [SockAddr; 2],
     _guest: Guest,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Beside {
+    /// A tunnel to a port of the guest, unless it is refused.
+    fn tunnel(&self, port: u16) -> Option<Socket> {
+        let mut socket = connect(&at(self.dir.path().join("api"))).unwrap();
+        write!(socket, "POST /tunnel?ip=192.168.127.2&port={port} HTTP/1.1\r\nHost: d\r\n\r\n").unwrap();
+        let mut answer = [0; 2];
+        socket.read_exact(&mut answer).unwrap();
+        (&answer == b"OK").then_some(socket)
+    }
+
     fn start() -> Self {
         raise_descriptor_limit();
         let dir = tempfile::Builder::new().prefix("gv").tempdir_in("/tmp").unwrap();
@@ -642,6 +651,7 @@ impl Beside {
             .descriptors(256)
             .args(["-forward-sock", &paths[0], "-forward-dest", &format!("tcp://{hung}")])
             .args(["-forward-sock", &paths[1], "-forward-dest", &format!("tcp://{echoes}")])
+            .args(["-listen", &format!("unix://{}", dir.path().join("api").display())])
             .start();
         let guest = Guest::start(plug(&daemon), guest::MAC, 1500);
         guest.dhcp();
@@ -651,7 +661,7 @@ impl Beside {
                 spawn(move || echo(OwnedFd::from(stream).into()));
             }
         });
-        let beside = Self { daemon, hung, sockets: paths.map(at), _guest: guest, _dir: dir };
+        let beside = Self { daemon, hung, sockets: paths.map(at), _guest: guest, dir };
         beside.assert_echo("at first");
         beside
     }
@@ -696,7 +706,11 @@ fn clients_that_wait_leave_places_to_other_sockets() {
     let beside = Beside::start();
     let _waiting: Vec<Socket> = (0..400).map(|_| connect(&beside.sockets[0]).unwrap()).collect();
     eventually("accept pauses", PATIENCE, || beside.daemon.stderr().contains(FULL).then_some(()));
+    let hung: Vec<Socket> = std::iter::from_fn(|| beside.tunnel(7000)).take(400).collect();
+    assert!((1..100).contains(&hung.len()), "{} tunnels to the one that hangs", hung.len());
     for _ in 0..20 {
         beside.assert_echo("while clients of the other wait");
+        let tunnel = beside.tunnel(7001).expect("a tunnel to another port");
+        assert_eq!(exchange(&tunnel, b"hello").unwrap(), b"hello");
     }
 }

@@ -21,9 +21,10 @@ mod stats;
 mod tunnel;
 mod unexpose;
 
-use std::net::Ipv4Addr;
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -67,6 +68,8 @@ pub struct Api {
     connect_framing: Framing,
     board: Board,
     places: Places,
+    /// Those of the tunnels to each port of a guest.
+    tunnels: Mutex<HashMap<SocketAddrV4, Places>>,
     gateway: Limit<Peer>,
     token: Option<Token>,
     /// Whether guests have to send it.
@@ -128,6 +131,7 @@ impl Api {
             connect_framing,
             board,
             places: ways.places.clone(),
+            tunnels: Mutex::default(),
             gateway: limit(MAX_GATEWAY_CONNECTIONS),
             token: None,
             token_at_gateway: false,
