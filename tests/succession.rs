@@ -5,13 +5,15 @@
 mod support;
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Pid, Signal, kill_process};
+use socket2::{Domain, SockAddr, Socket, Type};
 use support::daemon::{Builder, Daemon, binary, is_peer};
 use support::ns::Namespace;
 use support::{eventually, free_port, tool};
@@ -249,6 +251,33 @@ fn what_another_program_has_stays_with_it() {
         assert!(listener.accept().is_err(), "whoever listens there has seen a connection");
         fs::remove_file(machine.path(name)).unwrap();
     }
+}
+
+/// Whoever listens at the virtual machine's path may be QEMU, and is asked: one that says a little at a time, and one that takes nobody.
+#[test]
+fn one_that_is_no_qemu_is_not_waited_for() {
+    let machine = Machine::new();
+    let path = machine.path("qemu");
+    let start = || {
+        let start = Instant::now();
+        fails(&mut machine.gvproxy(OURS).spawn(), "qemu\\\" already exists and is in use (by ");
+        assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    };
+    let listener = UnixListener::bind(&path).unwrap();
+    let drips = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        while stream.write_all(b" ").is_ok() {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    });
+    start();
+    drips.join().unwrap();
+    fs::remove_file(&path).unwrap();
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    socket.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+    socket.listen(0).unwrap();
+    let _full = UnixStream::connect(&path).unwrap();
+    start();
 }
 
 #[test]

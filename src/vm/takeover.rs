@@ -6,15 +6,15 @@
 //!
 //! Owns: the path until the first link. May not: touch it after that, or keep the QMP session. Read next: `attach.rs`.
 
-use std::io::{BufRead as _, BufReader, Read as _};
-use std::os::unix::net::UnixStream;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use qmp::{Address as QmpAddress, SlotError};
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::time::sleep;
 
 use super::attach::{self, Card};
@@ -30,26 +30,49 @@ use crate::sys::owner;
 
 /// How long a QEMU that starts may take to greet, and anything else.
 const GREETING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(1));
+/// How often to try a server whose backlog is full.
+const LOOK: Duration = Duration::from_millis(20);
 /// How long a socket that is new may have no owner.
 const SETTLE: Duration = Duration::from_secs(2);
 /// The pause before a machine is tried again, which doubles.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// A greeting is shorter.
-const MAX_GREETING: u64 = 4096;
+const MAX_GREETING: usize = 4096;
 
 /// Whether a QMP server is behind the socket at `path`.
 pub fn serves_qmp(path: &Path) -> bool {
     let Owner::Other { is_qemu } = Owner::of(path) else { return false };
-    let greeting = || {
-        let stream = UnixStream::connect(path)?;
-        stream.set_read_timeout(Some(if is_qemu { GREETING.0 } else { GREETING.1 }))?;
-        let mut line = String::new();
-        BufReader::new(stream.take(MAX_GREETING)).read_line(&mut line)?;
-        Ok::<_, std::io::Error>(line)
-    };
-    greeting().is_ok_and(|line| {
-        serde_json::from_str(&line).is_ok_and(|greeting: serde_json::Value| greeting.get("QMP").is_some())
+    greeting(path, if is_qemu { GREETING.0 } else { GREETING.1 }).is_ok_and(|line| {
+        serde_json::from_slice(&line).is_ok_and(|greeting: serde_json::Value| greeting.get("QMP").is_some())
     })
+}
+
+/// The line with which the server at `path` begins; all of it has to come within `limit`.
+fn greeting(path: &Path, limit: Duration) -> io::Result<Vec<u8>> {
+    let until = Instant::now() + limit;
+    let mut socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    // Its backlog may be full for a moment.
+    while let Err(error) = socket.connect(&SockAddr::unix(path)?) {
+        if error.kind() != io::ErrorKind::WouldBlock || Instant::now() >= until {
+            return Err(error);
+        }
+        std::thread::sleep(LOOK);
+    }
+    socket.set_nonblocking(false)?;
+    let (mut line, mut part) = (Vec::new(), [0; MAX_GREETING]);
+    while line.len() < MAX_GREETING && !line.contains(&b'\n') {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        socket.set_read_timeout(Some(left))?;
+        match socket.read(&mut part)? {
+            0 => break,
+            read => line.extend(part.iter().take(read)),
+        }
+    }
+    Ok(line)
 }
 
 /// Whose a listening socket is. Another gvproxy's may not be connected to: it would take that for its virtual machine, and the end of it for the
