@@ -339,7 +339,7 @@ impl Daemon {
             Some(bound) => bound,
             None => bind_links()?,
         };
-        let pid_file = pid_file.map(PidFile::keep);
+        let pid_file = pid_file.map(PidFile::keep).transpose()?;
         let taken = forwards.iter().map(Forward::file).chain(apis.iter().map(ApiListener::file));
         let (taken, kept) = (taken.collect::<Vec<_>>(), links.iter().map(Link::file).collect::<Vec<_>>());
         let has_other_ways = !machines.is_empty() || taken.iter().chain(&kept).any(Option::is_none);

@@ -46,6 +46,8 @@ pub struct PidFile {
     before: Option<Vec<u8>>,
     /// Held until it is known which of the two it is, as another may be started at the same time.
     lock: Option<File>,
+    /// Another start has kept the lock: the file is written when this one comes to run, as only one does.
+    is_late: bool,
 }
 
 impl PidFile {
@@ -54,21 +56,35 @@ impl PidFile {
     /// # Errors
     /// The file cannot be made, or not be written; then it is as it was.
     pub fn create(path: &Path) -> Result<Self> {
-        let lock = lock(path);
-        let before = content(path).filter(|content| !content.is_empty());
-        write(path, before.as_deref())?;
-        Ok(Self { path: path.to_owned(), before, lock })
+        let path = path.to_owned();
+        let lock = match lock(&path) {
+            Lock::Ours(lock) => Some(lock),
+            Lock::None => None,
+            Lock::Anothers => return Ok(Self { path, before: None, lock: None, is_late: true }),
+        };
+        let before = content(&path).filter(|content| !content.is_empty());
+        write(&path, before.as_deref())?;
+        Ok(Self { path, before, lock, is_late: false })
     }
 
     /// From now on the daemon runs, and the file is its own.
-    pub fn keep(mut self) -> Self {
+    ///
+    /// # Errors
+    /// It could not be written before, as another start had it, and cannot be now.
+    pub fn keep(mut self) -> Result<Self> {
+        if std::mem::take(&mut self.is_late) {
+            write(&self.path, None)?;
+        }
         (self.before, self.lock) = (None, None);
-        self
+        Ok(self)
     }
 }
 
 impl Drop for PidFile {
     fn drop(&mut self) {
+        if self.is_late {
+            return;
+        }
         let (path, before) = (self.path.clone(), self.before.take());
         let removed = disk::ask_at_last(move || match content(&path) {
             Some(content) if content == pid().as_bytes() => put_back(&path, before.as_deref()).map(|()| true),
@@ -92,20 +108,27 @@ fn write(path: &Path, before: Option<&[u8]>) -> Result<()> {
     written.map_err(|error| failed("write", "write", path, &error))
 }
 
+enum Lock {
+    Ours(File),
+    Anothers,
+    /// There is no regular file to be locked.
+    None,
+}
+
 /// Waits, for a while, until nobody else is about to write the file, which is made if it is not there.
-fn lock(path: &Path) -> Option<File> {
+fn lock(path: &Path) -> Lock {
     let begin = Instant::now();
     while begin.elapsed() < PATIENCE {
-        let file = disk::options(path).write(true).create(true).open(path).ok()?;
-        let found = file.metadata().ok().filter(Metadata::is_file)?;
+        let Ok(file) = disk::options(path).write(true).create(true).open(path) else { return Lock::None };
+        let Some(found) = file.metadata().ok().filter(Metadata::is_file) else { return Lock::None };
         let is_locked = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
         // Whoever had it may have removed it.
         if is_locked && fs::metadata(path).is_ok_and(|named| named.ino() == found.ino()) {
-            return Some(file);
+            return Lock::Ours(file);
         }
         thread::sleep(LOOK);
     }
-    None
+    Lock::Anothers
 }
 
 /// What a file says, as far as it may be about a process; `None` if there is no regular one.
@@ -131,7 +154,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pid");
         fs::write(&path, "a much longer text of a dead predecessor").unwrap();
-        let file = PidFile::create(&path).unwrap().keep();
+        let file = PidFile::create(&path).unwrap().keep().unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), pid());
         drop(file);
         assert!(!path.exists());
@@ -148,11 +171,32 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "1");
     }
 
+    /// Of several that are started at once, whoever runs has the file, whatever the others do and when.
+    #[test]
+    fn a_start_that_is_late_takes_nothing_before_it_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pid");
+        for late_runs in [false, true] {
+            let first = File::create(&path).unwrap();
+            fs::write(&path, "1").unwrap();
+            flock(&first, FlockOperation::LockExclusive).unwrap();
+            let late = PidFile::create(&path).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), "1");
+            if late_runs {
+                let _running = late.keep().unwrap();
+                assert_eq!(fs::read_to_string(&path).unwrap(), pid());
+            } else {
+                drop(late);
+                assert_eq!(fs::read_to_string(&path).unwrap(), "1");
+            }
+        }
+    }
+
     #[test]
     fn a_successors_file_stays() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pid");
-        let file = PidFile::create(&path).unwrap().keep();
+        let file = PidFile::create(&path).unwrap().keep().unwrap();
         fs::write(&path, "1").unwrap();
         drop(file);
         assert_eq!(fs::read_to_string(&path).unwrap(), "1");
