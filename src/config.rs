@@ -132,6 +132,13 @@ impl Config {
         others.iter().copied().find(is_free).unwrap_or(*gateway)
     }
 
+    /// Whether guests are meant to be in its network, and none can come.
+    pub fn lacks_way_in(&self) -> bool {
+        let needs_none = lead_elsewhere(&self.forwards, &self.reverse, self.network.subnet)
+            && self.port_forwards.is_empty();
+        self.links.is_empty() && self.machines.is_empty() && self.listen.is_empty() && !needs_none
+    }
+
     /// Fills in the defaults and checks what was asked for; `resolv_conf` is where search domains come from.
     ///
     /// # Errors
@@ -177,19 +184,11 @@ impl Config {
         forwards.extend(forwards::typed(raw, device)?);
         let mut reverse = reverse::of_file(asked, device)?;
         reverse.extend(reverse::typed(raw, device)?);
-        let has_link = !(links.is_empty() && machines.is_empty() && raw.listen.is_empty());
-        let ways = forwards.iter().map(|forward| &forward.dest);
-        let mut ways = ways.chain(reverse.iter().map(|reverse| &reverse.socket)).peekable();
-        let only_elsewhere = ways.peek().is_some() && ways.all(|way| !way.is_guests(subnet));
-        if !has_link && only_elsewhere && !raw.ssh_port_given && asked.stack().is_none() {
+        let has_way_in = !(links.is_empty() && machines.is_empty() && raw.listen.is_empty());
+        let only_elsewhere = lead_elsewhere(&forwards, &reverse, subnet);
+        if !has_way_in && only_elsewhere && !raw.ssh_port_given && asked.stack().is_none() {
             // Nobody will ever answer there, and another process of this kind would want it too.
             settings.port_forwards.clear();
-        }
-        if !has_link && (!only_elsewhere || !settings.port_forwards.is_empty()) {
-            tracing::warn!(
-                give = "-listen-qemu, -listen-vfkit, -listen-bess, -listen-vpnkit, -listen-stdio, -qmp, or -listen for /connect",
-                "no virtual machine can come: there is no way in"
-            );
         }
         let endpoint = |flag, index, url| {
             Endpoint::parse(flag, url).map_err(|error| asked.place_item(flag, index, error))
@@ -245,6 +244,13 @@ impl Config {
             agent_port,
         })
     }
+}
+
+/// Whether there are sockets, and each leads to another place than a guest.
+fn lead_elsewhere(forwards: &[SocketForward], reverse: &[Reverse], subnet: (Ipv4Addr, u8)) -> bool {
+    let forwards = forwards.iter().map(|forward| &forward.dest);
+    let mut ways = forwards.chain(reverse.iter().map(|reverse| &reverse.socket)).peekable();
+    ways.peek().is_some() && ways.all(|way| !way.is_guests(subnet))
 }
 
 /// `None` for 0, which stands for "not asked for".

@@ -56,6 +56,10 @@ const MAX_DNS_QUESTIONS: usize = 512;
 const MAX_DNS_STREAMS: usize = 1024;
 const DNS_STREAM_SHARE: usize = 8;
 
+/// What a virtual machine comes by.
+const WAYS_IN: &str =
+    "-listen-qemu, -listen-vfkit, -listen-bess, -listen-vpnkit, -listen-stdio, -qmp, or -listen for /connect";
+
 /// Why a run ended without a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -123,10 +127,14 @@ impl ControlPlane {
             }
             let (notifier, delivery) = config.notification.clone().map(Notifier::new).unzip();
             let delivery = delivery.map(|delivery| tokio::spawn(delivery.run()));
+            let lacks_way_in = config.lacks_way_in();
             let exit = match unless_ended(&mut signals, || Daemon::bind(config, notifier)).await {
                 Ok(Some((daemon, made))) => {
                     pid_file = made;
                     listen::warn_of_unclaimed();
+                    if lacks_way_in {
+                        tracing::warn!(give = WAYS_IN, "no virtual machine can come: there is no way in");
+                    }
                     daemon.serve(signals).await
                 }
                 Ok(None) => Ok(Exit::Signal),

@@ -81,13 +81,13 @@ fn main() -> ExitCode {
             Err(error) => fail(&log, "error", &format!("{error:#}")),
         };
     }
-    asked.warn(config.device_ip);
-    tracing::info!("{VERSION}");
-
     let mut control_plane = match ControlPlane::new(&log) {
         Ok(control_plane) => control_plane,
         Err(error) => return fail(&log, "error", &format!("{error:#}")),
     };
+    asked.warn(config.device_ip);
+    // Whoever reads this may end the process with a signal.
+    tracing::info!("{VERSION}");
     let path = config.pid_file.clone();
     let exit = match control_plane.unless_ended(move || path.map_or(Ok(()), |path| pidfile::ensure(&path))) {
         Ok(Some(())) => control_plane.run(config),

@@ -6,10 +6,13 @@
 mod support;
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use support::daemon::Daemon;
+use support::eventually;
 
 const OURS: &str = env!("CARGO_BIN_EXE_gvproxy");
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -39,7 +42,11 @@ impl Bench {
 
     fn spawn(&self, yaml: &str, line: &str) -> Daemon {
         fs::write(self.path("config.yaml"), self.place(yaml)).unwrap();
-        let line = self.place(&format!("-config @/config.yaml {line}"));
+        self.start(&format!("-config @/config.yaml {line}"))
+    }
+
+    fn start(&self, line: &str) -> Daemon {
+        let line = self.place(line);
         Daemon::builder().binary(&self.binary).without_qemu().args(line.split_whitespace()).spawn()
     }
 
@@ -60,24 +67,28 @@ mod ours {
     #[test]
     fn a_network_that_nobody_can_come_to_is_told() {
         let bench = Bench::new(OURS);
-        for (line, told) in [
-            ("-forward-sock @/s -forward-dest tcp://192.168.127.2:80", true),
-            ("", true),
-            ("-forward-sock @/s -forward-dest unix://@/none", false),
-            ("-listen-vfkit unixgram://@/v -forward-sock @/s -forward-dest tcp://192.168.127.2:80", false),
-            ("-listen unix://@/api", false),
+        let told = "no virtual machine can come";
+        for line in ["-forward-sock @/s -forward-dest tcp://192.168.127.2:80", ""] {
+            let mut daemon = bench.start(line);
+            daemon.log_with(told);
+            assert!(daemon.terminate().success(), "{line}: {}", daemon.stderr());
+        }
+        let dest = UnixListener::bind(bench.path("dest")).unwrap();
+        std::thread::spawn(move || dest.accept().unwrap().0.read_exact(&mut [0; 8]));
+        for (line, served) in [
+            ("-forward-sock @/s -forward-dest unix://@/dest", "s"),
+            ("-listen-vfkit unixgram://@/v -services unix://@/s", "s"),
+            ("-listen unix://@/api", "api"),
         ] {
-            let line = bench.place(line);
-            let mut daemon =
-                Daemon::builder().binary(OURS).without_qemu().args(line.split_whitespace()).spawn();
-            daemon.log_with("gvproxy version");
-            assert!(daemon.terminate().success(), "{line}");
-            assert_eq!(
-                daemon.stderr().contains("no virtual machine can come"),
-                told,
-                "{line}: {}",
-                daemon.stderr()
-            );
+            let mut daemon = bench.start(line);
+            let mut client =
+                eventually("its socket", PATIENCE, || UnixStream::connect(bench.path(served)).ok());
+            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            client.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+            // It serves, and has told what it had to.
+            let _answer_or_end = client.read(&mut [0; 16]).unwrap();
+            assert!(daemon.terminate().success(), "{line}: {}", daemon.stderr());
+            assert!(!daemon.stderr().contains(told), "{line}: {}", daemon.stderr());
         }
     }
 
