@@ -50,6 +50,7 @@ use keys::Keys;
 use nat::{Nat, Verdict};
 use switch::{Destination, Learned, Switch};
 use tcp::Segment;
+use timer::earlier;
 
 const DNS_PORT: u16 = 53;
 const ECHO_PORT: u16 = 7;
@@ -260,10 +261,7 @@ impl Stack {
 
     /// When to call [`handle_timeout`](Self::handle_timeout), if at all.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        [self.tcp.poll_timeout(), self.udp.poll_timeout(), self.neighbours.poll_timeout()]
-            .into_iter()
-            .flatten()
-            .min()
+        earlier(earlier(self.tcp.poll_timeout(), self.udp.poll_timeout()), self.neighbours.poll_timeout())
     }
 
     /// A TCP flow.

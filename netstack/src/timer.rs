@@ -61,6 +61,14 @@ impl<K: Ord + Copy> Timers<K> {
     }
 }
 
+/// The earlier of two deadlines, or the one that there is.
+pub(crate) fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

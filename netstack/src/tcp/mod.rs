@@ -31,7 +31,7 @@ use crate::ether::{self, EtherType};
 use crate::icmp::{Fault, Report};
 use crate::ipv4::{self, Route};
 use crate::keys::Keys;
-use crate::timer::Timers;
+use crate::timer::{Timers, earlier};
 use crate::{DropReason, FrameSink, Mac, PortId};
 use device::{Blueprint, OneCall};
 use flow::{PooledSocket, Reset, Stage};
@@ -254,9 +254,12 @@ impl Table {
             Stage::Resolving | Stage::Dead => return Ok(Segment::Done),
             Stage::Live(sockets, handle) => {
                 before = sockets.get::<Socket<'_>>(*handle).state();
-                if before == State::SynSent && segment.syn() {
-                    flow.window.handle_syn(&segment, self.mtu);
-                    flow.recovery.handle_syn(&segment);
+                if before == State::SynSent
+                    && segment.syn()
+                    && let Some(syn) = parse(&segment, guest, remote)
+                {
+                    flow.window.handle_syn(&syn, self.mtu);
+                    flow.recovery.handle_syn(&syn);
                 }
                 if segment.syn() && !segment.ack() && flow::is_synchronized(before) {
                     challenge(sink, flow);
@@ -382,22 +385,15 @@ impl Table {
         }
         let segment = TcpPacket::new_checked(packet.payload()).map_err(|_| DropReason::Tcp)?;
         // What smoltcp would not take later is refused now, before anything is opened for it.
-        let parsed = TcpRepr::parse(
-            &segment,
-            &guest.ip().into(),
-            &remote.ip().into(),
-            &ChecksumCapabilities::ignored(),
-        );
-        if parsed.map_err(|_| DropReason::Tcp)?.control != TcpControl::Syn {
-            return Err(DropReason::Tcp);
-        }
+        let parsed = parse(&segment, guest, remote).filter(|syn| syn.control == TcpControl::Syn);
+        let parsed = parsed.ok_or(DropReason::Tcp)?;
         let len = usize::from(packet.header_len()) + usize::from(segment.header_len());
         let mut syn: Box<[u8]> = packet.clone().into_inner().get(..len).ok_or(DropReason::Tcp)?.into();
         Ipv4Packet::new_unchecked(&mut syn[..])
             .set_total_len(u16::try_from(len).map_err(|_| DropReason::Tcp)?);
         let mut flow = Flow::new(guest, remote, route, Stage::Held(syn));
-        flow.window.handle_syn(&segment, self.mtu);
-        flow.recovery.handle_syn(&segment);
+        flow.window.handle_syn(&parsed, self.mtu);
+        flow.recovery.handle_syn(&parsed);
         Ok(self.insert(flow))
     }
 
@@ -732,11 +728,14 @@ impl Table {
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        [self.timers.next(), self.questions.next()].into_iter().flatten().min()
+        earlier(self.timers.next(), self.questions.next())
     }
 
     /// Marks the flows whose timers are due.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        if self.poll_timeout().is_none_or(|at| at > now) {
+            return;
+        }
         while let Some((deadline, id)) = self.timers.pop_due(now) {
             let Some(flow) = self.flows.get_mut(id) else { continue };
             if flow.armed == Some(deadline) {
@@ -786,6 +785,11 @@ impl Table {
         }
         Some(flow)
     }
+}
+
+/// What smoltcp makes of a segment, whatever its checksum.
+fn parse<'a>(segment: &TcpPacket<&'a [u8]>, from: SocketAddr, to: SocketAddr) -> Option<TcpRepr<'a>> {
+    TcpRepr::parse(segment, &from.ip().into(), &to.ip().into(), &ChecksumCapabilities::ignored()).ok()
 }
 
 /// Puts the flow into the list of those that have something to do, once.

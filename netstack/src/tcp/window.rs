@@ -6,7 +6,7 @@
 //! never taken back (RFC 9293 3.8.6), so a smaller share takes effect as the flow uses up what it was offered.
 
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{TcpPacket, TcpSeqNumber};
+use smoltcp::wire::{TcpPacket, TcpRepr, TcpSeqNumber};
 
 /// Frames that may be on their way from a guest to a port at a time: measured, see ARCHITECTURE.md. How many bytes that is depends on the
 /// size of the guest's frames, whatever it was offered.
@@ -51,6 +51,7 @@ impl WindowBudget {
     }
 
     /// Gives the flow that `limit` belongs to its share, if it ever sent something.
+    #[inline]
     pub(crate) fn share(&mut self, limit: &mut WindowLimit, now: Instant) {
         if limit.epoch.is_some() {
             self.roll(now);
@@ -105,11 +106,10 @@ impl WindowLimit {
     }
 
     /// The guest's SYN (or SYN-ACK) says whether windows are scaled, and how long its segments are; `mtu` is what this side said.
-    pub(crate) fn handle_syn<T: AsRef<[u8]> + ?Sized>(&mut self, syn: &TcpPacket<&T>, mtu: u16) {
-        let options = syn.options_summary().unwrap_or_default();
+    pub(crate) fn handle_syn(&mut self, syn: &TcpRepr<'_>, mtu: u16) {
         let log2 = usize::BITS - self.capacity.leading_zeros();
-        self.shift = if options.window_scale.is_some() { log2.saturating_sub(16) as u8 } else { 0 };
-        let named = options.max_segment_size.filter(|mss| *mss != 0);
+        self.shift = if syn.window_scale.is_some() { log2.saturating_sub(16) as u8 } else { 0 };
+        let named = syn.max_seg_size.filter(|mss| *mss != 0);
         let packet = named.map_or(ASSUMED_PACKET, |mss| usize::from(mss).max(MIN_MSS) + HEADERS);
         self.packet = packet.min(usize::from(mtu));
     }

@@ -12,7 +12,7 @@ mod scoreboard;
 mod send_window;
 
 use smoltcp::time::Instant;
-use smoltcp::wire::{TCP_HEADER_LEN, TcpPacket, TcpSeqNumber};
+use smoltcp::wire::{TCP_HEADER_LEN, TcpPacket, TcpRepr, TcpSeqNumber};
 
 use congestion::Congestion;
 use detection::Arrivals;
@@ -88,12 +88,11 @@ impl Recovery {
     }
 
     /// The guest's SYN or SYN-ACK.
-    pub(super) fn handle_syn<T: AsRef<[u8]> + ?Sized>(&mut self, syn: &TcpPacket<&T>) {
-        let Ok(options) = syn.options_summary() else { return };
-        let mss = options.max_segment_size.map_or(DEFAULT_MSS, usize::from).max(MIN_MSS);
+    pub(super) fn handle_syn(&mut self, syn: &TcpRepr<'_>) {
+        let mss = syn.max_seg_size.map_or(DEFAULT_MSS, usize::from).max(MIN_MSS);
         self.mss = mss.min(DEFAULT_MSS);
-        self.send_window.handle_syn(options.window_scale, mss);
-        self.selective = options.sack_permitted;
+        self.send_window.handle_syn(syn.window_scale, mss);
+        self.selective = syn.sack_permitted;
     }
 
     /// Whether the guest has not acknowledged the byte, or the SYN, with this sequence number, which was sent.
