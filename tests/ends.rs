@@ -19,110 +19,28 @@ mod scenes;
 #[path = "support/sshd.rs"]
 mod sshd;
 mod support;
+#[path = "ends/table.rs"]
+mod table;
+#[path = "ends/way.rs"]
+mod way;
 #[path = "ends/ways.rs"]
 mod ways;
 
-use std::fmt::Write as _;
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use reversed::Files;
-use scenes::{Early, SCENES, hear_and_answer, hear_answer};
-use ways::{Doors, Way, controls};
+use scenes::{Early, hear_and_answer, hear_answer};
+use table::{ROUNDS, assert_kept};
+use ways::{Doors, controls};
 
-const ROUNDS: usize = 200;
-/// Ways that are tried at the same time.
-const AT_ONCE: usize = 3;
-/// A scene that fails is given up after this time.
-const LONGEST: Duration = Duration::from_secs(20);
 /// Longest wait for a client.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// What came of the rounds of one way and one scene.
-struct Cell {
-    kept: usize,
-    rounds: usize,
-    /// What went wrong first.
-    why: Option<String>,
-}
-
-fn play(way: &Way<'_>) -> Vec<Option<Cell>> {
-    SCENES
-        .iter()
-        .map(|scene| {
-            if way.lacks.iter().any(|(needs, _)| *needs == scene.needs) {
-                return None;
-            }
-            let started = Instant::now();
-            let mut cell = Cell { kept: 0, rounds: ROUNDS / scene.one_in, why: None };
-            for _ in 0..cell.rounds {
-                // Silence takes long.
-                if cell.why.as_ref().is_some_and(|_| started.elapsed() > LONGEST) {
-                    break;
-                }
-                match scene.play(|| way.connect(), |patience| way.accept(patience)) {
-                    Ok(()) => cell.kept += 1,
-                    Err(why) => drop(cell.why.get_or_insert(why)),
-                }
-            }
-            Some(cell)
-        })
-        .collect()
-}
-
-/// The table as it is shown.
-fn show(rows: &[(&Way<'_>, Vec<Option<Cell>>)]) -> String {
-    let mut text = String::new();
-    for (way, cells) in rows {
-        let name = way.name;
-        let _ = write!(text, "{name:16}");
-        for cell in cells {
-            let shown =
-                cell.as_ref().map_or_else(|| "-".into(), |cell| format!("{}/{}", cell.kept, cell.rounds));
-            let _ = write!(text, " {shown:>7}");
-        }
-        text.push('\n');
-        for (scene, cell) in SCENES.iter().zip(cells) {
-            if let Some(why) = cell.as_ref().and_then(|cell| cell.why.as_ref()) {
-                let _ = writeln!(text, "    {}: {why}", scene.name);
-            }
-        }
-        for (needs, why) in way.lacks {
-            let _ = writeln!(text, "    without {needs:?}: {why}");
-        }
-    }
-    text
-}
 
 #[test]
 fn what_was_received_before_an_end_is_delivered() {
     let files = Files::new();
     let rig = Doors::open().plug();
-    let wanted = std::env::var("ENDS").unwrap_or_default();
-    let is_wanted = |name: &str| wanted.is_empty() || wanted.split(',').any(|word| name.contains(word));
-    let ways: Vec<_> =
-        controls(&files).into_iter().chain(rig.ways()).filter(|way| is_wanted(way.name)).collect();
-    let (next, rows) = (Mutex::new(0..ways.len()), Mutex::new(Vec::new()));
-    std::thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
-            scope.spawn(|| {
-                while let Some(way) = {
-                    let number = next.lock().unwrap().next();
-                    number.map(|n| &ways[n])
-                } {
-                    let cells = play(way);
-                    let row = (way, cells);
-                    eprint!("{}", show(std::slice::from_ref(&row)));
-                    rows.lock().unwrap().push(row);
-                }
-            });
-        }
-    });
-    let mut rows = rows.into_inner().unwrap();
-    rows.sort_by_key(|(row, _)| ways.iter().position(|way| way.name == row.name));
-    let table = show(&rows);
-    let all = rows.iter().flat_map(|(_, cells)| cells).flatten().all(|cell| cell.kept == cell.rounds);
-    assert!(all, "not everything is delivered:\n{table}");
+    assert_kept(controls(&files).into_iter().chain(rig.ways()).collect(), ROUNDS);
 }
 
 /// The client has said everything and ended before the guest's system has answered.

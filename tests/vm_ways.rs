@@ -2,15 +2,31 @@
 //! One machine; one daemon with its network and all forwards, one without a network, and one inside, where alone vsock is to be had everywhere.
 //! `ARCHIVE_MB` is the image's size, `WAYS="ssh hybrid"` picks some of the ways (`make ways`).
 #![cfg(target_os = "linux")]
-#![allow(clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "a test fails by panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test fails by panic"
+)]
 
 #[path = "support/archive.rs"]
 mod archive;
+#[path = "ends/scenes.rs"]
+#[allow(dead_code, reason = "the rest is for `ends.rs`")]
+mod scenes;
 #[path = "support/strace.rs"]
 mod strace;
 mod support;
+#[path = "ends/table.rs"]
+mod table;
 #[path = "support/vm.rs"]
 mod vm;
+#[path = "ends/vsock.rs"]
+mod vsock;
+#[path = "ends/way.rs"]
+#[allow(dead_code, reason = "the rest is for `ends.rs`")]
+mod way;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -63,6 +79,30 @@ for port in 2375 846; do until ss -tlnH "sport = :$port" | grep -q .; do sleep 0
 for port in 1025 1027; do until ss -lH -f vsock | grep -q ":$port "; do sleep 0.1; done; done
 "#;
 
+/// Clients on vsock of a guest's service that hangs, who leave: ends when the daemon has closed their descriptors.
+const LEAVE: &str = r#"
+set -eu
+dir=$(mktemp -d)
+serve() { unit=hung-$1; shift; systemd-run --quiet --collect --unit "$unit" "$@"; }
+ip netns add hung
+serve gvproxy "$PWD/gvproxy" -listen "unix://$dir/api" -ssh-port -1 -pid-file "$dir/pid" -forward-sock vsock://:1035 -forward-dest tcp://192.168.127.2:80
+until [ -S "$dir/api" ]; do sleep 0.1; done
+serve guest ip netns exec hung "$PWD/gvforwarder" -url "unix://$dir/api"
+until ip -n hung -4 address | grep -q 192.168.127.2; do sleep 0.1; done
+serve service ip netns exec hung socat TCP-LISTEN:80,fork EXEC:"sleep infinity"
+until ip netns exec hung ss -ltnH "sport = :80" | grep -q .; do sleep 0.1; done
+count() { set -- /proc/"$(cat "$dir/pid")"/fd/*; echo $#; }
+before=$(count)
+for client in 1 2 3 4 5 6 7 8; do
+    serve client$client sh -c "{ head -c 100000 /dev/zero; sleep infinity; } | socat -u - VSOCK-CONNECT:1:1035"
+done
+until [ "$(count)" = $((before + 8)) ]; do sleep 0.1; done
+systemctl stop "hung-client*"
+until [ "$(count)" = "$before" ]; do sleep 0.1; done
+systemctl stop "hung-*"
+ip netns del hung
+"#;
+
 /// The same for a daemon under strace: vsock with each kind of socket on either side, an echo behind each, and how many bytes came back.
 const TRACE: &str = r#"
 set -eu
@@ -105,6 +145,10 @@ fn podman_by_every_way_into_a_machine() {
         drive(way, &archive, limit);
     }
     step("the agent on vsock; half-closed inside", || rig.by_hand());
+    step("ends over vsock", || rig.ends());
+    step("clients on vsock who leave a service that hangs", || {
+        rig.vm.ssh("root", LEAVE);
+    });
     step("vsock under strace", || rig.trace());
     step("the agent beside SSH", || rig.measure());
     step("all ways at once", || {
@@ -116,6 +160,14 @@ fn podman_by_every_way_into_a_machine() {
             }
         });
     });
+}
+
+/// The rule for ends (`ends.rs`) where vsock is on one side or both.
+#[test]
+#[ignore = "the host has no loopback of vsock: `podman_by_every_way_into_a_machine` runs it in the machine"]
+fn ends_over_vsock() {
+    let rounds = std::env::var("ROUNDS").map_or(table::ROUNDS, |rounds| rounds.parse().expect("a number"));
+    table::assert_kept(vsock::Rig::start("/root/gvproxy", "/root/identity").ways(), rounds);
 }
 
 /// A machine with all that leads into it.
@@ -217,6 +269,21 @@ impl Rig {
         }
         let echoed = self.vm.ssh("root", "echo hello | timeout 20 socat -t20 - UNIX:/run/echo-vsock.sock");
         assert_eq!(echoed, "hello");
+    }
+
+    /// This program's own test of it, in the machine; which is slow, and so plays few rounds unless `ROUNDS` says more.
+    #[track_caller]
+    fn ends(&self) {
+        let program = std::env::current_exe().expect("this program");
+        install(self.vm.ssh_port, &program);
+        let name = program.file_name().expect("a name").to_string_lossy();
+        let key = std::fs::read_to_string(identity()).expect("the key");
+        let script = format!(
+            "umask 077; echo '{key}' >identity
+            ROUNDS={} exec ./{name} --ignored --exact ends_over_vsock --nocapture 2>&1",
+            std::env::var("ROUNDS").as_deref().unwrap_or("40"),
+        );
+        eprintln!("{}", self.vm.ssh("root", &script));
     }
 
     /// Vsock beside each kind of socket: `sockets_rate` does the other pairs, on the host, which has no vsock.

@@ -28,6 +28,7 @@ use crate::config::Dest;
 use crate::dial::stream;
 use crate::listen::{Bound, RemoveOnDrop};
 use crate::places::{Permit, Places};
+use crate::sys::vsock_hung_up;
 
 /// Clients of one socket at a time; more wait in its backlog.
 const MAX_CLIENTS: usize = 4096;
@@ -188,7 +189,8 @@ pub(super) fn has_left(client: &UnixStream) -> bool {
     let ready = pin!(client.ready(Interest::READABLE | Interest::WRITABLE));
     let ready = ready.poll(&mut TaskContext::from_waker(Waker::noop()));
     let is_closed = matches!(ready, Poll::Ready(Ok(ready)) if ready.is_write_closed());
-    is_closed && !matches!(recv(client, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT), Ok((_, 1..)))
+    (is_closed || vsock_hung_up(client.as_fd()))
+        && !matches!(recv(client, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT), Ok((_, 1..)))
 }
 
 /// Closes so that the client reads an end: with something unread it would be a reset.

@@ -92,7 +92,8 @@ impl Relay {
         self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
         self.more_behind |= event.is_read_closed() || event.is_error() || event.is_priority();
         self.failed |= event.is_error();
-        self.left |= event.is_write_closed() && !event.is_error();
+        let hung_up = || event.is_read_closed() && sys::vsock_hung_up(self.stream.as_fd());
+        self.left |= !event.is_error() && (event.is_write_closed() || hung_up());
     }
 
     /// Whether the connection that was started is there, after `event`: `Ok(false)` means not yet.

@@ -137,6 +137,7 @@ struct End {
     failed: Option<io::Error>,
     /// Whether its peer can be told that no more comes, and go on sending.
     halves: bool,
+    is_vsock: bool,
 }
 
 impl End {
@@ -145,7 +146,13 @@ impl End {
         // Other kinds of streams know nothing of it.
         let _ = SockRef::from(&fd).set_tcp_nodelay(true);
         let fd = crate::sys::watch(fd, Interest::READABLE | Interest::WRITABLE)?;
-        Ok(Self { fd, failed: None, halves: true })
+        let is_vsock = crate::sys::is_vsock(fd.get_ref().as_fd());
+        Ok(Self { fd, failed: None, halves: true, is_vsock })
+    }
+
+    /// As a vsock stream with a full buffer does not tell by itself.
+    fn vsock_hung_up(&self) -> bool {
+        self.is_vsock && crate::sys::vsock_hung_up(self.fd.get_ref().as_fd())
     }
 
     /// Makes the close a reset, where it is TCP.
@@ -157,7 +164,7 @@ impl End {
     /// there being room: whoever writes next tries first, and waits only then.
     fn poll_hung_up(&self, context: &mut Context<'_>) -> bool {
         while let Poll::Ready(ready) = self.fd.poll_write_ready(context) {
-            if crate::sys::vsock_takes_no_more(self.fd.get_ref().as_fd()) {
+            if self.vsock_hung_up() {
                 return true;
             }
             match ready {
@@ -231,6 +238,13 @@ impl<'a> Relay<'a> {
         }
         if forth.state == State::Done && back.is_idle() && first.poll_hung_up(context) {
             back.lose();
+        }
+        let ended = [forth.state != State::Open, back.state != State::Open];
+        for (way, to, has_ended) in [(&mut *forth, &*second, ended[1]), (&mut *back, &*first, ended[0])] {
+            if has_ended && way.is_blocked() && to.vsock_hung_up() {
+                way.lose();
+                context.waker().wake_by_ref();
+            }
         }
         // What a service has sent that is done waits for its client for as long as that is there.
         if forth.is_blocked()

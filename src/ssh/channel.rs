@@ -14,13 +14,14 @@ use russh::client::Msg;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use rustix::io::writev;
 use rustix::net::{Shutdown, shutdown};
-use tokio::io::Interest;
+use tokio::io::{Interest, Ready};
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
 use super::chunk::Chunks;
 use super::tunnel::Lease;
 use crate::relay::{PATIENCE, settle};
+use crate::sys::vsock_hung_up;
 
 /// How long it may take to close a channel whose both ways have ended.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
@@ -126,7 +127,8 @@ async fn closed(from_guest: &mut ChannelReadHalf) {
 /// Waits until the client has closed both ways, or one of them where the other was closed here. It takes the note of there being room from the
 /// runtime: whoever writes tries first.
 async fn hung_up(client: &UnixStream) {
-    while client.ready(Interest::WRITABLE).await.is_ok_and(|ready| !ready.is_write_closed()) {
+    let is_open = |ready: Ready| !ready.is_write_closed() && !vsock_hung_up(client.as_fd());
+    while client.ready(Interest::WRITABLE).await.is_ok_and(is_open) {
         let _ = client.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
     }
 }

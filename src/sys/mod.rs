@@ -174,13 +174,36 @@ pub fn unsent(socket: std::os::fd::BorrowedFd<'_>) -> Option<usize> {
     }
 }
 
-/// Whether the peer of a vsock stream has closed it both ways, or for what is sent to it: of vsock epoll(7) tells only that no more comes.
-pub fn vsock_takes_no_more(socket: std::os::fd::BorrowedFd<'_>) -> bool {
+/// Whether a stream is vsock's.
+pub fn is_vsock(socket: std::os::fd::BorrowedFd<'_>) -> bool {
     #[cfg(target_os = "linux")]
     {
-        use rustix::net::{AddressFamily, SendFlags, send, sockopt};
-        sockopt::socket_domain(socket).is_ok_and(|domain| domain == AddressFamily::VSOCK)
+        use rustix::net::{AddressFamily, sockopt::socket_domain};
+        socket_domain(socket).is_ok_and(|domain| domain == AddressFamily::VSOCK)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = socket;
+        false
+    }
+}
+
+/// Whether a vsock stream is closed both ways, by its peer or one way by each: other streams tell that by EPOLLHUP, vsock not before its peer
+/// has forgotten it, which takes up to 8 seconds.
+pub fn vsock_hung_up(socket: std::os::fd::BorrowedFd<'_>) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        use rustix::net::{SendFlags, send};
+        let ended = || {
+            let mut asked = [PollFd::from_borrowed_fd(socket, PollFlags::RDHUP)];
+            let now = Timespec::default();
+            let ended = PollFlags::RDHUP | PollFlags::HUP;
+            poll(&mut asked, Some(&now)).is_ok() && asked.iter().any(|fd| fd.revents().intersects(ended))
+        };
+        is_vsock(socket)
             && send(socket, &[], SendFlags::NOSIGNAL | SendFlags::DONTWAIT) == Err(rustix::io::Errno::PIPE)
+            && ended()
     }
     #[cfg(not(target_os = "linux"))]
     {

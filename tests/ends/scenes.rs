@@ -16,6 +16,8 @@ const SAID: usize = 1000;
 const UPLOAD: usize = 1 << 20;
 /// A writer whose socket takes nothing for as long is blocked.
 const BLOCKED: Timespec = Timespec { tv_sec: 0, tv_nsec: 30_000_000 };
+/// A writer whose peer is gone is told before that.
+const STUCK: Duration = Duration::from_secs(5);
 /// Longest wait for the other side.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -206,9 +208,14 @@ fn reset(socket: Socket) {
 
 fn answered_early(mut socket: Socket, _: &Signal) -> Result<(), String> {
     let upload = bytes(0, 64 << 10);
+    socket.set_write_timeout(Some(STUCK)).unwrap();
     for _ in 0..UPLOAD / upload.len() {
-        if socket.write_all(&upload).is_err() {
-            break;
+        match socket.write_all(&upload) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(format!("nobody takes the upload, or says no for {STUCK:?}"));
+            }
+            Err(_) => break,
         }
     }
     hear_said(&socket)

@@ -1,18 +1,16 @@
 //! What may be between two ends: every way through the daemon, and nothing. Owns: the daemon, its guest, an sshd, the agent, sockets.
-//! May not: know what the ends do. Read next: `scenes.rs`.
+//! May not: know what the ends do. Read next: `way.rs`.
 
 use std::collections::HashMap;
-use std::io::{self, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
-use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use socket2::{SockAddr, Socket, Type};
+use socket2::{SockAddr, Socket};
 
 use super::scenes::Needs;
+use super::way::{Connect, Way, connect, dial, listen, listen_at, loopback, shrink, way};
 use crate::guest_agent::Agent;
 use crate::reversed::{Files, Login, MADE};
 use crate::support::daemon::{Daemon, binary};
@@ -24,105 +22,6 @@ use crate::support::http::{Answer, read_to_end};
 use crate::support::net::{HOST, plug};
 use crate::support::streams::{PATIENCE, at};
 use crate::support::traffic::lead;
-
-/// Bytes that a socket of a test keeps, more or less: filling it is to be quick.
-const BUFFER: usize = 64 << 10;
-
-/// One way from a client to a server.
-pub(crate) struct Way<'a> {
-    pub(crate) name: &'static str,
-    connect: Connect<'a>,
-    listener: Socket,
-    /// What is between the listener and the server; the VMM of a machine.
-    greet: fn(&Socket),
-    /// Whether a guest has to be dialled for each client.
-    pub(crate) dials: bool,
-    /// What it cannot carry, and why.
-    pub(crate) lacks: &'static [(Needs, &'static str)],
-}
-
-impl Way<'_> {
-    pub(crate) fn connect(&self) -> io::Result<Socket> {
-        (self.connect)()
-    }
-
-    pub(crate) fn accept(&self, patience: Duration) -> Option<Socket> {
-        let patience = Timespec::try_from(patience).unwrap();
-        if poll(&mut [PollFd::new(&self.listener, PollFlags::IN)], Some(&patience)) != Ok(1) {
-            return None;
-        }
-        let (socket, _) = self.listener.accept().ok()?;
-        (self.greet)(&socket);
-        Some(socket)
-    }
-
-    fn lacking(self, lacks: &'static [(Needs, &'static str)]) -> Self {
-        Self { lacks, ..self }
-    }
-
-    fn dialled(self) -> Self {
-        Self { dials: true, ..self }
-    }
-}
-
-type Connect<'a> = Box<dyn Fn() -> io::Result<Socket> + Send + Sync + 'a>;
-
-fn way<'a>(name: &'static str, connect: Connect<'a>, listener: Socket) -> Way<'a> {
-    Way { name, connect, listener, greet: |_| {}, dials: false, lacks: &[] }
-}
-
-/// A client of an address of the host.
-fn dial(to: impl Into<SockAddr>) -> impl Fn() -> io::Result<Socket> + Send + Sync {
-    let to = to.into();
-    move || {
-        let socket = Socket::new(to.domain(), Type::STREAM, None)?;
-        shrink(&socket);
-        connect(&socket, &to)?;
-        Ok(socket)
-    }
-}
-
-/// Connects without waiting in the call: one that waits over TCP and is woken after the peer's reset fails, and its system throws away
-/// what came before. What a connect that failed so has to tell, the first use of the socket tells.
-fn connect(socket: &Socket, to: &SockAddr) -> io::Result<()> {
-    if to.is_unix() {
-        return socket.connect(to);
-    }
-    socket.set_nonblocking(true)?;
-    if let Err(error) = socket.connect(to) {
-        if Errno::from_io_error(&error) != Some(Errno::INPROGRESS) {
-            return Err(error);
-        }
-        let patience = Timespec::try_from(PATIENCE).unwrap();
-        poll(&mut [PollFd::new(socket, PollFlags::OUT)], Some(&patience))?;
-    }
-    socket.set_nonblocking(false)
-}
-
-fn shrink(socket: &Socket) {
-    socket.set_recv_buffer_size(BUFFER).unwrap();
-    socket.set_send_buffer_size(BUFFER).unwrap();
-}
-
-#[track_caller]
-fn listen_at(address: &SockAddr) -> Socket {
-    let socket = Socket::new(address.domain(), Type::STREAM, None).unwrap();
-    shrink(&socket);
-    socket.bind(address).unwrap();
-    socket.listen(4096).unwrap();
-    socket
-}
-
-/// A listener on the host's loopback, and where it is.
-fn listen() -> (Socket, SocketAddr) {
-    let socket = listen_at(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into());
-    let address = socket.local_addr().unwrap().as_socket().unwrap();
-    (socket, address)
-}
-
-fn loopback(port: u16) -> SocketAddr {
-    (Ipv4Addr::LOCALHOST, port).into()
-}
 
 /// As a VMM does for vsock at a unix socket.
 fn greet_as_vmm(mut socket: &Socket) {
@@ -337,7 +236,7 @@ impl Rig {
             way("unix to unix", doors.unix("to-unix"), server("unix")),
             way("tcp to unix", doors.tcp(3), server("unix-tcp")),
             way("unix to tcp", doors.unix("to-tcp"), server("relayed")),
-            Way { greet: greet_as_vmm, ..vmm }
+            vmm.greeted(greet_as_vmm)
                 .lacking(&[(Needs::ClientHalf, "a VMM takes the end of a half for that of both")]),
             way("guest by agent", doors.unix("reversed"), server("host-agent")),
             way("guest by ssh", doors.unix("reversed-ssh"), server("host-ssh")),
