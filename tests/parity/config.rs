@@ -275,7 +275,7 @@ fn warning(on: &On, yaml: &str, line: &str) -> String {
     if let Err(end) = run.waits_with("ready") {
         return end;
     }
-    let log = run.stderr();
+    let log = run.whole_log();
     let line = log.lines().find_map(|line| line.split_once(" level=warning msg="));
     // The original forgets to say in which file.
     line.map_or("nothing", |(_, message)| message.split(" in \\\"").next().unwrap()).to_owned()
@@ -388,7 +388,8 @@ fn levels(table: &mut Table) {
             if let Err(end) = run.waits_with("q") {
                 return end;
             }
-            let log = fs::read_to_string(place.path("log")).unwrap_or_else(|_| run.stderr());
+            let stderr = run.whole_log();
+            let log = fs::read_to_string(place.path("log")).unwrap_or(stderr);
             let text = r#"level=warning msg="bad log level \"chatty\", falling back to \"info\"""#;
             let fallback = if log.contains(text) { "; falls back to info" } else { "" };
             format!(

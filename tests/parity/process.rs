@@ -125,6 +125,13 @@ impl Run<'_> {
         status.code().unwrap_or_else(|| -status.signal().unwrap_or(0))
     }
 
+    /// Ends it, and gives what it said: while it runs, that may come later than what it did.
+    pub(crate) fn whole_log(&mut self) -> String {
+        self.signal(Signal::TERM);
+        self.end();
+        self.stderr()
+    }
+
     /// Waits until it has `socket`; says how it ended where it did instead.
     pub(crate) fn waits_with(&mut self, socket: &str) -> Result<(), String> {
         let path = self.place.path(socket);
