@@ -22,7 +22,7 @@ use thiserror::Error;
 
 use crate::config::Source;
 use crate::disk;
-use crate::sys::owner::{Owner, of_socket};
+use crate::sys::owner::{Owner, by_whom, of_socket};
 use crate::sys::sockets::{abstract_address, vsock_address};
 use crate::text::{quote, reason};
 
@@ -57,7 +57,7 @@ pub fn bind(source: &Source) -> Result<Bound> {
     let (socket, file) = match source {
         Source::Unix { path, mode, owner, group } => {
             let access = Access { mode: *mode, owner: *owner, group: *group };
-            let (socket, file) = bind_file(path, access, Type::STREAM)?;
+            let (socket, file) = bind_file(path, access, Type::STREAM, as_made)?;
             (socket, Some(file))
         }
         Source::Abstract(name) => (listen_at(source, abstract_address(name))?, None),
@@ -203,17 +203,26 @@ fn tell(path: &Path, removed: io::Result<()>) {
 /// # Errors
 /// `path` is too long, or something else than a dead socket is there, or the system refuses.
 pub fn unix_listener(path: &Path, mode: u32) -> Result<(UnixListener, RemoveOnDrop)> {
-    let (socket, file) = unix_socket(path, mode, Type::STREAM)?;
+    let (socket, file) = unix_socket(path, mode, Type::STREAM, as_made)?;
     Ok((socket.into(), file))
 }
 
-/// The same for a socket of any `kind`; one for datagrams is bound, as it cannot listen.
+/// The same for a socket of any `kind`; one for datagrams is bound, as it cannot listen. `prepare` sets what is to hold for the first who
+/// finds it.
 ///
 /// # Errors
 /// As [`unix_listener`].
-pub fn unix_socket(path: &Path, mode: u32, kind: Type) -> Result<(Socket, RemoveOnDrop)> {
-    bind_file(path, Access { mode, owner: None, group: None }, kind)
+pub fn unix_socket(
+    path: &Path,
+    mode: u32,
+    kind: Type,
+    prepare: fn(&Socket),
+) -> Result<(Socket, RemoveOnDrop)> {
+    bind_file(path, Access { mode, owner: None, group: None }, kind, prepare)
 }
+
+/// For [`unix_socket`]: nothing is to be set.
+pub fn as_made(_: &Socket) {}
 
 /// Who may connect to a socket with a file.
 #[derive(Clone, Copy, Debug)]
@@ -223,7 +232,12 @@ struct Access {
     group: Option<u32>,
 }
 
-fn bind_file(path: &Path, access: Access, kind: Type) -> Result<(Socket, RemoveOnDrop)> {
+fn bind_file(
+    path: &Path,
+    access: Access,
+    kind: Type,
+    prepare: fn(&Socket),
+) -> Result<(Socket, RemoveOnDrop)> {
     let Access { mode, owner, group } = access;
     let network = if kind == Type::DGRAM {
         "unixgram"
@@ -240,6 +254,7 @@ fn bind_file(path: &Path, access: Access, kind: Type) -> Result<(Socket, RemoveO
         remove(path, stale).map_err(failed("unlink"))?;
     }
     let socket = Socket::new(Domain::UNIX, kind, None).map_err(failed("socket"))?;
+    prepare(&socket);
     // Linux gives the file the mode of the socket's own inode. Where a system does not, the check below sets it;
     // a socket that is bound and does not listen yet refuses everyone.
     let _ = fchmod(&socket, Mode::from_raw_mode(mode));
@@ -272,7 +287,8 @@ pub fn tcp_listener(host: &str, port: u16) -> Result<Socket> {
     let failed = |call: &'static str| {
         let shown = &shown;
         move |error: io::Error| {
-            failed_to_bind(format!("listen tcp {shown}: {call}: {}", reason(&error)), &error)
+            let owner = if is_in_use(&error) { by_whom(false, port) } else { String::new() };
+            failed_to_bind(format!("listen tcp {shown}: {call}: {}{owner}", reason(&error)), &error)
         }
     };
     let any = host.is_empty() || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
@@ -329,7 +345,7 @@ pub fn ensure_to_be_made(source: &Source) -> Result<()> {
         return Ok(());
     }
     let access = Access { mode: *mode, owner: *owner, group: *group };
-    let made = bind_file(&beside, access, Type::STREAM);
+    let made = bind_file(&beside, access, Type::STREAM, as_made);
     made.map(drop).with_context(|| format!("cannot make a socket beside {}", shown(path)))
 }
 

@@ -358,6 +358,9 @@ fn status_for_people() {
     assert!(text.contains("\n  gvproxy-nic-") && text.ends_with(", link up\n"), "{text}");
     let (text, code) = show(&["-qmp", &qmp]);
     assert!(code == Some(1) && text.contains("serves another client"), "{code:?}: {text}");
+    let _hung = UnixListener::bind(bench.path("hung")).unwrap();
+    let (text, code) = show(&["-qmp", &qmp, "-listen", &bench.url("hung")]);
+    assert!(code == Some(1) && text.contains("no answer within 5s"), "{code:?}: {text}");
     daemon.terminate();
     let (text, code) = show(&["-qmp", &qmp]);
     assert!(code == Some(3) && text.ends_with(", link down\n"), "{code:?}: {text}");

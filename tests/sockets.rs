@@ -164,7 +164,10 @@ fn tcp_of_one_address_and_of_all() {
     }
     assert_refused(
         echo.daemon(&[format!("tcp://127.0.0.1:{four}")]),
-        &format!("listen tcp 127.0.0.1:{four}: bind: address already in use"),
+        &format!(
+            "listen tcp 127.0.0.1:{four}: bind: address already in use (by gvproxy, pid {})",
+            daemon.pid()
+        ),
     );
 }
 

@@ -398,8 +398,7 @@ impl Inner {
             Some(Entry { exposed: Exposed { local, remote, .. }, .. }) => {
                 format!(" (by this daemon: {local} leads to {remote})")
             }
-            None => crate::sys::owner::of_port(protocol == Protocol::Udp, place.port())
-                .map_or_else(|| " (by another process)".into(), |owner| format!(" (by {owner})")),
+            None => crate::sys::owner::by_whom(protocol == Protocol::Udp, place.port()),
         }
     }
 

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use super::{Framing, vfkit, vpnkit};
 use crate::config::{Address, LinkConfig};
 use crate::engine::{Attachment, Handle};
-use crate::listen::{RemoveOnDrop, tcp_listener, unix_socket};
+use crate::listen::{RemoveOnDrop, as_made, tcp_listener, unix_socket};
 use crate::logging::Limited;
 use crate::notify::{Notice, Notifier};
 use crate::sys::watch;
@@ -116,13 +116,14 @@ impl Listener {
             LinkConfig::Qemu(at) => Self::stream(Guests::Qemu, at).context("qemu listen error"),
             LinkConfig::Vpnkit(at) => Self::stream(Guests::Vpnkit, at).context("vpnkit listen error"),
             LinkConfig::Bess(path) => {
-                let (socket, file) = unix_socket(path, MODE, Type::SEQPACKET).context("bess listen error")?;
+                let (socket, file) =
+                    unix_socket(path, MODE, Type::SEQPACKET, as_made).context("bess listen error")?;
                 tracing::info!(path = %path.display(), "waiting for the virtual machine");
                 Ok(Self { file: Some(file), way: Way::Accept(Guests::Bess, socket) })
             }
             LinkConfig::Vfkit(path) => {
-                let (socket, file) = unix_socket(path, MODE, Type::DGRAM).context("vfkit listen error")?;
-                vfkit::prepare(&socket);
+                let made = unix_socket(path, MODE, Type::DGRAM, vfkit::prepare);
+                let (socket, file) = made.context("vfkit listen error")?;
                 tracing::info!(path = %path.display(), "waiting for the virtual machine");
                 Ok(Self { file: Some(file), way: Way::Vfkit(socket) })
             }
@@ -142,7 +143,7 @@ impl Listener {
     fn stream(guests: Guests, at: &Address) -> Result<Self> {
         let (socket, file) = match at {
             Address::Unix(path) => {
-                let (socket, file) = unix_socket(path, MODE, Type::STREAM)?;
+                let (socket, file) = unix_socket(path, MODE, Type::STREAM, as_made)?;
                 tracing::info!(path = %path.display(), "waiting for the virtual machine");
                 (socket, Some(file))
             }

@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use rustix::net::{RecvFlags, SocketAddrAny, connect, connect_unspec, recv};
 use socket2::Socket;
 use tokio::io::Interest;
+use tokio::time::sleep;
 
 use super::Framing;
 use super::listener::{Terms, report};
@@ -27,10 +28,12 @@ const MAGIC: [u8; 4] = *b"VFKT";
 /// Bytes that the socket holds each way, as the original's: the system gives what it allows.
 const SEND_BUFFER: usize = 1 << 20;
 const RECEIVE_BUFFER: usize = 4 << 20;
+/// How long until it is looked again whether somebody has a machine's socket whose process has ended: at first, and at most.
+const LOOK: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
 /// The least time between two log lines about those whom nobody can answer.
 const REFUSED_LOG: Duration = Duration::from_secs(30);
 
-/// Before anybody connects.
+/// Before it has a name: what was sent earlier does not say by whom.
 pub(super) fn prepare(socket: &Socket) {
     let _ = socket.set_send_buffer_size(SEND_BUFFER);
     let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
@@ -60,9 +63,9 @@ pub(super) async fn serve(socket: &Socket, engine: &Handle, terms: &Terms) -> Re
         }
         report(port, &ended);
         attachment.detach().await;
+        pass_senders(socket.as_fd(), true);
         // What was on its way ends here as well.
         connect_unspec(socket).context("cannot disconnect from the virtual machine")?;
-        pass_senders(socket.as_fd(), true);
     }
 }
 
@@ -92,13 +95,18 @@ async fn first(socket: &Socket) -> io::Result<(SocketAddrAny, Option<OwnedFd>)> 
     }
 }
 
-/// Waits until the virtual machine's process has ended, and nobody else has its name: the socket itself tells only who sends.
+/// Waits until the virtual machine's process has ended, and nobody else has its name or its socket, as a child may: the socket itself tells
+/// only who sends.
 async fn gone(socket: &Socket, guest: &SocketAddrAny, process: Option<OwnedFd>) {
     if let Some(process) = process
         && let Ok(process) = watch(process, Interest::READABLE)
         && process.readable().await.is_ok()
-        && connect(socket, guest).is_err()
     {
+        let mut pause = LOOK.0;
+        while connect(socket, guest).is_ok() {
+            sleep(pause).await;
+            pause = LOOK.1.min(pause * 2);
+        }
         return;
     }
     std::future::pending().await

@@ -20,6 +20,11 @@ pub fn of_port(udp: bool, port: u16) -> Option<String> {
     }
 }
 
+/// Who has the port, for the end of a message.
+pub fn by_whom(udp: bool, port: u16) -> String {
+    of_port(udp, port).map_or_else(|| " (by another process)".into(), |owner| format!(" (by {owner})"))
+}
+
 /// A process that has something we want.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {

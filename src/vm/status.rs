@@ -3,9 +3,6 @@
 //! Owns: the board, one entry for each machine. May not: change anything in a machine. Read next: `life.rs`, which keeps it right.
 
 use std::fmt;
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
-use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +11,9 @@ use qmp::qapi::qmp::{query_name, query_status};
 use qmp::{Address, Client, Timeouts};
 use serde::{Deserialize, Serialize};
 use slab::Slab;
-use socket2::Socket;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
 
 use super::{attach, session};
 use crate::config::{Config, Endpoint, TOKEN_WANTED, Token};
@@ -189,7 +188,7 @@ async fn show_all(config: &Config) -> Result<(String, bool)> {
     let machines = match config.listen.iter().chain(&config.services).next() {
         Some(endpoint) => {
             let asked = |status: &Status| config.machines.iter().any(|m| m.qmp.to_string() == status.qmp);
-            of_daemon(endpoint, config.api_token.as_ref())?.into_iter().filter(asked).collect()
+            of_daemon(endpoint, config.api_token.as_ref()).await?.into_iter().filter(asked).collect()
         }
         None => {
             let mut machines = Vec::new();
@@ -220,26 +219,35 @@ async fn of_machine(qmp: &Address) -> Result<Status> {
 }
 
 /// Asks the daemon that serves `endpoint`.
-fn of_daemon(endpoint: &Endpoint, token: Option<&Token>) -> Result<Vec<Status>> {
+async fn of_daemon(endpoint: &Endpoint, token: Option<&Token>) -> Result<Vec<Status>> {
     let request = format!("GET /qmp HTTP/1.0\r\nHost: localhost\r\n{}\r\n", Token::header(token));
-    let mut stream: Socket = match endpoint {
-        Endpoint::Unix(path) => UnixStream::connect(path).with_context(|| path.display().to_string())?.into(),
-        Endpoint::Tcp { host, port } => {
-            let host = if host.is_empty() { "127.0.0.1" } else { host };
-            refuse_self(TcpStream::connect((host, *port))?)?.into()
+    let asked = async {
+        match endpoint {
+            Endpoint::Unix(path) => {
+                let stream = UnixStream::connect(path).await.with_context(|| path.display().to_string())?;
+                ask(stream, &request).await
+            }
+            Endpoint::Tcp { host, port } => {
+                let host = if host.is_empty() { "127.0.0.1" } else { host };
+                ask(refuse_self(TcpStream::connect((host, *port)).await?)?, &request).await
+            }
+            Endpoint::Vsock { .. } => bail!("a vsock endpoint is not for programs of the host"),
         }
-        Endpoint::Vsock { .. } => bail!("a vsock endpoint is not for programs of the host"),
     };
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.write_all(request.as_bytes())?;
-    let mut answer = Vec::new();
-    stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
-    let answer = String::from_utf8_lossy(&answer);
+    let answer =
+        timeout(PATIENCE, asked).await.with_context(|| format!("no answer within {PATIENCE:?}"))??;
     let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
     let status = head.lines().next().unwrap_or_default();
     let wanted = if status.contains(" 401 ") { TOKEN_WANTED } else { "" };
     anyhow::ensure!(status.contains(" 200 "), "the daemon says {status}{wanted}");
     serde_json::from_str(body).context("the daemon's answer is none")
+}
+
+async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> Result<String> {
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.take(MAX_ANSWER).read_to_end(&mut answer).await?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 #[cfg(test)]

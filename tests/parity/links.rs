@@ -546,10 +546,13 @@ fn clients(table: &mut Table) {
         let name = daemon.dir().with_file_name("process.sock");
         let theirs =
             process.open(&format!("vfkit {} {}", name.display(), socket.display())).expect("a socket");
+        let child = theirs.try_clone().unwrap();
         let mut plug = Plug::new(Cable::new(theirs, Framing::Message));
         assert!(plug.answered(), "the gateway");
-        drop((plug, process));
-        end(&mut daemon, AT_ONCE)
+        drop(process);
+        assert!(plug.answered(), "the gateway, to the child of a process that has ended");
+        drop((plug, child));
+        end(&mut daemon, if on.is_ours { PATIENCE } else { AT_ONCE })
     });
 }
 
