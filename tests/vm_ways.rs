@@ -283,7 +283,9 @@ impl Rig {
             ROUNDS={} exec ./{name} --ignored --exact ends_over_vsock --nocapture 2>&1",
             std::env::var("ROUNDS").as_deref().unwrap_or("40"),
         );
-        eprintln!("{}", self.vm.ssh("root", &script));
+        let said = self.vm.ssh("root", &script);
+        assert!(said.contains("test result: ok. 1 passed"), "{said}");
+        eprintln!("{said}");
     }
 
     /// Vsock beside each kind of socket: `sockets_rate` does the other pairs, on the host, which has no vsock.

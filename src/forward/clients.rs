@@ -28,7 +28,7 @@ use crate::config::Dest;
 use crate::dial::stream;
 use crate::listen::{Bound, RemoveOnDrop};
 use crate::places::{Permit, Places};
-use crate::sys::vsock_hung_up;
+use crate::sys::{is_vsock, vsock_hung_up};
 
 /// Clients of one socket at a time; more wait in its backlog.
 const MAX_CLIENTS: usize = 4096;
@@ -184,12 +184,12 @@ async fn accept<L: Listener, F: Future<Output = ()> + Send + 'static>(
     debug!(socket = name, "forward: closed");
 }
 
-/// Whether the client has closed both ways, as far as the runtime has heard, and has said nothing. Takes nothing from the socket.
+/// Whether the client has closed both ways, as far as the runtime has heard or vsock tells, and has said nothing. Takes nothing from the socket.
 pub(super) fn has_left(client: &UnixStream) -> bool {
     let ready = pin!(client.ready(Interest::READABLE | Interest::WRITABLE));
     let ready = ready.poll(&mut TaskContext::from_waker(Waker::noop()));
     let is_closed = matches!(ready, Poll::Ready(Ok(ready)) if ready.is_write_closed());
-    (is_closed || vsock_hung_up(client.as_fd()))
+    (is_closed || is_vsock(client.as_fd()) && vsock_hung_up(client.as_fd()))
         && !matches!(recv(client, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT), Ok((_, 1..)))
 }
 

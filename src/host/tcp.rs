@@ -25,10 +25,14 @@ pub(crate) enum Outcome {
     Failed,
 }
 
+/// Reads in vain in a turn.
+const DISCARDS: usize = 64;
+
 /// The descriptor of one flow. Readiness is edge-triggered: a flag is cleared by the call that found nothing, or less than it asked for.
 #[derive(Debug)]
 pub(crate) struct Relay {
     stream: HostStream,
+    is_vsock: bool,
     pub(crate) token: Token,
     /// What the poll looks for: room only once there was none, since most flows never meet that.
     watched: Interest,
@@ -61,6 +65,7 @@ impl Relay {
         let watched = if connected { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
         registry.register(stream.source(), token, sys::with_urgent(watched))?;
         Ok(Self {
+            is_vsock: sys::is_vsock(stream.as_fd()),
             stream,
             token,
             watched,
@@ -88,12 +93,13 @@ impl Relay {
 
     /// Takes note of an event.
     pub(crate) fn handle_event(&mut self, event: &mio::event::Event) {
+        let is_closed = event.is_write_closed()
+            || self.is_vsock && event.is_read_closed() && sys::vsock_hung_up(self.stream.as_fd());
         self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
-        self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
+        self.writable |= event.is_writable() || is_closed || event.is_error();
         self.more_behind |= event.is_read_closed() || event.is_error() || event.is_priority();
         self.failed |= event.is_error();
-        let hung_up = || event.is_read_closed() && sys::vsock_hung_up(self.stream.as_fd());
-        self.left |= !event.is_error() && (event.is_write_closed() || hung_up());
+        self.left |= is_closed && !event.is_error();
     }
 
     /// Whether the connection that was started is there, after `event`: `Ok(false)` means not yet.
@@ -125,8 +131,10 @@ impl Relay {
         }
     }
 
-    /// Writes what is left of a flow that the guest has ended. Whether the peer has all of it, or never will.
+    /// Writes what is left of a flow that the guest has ended; what the peer sends is read in vain, so that it gets on with reading. Whether
+    /// the peer has all of it, or never will.
     pub(crate) fn deliver(&mut self, flow: &mut Flow, registry: &Registry, moved: &mut usize) -> bool {
+        self.discard_host();
         self.write_host(flow, moved);
         if self.failed || self.lost || self.watch_room(registry).is_err() {
             return true;
@@ -167,6 +175,17 @@ impl Relay {
                     true => self.cut = true,
                     false => flow.finish(),
                 }
+            }
+        }
+    }
+
+    fn discard_host(&mut self) {
+        let mut bytes = [0; 16 << 10];
+        for _ in 0..DISCARDS {
+            match self.stream.read(&mut bytes) {
+                Ok(1..) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(0) | Err(_) => break,
             }
         }
     }

@@ -25,7 +25,7 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{Interest, Ready};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use pool::Pool;
 use way::{State, Way};
@@ -33,6 +33,8 @@ use way::{State, Way};
 /// How often it is looked whether a peer has taken what a reset, or a close, would take away from it; and how long it may take nothing.
 const LOOK: Duration = Duration::from_millis(20);
 const SETTLE: Duration = Duration::from_secs(60);
+/// How often it is looked whether an end of vsock that takes nothing is there.
+const VSOCK_LOOK: Duration = Duration::from_secs(1);
 /// How long an end may take nothing of what another has sent that has left.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(900);
 
@@ -150,7 +152,7 @@ impl End {
         Ok(Self { fd, failed: None, halves: true, is_vsock })
     }
 
-    /// As a vsock stream with a full buffer does not tell by itself.
+    /// As a vsock stream whose buffers are full does not tell by itself.
     fn vsock_hung_up(&self) -> bool {
         self.is_vsock && crate::sys::vsock_hung_up(self.fd.get_ref().as_fd())
     }
@@ -205,6 +207,8 @@ struct Relay<'a> {
     left: Option<Left>,
     /// Both ways are over; what was delivered is still to be taken.
     settling: Option<Settling>,
+    /// When it is looked again whether an end of vsock that takes nothing is there.
+    look: Option<Pin<Box<Sleep>>>,
 }
 
 /// The patience with who takes nothing, anew with each byte that it takes.
@@ -226,11 +230,18 @@ impl<'a> Relay<'a> {
     fn new(relays: &'a Relays, first: OwnedFd, second: OwnedFd) -> io::Result<Self> {
         let ends = [End::new(first)?, End::new(second)?];
         relays.counters.open.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { relays, ends, ways: [Way::default(), Way::default()], left: None, settling: None })
+        Ok(Self {
+            relays,
+            ends,
+            ways: [Way::default(), Way::default()],
+            left: None,
+            settling: None,
+            look: None,
+        })
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let Self { relays, ends: [first, second], ways: [forth, back], left, .. } = self;
+        let Self { relays, ends: [first, second], ways: [forth, back], left, look, .. } = self;
         forth.advance(context, relays, first, second);
         back.advance(context, relays, second, first);
         if back.state == State::Done && forth.is_idle() && second.poll_hung_up(context) {
@@ -239,12 +250,23 @@ impl<'a> Relay<'a> {
         if forth.state == State::Done && back.is_idle() && first.poll_hung_up(context) {
             back.lose();
         }
-        let ended = [forth.state != State::Open, back.state != State::Open];
-        for (way, to, has_ended) in [(&mut *forth, &*second, ended[1]), (&mut *back, &*first, ended[0])] {
-            if has_ended && way.is_blocked() && to.vsock_hung_up() {
-                way.lose();
-                context.waker().wake_by_ref();
+        let mut is_unsure = false;
+        for (way, to) in [(&mut *forth, &*second), (&mut *back, &*first)] {
+            if to.is_vsock && way.is_blocked() {
+                match to.vsock_hung_up() {
+                    true => {
+                        way.lose();
+                        context.waker().wake_by_ref();
+                    }
+                    false => is_unsure = true,
+                }
             }
+        }
+        if is_unsure
+            && look.get_or_insert_with(|| Box::pin(sleep(VSOCK_LOOK))).as_mut().poll(context).is_ready()
+        {
+            *look = None;
+            context.waker().wake_by_ref();
         }
         // What a service has sent that is done waits for its client for as long as that is there.
         if forth.is_blocked()

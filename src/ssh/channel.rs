@@ -21,10 +21,12 @@ use tokio::time::{sleep, timeout};
 use super::chunk::Chunks;
 use super::tunnel::Lease;
 use crate::relay::{PATIENCE, settle};
-use crate::sys::vsock_hung_up;
+use crate::sys::{is_vsock, vsock_hung_up};
 
 /// How long it may take to close a channel whose both ways have ended.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
+/// How often it is looked whether a client on vsock is there.
+const VSOCK_LOOK: Duration = Duration::from_secs(5);
 /// Packets written to the client at once.
 const BATCH: usize = 16;
 
@@ -127,8 +129,17 @@ async fn closed(from_guest: &mut ChannelReadHalf) {
 /// Waits until the client has closed both ways, or one of them where the other was closed here. It takes the note of there being room from the
 /// runtime: whoever writes tries first.
 async fn hung_up(client: &UnixStream) {
-    let is_open = |ready: Ready| !ready.is_write_closed() && !vsock_hung_up(client.as_fd());
-    while client.ready(Interest::WRITABLE).await.is_ok_and(is_open) {
+    let is_vsock = is_vsock(client.as_fd());
+    loop {
+        let room = client.ready(Interest::WRITABLE);
+        let ready = match is_vsock {
+            // Of that comes no event where the buffers are full.
+            true => timeout(VSOCK_LOOK, room).await.unwrap_or(Ok(Ready::EMPTY)),
+            false => room.await,
+        };
+        if !ready.is_ok_and(|ready| !ready.is_write_closed()) || is_vsock && vsock_hung_up(client.as_fd()) {
+            return;
+        }
         let _ = client.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
     }
 }

@@ -188,22 +188,22 @@ pub fn is_vsock(socket: std::os::fd::BorrowedFd<'_>) -> bool {
     }
 }
 
-/// Whether a vsock stream is closed both ways, by its peer or one way by each: other streams tell that by EPOLLHUP, vsock not before its peer
-/// has forgotten it, which takes up to 8 seconds.
+/// Whether a vsock stream is closed both ways by its peer, or one way by each. vsock tells EPOLLHUP only once this side has shut down as well,
+/// and no event at all where its buffers were full, either way, when the peer closed.
 pub fn vsock_hung_up(socket: std::os::fd::BorrowedFd<'_>) -> bool {
     #[cfg(target_os = "linux")]
     {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         use rustix::net::{SendFlags, send};
-        let ended = || {
-            let mut asked = [PollFd::from_borrowed_fd(socket, PollFlags::RDHUP)];
-            let now = Timespec::default();
-            let ended = PollFlags::RDHUP | PollFlags::HUP;
-            poll(&mut asked, Some(&now)).is_ok() && asked.iter().any(|fd| fd.revents().intersects(ended))
-        };
-        is_vsock(socket)
-            && send(socket, &[], SendFlags::NOSIGNAL | SendFlags::DONTWAIT) == Err(rustix::io::Errno::PIPE)
-            && ended()
+        let mut asked = [PollFd::from_borrowed_fd(socket, PollFlags::RDHUP)];
+        let polled = poll(&mut asked, Some(&Timespec::default()));
+        let [events] = asked.map(|fd| fd.revents());
+        // An error is for who reads: a send would take it.
+        let takes_no_more =
+            || send(socket, &[], SendFlags::NOSIGNAL | SendFlags::DONTWAIT) == Err(rustix::io::Errno::PIPE);
+        polled.is_ok()
+            && !events.contains(PollFlags::ERR)
+            && (events.contains(PollFlags::HUP) || events.contains(PollFlags::RDHUP) && takes_no_more())
     }
     #[cfg(not(target_os = "linux"))]
     {

@@ -16,6 +16,8 @@ const SAID: usize = 1000;
 const UPLOAD: usize = 1 << 20;
 /// A writer whose socket takes nothing for as long is blocked.
 const BLOCKED: Timespec = Timespec { tv_sec: 0, tv_nsec: 30_000_000 };
+/// More bytes than there is room for between the two.
+const MUCH: usize = 32 << 20;
 /// A writer whose peer is gone is told before that.
 const STUCK: Duration = Duration::from_secs(5);
 /// Longest wait for the other side.
@@ -29,13 +31,17 @@ pub(crate) enum Needs {
     ClientHalf,
     /// The server can close its half and still be spoken to.
     ServerHalf,
+    /// The client's end is told though nobody takes what it said before.
+    ClientEnd,
+    /// The same of the server's.
+    ServerEnd,
 }
 
 /// One way to end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scene {
     pub(crate) name: &'static str,
-    /// How often of [`super::ROUNDS`]: 1 in this many, where much is moved.
+    /// How often of [`super::table::ROUNDS`]: 1 in this many, where much is moved.
     pub(crate) one_in: usize,
     pub(crate) needs: Needs,
     client: fn(Socket, &Signal) -> Result<(), String>,
@@ -43,7 +49,7 @@ pub(crate) struct Scene {
 }
 
 /// All of them.
-pub(crate) const SCENES: [Scene; 12] = [
+pub(crate) const SCENES: [Scene; 14] = [
     // A server answers 413 to an upload, and closes.
     scene("early answer", answered_early, answer_early),
     // The same with the parts changed.
@@ -58,6 +64,9 @@ pub(crate) const SCENES: [Scene; 12] = [
     many("server fills, closes", hear_late, fill_and_close),
     many("client fills, resets", fill_and_reset, hear_late),
     many("server fills, resets", hear_late, fill_and_reset),
+    // Neither reads.
+    Scene { needs: Needs::ClientEnd, ..many("both fill, client closes", fill_and_leave, fill_and_go_on) },
+    Scene { needs: Needs::ServerEnd, ..many("both fill, server closes", fill_and_go_on, fill_and_leave) },
 ];
 
 type Part = fn(Socket, &Signal) -> Result<(), String>;
@@ -251,12 +260,12 @@ fn half_last(socket: Socket, _: &Signal) -> Result<(), String> {
     say(&socket)
 }
 
-/// Writes until nothing is taken any more; how much was.
+/// Writes until nothing is taken any more, or it is taken in vain; how much was.
 fn fill(mut socket: &Socket) -> Result<usize, String> {
     let wrong = |error: io::Error| format!("cannot fill: {error}");
     socket.set_nonblocking(true).map_err(wrong)?;
     let mut filled = 0;
-    loop {
+    while filled < MUCH {
         match socket.write(&bytes(filled, 64 << 10)) {
             Ok(written) => filled += written,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -268,6 +277,7 @@ fn fill(mut socket: &Socket) -> Result<usize, String> {
             Err(error) => return Err(wrong(error)),
         }
     }
+    Ok(filled)
 }
 
 fn fill_and_close(socket: Socket, signal: &Signal) -> Result<(), String> {
@@ -293,4 +303,31 @@ fn hear_late(socket: Socket, signal: &Signal) -> Result<(), String> {
         heard if heard >= filled => Ok(()),
         heard => Err(format!("heard {heard} of {filled} bytes")),
     }
+}
+
+fn fill_and_leave(socket: Socket, signal: &Signal) -> Result<(), String> {
+    let filled = fill(&socket)?;
+    drop(socket);
+    signal.tell(filled);
+    Ok(())
+}
+
+/// Who is left alone can write on, in vain, or is told.
+fn fill_and_go_on(mut socket: Socket, signal: &Signal) -> Result<(), String> {
+    if fill(&socket).is_err() {
+        return Ok(());
+    }
+    signal.wait()?;
+    socket.set_nonblocking(false).map_err(|error| error.to_string())?;
+    socket.set_write_timeout(Some(STUCK)).unwrap();
+    for _ in 0..MUCH / UPLOAD {
+        match socket.write_all(&bytes(0, UPLOAD)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(format!("nobody takes anything, or says no for {STUCK:?}"));
+            }
+            Err(_) => break,
+        }
+    }
+    Ok(())
 }

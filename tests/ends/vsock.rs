@@ -83,7 +83,7 @@ impl Rig {
             way("vsock to vsock", vsock(self.ports[0]), from_vsock),
             way("vsock to unix", vsock(self.ports[1]), unix),
             way("vsock to tcp", vsock(self.ports[2]), tcp),
-            way("vsock to ssh", vsock(self.ports[3]), ssh),
+            way("vsock to ssh", vsock(self.ports[3]), ssh).by_ssh(),
         ]
     }
 }

@@ -47,6 +47,11 @@ impl Way<'_> {
         Self { lacks, ..self }
     }
 
+    /// To a socket in the guest.
+    pub(crate) fn by_ssh(self) -> Self {
+        self.lacking(&[(Needs::ServerEnd, "a channel's end is behind what was sent before (RFC 4254 5.3)")])
+    }
+
     pub(crate) fn greeted(self, greet: fn(&Socket)) -> Self {
         Self { greet, ..self }
     }

@@ -221,14 +221,14 @@ impl Rig {
             way("/connect in", Box::new(move || tunnel(*at_other)), server("other")).dialled(),
             way("exposed port", exposed, server("exposed")).dialled(),
             way("/tunnel", Box::new(move || tunnel(GUEST)), server("tunnel")).dialled(),
-            way("unix to ssh", doors.unix("to-ssh"), server("ssh")),
+            way("unix to ssh", doors.unix("to-ssh"), server("ssh")).by_ssh(),
         ];
         if !doors.own {
             return ways;
         }
         let vmm = way("unix to VMM", doors.unix("to-vmm"), server("vmm"));
         ways.extend([
-            way("tcp to ssh", doors.tcp(0), server("ssh-tcp")),
+            way("tcp to ssh", doors.tcp(0), server("ssh-tcp")).by_ssh(),
             way("unix to guest", doors.unix("to-guest"), server("from unix")).dialled(),
             way("tcp to guest", doors.tcp(1), server("from tcp")).dialled(),
             way("unix to agent", doors.unix("to-agent"), server("agent")).dialled(),
@@ -239,7 +239,10 @@ impl Rig {
             vmm.greeted(greet_as_vmm)
                 .lacking(&[(Needs::ClientHalf, "a VMM takes the end of a half for that of both")]),
             way("guest by agent", doors.unix("reversed"), server("host-agent")),
-            way("guest by ssh", doors.unix("reversed-ssh"), server("host-ssh")),
+            way("guest by ssh", doors.unix("reversed-ssh"), server("host-ssh")).lacking(&[(
+                Needs::ClientEnd,
+                "a channel's end is behind what was sent before (RFC 4254 5.3)",
+            )]),
         ]);
         ways
     }
