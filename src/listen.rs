@@ -552,7 +552,9 @@ mod tests {
         assert_ready(&bound.socket);
         let address = bound.socket.local_addr().unwrap().as_socket().unwrap();
         assert_eq!(bound.name, format!("tcp://{address}"));
-        assert_eq!(refused(&bound.name), format!("listen tcp {address}: bind: address already in use"));
+        let why =
+            format!("listen tcp {address}: bind: address already in use{}", by_whom(false, address.port()));
+        assert_eq!(refused(&bound.name), why);
         let six = of("tcp://[::1]:0");
         assert!(six.name.starts_with("tcp://[::1]:") && !six.name.ends_with(":0"), "{}", six.name);
     }
@@ -574,7 +576,7 @@ mod tests {
         let port = taken.local_addr().unwrap().as_socket().unwrap().port();
         assert_eq!(
             refused(&format!("tcp://:{port}")),
-            format!("listen tcp :{port}: bind: address already in use")
+            format!("listen tcp :{port}: bind: address already in use{}", by_whom(false, port))
         );
     }
 
