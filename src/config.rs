@@ -134,9 +134,19 @@ impl Config {
 
     /// Whether guests are meant to be in its network, and none can come.
     pub fn lacks_way_in(&self) -> bool {
-        let needs_none = lead_elsewhere(&self.forwards, &self.reverse, self.network.subnet)
-            && self.port_forwards.is_empty();
-        self.links.is_empty() && self.machines.is_empty() && self.listen.is_empty() && !needs_none
+        let needs_none = self.only_leads_elsewhere() && self.port_forwards.is_empty();
+        !self.has_way_in() && !needs_none
+    }
+
+    fn has_way_in(&self) -> bool {
+        !(self.links.is_empty() && self.machines.is_empty() && self.listen.is_empty())
+    }
+
+    /// Whether there are sockets, and each leads to another place than a guest.
+    fn only_leads_elsewhere(&self) -> bool {
+        let ways = self.forwards.iter().map(|forward| &forward.dest);
+        let mut ways = ways.chain(self.reverse.iter().map(|reverse| &reverse.socket)).peekable();
+        ways.peek().is_some() && ways.all(|way| !way.is_guests(self.network.subnet))
     }
 
     /// Fills in the defaults and checks what was asked for; `resolv_conf` is where search domains come from.
@@ -184,12 +194,6 @@ impl Config {
         forwards.extend(forwards::typed(raw, device)?);
         let mut reverse = reverse::of_file(asked, device)?;
         reverse.extend(reverse::typed(raw, device)?);
-        let has_way_in = !(links.is_empty() && machines.is_empty() && raw.listen.is_empty());
-        let only_elsewhere = lead_elsewhere(&forwards, &reverse, subnet);
-        if !has_way_in && only_elsewhere && !raw.ssh_port_given && asked.stack().is_none() {
-            // Nobody will ever answer there, and another process of this kind would want it too.
-            settings.port_forwards.clear();
-        }
         let endpoint = |flag, index, url| {
             Endpoint::parse(flag, url).map_err(|error| asked.place_item(flag, index, error))
         };
@@ -218,7 +222,7 @@ impl Config {
         };
         let path = |text: &OsString| Some(text).filter(|path| !path.is_empty()).map(PathBuf::from);
         let (pid_file, capture) = (path(&raw.pid_file), path(&raw.pcap));
-        Ok(Self {
+        let mut config = Self {
             pid_file,
             notification,
             capture,
@@ -242,15 +246,14 @@ impl Config {
             forwards,
             reverse,
             agent_port,
-        })
+        };
+        let asks_for_network = raw.ssh_port_given || asked.stack().is_some();
+        if !config.has_way_in() && config.only_leads_elsewhere() && !asks_for_network {
+            // Nobody will ever answer there, and another process of this kind would want it too.
+            config.port_forwards.clear();
+        }
+        Ok(config)
     }
-}
-
-/// Whether there are sockets, and each leads to another place than a guest.
-fn lead_elsewhere(forwards: &[SocketForward], reverse: &[Reverse], subnet: (Ipv4Addr, u8)) -> bool {
-    let forwards = forwards.iter().map(|forward| &forward.dest);
-    let mut ways = forwards.chain(reverse.iter().map(|reverse| &reverse.socket)).peekable();
-    ways.peek().is_some() && ways.all(|way| !way.is_guests(subnet))
 }
 
 /// `None` for 0, which stands for "not asked for".

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::listener::Stream;
 use super::{Answer, Api, Client, TakeOver};
-use crate::forward::clients::close;
+use crate::relay::discard;
 
 /// Bytes of a request's head, and of what is read with it.
 const MAX_HEAD: usize = 64 << 10;
@@ -107,7 +107,7 @@ pub(super) async fn serve(api: Arc<Api>, stream: Stream, client: Client) {
             drop(client);
             endpoint.run(&api, stream, read_buf).await;
         }
-        None if close_by.is_some() => drop(stream.into_fd().inspect(close)),
+        None if close_by.is_some() => stream.into_fd().map_or((), discard),
         None => linger(stream).await,
     }
 }

@@ -14,8 +14,8 @@ use super::listener::Stream;
 use super::path::value;
 use super::reply::Refusal;
 use crate::engine::{Said, Turned};
-use crate::forward::clients::close;
 use crate::places::{Permit, Places};
+use crate::relay::discard;
 use crate::text::quote;
 
 /// How long the client may take to read the two bytes.
@@ -69,7 +69,7 @@ impl Tunnel {
                     tracing::warn!(%to, error = %why, suppressed, "cannot dial");
                 }
                 if let Some(client) = client {
-                    close(&client);
+                    discard(client);
                 }
             }
         }

@@ -193,17 +193,6 @@ pub(super) fn has_left(client: &UnixStream) -> bool {
         && !matches!(recv(client, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT), Ok((_, 1..)))
 }
 
-/// Closes so that the client reads an end: with something unread it would be a reset.
-pub(crate) fn close(client: &OwnedFd) {
-    let mut unread = [0; 4096];
-    // It is non-blocking. Whoever sends on and on may well be reset.
-    for _ in 0..64 {
-        if !rustix::io::read(client.as_fd(), &mut unread).is_ok_and(|len| len > 0) {
-            break;
-        }
-    }
-}
-
 /// Keeps a line that clients can cause from filling the log.
 #[derive(Debug, Default)]
 pub(super) struct Quiet(Mutex<Option<Instant>>);

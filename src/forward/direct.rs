@@ -14,10 +14,10 @@ use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 
-use super::clients::{Quiet, close, has_left, tune};
+use super::clients::{Quiet, has_left, tune};
 use crate::dial::{self, Place};
 use crate::disk;
-use crate::relay::Relays;
+use crate::relay::{Relays, discard};
 use crate::text::reason;
 use crate::vsock;
 
@@ -75,7 +75,7 @@ impl DirectWay {
     pub(super) async fn serve(&self, client: UnixStream, patience: Duration) {
         let dest = &self.dest;
         let Some(other) = self.connect(&client, patience).await else {
-            return client.into_std().map_or((), |client| close(&client.into()));
+            return client.into_std().map_or((), discard);
         };
         match client.into_std() {
             Ok(client) => {

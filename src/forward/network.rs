@@ -14,10 +14,11 @@ use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
-use super::clients::{Quiet, close, has_left};
+use super::clients::{Quiet, has_left};
 use crate::dial::stream;
 use crate::engine::{Handle, Refused, Said};
 use crate::places::Permit;
+use crate::relay::discard;
 use crate::text::shown;
 
 /// The pause after a guest that was not there; it doubles up to the last.
@@ -71,7 +72,7 @@ impl NetworkWay {
             };
             if !again {
                 self.say(&turned.why);
-                return turned.client.as_ref().map_or((), close);
+                return turned.client.as_ref().map_or((), discard);
             }
             debug!(reason = %turned.why, %to, path, "forward: waiting for the guest");
             let Some(Ok(back)) = turned.client.map(stream) else { return };

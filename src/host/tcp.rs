@@ -9,7 +9,7 @@ use netstack::tcp::Flow;
 
 use super::stream::HostStream;
 use crate::dial::was_connected;
-use crate::relay::unsettled;
+use crate::relay::{discard, unsettled};
 use crate::sys;
 
 /// How a relay stands after its turn.
@@ -24,9 +24,6 @@ pub(crate) enum Outcome {
     /// The descriptor failed, as by a reset, and everything it received before has been read.
     Failed,
 }
-
-/// Reads in vain in a turn.
-const DISCARDS: usize = 64;
 
 /// The descriptor of one flow. Readiness is edge-triggered: a flag is cleared by the call that found nothing, or less than it asked for.
 #[derive(Debug)]
@@ -134,7 +131,7 @@ impl Relay {
     /// Writes what is left of a flow that the guest has ended; what the peer sends is read in vain, so that it gets on with reading. Whether
     /// the peer has all of it, or never will.
     pub(crate) fn deliver(&mut self, flow: &mut Flow, registry: &Registry, moved: &mut usize) -> bool {
-        self.discard_host();
+        discard(&self.stream);
         self.write_host(flow, moved);
         if self.failed || self.lost || self.watch_room(registry).is_err() {
             return true;
@@ -175,17 +172,6 @@ impl Relay {
                     true => self.cut = true,
                     false => flow.finish(),
                 }
-            }
-        }
-    }
-
-    fn discard_host(&mut self) {
-        let mut bytes = [0; 16 << 10];
-        for _ in 0..DISCARDS {
-            match self.stream.read(&mut bytes) {
-                Ok(1..) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(0) | Err(_) => break,
             }
         }
     }

@@ -16,7 +16,7 @@ mod tests;
 
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
@@ -186,6 +186,17 @@ pub(crate) fn unsettled(fd: BorrowedFd<'_>) -> usize {
     crate::sys::unsent(fd).filter(|&unsent| unsent > 0 && is_tcp()).unwrap_or(0)
 }
 
+/// Reads in vain what is there of a socket that does not block: a close with something unread would be a reset, and who waits for its own write
+/// would not get on with reading. Not all of it, of whoever sends on and on.
+pub(crate) fn discard(socket: impl AsFd) {
+    let mut unread = [0; 4096];
+    for _ in 0..64 {
+        if !rustix::io::read(&socket, &mut unread).is_ok_and(|len| len > 0) {
+            break;
+        }
+    }
+}
+
 /// Waits until a close loses nothing that was written to `socket`, though there may be bytes that nobody reads: with those it would be a
 /// reset. Not for ever.
 pub(crate) async fn settle(socket: BorrowedFd<'_>) {
@@ -241,7 +252,7 @@ impl<'a> Relay<'a> {
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let Self { relays, ends: [first, second], ways: [forth, back], left, look, .. } = self;
+        let Self { relays, ends: [first, second], ways: [forth, back], left, .. } = self;
         forth.advance(context, relays, first, second);
         back.advance(context, relays, second, first);
         if back.state == State::Done && forth.is_idle() && second.poll_hung_up(context) {
@@ -249,24 +260,6 @@ impl<'a> Relay<'a> {
         }
         if forth.state == State::Done && back.is_idle() && first.poll_hung_up(context) {
             back.lose();
-        }
-        let mut is_unsure = false;
-        for (way, to) in [(&mut *forth, &*second), (&mut *back, &*first)] {
-            if to.is_vsock && way.is_blocked() {
-                match to.vsock_hung_up() {
-                    true => {
-                        way.lose();
-                        context.waker().wake_by_ref();
-                    }
-                    false => is_unsure = true,
-                }
-            }
-        }
-        if is_unsure
-            && look.get_or_insert_with(|| Box::pin(sleep(VSOCK_LOOK))).as_mut().poll(context).is_ready()
-        {
-            *look = None;
-            context.waker().wake_by_ref();
         }
         // What a service has sent that is done waits for its client for as long as that is there.
         if forth.is_blocked()
@@ -277,6 +270,8 @@ impl<'a> Relay<'a> {
             forth.lose();
             back.lose();
         }
+        self.look_at_vsock(context);
+        let Self { ends: [first, second], ways: [forth, back], .. } = self;
         // The end of what a failed end sent is a reset, which ends the other way too.
         let resets = [
             back.state == State::Done && second.failed.is_some(),
@@ -302,6 +297,27 @@ impl<'a> Relay<'a> {
             }
         }
         Poll::Ready(())
+    }
+
+    /// Gives up what an end of vsock takes nothing of that is gone; and comes back to look again while one takes nothing.
+    fn look_at_vsock(&mut self, context: &mut Context<'_>) {
+        let Self { ends: [first, second], ways: [forth, back], look, .. } = self;
+        let mut is_one_blocked = false;
+        for (way, to) in [(forth, second), (back, first)] {
+            if !(to.is_vsock && way.is_blocked()) {
+                continue;
+            }
+            is_one_blocked = true;
+            if to.vsock_hung_up() {
+                way.lose();
+                context.waker().wake_by_ref();
+            }
+        }
+        let again = || Box::pin(sleep(VSOCK_LOOK));
+        if is_one_blocked && look.get_or_insert_with(again).as_mut().poll(context).is_ready() {
+            *look = None;
+            context.waker().wake_by_ref();
+        }
     }
 
     fn into_ended(mut self) -> Ended {

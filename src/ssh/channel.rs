@@ -137,7 +137,7 @@ async fn hung_up(client: &UnixStream) {
             true => timeout(VSOCK_LOOK, room).await.unwrap_or(Ok(Ready::EMPTY)),
             false => room.await,
         };
-        if !ready.is_ok_and(|ready| !ready.is_write_closed()) || is_vsock && vsock_hung_up(client.as_fd()) {
+        if ready.map_or(true, |ready| ready.is_write_closed()) || is_vsock && vsock_hung_up(client.as_fd()) {
             return;
         }
         let _ = client.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));

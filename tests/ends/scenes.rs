@@ -65,8 +65,8 @@ pub(crate) const SCENES: [Scene; 14] = [
     many("client fills, resets", fill_and_reset, hear_late),
     many("server fills, resets", hear_late, fill_and_reset),
     // Neither reads.
-    Scene { needs: Needs::ClientEnd, ..many("both fill, client closes", fill_and_leave, fill_and_go_on) },
-    Scene { needs: Needs::ServerEnd, ..many("both fill, server closes", fill_and_go_on, fill_and_leave) },
+    Scene { needs: Needs::ClientEnd, ..many("both fill, client closes", fill_and_close, fill_and_go_on) },
+    Scene { needs: Needs::ServerEnd, ..many("both fill, server closes", fill_and_go_on, fill_and_close) },
 ];
 
 type Part = fn(Socket, &Signal) -> Result<(), String>;
@@ -215,11 +215,12 @@ fn reset(socket: Socket) {
     drop(socket);
 }
 
-fn answered_early(mut socket: Socket, _: &Signal) -> Result<(), String> {
-    let upload = bytes(0, 64 << 10);
+/// Writes as many bytes, or until the peer is gone.
+fn upload(mut socket: &Socket, len: usize) -> Result<(), String> {
+    const PART: usize = 64 << 10;
     socket.set_write_timeout(Some(STUCK)).unwrap();
-    for _ in 0..UPLOAD / upload.len() {
-        match socket.write_all(&upload) {
+    for _ in 0..len / PART {
+        match socket.write_all(&bytes(0, PART)) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 return Err(format!("nobody takes the upload, or says no for {STUCK:?}"));
@@ -227,6 +228,11 @@ fn answered_early(mut socket: Socket, _: &Signal) -> Result<(), String> {
             Err(_) => break,
         }
     }
+    Ok(())
+}
+
+fn answered_early(socket: Socket, _: &Signal) -> Result<(), String> {
+    upload(&socket, UPLOAD)?;
     hear_said(&socket)
 }
 
@@ -305,29 +311,12 @@ fn hear_late(socket: Socket, signal: &Signal) -> Result<(), String> {
     }
 }
 
-fn fill_and_leave(socket: Socket, signal: &Signal) -> Result<(), String> {
-    let filled = fill(&socket)?;
-    drop(socket);
-    signal.tell(filled);
-    Ok(())
-}
-
 /// Who is left alone can write on, in vain, or is told.
-fn fill_and_go_on(mut socket: Socket, signal: &Signal) -> Result<(), String> {
+fn fill_and_go_on(socket: Socket, signal: &Signal) -> Result<(), String> {
     if fill(&socket).is_err() {
         return Ok(());
     }
     signal.wait()?;
     socket.set_nonblocking(false).map_err(|error| error.to_string())?;
-    socket.set_write_timeout(Some(STUCK)).unwrap();
-    for _ in 0..MUCH / UPLOAD {
-        match socket.write_all(&bytes(0, UPLOAD)) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Err(format!("nobody takes anything, or says no for {STUCK:?}"));
-            }
-            Err(_) => break,
-        }
-    }
-    Ok(())
+    upload(&socket, MUCH)
 }
