@@ -22,6 +22,7 @@ use crate::api::{Api, Listener as ApiListener, Role};
 use crate::config::{Address, Config, LinkConfig, RESOLV_CONF, Source, Token};
 use crate::disk;
 use crate::engine::{Counters, Engine, Handle, Request, Traffic};
+use crate::forward::loops::OwnSockets;
 use crate::forward::registry::Registry;
 use crate::forward::{Forward, Ways};
 use crate::host::dns::{Upstream, serve_stream};
@@ -289,8 +290,11 @@ impl Daemon {
             login,
             penalties: Arc::new(Penalties::new(handle.links_attached())),
             agent: SocketAddrV4::new(config.device_ip, config.agent_port),
-            places: Places::new(relays.max_descriptors() + config.forwards.len()),
+            places: Places::new(
+                relays.max_descriptors() + config.forwards.len() + config.port_forwards.len(),
+            ),
             relays,
+            own: OwnSockets::default(),
         });
         let registry = Registry::new(Arc::clone(&ways), config.guest_policy);
         for forward in config.port_forwards {

@@ -1,4 +1,5 @@
-//! How many clients forwards, tunnels and offers have together, as each takes descriptors that the process has only so many of.
+//! How many clients forwards, tunnels and offers have together, and how many ports are exposed, as each takes descriptors that the process
+//! has only so many of.
 //!
 //! Whoever has many leaves some to others: a socket whose clients all wait for a service that hangs keeps nobody else's out.
 //!
@@ -28,7 +29,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// The least time between two lines of the log that say that clients wait.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The places, as one of their owners sees them: a socket, or the tunnels to one port.
+/// The places, as one of their owners sees them: a socket, the tunnels to one port, or who exposes ports.
 #[derive(Clone, Debug)]
 pub struct Places {
     free: Arc<Semaphore>,
@@ -41,7 +42,7 @@ pub struct Places {
 
 /// One place, until the last copy is dropped.
 #[derive(Clone, Debug)]
-pub struct Permit(#[allow(dead_code, reason = "it is for its end")] Arc<Taken>);
+pub struct Permit(Arc<Taken>);
 
 #[derive(Debug)]
 struct Taken {
@@ -122,6 +123,13 @@ impl Places {
     fn give(&self, place: OwnedSemaphorePermit) -> Permit {
         self.own.fetch_add(1, Ordering::Relaxed);
         Permit(Arc::new(Taken { place: Some(place), of: self.clone() }))
+    }
+}
+
+impl Permit {
+    /// The places as its owner sees them.
+    pub fn owner(&self) -> &Places {
+        &self.0.of
     }
 }
 

@@ -6,14 +6,12 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 
 use rustix::net::RecvFlags;
 use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
 use tokio_vsock::{VsockAddr, VsockStream};
 
-use crate::disk;
 use crate::text::quote;
 
 /// Bytes of the VMM's answer, with the end of the line.
@@ -27,13 +25,11 @@ pub async fn connect(cid: u32, port: u32) -> io::Result<OwnedFd> {
     Ok(VsockStream::connect(VsockAddr::new(cid, port)).await?.into())
 }
 
-/// Connects to `port` of the machine whose VMM listens at `socket`. It may wait as long as the VMM does.
+/// Asks the VMM at the other end of `stream` for `port` of its machine. It may wait as long as the VMM does.
 ///
 /// # Errors
-/// Nobody is at the socket, or at the port: the VMM then closes the connection (`ConnectionRefused`); or the answer is none of a VMM
-/// (`InvalidData`).
-pub async fn connect_hybrid(socket: &Path, port: u32) -> io::Result<OwnedFd> {
-    let mut stream = disk::connect(socket).await?;
+/// Nobody is at the port: the VMM then closes the connection (`ConnectionRefused`); or the answer is none of a VMM (`InvalidData`).
+pub async fn ask_hybrid(mut stream: UnixStream, port: u32) -> io::Result<OwnedFd> {
     let said = stream.write_all(format!("CONNECT {port}\n").as_bytes()).await;
     let heard = match said {
         Ok(()) => answer(&stream).await,
@@ -92,18 +88,14 @@ async fn answer(stream: &UnixStream) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
-    use tokio::net::UnixListener;
 
     use super::*;
 
     /// What becomes of a VMM that answers with `pieces`, then `hello`, then ends.
     async fn connect_to(pieces: &[&str]) -> Result<String, (io::ErrorKind, String)> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("vm.sock");
-        let listener = UnixListener::bind(&path).unwrap();
+        let (client, vmm) = UnixStream::pair().unwrap();
         let vmm = async {
-            let (client, _) = listener.accept().await.unwrap();
-            let mut client = BufReader::new(client);
+            let mut client = BufReader::new(vmm);
             let mut asked = String::new();
             client.read_line(&mut asked).await.unwrap();
             assert_eq!(asked, "CONNECT 1024\n");
@@ -113,7 +105,7 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        let (connected, ()) = tokio::join!(connect_hybrid(&path, 1024), vmm);
+        let (connected, ()) = tokio::join!(ask_hybrid(client, 1024), vmm);
         let connected = connected.map_err(|error| (error.kind(), error.to_string()))?;
         let mut rest = String::new();
         crate::dial::stream(connected).unwrap().read_to_string(&mut rest).await.unwrap();

@@ -21,6 +21,7 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use support::daemon::Daemon;
 use support::exposed::{Asker, Bench, GUEST, Refused};
 use support::net::{GATEWAY, plug};
+use support::streams::{self, Server, assert_echo, at};
 use support::traffic::lead;
 use support::{eventually, free_port};
 
@@ -174,6 +175,41 @@ fn a_port_serves_on_after_the_process_was_out_of_descriptors() {
     }
     let warnings = bench.daemon.stderr().matches("descriptors").count();
     assert!(warnings <= 2, "{}", bench.daemon.stderr());
+}
+
+/// Each listens by a descriptor. Who exposes without an end leaves some to others: clients of a forward, the API.
+#[test]
+fn ports_leave_descriptors_to_clients() {
+    for limit in [64, 256] {
+        let builder = Daemon::builder().descriptors(limit);
+        let forward = ["-forward-sock", "{dir}/forward", "-forward-dest", "unix://{dir}/echo"];
+        let bench = Bench::of(builder.args(forward));
+        let _server = Server::echo(bench.dir().join("echo"));
+        let forward = at(bench.dir().join("forward"));
+        for asker in [Asker::Guest(GUEST), Asker::Operator] {
+            let mut exposed = Vec::new();
+            let refused = loop {
+                let local = format!("127.0.0.1:{}", free_port());
+                match bench.expose_as(asker, "tcp", &local, "192.168.127.2:80") {
+                    Ok(()) => exposed.push(local),
+                    Err(refused) => break refused,
+                }
+            };
+            assert!(refused.text.contains("too many open files: the limit is"), "{asker:?}: {refused}");
+            assert!(!exposed.is_empty(), "{asker:?}");
+            for _ in 0..10 {
+                let start = std::time::Instant::now();
+                assert_echo(&streams::connect(&forward).unwrap(), b"hello");
+                bench.all(Asker::Operator);
+                assert!(start.elapsed() < Duration::from_secs(1), "{asker:?}: {:?}", start.elapsed());
+            }
+            // What one gives back may be had again.
+            bench.unexpose("tcp", &exposed[0]);
+            bench.expose_as(asker, "tcp", &exposed[0], "192.168.127.2:80").unwrap();
+        }
+        let log = bench.daemon.stderr();
+        assert!(!log.contains("cannot accept"), "{log}");
+    }
 }
 
 fn client(to: (&str, u16)) -> UdpSocket {

@@ -27,7 +27,7 @@ use support::guest::{self, Guest};
 use support::net::plug;
 use support::streams::{PATIENCE, Server, assert_closed, assert_echo, at, connect, echo, exchange};
 use support::traffic::{check, send_from};
-use support::{eventually, raise_descriptor_limit};
+use support::{eventually, free_port, raise_descriptor_limit};
 
 /// Descriptors that may stay: pipes that the relay keeps for the next.
 const KEPT: usize = 2 * 2 * 4;
@@ -174,10 +174,57 @@ fn nobody_waits_for_ever() {
     let waited = start.elapsed();
     assert!((25..45).contains(&waited.as_secs()), "{waited:?}");
     let log = rig.daemon.log_with(TURNED_AWAY);
-    assert_eq!(rig.count_in_log(TURNED_AWAY), 1, "{log}");
+    assert_eq!((rig.count_in_log("clients wait"), rig.count_in_log(TURNED_AWAY)), (1, 1), "{log}");
     let line = log.lines().find(|line| line.contains(TURNED_AWAY)).unwrap();
     assert!(line.contains("no such file or directory") && line.contains("/dest"), "{line}");
+    assert!(line.contains("/source"), "whose clients: {line}");
     rig.assert_descriptors_back(before);
+}
+
+/// Its first client would be its second one, and so on.
+#[test]
+fn a_socket_that_leads_back_to_itself_has_no_clients() {
+    let dir = tempfile::Builder::new().prefix("gv").tempdir_in("/tmp").unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let port = free_port();
+    let tcp = format!("tcp://127.0.0.1:{port}");
+    std::os::unix::fs::symlink(path("itself"), path("link")).unwrap();
+    let pairs = [
+        (path("itself"), format!("unix://{}", path("link"))),
+        (path("first"), format!("unix://{}", path("second"))),
+        (path("second"), format!("unix://{}", path("third"))),
+        (path("third"), tcp.clone()),
+        (tcp, format!("unix://{}", path("first"))),
+        (path("vmm"), format!("unix://{}?port=7", path("vmm"))),
+        // One after the other is none.
+        (path("alias"), format!("unix://{}", path("name"))),
+        (path("name"), format!("unix://{}", path("echo"))),
+    ];
+    let words = pairs.iter().flat_map(|(from, to)| ["-forward-sock", from, "-forward-dest", to]);
+    let daemon = Daemon::builder().without_qemu().args(words).spawn();
+    eventually("all listen", PATIENCE, || {
+        (daemon.stderr().matches("forward: listening").count() == pairs.len()).then_some(())
+    });
+    let (before, _server) = (daemon.fds(), Server::echo(path("echo")));
+    for name in ["itself", "first", "third", "vmm"] {
+        let start = Instant::now();
+        let clients: Vec<_> = (0..10).map(|_| connect(&at(path(name))).unwrap()).collect();
+        clients.iter().for_each(assert_closed);
+        assert!(start.elapsed() < Duration::from_secs(5), "{name}: {:?}", start.elapsed());
+        let log = daemon.log_with("leads back");
+        assert!(log.contains("client turned away"), "{name}: {log}");
+    }
+    eventually("descriptors are back", PATIENCE, || (daemon.fds() <= before + KEPT).then_some(()));
+    let cpu = daemon.cpu_seconds();
+    let start = Instant::now();
+    eventually("two seconds", PATIENCE, || (start.elapsed() > Duration::from_secs(2)).then_some(()));
+    let busy = daemon.cpu_seconds() - cpu;
+    assert!(busy < 0.1, "{busy} s of processor time when all have gone");
+    assert_echo(&connect(&at(path("alias"))).unwrap(), b"by way of another");
+    // It leads elsewhere now.
+    std::fs::remove_file(path("link")).unwrap();
+    std::os::unix::fs::symlink(path("echo"), path("link")).unwrap();
+    assert_echo(&connect(&at(path("itself"))).unwrap(), b"and on");
 }
 
 #[test]

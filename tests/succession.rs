@@ -95,7 +95,7 @@ impl Machine {
 }
 
 #[track_caller]
-fn assert_told(daemon: &Daemon, path: &PathBuf, what: &str, pid: u32) {
+fn assert_told(daemon: &Daemon, path: &PathBuf, what: &str, pid: impl std::fmt::Display) {
     let is_it = |line: &&str| {
         line.contains(what) && line.contains(&path.display().to_string()) && line.contains(&pid.to_string())
     };
@@ -107,6 +107,7 @@ fn assert_told(daemon: &Daemon, path: &PathBuf, what: &str, pid: u32) {
 
 const TAKING: &str = "taking over the socket of another gvproxy";
 const LOST: &str = "another process has taken over the socket's path";
+const REMOVED: &str = "the socket's file was removed";
 
 #[test]
 fn what_a_gvproxy_left_over_has_is_taken_over_and_it_ends() {
@@ -308,6 +309,9 @@ fn a_path_that_is_only_removed_ends_nothing() {
     }
     assert_eq!(daemon.wait(Duration::from_millis(300)), None, "{}", daemon.stderr());
     assert!(!daemon.stderr().contains(LOST), "{}", daemon.stderr());
+    for name in TAKEN {
+        assert_told(&daemon, &machine.path(name), REMOVED, "");
+    }
     // Whoever binds them later has taken them.
     let _others = TAKEN.map(|name| UnixListener::bind(machine.path(name)).unwrap());
     let status = daemon.wait(PATIENCE).expect("its end");

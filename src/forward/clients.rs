@@ -8,9 +8,8 @@ use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::pin::pin;
-use std::sync::{Mutex, PoisonError};
 use std::task::{Context as TaskContext, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -21,12 +20,13 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use crate::config::Dest;
 use crate::dial::stream;
 use crate::listen::{Bound, RemoveOnDrop};
+use crate::logging::Limited;
 use crate::places::{Permit, Places};
 use crate::sys::{is_vsock, vsock_hung_up};
 
@@ -148,13 +148,20 @@ async fn accept<L: Listener, F: Future<Output = ()> + Send + 'static>(
     mut shutdown: watch::Receiver<bool>,
     serve: impl Fn(L::Client, Permit) -> F,
 ) {
-    let log = Quiet::default();
+    let (failing, full) = (Limited::new(1, LOG_INTERVAL), Limited::new(1, LOG_INTERVAL));
     let mut clients = JoinSet::new();
     let mut stopped = pin!(async move {
         // An error says that nobody is left to signal.
         let _ = shutdown.wait_for(|stop| *stop).await;
     });
     loop {
+        if clients.len() == MAX_CLIENTS && full.admit(Instant::now()).is_some() {
+            warn!(
+                socket = name,
+                clients = MAX_CLIENTS,
+                "forward: as many clients as one socket may have; others wait until one leaves"
+            );
+        }
         let ready = tokio::select! {
             () = &mut stopped => break,
             Some(_) = clients.join_next() => continue,
@@ -171,7 +178,7 @@ async fn accept<L: Listener, F: Future<Output = ()> + Send + 'static>(
             }
             Ok(None) => {}
             Err(error) => {
-                if log.may_say() {
+                if failing.admit(Instant::now()).is_some() {
                     warn!(socket = name, %error, "forward: cannot accept, trying again");
                 }
                 drop(place);
@@ -193,17 +200,47 @@ pub(super) fn has_left(client: &UnixStream) -> bool {
         && !matches!(recv(client, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT), Ok((_, 1..)))
 }
 
-/// Keeps a line that clients can cause from filling the log.
-#[derive(Debug, Default)]
-pub(super) struct Quiet(Mutex<Option<Instant>>);
+/// What the log says of the clients of one socket: of each kind a line in a while, as clients can cause them.
+#[derive(Debug)]
+pub(super) struct ClientLog {
+    socket: String,
+    dest: String,
+    waiting: Limited,
+    turned_away: Limited,
+}
 
-impl Quiet {
-    pub(super) fn may_say(&self) -> bool {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let may = last.is_none_or(|at| at.elapsed() >= LOG_INTERVAL);
-        if may {
-            *last = Some(Instant::now());
+impl ClientLog {
+    /// Of those that connect to `socket`, and are to be led to `dest`.
+    pub(super) fn new(socket: &str, dest: &Dest) -> Self {
+        let [waiting, turned_away] = [(); 2].map(|()| Limited::new(1, LOG_INTERVAL));
+        Self { socket: socket.to_owned(), dest: dest.to_string(), waiting, turned_away }
+    }
+
+    pub(super) fn dest(&self) -> &str {
+        &self.dest
+    }
+
+    /// Clients wait for the other end.
+    pub(super) fn waits(&self, reason: &str) {
+        let Self { socket, dest, .. } = self;
+        match self.waiting.admit(Instant::now()) {
+            Some(_) => info!(reason, socket, dest, "forward: clients wait"),
+            None => debug!(reason, socket, dest, "forward: a client waits"),
         }
-        may
+    }
+
+    /// A client is closed; what to `start` in the guest, so that the next is not.
+    pub(super) fn turned_away(&self, reason: &str, start: Option<&str>) {
+        let Self { socket, dest, .. } = self;
+        match (self.turned_away.admit(Instant::now()), start) {
+            (None, _) => debug!(reason, socket, dest, "forward: client turned away"),
+            (Some(_), None) => warn!(reason, socket, dest, "forward: client turned away"),
+            (Some(_), Some(start)) => {
+                warn!(
+                    reason,
+                    socket, dest, start, "forward: client turned away; this has to run in the guest"
+                );
+            }
+        }
     }
 }

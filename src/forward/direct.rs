@@ -5,16 +5,17 @@
 //! Owns: the clients that wait. May not: carry bytes (`crate::relay`). Read next: `crate::relay`; `crate::vsock`.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout_at};
-use tracing::{debug, warn};
+use tracing::debug;
 
-use super::clients::{Quiet, has_left, tune};
+use super::clients::{ClientLog, has_left, tune};
+use super::loops::OwnSocket;
 use crate::dial::{self, Place};
 use crate::disk;
 use crate::relay::{Relays, discard};
@@ -38,12 +39,15 @@ pub(super) enum Direct {
 }
 
 impl Direct {
-    /// Connects once.
+    /// Connects once. Nothing is said where `is_right` finds fault with the socket.
     ///
     /// # Errors
-    /// The system's, or the VMM's word.
-    pub(super) async fn connect(&self) -> io::Result<OwnedFd> {
-        Ok(match self {
+    /// The system's, the VMM's word, or that of `is_right`.
+    pub(super) async fn connect<E: Into<io::Error>>(
+        &self,
+        is_right: impl Fn(BorrowedFd<'_>) -> Result<(), E>,
+    ) -> io::Result<OwnedFd> {
+        let socket = match self {
             Self::Unix(path) => disk::connect(path).await?.into_std()?.into(),
             Self::Tcp(place) => {
                 let socket = dial::connect(place).await?.into_std()?.into();
@@ -51,8 +55,14 @@ impl Direct {
                 socket
             }
             Self::Vsock { cid, port } => vsock::connect(*cid, *port).await?,
-            Self::HybridVsock { socket, port } => vsock::connect_hybrid(socket, *port).await?,
-        })
+            Self::HybridVsock { socket, port } => {
+                let vmm = disk::connect(socket).await?;
+                is_right(vmm.as_fd()).map_err(Into::into)?;
+                return vsock::ask_hybrid(vmm, *port).await;
+            }
+        };
+        is_right(socket.as_fd()).map_err(Into::into)?;
+        Ok(socket)
     }
 }
 
@@ -60,20 +70,20 @@ impl Direct {
 #[derive(Debug)]
 pub(super) struct DirectWay {
     to: Direct,
-    /// For the log.
-    dest: String,
+    own: OwnSocket,
     relays: Arc<Relays>,
-    log: Quiet,
+    log: ClientLog,
 }
 
 impl DirectWay {
-    pub(super) fn new(to: Direct, dest: String, relays: Arc<Relays>) -> Self {
-        Self { to, dest, relays, log: Quiet::default() }
+    /// For the clients of `own`.
+    pub(super) fn new(to: Direct, own: OwnSocket, relays: Arc<Relays>, log: ClientLog) -> Self {
+        Self { to, own, relays, log }
     }
 
     /// Waits for the other end for up to `patience`, and carries the client.
     pub(super) async fn serve(&self, client: UnixStream, patience: Duration) {
-        let dest = &self.dest;
+        let dest = self.log.dest();
         let Some(other) = self.connect(&client, patience).await else {
             return client.into_std().map_or((), discard);
         };
@@ -91,11 +101,15 @@ impl DirectWay {
 
     /// `None` when it is given up.
     async fn connect(&self, client: &UnixStream, patience: Duration) -> Option<OwnedFd> {
-        let dest = &self.dest;
+        let dest = self.log.dest();
         let deadline = Instant::now() + patience;
         let (mut pause, mut busy_pause) = (FIRST_PAUSE, FIRST_BUSY_PAUSE);
         loop {
-            let connected = timeout_at(deadline, self.to.connect()).await;
+            let connected = async {
+                self.own.may_connect()?;
+                self.to.connect(|other| self.own.connected(other)).await
+            };
+            let connected = timeout_at(deadline, connected).await;
             let error = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                 Ok(other) => return Some(other),
                 Err(error) => error,
@@ -103,14 +117,12 @@ impl DirectWay {
             let is_final =
                 matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidData);
             if is_final || Instant::now() + pause > deadline {
-                let reason = reason(&error);
-                match self.log.may_say() {
-                    true => warn!(reason, dest, "forward: client turned away"),
-                    false => debug!(reason, dest, "forward: client turned away"),
-                }
+                self.log.turned_away(&reason(&error), None);
                 return None;
             }
-            debug!(%error, dest, "forward: waiting");
+            if pause == LAST_PAUSE {
+                self.log.waits(&reason(&error));
+            }
             if error.kind() == io::ErrorKind::WouldBlock {
                 sleep(busy_pause).await;
                 busy_pause = (busy_pause * 2).min(LAST_BUSY_PAUSE);

@@ -9,6 +9,7 @@
 pub mod clients;
 mod direct;
 pub(crate) mod local;
+pub mod loops;
 mod network;
 pub mod policy;
 pub mod registry;
@@ -34,7 +35,9 @@ use crate::places::{Permit, Places};
 use crate::relay::Relays;
 use crate::ssh::{Penalties, load_key};
 
+use clients::ClientLog;
 use direct::{Direct, DirectWay};
+use loops::OwnSockets;
 use network::NetworkWay;
 
 /// How long a client waits for a guest.
@@ -64,6 +67,8 @@ pub struct Ways {
     pub relays: Arc<Relays>,
     /// How many clients there may be.
     pub places: Places,
+    /// Which sockets lead to one another.
+    pub own: OwnSockets,
 }
 
 impl Ways {
@@ -88,7 +93,7 @@ impl Ways {
             Dest::Unix(path) => Direct::Unix(path),
             Dest::Ssh(_) | Dest::Agent { .. } => return Err(io::ErrorKind::Unsupported.into()),
         };
-        to.connect().await
+        to.connect(|_| io::Result::Ok(())).await
     }
 
     async fn dial_from(&self, from: Ipv4Addr, place: &Place, limit: Duration) -> io::Result<UnixStream> {
@@ -157,21 +162,25 @@ impl Forward {
     /// The listener cannot be handed to the runtime.
     pub async fn run(self, ways: Arc<Ways>, shutdown: watch::Receiver<bool>) -> Result<()> {
         let Self { bound, dest } = self;
+        let log = ClientLog::new(&bound.name, &dest);
+        let direct = |to, log| {
+            Way::Direct(DirectWay::new(to, ways.own.add(&bound.socket), Arc::clone(&ways.relays), log))
+        };
         let way = match dest.clone() {
             Dest::Ssh(to) => {
                 let (dialer, penalties) = (Arc::new(Logins(Arc::clone(&ways))), Arc::clone(&ways.penalties));
                 return ssh::run(bound, to, dialer, penalties, &ways.places, shutdown).await;
             }
-            Dest::Agent { guest, port, path } => Way::to_guest(&ways, ways.agent(guest, port), Some(path)),
-            Dest::Tcp(place) => match place.within(ways.subnet) {
-                Some(guest) => Way::to_guest(&ways, guest, None),
-                None => Way::direct(&ways, Direct::Tcp(place), &dest),
-            },
-            Dest::Vsock { cid, port } => Way::direct(&ways, Direct::Vsock { cid, port }, &dest),
-            Dest::HybridVsock { socket, port } => {
-                Way::direct(&ways, Direct::HybridVsock { socket, port }, &dest)
+            Dest::Agent { guest, port, path } => {
+                Way::to_guest(&ways, ways.agent(guest, port), Some(path), log)
             }
-            Dest::Unix(path) => Way::direct(&ways, Direct::Unix(path), &dest),
+            Dest::Tcp(place) => match place.within(ways.subnet) {
+                Some(guest) => Way::to_guest(&ways, guest, None, log),
+                None => direct(Direct::Tcp(place), log),
+            },
+            Dest::Vsock { cid, port } => direct(Direct::Vsock { cid, port }, log),
+            Dest::HybridVsock { socket, port } => direct(Direct::HybridVsock { socket, port }, log),
+            Dest::Unix(path) => direct(Direct::Unix(path), log),
         };
         let way = Arc::new(way);
         let serve = |client, place| {
@@ -190,12 +199,8 @@ enum Way {
 }
 
 impl Way {
-    fn to_guest(ways: &Ways, guest: SocketAddrV4, path: Option<String>) -> Self {
-        Self::Network(NetworkWay::new(ways.engine.clone(), guest, path))
-    }
-
-    fn direct(ways: &Ways, to: Direct, dest: &Dest) -> Self {
-        Self::Direct(DirectWay::new(to, dest.to_string(), Arc::clone(&ways.relays)))
+    fn to_guest(ways: &Ways, guest: SocketAddrV4, path: Option<String>, log: ClientLog) -> Self {
+        Self::Network(NetworkWay::new(ways.engine.clone(), guest, path, log))
     }
 
     async fn serve(&self, client: UnixStream, place: Permit) {

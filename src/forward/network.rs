@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep};
-use tracing::{debug, warn};
+use tracing::debug;
 
-use super::clients::{Quiet, has_left};
+use super::clients::{ClientLog, has_left};
 use crate::dial::stream;
 use crate::engine::{Handle, Refused, Said};
 use crate::places::Permit;
@@ -36,12 +36,12 @@ pub(super) struct NetworkWay {
     to: SocketAddrV4,
     /// Of the socket, where `to` is an agent.
     path: Option<String>,
-    log: Quiet,
+    log: ClientLog,
 }
 
 impl NetworkWay {
-    pub(super) fn new(engine: Handle, to: SocketAddrV4, path: Option<String>) -> Self {
-        Self { engine, to, path, log: Quiet::default() }
+    pub(super) fn new(engine: Handle, to: SocketAddrV4, path: Option<String>, log: ClientLog) -> Self {
+        Self { engine, to, path, log }
     }
 
     /// Waits for the guest for up to `patience`, and leads the client there.
@@ -74,7 +74,9 @@ impl NetworkWay {
                 self.say(&turned.why);
                 return turned.client.as_ref().map_or((), discard);
             }
-            debug!(reason = %turned.why, %to, path, "forward: waiting for the guest");
+            if pause == LAST_PAUSE {
+                self.log.waits(&turned.why.to_string());
+            }
             let Some(Ok(back)) = turned.client.map(stream) else { return };
             client = back;
             sleep(pause).await;
@@ -93,22 +95,15 @@ impl NetworkWay {
         }
     }
 
-    /// Why clients are closed: once for all of them for a while.
+    /// Why a client is closed.
     fn say(&self, reason: &Refused) {
-        let Self { to, path, .. } = self;
-        match (reason, path) {
-            _ if !self.log.may_say() => debug!(%reason, %to, path, "forward: client turned away"),
-            (Refused::Unreachable, _) | (_, None) => {
-                warn!(%reason, %to, path, "forward: client turned away");
-            }
-            (reason, Some(path)) => {
-                let port = match to.port() {
-                    crate::agent::PORT => String::new(),
-                    port => format!(" -agent-port {port}"),
-                };
-                let start = format_args!("gvforwarder -agent{port} -agent-allow {}", shown(path));
-                warn!(%reason, agent = %to, %start, "forward: client turned away; this has to run in the guest");
-            }
-        }
+        let start = self.path.as_ref().filter(|_| *reason != Refused::Unreachable).map(|path| {
+            let port = match self.to.port() {
+                crate::agent::PORT => String::new(),
+                port => format!(" -agent-port {port}"),
+            };
+            format!("gvforwarder -agent{port} -agent-allow {}", shown(path))
+        });
+        self.log.turned_away(&reason.to_string(), start.as_deref());
     }
 }

@@ -27,6 +27,8 @@ use crate::config::{Dest, SocketForward, Source, SshDest};
 use crate::disk;
 use crate::engine::{Engine, ForwardId, Listener};
 use crate::listen::{is_in_use, patiently};
+use crate::places::Permit;
+use crate::sys::descriptor_limit;
 use crate::text::{quote, reason};
 
 /// What is listened on at the host. The names in JSON are the original's.
@@ -107,6 +109,17 @@ pub enum Asker {
     Guest(Ipv4Addr, PortId),
 }
 
+impl Asker {
+    /// Whether both are one; a guest also behind another link.
+    fn is_as(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Guest(guest, _), Self::Guest(other, _)) => guest == other,
+            (Self::Operator, Self::Operator) => true,
+            _ => false,
+        }
+    }
+}
+
 /// Why a port or socket is not exposed, or not removed. The text is the body of the HTTP answer.
 #[derive(Debug, Error)]
 pub enum ExposeError {
@@ -171,6 +184,8 @@ struct Entry {
     /// Of TCP and UDP.
     place: Option<Place>,
     running: Running,
+    /// Of what was not known at the start.
+    permit: Option<Permit>,
 }
 
 /// How often a guest exposed again what is its own. podman does for a second container with the same port, which then cannot start, and
@@ -235,7 +250,7 @@ impl Registry {
         let bound = patiently(|(_, error)| is_in_use(error), || bind(wanted.protocol, place));
         let listener = self.0.told(bound, &wanted, place, Asker::Operator)?;
         let id = engine.forward(listener, to).map_err(|error| wanted.cannot_watch(&error))?;
-        self.0.insert(wanted, Asker::Operator, Some(place), Running::Engine(id));
+        self.0.insert(wanted, Asker::Operator, Some(place), Running::Engine(id), None);
         Ok(())
     }
 
@@ -321,6 +336,7 @@ impl Inner {
         if self.is_running(&wanted, asker)? {
             return Ok(());
         }
+        let permit = self.permit(&wanted, asker)?;
         let running = match place {
             Some(place) => {
                 let to = remote::address(&wanted.remote).map_err(ExposeError::Remote)?;
@@ -330,7 +346,7 @@ impl Inner {
             None if wanted.protocol == Protocol::Npipe => return Err(ExposeError::NoPipes),
             None => self.listen(&wanted, asker).await?,
         };
-        let Some(running) = self.insert(wanted, asker, place, running) else { return Ok(()) };
+        let Some(running) = self.insert(wanted, asker, place, running, Some(permit)) else { return Ok(()) };
         self.end(running).await;
         Err(ExposeError::Stopping)
     }
@@ -361,6 +377,22 @@ impl Inner {
         Ok(false)
     }
 
+    /// A place for what is to listen, among the clients: who exposes much leaves some to them, and to others.
+    fn permit(&self, wanted: &Exposed, asker: Asker) -> Result<Permit, ExposeError> {
+        let before = self.table().entries.values().find_map(|entry| {
+            let permit = entry.permit.as_ref().filter(|_| asker.is_as(entry.asker))?;
+            Some(permit.owner().clone())
+        });
+        let places = before.unwrap_or_else(|| self.ways.places.for_another());
+        places.try_take().ok_or_else(|| {
+            let Exposed { local, protocol, .. } = wanted;
+            let limit = descriptor_limit();
+            ExposeError::Listen(format!(
+                "listen {protocol} {local}: too many open files: the limit is {limit}, and the rest is for clients; raise it (ulimit -Hn, LimitNOFILE=)"
+            ))
+        })
+    }
+
     /// A socket of the host that was bound, or why it could not be.
     fn told(
         &self,
@@ -380,10 +412,11 @@ impl Inner {
         })?;
         if place.port() == 0 {
             let address = match &listener {
-                Listener::Tcp(listener) => listener.local_addr().ok(),
-                Listener::Udp(socket) => socket.local_addr().ok(),
+                Listener::Tcp(listener) => listener.local_addr(),
+                Listener::Udp(socket) => socket.local_addr(),
             };
-            tracing::info!(%protocol, local = wanted.local, ?address, "any port: this one");
+            let address = address.ok().map(|address| address.to_string());
+            tracing::info!(%protocol, local = wanted.local, address, "any port: this one");
         }
         Ok(listener)
     }
@@ -452,6 +485,7 @@ impl Inner {
         asker: Asker,
         place: Option<Place>,
         running: Running,
+        permit: Option<Permit>,
     ) -> Option<Running> {
         let mut table = self.table();
         if table.closed {
@@ -465,7 +499,9 @@ impl Inner {
             Asker::Guest(guest, _) => tracing::debug!(%protocol, local, %guest, "exposed"),
         }
         let key = exposed.key();
-        table.entries.insert(key, Entry { exposed, asker, repeats: Repeats::default(), place, running });
+        table
+            .entries
+            .insert(key, Entry { exposed, asker, repeats: Repeats::default(), place, running, permit });
         None
     }
 
@@ -508,11 +544,7 @@ fn bind(protocol: Protocol, place: Place) -> Result<Listener, (String, io::Error
 }
 
 fn may_change(asker: Asker, entry: &Entry) -> bool {
-    match (asker, entry.asker) {
-        (Asker::Operator, _) => true,
-        (Asker::Guest(guest, _), Asker::Guest(owner, _)) => guest == owner,
-        (Asker::Guest(..), Asker::Operator) => false,
-    }
+    asker == Asker::Operator || asker.is_as(entry.asker)
 }
 
 #[cfg(test)]

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::GUEST_PATIENCE;
-use super::clients::{self, Quiet, has_left};
+use super::clients::{self, ClientLog, has_left};
 use crate::config::{Dest, SshDest};
 use crate::dial::Dial;
 use crate::listen::Bound;
@@ -29,7 +29,8 @@ pub async fn run<D: Dial>(
     shutdown: watch::Receiver<bool>,
 ) -> Result<()> {
     let dest = Dest::Ssh(to.clone());
-    let way = Arc::new(SshWay::new(to, dialer, penalties)?);
+    let log = ClientLog::new(&bound.name, &dest);
+    let way = Arc::new(SshWay::new(to, dialer, penalties, log)?);
     let serve = |client, place| {
         let way = Arc::clone(&way);
         async move {
@@ -47,14 +48,14 @@ pub async fn run<D: Dial>(
 struct SshWay<D> {
     tunnel: Tunnel<D>,
     path: String,
-    log: Quiet,
+    log: ClientLog,
 }
 
 impl<D: Dial> SshWay<D> {
     /// Does nothing yet.
-    fn new(to: SshDest, dialer: Arc<D>, penalties: Arc<Penalties>) -> Result<Self> {
+    fn new(to: SshDest, dialer: Arc<D>, penalties: Arc<Penalties>, log: ClientLog) -> Result<Self> {
         let (target, path) = target(to)?;
-        Ok(Self { tunnel: Tunnel::new(target, dialer, penalties), path, log: Quiet::default() })
+        Ok(Self { tunnel: Tunnel::new(target, dialer, penalties), path, log })
     }
 
     /// Carries one client, which waits for the guest for a bounded time; its socket is closed at any end.
@@ -70,8 +71,7 @@ impl<D: Dial> SshWay<D> {
             Err(error @ (OpenError::Connect(_) | OpenError::Unwanted)) => {
                 debug!(%error, dest, "forward: client turned away");
             }
-            Err(error) if self.log.may_say() => warn!(%error, dest, "forward: client turned away"),
-            Err(error) => debug!(%error, dest, "forward: client turned away"),
+            Err(error) => self.log.turned_away(&error.to_string(), None),
         }
     }
 }

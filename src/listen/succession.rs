@@ -1,8 +1,9 @@
 //! Paths of sockets that go from one gvproxy to the next. A manager that was killed leaves its gvproxy behind, and starts the next one with
-//! the same paths: that one takes them, and the one that has lost its last way in ends.
+//! the same paths: that one takes them, and the one that has lost its last way in ends. Of a path that is only removed the log tells.
 //!
 //! Owns: no socket. May not: take a path from another program, or connect to a socket that is a virtual machine's. Read next: `../daemon.rs`.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
@@ -112,26 +113,32 @@ enum Found {
     Anothers(Vec<Owner>),
 }
 
-/// What may change: our files, and the directories where one is missing and somebody may be about to make another.
+/// What may change: our files, and those that are missing, where somebody may be about to make another.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Names {
     files: Vec<PathBuf>,
-    directories: Vec<PathBuf>,
+    missing: Vec<PathBuf>,
 }
 
 impl Paths {
-    /// Says of each path once that another process has it. Returns when one was lost so, and none is left.
+    /// Says of each path once that another process has it, or that it is gone. Returns when one was lost to another, and none is left.
     pub async fn lost(&self) {
         let mut lost = vec![false; self.taken.len()];
         let (mut watched, mut watch) = (Names::default(), None);
+        let mut told = BTreeSet::new();
         loop {
-            let names = self.look(&mut lost).await;
-            if lost.contains(&true) && names.files.is_empty() {
-                // One that is missing may be about to be made.
-                if !names.directories.is_empty() {
-                    sleep(LOOK).await;
-                    self.look(&mut lost).await;
+            let mut names = self.look(&mut lost).await;
+            if names.missing.iter().any(|path| !told.contains(path)) {
+                // Whoever removed it may be about to make another.
+                sleep(LOOK).await;
+                names = self.look(&mut lost).await;
+                for path in &names.missing {
+                    if told.insert(path.clone()) {
+                        tracing::warn!(path = %path.display(), "the socket's file was removed: nobody finds it until gvproxy is started again");
+                    }
                 }
+            }
+            if lost.contains(&true) && names.files.is_empty() {
                 return;
             }
             if watch.is_none() || names != watched {
@@ -155,7 +162,7 @@ impl Paths {
         for (made, lost) in self.taken.iter().zip(lost).filter(|(_, lost)| !**lost) {
             match found(made).await {
                 Found::Ours => names.files.push(made.path.clone()),
-                Found::Nothing => names.directories.extend(made.path.parent().map(Path::to_owned)),
+                Found::Nothing => names.missing.push(made.path.clone()),
                 Found::Anothers(owners) => {
                     *lost = true;
                     let by: Vec<_> = owners.iter().map(ToString::to_string).collect();
@@ -187,10 +194,12 @@ impl Names {
     /// `None` where not all can be watched.
     async fn watch(&self) -> Option<Arc<NameWatch>> {
         let watch = Arc::new(NameWatch::new().ok()?);
-        let files = self.files.iter().map(|path| (path, NameWatch::add_file as fn(&NameWatch, &Path) -> _));
-        let directories = self.directories.iter().map(|path| (path, NameWatch::add_directory as _));
+        let files =
+            self.files.iter().map(|path| (path.as_path(), NameWatch::add_file as fn(&NameWatch, &Path) -> _));
+        let directories = self.missing.iter().filter_map(|path| path.parent());
+        let directories = directories.map(|path| (path, NameWatch::add_directory as _));
         for (path, add) in files.chain(directories) {
-            let (watch, name) = (Arc::clone(&watch), path.clone());
+            let (watch, name) = (Arc::clone(&watch), path.to_owned());
             if let Err(error) = disk::ask(path, move || add(&watch, &name)).await.flatten() {
                 tracing::debug!(path = %path.display(), %error, "cannot watch a socket's path");
                 return None;

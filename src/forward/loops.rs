@@ -1,0 +1,247 @@
+//! Which of the daemon's own sockets lead to one another. Where one leads back to itself, each client would make the next, until there is no
+//! descriptor left.
+//!
+//! What a socket leads to is seen when it is connected to, so that it counts by whatever name it was found: a link, a name of the host, any
+//! of its addresses.
+//!
+//! Owns: the table. May not: connect. Read next: `direct.rs`, which asks before and after.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use socket2::{SockAddr, SockRef, Socket};
+use thiserror::Error;
+
+use crate::sys::peer_pid;
+
+/// How long a socket that leads back to itself is not tried again: the attempt that shows it is its next client.
+const AGAIN: Duration = Duration::from_secs(1);
+/// `VMADDR_CID_LOCAL` of vsock(7).
+const CID_LOCAL: u32 = 1;
+
+/// The sockets whose clients the host's system connects elsewhere. Clones are the same table.
+#[derive(Clone, Debug, Default)]
+pub struct OwnSockets(Arc<Mutex<Table>>);
+
+#[derive(Debug, Default)]
+struct Table {
+    next: u64,
+    sockets: BTreeMap<u64, Listening>,
+}
+
+#[derive(Debug)]
+struct Listening {
+    at: Option<SockAddr>,
+    /// The process that has listened first, of a unix socket. Two may have bound one relative name.
+    pid: Option<u32>,
+    leads_to: Option<u64>,
+    looped: Option<Instant>,
+}
+
+/// One of them, until it is dropped.
+#[derive(Debug)]
+pub(super) struct OwnSocket {
+    id: u64,
+    table: OwnSockets,
+}
+
+/// A socket's clients would come back to it.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("it leads back to this very socket")]
+pub(super) struct LeadsBack;
+
+impl From<LeadsBack> for io::Error {
+    fn from(error: LeadsBack) -> Self {
+        Self::new(io::ErrorKind::InvalidData, error)
+    }
+}
+
+impl OwnSockets {
+    /// Adds one that listens.
+    pub(super) fn add(&self, socket: &Socket) -> OwnSocket {
+        let (at, pid) = (socket.local_addr().ok(), peer_pid(socket.as_fd()));
+        let mut table = self.lock();
+        let id = table.next;
+        table.next += 1;
+        table.sockets.insert(id, Listening { at, pid, leads_to: None, looped: None });
+        OwnSocket { id, table: self.clone() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    /// The one that `other` is connected to.
+    fn find(&self, other: BorrowedFd<'_>) -> Option<u64> {
+        let (socket, pid) = (SockRef::from(&other), peer_pid(other));
+        let (local, peer) = (socket.local_addr().ok()?, socket.peer_addr().ok()?);
+        let is_it =
+            |own: &Listening| own.pid == pid && own.at.as_ref().is_some_and(|at| is_at(at, &local, &peer));
+        self.sockets.iter().find(|(_, own)| is_it(own)).map(|(id, _)| *id)
+    }
+
+    /// Whether clients of the one, or of one that it leads to, come to the other.
+    fn reaches(&self, from: Option<u64>, to: u64) -> bool {
+        let way = std::iter::successors(from, |id| self.sockets.get(id)?.leads_to);
+        // Others may lead in a circle, which is no longer than this.
+        way.take(self.sockets.len()).any(|id| id == to)
+    }
+}
+
+/// Whether what listens `at` is at the other end of a socket from `local` to `peer`.
+fn is_at(at: &SockAddr, local: &SockAddr, peer: &SockAddr) -> bool {
+    if let (Some(at), Some(local), Some(peer)) = (at.as_socket(), local.as_socket(), peer.as_socket()) {
+        let [at_ip, local_ip, peer_ip] = [at, local, peer].map(|address| address.ip().to_canonical());
+        // From an address of this host to another of them the system takes the same, or a loopback's.
+        let is_here = peer_ip.is_loopback() || peer_ip == local_ip;
+        return at.port() == peer.port() && is_here && (at_ip.is_unspecified() || at_ip == peer_ip);
+    }
+    if let (Some((_, at)), Some((local, _)), Some((cid, port))) =
+        (at.as_vsock_address(), local.as_vsock_address(), peer.as_vsock_address())
+    {
+        return at == port && (cid == CID_LOCAL || cid == local);
+    }
+    at == peer
+}
+
+impl OwnSocket {
+    /// Whether it may lead somewhere else, for all that is known.
+    ///
+    /// # Errors
+    /// It has just led back to itself.
+    pub(super) fn may_connect(&self) -> Result<(), LeadsBack> {
+        let looped = self.table.lock().sockets.get(&self.id).and_then(|own| own.looped);
+        if looped.is_some_and(|at| at.elapsed() < AGAIN) { Err(LeadsBack) } else { Ok(()) }
+    }
+
+    /// Notes what its client was connected to.
+    ///
+    /// # Errors
+    /// That is itself, or leads here by way of others.
+    pub(super) fn connected(&self, other: BorrowedFd<'_>) -> Result<(), LeadsBack> {
+        let mut table = self.table.lock();
+        let next = table.find(other);
+        let is_loop = table.reaches(next, self.id);
+        let Some(own) = table.sockets.get_mut(&self.id) else { return Ok(()) };
+        own.leads_to = next;
+        own.looped = is_loop.then(Instant::now);
+        if is_loop { Err(LeadsBack) } else { Ok(()) }
+    }
+}
+
+impl Drop for OwnSocket {
+    fn drop(&mut self) {
+        self.table.lock().sockets.remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+    use socket2::{Domain, Type};
+
+    use super::*;
+
+    fn listening(address: impl Into<SocketAddr>) -> Socket {
+        let address = address.into();
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+        socket.bind(&address.into()).unwrap();
+        socket.listen(9).unwrap();
+        socket
+    }
+
+    fn to(address: &SockAddr) -> Socket {
+        let socket = Socket::new(address.domain(), Type::STREAM, None).unwrap();
+        socket.connect(address).unwrap();
+        socket
+    }
+
+    fn unix(path: &std::path::Path) -> Socket {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        socket.bind(&SockAddr::unix(path).unwrap()).unwrap();
+        socket.listen(9).unwrap();
+        socket
+    }
+
+    #[test]
+    fn by_any_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let [path, link] = ["socket", "link"].map(|name| dir.path().join(name));
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let (table, socket) = (OwnSockets::default(), unix(&path));
+        let own = table.add(&socket);
+        assert_eq!(own.may_connect(), Ok(()));
+        for path in [&path, &link] {
+            assert_eq!(own.connected(to(&SockAddr::unix(path).unwrap()).as_fd()), Err(LeadsBack));
+            assert_eq!(own.may_connect(), Err(LeadsBack));
+        }
+        let other = dir.path().join("other");
+        let _other = unix(&other);
+        assert_eq!(own.connected(to(&SockAddr::unix(&other).unwrap()).as_fd()), Ok(()));
+        assert_eq!(own.may_connect(), Ok(()));
+    }
+
+    #[test]
+    fn by_any_address() {
+        let wide = listening((Ipv6Addr::UNSPECIFIED, 0));
+        let port = wide.local_addr().unwrap().as_socket().unwrap().port();
+        let own = OwnSockets::default().add(&wide);
+        for address in [
+            SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+            (Ipv4Addr::new(127, 0, 0, 7), port).into(),
+            (Ipv6Addr::LOCALHOST, port).into(),
+        ] {
+            assert_eq!(own.connected(to(&address.into()).as_fd()), Err(LeadsBack), "{address}");
+        }
+        let narrow = listening((Ipv4Addr::LOCALHOST, 0));
+        let port = narrow.local_addr().unwrap().as_socket().unwrap().port();
+        let own = OwnSockets::default().add(&narrow);
+        assert_eq!(own.connected(to(&narrow.local_addr().unwrap()).as_fd()), Err(LeadsBack));
+        // Another's: the same port of another address.
+        let other = listening((Ipv4Addr::new(127, 0, 0, 7), port));
+        assert_eq!(own.connected(to(&other.local_addr().unwrap()).as_fd()), Ok(()));
+    }
+
+    /// The port of a wildcard may be that of another host's service.
+    #[test]
+    fn another_host_is_another() {
+        let at = |text: &str| SockAddr::from(text.parse::<SocketAddr>().unwrap());
+        for (own, peer, expected) in [
+            ("[::]:80", "10.0.0.9:80", false),
+            ("0.0.0.0:80", "10.0.0.9:80", false),
+            ("0.0.0.0:80", "10.0.0.2:80", true),
+            ("[::]:80", "[::ffff:10.0.0.2]:80", true),
+            ("10.0.0.2:80", "10.0.0.2:80", true),
+            ("10.0.0.2:80", "10.0.0.2:81", false),
+        ] {
+            assert_eq!(is_at(&at(own), &at("10.0.0.2:5555"), &at(peer)), expected, "{own} {peer}");
+        }
+    }
+
+    #[test]
+    fn by_way_of_others() {
+        let table = OwnSockets::default();
+        let sockets = [(); 3].map(|()| listening((Ipv4Addr::LOCALHOST, 0)));
+        let own = sockets.each_ref().map(|socket| table.add(socket));
+        let connect = |from: usize, other: usize| {
+            own[from].connected(to(&sockets[other].local_addr().unwrap()).as_fd())
+        };
+        assert_eq!((connect(0, 1), connect(1, 2)), (Ok(()), Ok(())));
+        assert_eq!(connect(2, 0), Err(LeadsBack));
+        // A way into a circle is none.
+        assert_eq!((connect(2, 1), connect(0, 1)), (Err(LeadsBack), Ok(())));
+        let [first, second, third] = own;
+        drop(second);
+        let leads = |from: &OwnSocket, other: usize| {
+            from.connected(to(&sockets[other].local_addr().unwrap()).as_fd())
+        };
+        assert_eq!((leads(&first, 2), leads(&third, 1)), (Ok(()), Ok(())));
+        assert_eq!(leads(&third, 0), Err(LeadsBack));
+    }
+}
