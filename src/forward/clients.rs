@@ -20,7 +20,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::config::Dest;
@@ -36,6 +36,8 @@ const MAX_CLIENTS: usize = 4096;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// The least time between two log lines of the same kind, as clients can cause them.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
+/// After this time the log says that clients wait.
+const LONG: Duration = Duration::from_secs(1);
 /// A peer that vanished is noticed though nobody writes, where it is TCP.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
@@ -220,12 +222,23 @@ impl ClientLog {
         &self.dest
     }
 
-    /// Clients wait for the other end.
-    pub(super) fn waits(&self, reason: &str) {
+    /// Does `work` for a client, and says so where that takes long.
+    pub(super) async fn while_waiting<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        if let Ok(done) = timeout(LONG, work.as_mut()).await {
+            return done;
+        }
+        self.waits(LONG, "no answer yet");
+        work.await
+    }
+
+    /// A client has `waited` so long for the other end.
+    pub(super) fn waits(&self, waited: Duration, reason: &str) {
         let Self { socket, dest, .. } = self;
-        match self.waiting.admit(Instant::now()) {
-            Some(_) => info!(reason, socket, dest, "forward: clients wait"),
-            None => debug!(reason, socket, dest, "forward: a client waits"),
+        if waited >= LONG && self.waiting.admit(Instant::now()).is_some() {
+            info!(reason, socket, dest, "forward: clients wait");
+        } else {
+            debug!(reason, socket, dest, "forward: a client waits");
         }
     }
 

@@ -102,14 +102,15 @@ impl DirectWay {
     /// `None` when it is given up.
     async fn connect(&self, client: &UnixStream, patience: Duration) -> Option<OwnedFd> {
         let dest = self.log.dest();
-        let deadline = Instant::now() + patience;
+        let arrival = Instant::now();
+        let deadline = arrival + patience;
         let (mut pause, mut busy_pause) = (FIRST_PAUSE, FIRST_BUSY_PAUSE);
         loop {
             let connected = async {
                 self.own.may_connect()?;
                 self.to.connect(|other| self.own.connected(other)).await
             };
-            let connected = timeout_at(deadline, connected).await;
+            let connected = self.log.while_waiting(timeout_at(deadline, connected)).await;
             let error = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                 Ok(other) => return Some(other),
                 Err(error) => error,
@@ -120,9 +121,7 @@ impl DirectWay {
                 self.log.turned_away(&reason(&error), None);
                 return None;
             }
-            if pause == LAST_PAUSE {
-                self.log.waits(&reason(&error));
-            }
+            self.log.waits(arrival.elapsed(), &reason(&error));
             if error.kind() == io::ErrorKind::WouldBlock {
                 sleep(busy_pause).await;
                 busy_pause = (busy_pause * 2).min(LAST_BUSY_PAUSE);

@@ -35,6 +35,8 @@ struct Table {
 #[derive(Debug)]
 struct Listening {
     at: Option<SockAddr>,
+    /// IPv4 does not arrive, where `at` is all of IPv6.
+    only_v6: bool,
     /// The process that has listened first, of a unix socket. Two may have bound one relative name.
     pid: Option<u32>,
     leads_to: Option<u64>,
@@ -63,10 +65,11 @@ impl OwnSockets {
     /// Adds one that listens.
     pub(super) fn add(&self, socket: &Socket) -> OwnSocket {
         let (at, pid) = (socket.local_addr().ok(), peer_pid(socket.as_fd()));
+        let only_v6 = socket.only_v6().unwrap_or(false);
         let mut table = self.lock();
         let id = table.next;
         table.next += 1;
-        table.sockets.insert(id, Listening { at, pid, leads_to: None, looped: None });
+        table.sockets.insert(id, Listening { at, only_v6, pid, leads_to: None, looped: None });
         OwnSocket { id, table: self.clone() }
     }
 
@@ -80,8 +83,7 @@ impl Table {
     fn find(&self, other: BorrowedFd<'_>) -> Option<u64> {
         let (socket, pid) = (SockRef::from(&other), peer_pid(other));
         let (local, peer) = (socket.local_addr().ok()?, socket.peer_addr().ok()?);
-        let is_it =
-            |own: &Listening| own.pid == pid && own.at.as_ref().is_some_and(|at| is_at(at, &local, &peer));
+        let is_it = |own: &Listening| own.pid == pid && own.is_at(&local, &peer);
         self.sockets.iter().find(|(_, own)| is_it(own)).map(|(id, _)| *id)
     }
 
@@ -93,20 +95,25 @@ impl Table {
     }
 }
 
-/// Whether what listens `at` is at the other end of a socket from `local` to `peer`.
-fn is_at(at: &SockAddr, local: &SockAddr, peer: &SockAddr) -> bool {
-    if let (Some(at), Some(local), Some(peer)) = (at.as_socket(), local.as_socket(), peer.as_socket()) {
-        let [at_ip, local_ip, peer_ip] = [at, local, peer].map(|address| address.ip().to_canonical());
-        // From an address of this host to another of them the system takes the same, or a loopback's.
-        let is_here = peer_ip.is_loopback() || peer_ip == local_ip;
-        return at.port() == peer.port() && is_here && (at_ip.is_unspecified() || at_ip == peer_ip);
+impl Listening {
+    /// Whether it is at the other end of a socket from `local` to `peer`.
+    fn is_at(&self, local: &SockAddr, peer: &SockAddr) -> bool {
+        let Some(at) = &self.at else { return false };
+        if let (Some(at), Some(local), Some(peer)) = (at.as_socket(), local.as_socket(), peer.as_socket()) {
+            let [local, to] = [local, peer].map(|address| address.ip().to_canonical());
+            // From an address of this host to another of them the system takes the same, or a loopback's.
+            let is_here = to.is_loopback() || to == local;
+            let takes_all = at.ip().is_unspecified()
+                && if to.is_ipv4() { at.is_ipv4() || !self.only_v6 } else { at.is_ipv6() };
+            return at.port() == peer.port() && is_here && (takes_all || at.ip().to_canonical() == to);
+        }
+        if let (Some((_, at)), Some((local, _)), Some((cid, port))) =
+            (at.as_vsock_address(), local.as_vsock_address(), peer.as_vsock_address())
+        {
+            return at == port && (cid == CID_LOCAL || cid == local);
+        }
+        at == peer
     }
-    if let (Some((_, at)), Some((local, _)), Some((cid, port))) =
-        (at.as_vsock_address(), local.as_vsock_address(), peer.as_vsock_address())
-    {
-        return at == port && (cid == CID_LOCAL || cid == local);
-    }
-    at == peer
 }
 
 impl OwnSocket {
@@ -212,15 +219,21 @@ mod tests {
     #[test]
     fn another_host_is_another() {
         let at = |text: &str| SockAddr::from(text.parse::<SocketAddr>().unwrap());
-        for (own, peer, expected) in [
-            ("[::]:80", "10.0.0.9:80", false),
-            ("0.0.0.0:80", "10.0.0.9:80", false),
-            ("0.0.0.0:80", "10.0.0.2:80", true),
-            ("[::]:80", "[::ffff:10.0.0.2]:80", true),
-            ("10.0.0.2:80", "10.0.0.2:80", true),
-            ("10.0.0.2:80", "10.0.0.2:81", false),
+        for (own, only_v6, peer, expected) in [
+            ("[::]:80", false, "10.0.0.9:80", false),
+            ("0.0.0.0:80", false, "10.0.0.9:80", false),
+            ("0.0.0.0:80", false, "10.0.0.2:80", true),
+            ("0.0.0.0:80", false, "[::1]:80", false),
+            ("[::]:80", false, "[::ffff:10.0.0.2]:80", true),
+            ("[::]:80", false, "127.0.0.1:80", true),
+            ("[::]:80", true, "127.0.0.1:80", false),
+            ("[::]:80", true, "[::1]:80", true),
+            ("10.0.0.2:80", false, "10.0.0.2:80", true),
+            ("10.0.0.2:80", false, "10.0.0.2:81", false),
         ] {
-            assert_eq!(is_at(&at(own), &at("10.0.0.2:5555"), &at(peer)), expected, "{own} {peer}");
+            let own_socket =
+                Listening { at: Some(at(own)), only_v6, pid: None, leads_to: None, looped: None };
+            assert_eq!(own_socket.is_at(&at("10.0.0.2:5555"), &at(peer)), expected, "{own} {only_v6} {peer}");
         }
     }
 

@@ -47,14 +47,18 @@ impl NetworkWay {
     /// Waits for the guest for up to `patience`, and leads the client there.
     pub(super) async fn serve(&self, mut client: UnixStream, place: Permit, patience: Duration) {
         let (to, path) = (self.to, self.path.as_deref());
-        let deadline = Instant::now() + patience;
+        let arrival = Instant::now();
+        let deadline = arrival + patience;
         let mut pause = FIRST_PAUSE;
         // Whether the guest was waited for, and since when it has refused.
         let (mut waited, mut booting) = (false, None);
         loop {
             let asked = Instant::now();
             let led = match client.into_std() {
-                Ok(client) => self.engine.lead(client.into(), place.clone(), to, self.said()).await,
+                Ok(client) => {
+                    let leading = self.engine.lead(client.into(), place.clone(), to, self.said());
+                    self.log.while_waiting(leading).await
+                }
                 Err(error) => return debug!(%error, "forward: client failed"),
             };
             let Err(turned) = led else { return debug!(%to, path, "forward: client connected") };
@@ -74,9 +78,7 @@ impl NetworkWay {
                 self.say(&turned.why);
                 return turned.client.as_ref().map_or((), discard);
             }
-            if pause == LAST_PAUSE {
-                self.log.waits(&turned.why.to_string());
-            }
+            self.log.waits(arrival.elapsed(), &turned.why.to_string());
             let Some(Ok(back)) = turned.client.map(stream) else { return };
             client = back;
             sleep(pause).await;

@@ -110,12 +110,10 @@ pub enum Asker {
 }
 
 impl Asker {
-    /// Whether both are one; a guest also behind another link.
-    fn is_as(self, other: Self) -> bool {
-        match (self, other) {
-            (Self::Guest(guest, _), Self::Guest(other, _)) => guest == other,
-            (Self::Operator, Self::Operator) => true,
-            _ => false,
+    fn link(self) -> Option<PortId> {
+        match self {
+            Self::Operator => None,
+            Self::Guest(_, link) => Some(link),
         }
     }
 }
@@ -377,10 +375,11 @@ impl Inner {
         Ok(false)
     }
 
-    /// A place for what is to listen, among the clients: who exposes much leaves some to them, and to others.
+    /// A place for what is to listen, among the clients: who exposes much leaves some to them, and to others. A guest is one by its link, as it
+    /// may have many addresses.
     fn permit(&self, wanted: &Exposed, asker: Asker) -> Result<Permit, ExposeError> {
         let before = self.table().entries.values().find_map(|entry| {
-            let permit = entry.permit.as_ref().filter(|_| asker.is_as(entry.asker))?;
+            let permit = entry.permit.as_ref().filter(|_| asker.link() == entry.asker.link())?;
             Some(permit.owner().clone())
         });
         let places = before.unwrap_or_else(|| self.ways.places.for_another());
@@ -544,7 +543,11 @@ fn bind(protocol: Protocol, place: Place) -> Result<Listener, (String, io::Error
 }
 
 fn may_change(asker: Asker, entry: &Entry) -> bool {
-    asker == Asker::Operator || asker.is_as(entry.asker)
+    match (asker, entry.asker) {
+        (Asker::Operator, _) => true,
+        (Asker::Guest(guest, _), Asker::Guest(owner, _)) => guest == owner,
+        (Asker::Guest(..), Asker::Operator) => false,
+    }
 }
 
 #[cfg(test)]
