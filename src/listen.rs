@@ -349,7 +349,11 @@ pub fn ensure_to_be_made(source: &Source) -> Result<()> {
     made.map(drop).with_context(|| format!("cannot make a socket beside {}", shown(path)))
 }
 
-fn address(path: &Path) -> Result<SockAddr> {
+/// Whether a socket may be at `path` at all.
+///
+/// # Errors
+/// It is empty, or too long.
+pub fn ensure_fits(path: &Path) -> Result<()> {
     let len = path.as_os_str().len();
     ensure!(len > 0, "the path of a unix socket is empty");
     ensure!(
@@ -357,6 +361,11 @@ fn address(path: &Path) -> Result<SockAddr> {
         "unix socket path {} is too long: {len} bytes, the limit is {PATH_MAX}",
         shown(path)
     );
+    Ok(())
+}
+
+fn address(path: &Path) -> Result<SockAddr> {
+    ensure_fits(path)?;
     SockAddr::unix(path).with_context(|| format!("unix socket path {}", shown(path)))
 }
 

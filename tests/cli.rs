@@ -158,6 +158,7 @@ mod ours {
         for (line, text) in [
             ("-mtu 65536", "mtu is out of range: 65536"),
             (&format!("-forward-sock /{long} {forward}"), "is too long: 109 bytes, the limit is 107"),
+            (&format!("-qmp unix:///{long}"), "is too long: 109 bytes, the limit is 107"),
             (&format!("-forward-sock @/live {forward}"), r#"\"@/live\" already exists and is in use"#),
             (&format!("-forward-sock @/s {forward} -forward-sock @/s {forward}"), "given twice"),
             ("-forward-sock @/s -forward-dest d", "not an absolute path, which it is without -forward-user"),

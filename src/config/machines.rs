@@ -8,6 +8,7 @@ use netstack::Mac;
 use super::asked::Asked;
 use super::url::Url;
 use super::{DEVICE_MAC, GATEWAY_MAC};
+use crate::listen::ensure_fits;
 use crate::text::quote;
 use crate::vm::hash;
 
@@ -40,7 +41,11 @@ fn address(typed: &OsStr) -> Result<qmp::Address> {
     let invalid = || "invalid value for qmp address";
     let url = Url::parse(typed).with_context(invalid)?;
     match url.scheme.as_str() {
-        "unix" => url.into_socket_path().map(qmp::Address::Unix).with_context(invalid),
+        "unix" => {
+            let path = url.into_socket_path().with_context(invalid)?;
+            ensure_fits(&path).with_context(invalid)?;
+            Ok(qmp::Address::Unix(path))
+        }
         "tcp" => {
             let (host, port) = url.into_host_and_port().with_context(invalid)?;
             ensure!(!host.is_empty() && port != 0, "invalid value for qmp address: no host or port");
