@@ -47,6 +47,8 @@ pub struct Bound {
     pub socket: Socket,
     /// A URL for the log; the port is the real one.
     pub name: String,
+    /// Passed by who started the daemon, who may have made it in another network namespace.
+    pub inherited: bool,
 }
 
 /// Listens where `source` says.
@@ -72,7 +74,7 @@ pub fn bind(source: &Source) -> Result<Bound> {
         }
         _ => source.to_string(),
     };
-    Ok(Bound { file, socket, name })
+    Ok(Bound { file, socket, name, inherited: matches!(source, Source::Inherited(_)) })
 }
 
 /// Listens at an address without a file.

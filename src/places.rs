@@ -26,15 +26,19 @@ const GREED: usize = 8;
 const FIRST: usize = 16;
 /// How often who waits looks again though nobody has told it.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Descriptors that exposed ports leave to clients, at the least.
+const SPARE: usize = 2 * PER_CLIENT;
 /// The least time between two lines of the log that say that clients wait.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The places, as one of their owners sees them: a socket, the tunnels to one port, or who exposes ports.
+/// The descriptors for them, as one of their owners sees them: a socket, the tunnels to one port, or who exposes ports.
 #[derive(Clone, Debug)]
 pub struct Places {
     free: Arc<Semaphore>,
-    /// How many of them are for owners that have none.
-    first: usize,
+    /// How many descriptors one place takes.
+    each: usize,
+    /// How many of them are not for this owner; but a first client's.
+    leaves: usize,
     freed: Arc<Notify>,
     own: Arc<AtomicUsize>,
     log: Arc<Limited>,
@@ -42,7 +46,7 @@ pub struct Places {
 
 /// One place, until the last copy is dropped.
 #[derive(Clone, Debug)]
-pub struct Permit(Arc<Taken>);
+pub struct Permit(#[allow(dead_code, reason = "it is for its end")] Arc<Taken>);
 
 #[derive(Debug)]
 struct Taken {
@@ -55,15 +59,16 @@ impl Places {
     pub fn new(others: usize) -> Self {
         let descriptors = crate::sys::descriptor_limit();
         let reserved = RESERVED.min(descriptors / 4);
-        Self::of(descriptors.saturating_sub(reserved + others) / PER_CLIENT)
+        Self::of(descriptors.saturating_sub(reserved + others) / PER_CLIENT * PER_CLIENT)
     }
 
-    fn of(count: usize) -> Self {
-        let count = count.clamp(1, Semaphore::MAX_PERMITS);
+    fn of(descriptors: usize) -> Self {
+        let count = descriptors.clamp(PER_CLIENT, Semaphore::MAX_PERMITS);
         let log = Arc::new(Limited::new(1, LOG_INTERVAL));
         Self {
             free: Arc::new(Semaphore::new(count)),
-            first: count / FIRST,
+            each: PER_CLIENT,
+            leaves: count / FIRST,
             freed: Arc::default(),
             own: Arc::default(),
             log,
@@ -76,6 +81,19 @@ impl Places {
         Self { own: Arc::default(), ..self.clone() }
     }
 
+    /// The same descriptors for ports that the operator exposes. No port is an owner's first client.
+    #[must_use]
+    pub fn for_ports(&self) -> Self {
+        Self { each: 1, leaves: self.leaves.max(SPARE), ..self.for_another() }
+    }
+
+    /// The same for those of all guests together, which leave some to the operator's.
+    #[must_use]
+    pub fn for_ports_of_guests(&self) -> Self {
+        let ports = self.for_ports();
+        Self { leaves: 2 * ports.leaves, ..ports }
+    }
+
     /// How many this owner has.
     pub fn taken(&self) -> usize {
         self.own.load(Ordering::Relaxed)
@@ -86,7 +104,7 @@ impl Places {
         if !self.may_have_another() {
             return None;
         }
-        Arc::clone(&self.free).try_acquire_owned().ok().map(|place| self.give(place))
+        Arc::clone(&self.free).try_acquire_many_owned(self.descriptors()).ok().map(|place| self.give(place))
     }
 
     /// Waits for one, in turn with other owners, for a client of the socket `name`.
@@ -104,7 +122,7 @@ impl Places {
         loop {
             let freed = self.freed.notified();
             if self.may_have_another() {
-                match Arc::clone(&self.free).acquire_owned().await {
+                match Arc::clone(&self.free).acquire_many_owned(self.descriptors()).await {
                     Ok(place) => return self.give(place),
                     // Nobody closes it.
                     Err(_) => std::future::pending().await,
@@ -117,19 +135,18 @@ impl Places {
 
     fn may_have_another(&self) -> bool {
         let (taken, free) = (self.taken(), self.free.available_permits());
-        taken == 0 || free > self.first && taken < free.saturating_mul(GREED)
+        let is_first_client = taken == 0 && self.each == PER_CLIENT;
+        is_first_client || free > self.leaves && taken * self.each < free.saturating_mul(GREED)
+    }
+
+    /// Of one place.
+    fn descriptors(&self) -> u32 {
+        u32::try_from(self.each).unwrap_or(u32::MAX)
     }
 
     fn give(&self, place: OwnedSemaphorePermit) -> Permit {
         self.own.fetch_add(1, Ordering::Relaxed);
         Permit(Arc::new(Taken { place: Some(place), of: self.clone() }))
-    }
-}
-
-impl Permit {
-    /// The places as its owner sees them.
-    pub fn owner(&self) -> &Places {
-        &self.0.of
     }
 }
 
@@ -156,7 +173,7 @@ mod tests {
 
     #[test]
     fn who_takes_all_leaves_some() {
-        let tunnels = Places::of(100);
+        let tunnels = Places::of(200);
         let sockets = [(); 3].map(|()| tunnels.for_another());
         let taken = sockets.each_ref().map(take_all);
         let counts = taken.each_ref().map(Vec::len);
@@ -169,7 +186,7 @@ mod tests {
     /// As many as there are, each with a few: one that comes then has a place.
     #[test]
     fn many_owners_leave_some_to_one_without_any() {
-        let places = Places::of(100);
+        let places = Places::of(200);
         let owners = [(); 40].map(|()| places.for_another());
         let mut taken = Vec::new();
         for _ in 0..8 {
@@ -183,13 +200,28 @@ mod tests {
     #[test]
     fn few_are_all_used() {
         for count in [1, 4] {
-            assert_eq!(take_all(&Places::of(count)).len(), count);
+            assert_eq!(take_all(&Places::of(count * PER_CLIENT)).len(), count);
+        }
+    }
+
+    /// A guest that exposes all it may keeps neither the operator nor clients out, and those two not each other.
+    #[test]
+    fn ports_leave_some_to_clients() {
+        for descriptors in [30, 200, 1000] {
+            let places = Places::of(descriptors);
+            let [guests, operator] = [places.for_ports_of_guests(), places.for_ports()];
+            let ports = take_all(&guests);
+            assert!(ports.len() > descriptors * 2 / 3, "{} of {descriptors}", ports.len());
+            let own = take_all(&operator);
+            let clients = [(); 2].map(|()| places.for_another().try_take());
+            assert!(!own.is_empty() && clients.iter().all(Option::is_some), "{descriptors}");
+            assert!(guests.try_take().is_none() && operator.try_take().is_none(), "{descriptors}");
         }
     }
 
     #[tokio::test]
     async fn who_waits_is_woken() {
-        let places = Places::of(20);
+        let places = Places::of(40);
         let other = places.for_another();
         let mut taken = take_all(&places);
         let mut waiting = pin!(places.take("x"));

@@ -192,11 +192,14 @@ fn ports_leave_descriptors_to_clients() {
                 let local = format!("127.0.0.1:{}", free_port());
                 match bench.expose_as(asker, "tcp", &local, "192.168.127.2:80") {
                     Ok(()) => exposed.push(local),
+                    Err(refused) if refused.text.contains("address already in use") => {}
                     Err(refused) => break refused,
                 }
             };
             assert!(refused.text.contains("too many open files: the limit is"), "{asker:?}: {refused}");
-            assert!(!exposed.is_empty(), "{asker:?}");
+            // Each takes one, and a few are left.
+            let few = if limit == 64 { 2 } else { 8 };
+            assert!(exposed.len() >= few, "{asker:?}: {} of {limit}", exposed.len());
             for _ in 0..10 {
                 let start = std::time::Instant::now();
                 assert_echo(&streams::connect(&forward).unwrap(), b"hello");

@@ -67,7 +67,7 @@ struct ListeningSocket {
 impl ListeningSocket {
     /// To be called in a tokio runtime.
     fn new(bound: Bound) -> Result<Self> {
-        let Bound { socket, file, name } = bound;
+        let Bound { socket, file, name, .. } = bound;
         let socket = crate::sys::watch(socket.into(), Interest::READABLE)
             .with_context(|| format!("cannot listen on {name}"))?;
         Ok(Self { file, socket })

@@ -39,14 +39,12 @@ pub(super) enum Direct {
 }
 
 impl Direct {
-    /// Connects once. Nothing is said where `is_right` finds fault with the socket.
+    /// Connects once, for a client of `own`.
     ///
     /// # Errors
-    /// The system's, the VMM's word, or that of `is_right`.
-    pub(super) async fn connect<E: Into<io::Error>>(
-        &self,
-        is_right: impl Fn(BorrowedFd<'_>) -> Result<(), E>,
-    ) -> io::Result<OwnedFd> {
+    /// The system's, or the VMM's word; or that it leads back to `own`.
+    pub(super) async fn connect(&self, own: Option<&OwnSocket>) -> io::Result<OwnedFd> {
+        let check = |other: BorrowedFd<'_>| own.map_or(Ok(()), |own| own.connected(other));
         let socket = match self {
             Self::Unix(path) => disk::connect(path).await?.into_std()?.into(),
             Self::Tcp(place) => {
@@ -57,11 +55,11 @@ impl Direct {
             Self::Vsock { cid, port } => vsock::connect(*cid, *port).await?,
             Self::HybridVsock { socket, port } => {
                 let vmm = disk::connect(socket).await?;
-                is_right(vmm.as_fd()).map_err(Into::into)?;
+                check(vmm.as_fd())?;
                 return vsock::ask_hybrid(vmm, *port).await;
             }
         };
-        is_right(socket.as_fd()).map_err(Into::into)?;
+        check(socket.as_fd())?;
         Ok(socket)
     }
 }
@@ -108,13 +106,14 @@ impl DirectWay {
         loop {
             let connected = async {
                 self.own.may_connect()?;
-                self.to.connect(|other| self.own.connected(other)).await
+                self.to.connect(Some(&self.own)).await
             };
             let connected = self.log.while_waiting(timeout_at(deadline, connected)).await;
             let error = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                 Ok(other) => return Some(other),
                 Err(error) => error,
             };
+            self.own.failed();
             let is_final =
                 matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidData);
             if is_final || Instant::now() + pause > deadline {

@@ -2,7 +2,8 @@
 //! descriptor left.
 //!
 //! What a socket leads to is seen when it is connected to, so that it counts by whatever name it was found: a link, a name of the host, any
-//! of its addresses.
+//! of its addresses. A way by another process is not seen, nor one from a TCP socket that was passed to the daemon: that may be of another
+//! network namespace, with the same addresses. There the number of places is the bound.
 //!
 //! Owns: the table. May not: connect. Read next: `direct.rs`, which asks before and after.
 
@@ -12,9 +13,9 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use socket2::{SockAddr, SockRef, Socket};
-use thiserror::Error;
+use socket2::{SockAddr, SockRef};
 
+use crate::listen::Bound;
 use crate::sys::peer_pid;
 
 /// How long a socket that leads back to itself is not tried again: the attempt that shows it is its next client.
@@ -39,6 +40,8 @@ struct Listening {
     only_v6: bool,
     /// The process that has listened first, of a unix socket. Two may have bound one relative name.
     pid: Option<u32>,
+    /// See [`Bound::inherited`].
+    inherited: bool,
     leads_to: Option<u64>,
     looped: Option<Instant>,
 }
@@ -50,26 +53,23 @@ pub(super) struct OwnSocket {
     table: OwnSockets,
 }
 
-/// A socket's clients would come back to it.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("it leads back to this very socket")]
-pub(super) struct LeadsBack;
-
-impl From<LeadsBack> for io::Error {
-    fn from(error: LeadsBack) -> Self {
-        Self::new(io::ErrorKind::InvalidData, error)
-    }
+/// What a client is told of a way back; of a kind that is not tried again for it.
+fn leads_back() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "it leads back to this very socket")
 }
 
 impl OwnSockets {
     /// Adds one that listens.
-    pub(super) fn add(&self, socket: &Socket) -> OwnSocket {
+    pub(super) fn add(&self, bound: &Bound) -> OwnSocket {
+        let Bound { socket, inherited, .. } = bound;
         let (at, pid) = (socket.local_addr().ok(), peer_pid(socket.as_fd()));
         let only_v6 = socket.only_v6().unwrap_or(false);
         let mut table = self.lock();
         let id = table.next;
         table.next += 1;
-        table.sockets.insert(id, Listening { at, only_v6, pid, leads_to: None, looped: None });
+        table
+            .sockets
+            .insert(id, Listening { at, only_v6, pid, inherited: *inherited, leads_to: None, looped: None });
         OwnSocket { id, table: self.clone() }
     }
 
@@ -83,7 +83,8 @@ impl Table {
     fn find(&self, other: BorrowedFd<'_>) -> Option<u64> {
         let (socket, pid) = (SockRef::from(&other), peer_pid(other));
         let (local, peer) = (socket.local_addr().ok()?, socket.peer_addr().ok()?);
-        let is_it = |own: &Listening| own.pid == pid && own.is_at(&local, &peer);
+        let is_known = |own: &Listening| own.pid == pid && (pid.is_some() || !own.inherited);
+        let is_it = |own: &Listening| is_known(own) && own.is_at(&local, &peer);
         self.sockets.iter().find(|(_, own)| is_it(own)).map(|(id, _)| *id)
     }
 
@@ -107,10 +108,8 @@ impl Listening {
                 && if to.is_ipv4() { at.is_ipv4() || !self.only_v6 } else { at.is_ipv6() };
             return at.port() == peer.port() && is_here && (takes_all || at.ip().to_canonical() == to);
         }
-        if let (Some((_, at)), Some((local, _)), Some((cid, port))) =
-            (at.as_vsock_address(), local.as_vsock_address(), peer.as_vsock_address())
-        {
-            return at == port && (cid == CID_LOCAL || cid == local);
+        if let (Some((_, at)), Some((cid, port))) = (at.as_vsock_address(), peer.as_vsock_address()) {
+            return at == port && cid == CID_LOCAL;
         }
         at == peer
     }
@@ -121,23 +120,30 @@ impl OwnSocket {
     ///
     /// # Errors
     /// It has just led back to itself.
-    pub(super) fn may_connect(&self) -> Result<(), LeadsBack> {
+    pub(super) fn may_connect(&self) -> io::Result<()> {
         let looped = self.table.lock().sockets.get(&self.id).and_then(|own| own.looped);
-        if looped.is_some_and(|at| at.elapsed() < AGAIN) { Err(LeadsBack) } else { Ok(()) }
+        if looped.is_some_and(|at| at.elapsed() < AGAIN) { Err(leads_back()) } else { Ok(()) }
+    }
+
+    /// Notes that it leads nowhere for now.
+    pub(super) fn failed(&self) {
+        if let Some(own) = self.table.lock().sockets.get_mut(&self.id) {
+            own.leads_to = None;
+        }
     }
 
     /// Notes what its client was connected to.
     ///
     /// # Errors
     /// That is itself, or leads here by way of others.
-    pub(super) fn connected(&self, other: BorrowedFd<'_>) -> Result<(), LeadsBack> {
+    pub(super) fn connected(&self, other: BorrowedFd<'_>) -> io::Result<()> {
         let mut table = self.table.lock();
         let next = table.find(other);
         let is_loop = table.reaches(next, self.id);
         let Some(own) = table.sockets.get_mut(&self.id) else { return Ok(()) };
         own.leads_to = next;
         own.looped = is_loop.then(Instant::now);
-        if is_loop { Err(LeadsBack) } else { Ok(()) }
+        if is_loop { Err(leads_back()) } else { Ok(()) }
     }
 }
 
@@ -151,16 +157,27 @@ impl Drop for OwnSocket {
 mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-    use socket2::{Domain, Type};
+    use socket2::{Domain, Socket, Type};
 
     use super::*;
 
-    fn listening(address: impl Into<SocketAddr>) -> Socket {
+    const LEADS_ON: Option<io::ErrorKind> = None;
+    const LEADS_BACK: Option<io::ErrorKind> = Some(io::ErrorKind::InvalidData);
+
+    fn told(result: io::Result<()>) -> Option<io::ErrorKind> {
+        result.err().map(|error| error.kind())
+    }
+
+    fn bound(socket: Socket) -> Bound {
+        Bound { file: None, socket, name: String::new(), inherited: false }
+    }
+
+    fn listening(address: impl Into<SocketAddr>) -> Bound {
         let address = address.into();
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
         socket.bind(&address.into()).unwrap();
         socket.listen(9).unwrap();
-        socket
+        bound(socket)
     }
 
     fn to(address: &SockAddr) -> Socket {
@@ -169,11 +186,11 @@ mod tests {
         socket
     }
 
-    fn unix(path: &std::path::Path) -> Socket {
+    fn unix(path: &std::path::Path) -> Bound {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
         socket.bind(&SockAddr::unix(path).unwrap()).unwrap();
         socket.listen(9).unwrap();
-        socket
+        bound(socket)
     }
 
     #[test]
@@ -183,36 +200,36 @@ mod tests {
         std::os::unix::fs::symlink(&path, &link).unwrap();
         let (table, socket) = (OwnSockets::default(), unix(&path));
         let own = table.add(&socket);
-        assert_eq!(own.may_connect(), Ok(()));
+        assert_eq!(told(own.may_connect()), LEADS_ON);
         for path in [&path, &link] {
-            assert_eq!(own.connected(to(&SockAddr::unix(path).unwrap()).as_fd()), Err(LeadsBack));
-            assert_eq!(own.may_connect(), Err(LeadsBack));
+            assert_eq!(told(own.connected(to(&SockAddr::unix(path).unwrap()).as_fd())), LEADS_BACK);
+            assert_eq!(told(own.may_connect()), LEADS_BACK);
         }
         let other = dir.path().join("other");
         let _other = unix(&other);
-        assert_eq!(own.connected(to(&SockAddr::unix(&other).unwrap()).as_fd()), Ok(()));
-        assert_eq!(own.may_connect(), Ok(()));
+        assert_eq!(told(own.connected(to(&SockAddr::unix(&other).unwrap()).as_fd())), LEADS_ON);
+        assert_eq!(told(own.may_connect()), LEADS_ON);
     }
 
     #[test]
     fn by_any_address() {
         let wide = listening((Ipv6Addr::UNSPECIFIED, 0));
-        let port = wide.local_addr().unwrap().as_socket().unwrap().port();
+        let port = wide.socket.local_addr().unwrap().as_socket().unwrap().port();
         let own = OwnSockets::default().add(&wide);
         for address in [
             SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
             (Ipv4Addr::new(127, 0, 0, 7), port).into(),
             (Ipv6Addr::LOCALHOST, port).into(),
         ] {
-            assert_eq!(own.connected(to(&address.into()).as_fd()), Err(LeadsBack), "{address}");
+            assert_eq!(told(own.connected(to(&address.into()).as_fd())), LEADS_BACK, "{address}");
         }
         let narrow = listening((Ipv4Addr::LOCALHOST, 0));
-        let port = narrow.local_addr().unwrap().as_socket().unwrap().port();
+        let port = narrow.socket.local_addr().unwrap().as_socket().unwrap().port();
         let own = OwnSockets::default().add(&narrow);
-        assert_eq!(own.connected(to(&narrow.local_addr().unwrap()).as_fd()), Err(LeadsBack));
+        assert_eq!(told(own.connected(to(&narrow.socket.local_addr().unwrap()).as_fd())), LEADS_BACK);
         // Another's: the same port of another address.
         let other = listening((Ipv4Addr::new(127, 0, 0, 7), port));
-        assert_eq!(own.connected(to(&other.local_addr().unwrap()).as_fd()), Ok(()));
+        assert_eq!(told(own.connected(to(&other.socket.local_addr().unwrap()).as_fd())), LEADS_ON);
     }
 
     /// The port of a wildcard may be that of another host's service.
@@ -231,8 +248,14 @@ mod tests {
             ("10.0.0.2:80", false, "10.0.0.2:80", true),
             ("10.0.0.2:80", false, "10.0.0.2:81", false),
         ] {
-            let own_socket =
-                Listening { at: Some(at(own)), only_v6, pid: None, leads_to: None, looped: None };
+            let own_socket = Listening {
+                at: Some(at(own)),
+                only_v6,
+                pid: None,
+                inherited: false,
+                leads_to: None,
+                looped: None,
+            };
             assert_eq!(own_socket.is_at(&at("10.0.0.2:5555"), &at(peer)), expected, "{own} {only_v6} {peer}");
         }
     }
@@ -243,18 +266,36 @@ mod tests {
         let sockets = [(); 3].map(|()| listening((Ipv4Addr::LOCALHOST, 0)));
         let own = sockets.each_ref().map(|socket| table.add(socket));
         let connect = |from: usize, other: usize| {
-            own[from].connected(to(&sockets[other].local_addr().unwrap()).as_fd())
+            told(own[from].connected(to(&sockets[other].socket.local_addr().unwrap()).as_fd()))
         };
-        assert_eq!((connect(0, 1), connect(1, 2)), (Ok(()), Ok(())));
-        assert_eq!(connect(2, 0), Err(LeadsBack));
+        assert_eq!((connect(0, 1), connect(1, 2)), (LEADS_ON, LEADS_ON));
+        assert_eq!(connect(2, 0), LEADS_BACK);
         // A way into a circle is none.
-        assert_eq!((connect(2, 1), connect(0, 1)), (Err(LeadsBack), Ok(())));
+        assert_eq!((connect(2, 1), connect(0, 1)), (LEADS_BACK, LEADS_ON));
         let [first, second, third] = own;
         drop(second);
         let leads = |from: &OwnSocket, other: usize| {
-            from.connected(to(&sockets[other].local_addr().unwrap()).as_fd())
+            told(from.connected(to(&sockets[other].socket.local_addr().unwrap()).as_fd()))
         };
-        assert_eq!((leads(&first, 2), leads(&third, 1)), (Ok(()), Ok(())));
-        assert_eq!(leads(&third, 0), Err(LeadsBack));
+        assert_eq!((leads(&first, 2), leads(&third, 1)), (LEADS_ON, LEADS_ON));
+        assert_eq!(leads(&third, 0), LEADS_BACK);
+    }
+
+    #[test]
+    fn what_may_be_another_networks_is_not_judged() {
+        let inherited = Bound { inherited: true, ..listening((Ipv4Addr::LOCALHOST, 0)) };
+        let own = OwnSockets::default().add(&inherited);
+        assert_eq!(told(own.connected(to(&inherited.socket.local_addr().unwrap()).as_fd())), LEADS_ON);
+    }
+
+    #[test]
+    fn where_it_led_once_is_forgotten() {
+        let table = OwnSockets::default();
+        let sockets = [(); 2].map(|()| listening((Ipv4Addr::LOCALHOST, 0)));
+        let [first, second] = sockets.each_ref().map(|socket| table.add(socket));
+        let at = |index: usize| to(&sockets[index].socket.local_addr().unwrap());
+        assert_eq!(told(first.connected(at(1).as_fd())), LEADS_ON);
+        first.failed();
+        assert_eq!(told(second.connected(at(0).as_fd())), LEADS_ON);
     }
 }

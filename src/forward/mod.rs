@@ -93,7 +93,7 @@ impl Ways {
             Dest::Unix(path) => Direct::Unix(path),
             Dest::Ssh(_) | Dest::Agent { .. } => return Err(io::ErrorKind::Unsupported.into()),
         };
-        to.connect(|_| io::Result::Ok(())).await
+        to.connect(None).await
     }
 
     async fn dial_from(&self, from: Ipv4Addr, place: &Place, limit: Duration) -> io::Result<UnixStream> {
@@ -163,9 +163,8 @@ impl Forward {
     pub async fn run(self, ways: Arc<Ways>, shutdown: watch::Receiver<bool>) -> Result<()> {
         let Self { bound, dest } = self;
         let log = ClientLog::new(&bound.name, &dest);
-        let direct = |to, log| {
-            Way::Direct(DirectWay::new(to, ways.own.add(&bound.socket), Arc::clone(&ways.relays), log))
-        };
+        let direct =
+            |to, log| Way::Direct(DirectWay::new(to, ways.own.add(&bound), Arc::clone(&ways.relays), log));
         let way = match dest.clone() {
             Dest::Ssh(to) => {
                 let (dialer, penalties) = (Arc::new(Logins(Arc::clone(&ways))), Arc::clone(&ways.penalties));

@@ -27,7 +27,7 @@ use crate::config::{Dest, SocketForward, Source, SshDest};
 use crate::disk;
 use crate::engine::{Engine, ForwardId, Listener};
 use crate::listen::{is_in_use, patiently};
-use crate::places::Permit;
+use crate::places::{Permit, Places};
 use crate::sys::descriptor_limit;
 use crate::text::{quote, reason};
 
@@ -109,15 +109,6 @@ pub enum Asker {
     Guest(Ipv4Addr, PortId),
 }
 
-impl Asker {
-    fn link(self) -> Option<PortId> {
-        match self {
-            Self::Operator => None,
-            Self::Guest(_, link) => Some(link),
-        }
-    }
-}
-
 /// Why a port or socket is not exposed, or not removed. The text is the body of the HTTP answer.
 #[derive(Debug, Error)]
 pub enum ExposeError {
@@ -152,6 +143,8 @@ pub struct Registry(Arc<Inner>);
 struct Inner {
     ways: Arc<Ways>,
     policy: GuestPolicy,
+    /// Descriptors for the operator's ports, and for those of all guests: one guest may have many links, and addresses.
+    ports: [Places; 2],
     table: Mutex<Table>,
     /// Held by whoever changes something, as the engine's answer has to be waited for. Names are looked up before. Sockets have one of
     /// their own, as a file system may have to be waited for.
@@ -183,7 +176,7 @@ struct Entry {
     place: Option<Place>,
     running: Running,
     /// Of what was not known at the start.
-    permit: Option<Permit>,
+    _permit: Option<Permit>,
 }
 
 /// How often a guest exposed again what is its own. podman does for a second container with the same port, which then cannot start, and
@@ -230,7 +223,8 @@ impl Registry {
     /// An empty table. Ports will be the engine's, sockets lead where `ways` knows, and guests may do as `policy` says.
     pub fn new(ways: Arc<Ways>, policy: GuestPolicy) -> Self {
         let (table, changing) = Default::default();
-        Self(Arc::new(Inner { ways, policy, table, changing }))
+        let ports = [ways.places.for_ports(), ways.places.for_ports_of_guests()];
+        Self(Arc::new(Inner { ways, policy, ports, table, changing }))
     }
 
     /// Exposes a TCP or UDP port while the engine does not run yet, for the operator. May wait for a name.
@@ -375,14 +369,10 @@ impl Inner {
         Ok(false)
     }
 
-    /// A place for what is to listen, among the clients: who exposes much leaves some to them, and to others. A guest is one by its link, as it
-    /// may have many addresses.
+    /// A descriptor for what is to listen; some are left to clients.
     fn permit(&self, wanted: &Exposed, asker: Asker) -> Result<Permit, ExposeError> {
-        let before = self.table().entries.values().find_map(|entry| {
-            let permit = entry.permit.as_ref().filter(|_| asker.link() == entry.asker.link())?;
-            Some(permit.owner().clone())
-        });
-        let places = before.unwrap_or_else(|| self.ways.places.for_another());
+        let [operators, guests] = &self.ports;
+        let places = if asker == Asker::Operator { operators } else { guests };
         places.try_take().ok_or_else(|| {
             let Exposed { local, protocol, .. } = wanted;
             let limit = descriptor_limit();
@@ -498,9 +488,10 @@ impl Inner {
             Asker::Guest(guest, _) => tracing::debug!(%protocol, local, %guest, "exposed"),
         }
         let key = exposed.key();
-        table
-            .entries
-            .insert(key, Entry { exposed, asker, repeats: Repeats::default(), place, running, permit });
+        table.entries.insert(
+            key,
+            Entry { exposed, asker, repeats: Repeats::default(), place, running, _permit: permit },
+        );
         None
     }
 

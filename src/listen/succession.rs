@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -128,6 +129,7 @@ impl Paths {
         let mut told = BTreeSet::new();
         loop {
             let mut names = self.look(&mut lost).await;
+            told.retain(|path| names.missing.contains(path));
             if names.missing.iter().any(|path| !told.contains(path)) {
                 // Whoever removed it may be about to make another.
                 sleep(LOOK).await;
@@ -185,7 +187,11 @@ async fn found(made: &Made) -> Found {
     let look = move || match fs::symlink_metadata(&path) {
         Ok(found) if FileId::of(&found) == file => Found::Ours,
         Ok(_) => Found::Anothers(owner::of_new_socket(&path, SETTLE)),
-        Err(_) => Found::Nothing,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Found::Nothing
+        }
+        // Who may not look knows nothing of it.
+        Err(_) => Found::Ours,
     };
     disk::ask(made.path(), look).await.unwrap_or(Found::Ours)
 }

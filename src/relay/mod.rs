@@ -189,7 +189,7 @@ pub(crate) fn unsettled(fd: BorrowedFd<'_>) -> usize {
 /// Reads in vain what is there of a socket that does not block: a close with something unread would be a reset, and who waits for its own write
 /// would not get on with reading. Not all of it, of whoever sends on and on.
 pub(crate) fn discard(socket: impl AsFd) {
-    let mut unread = [0; 4096];
+    let mut unread = [0; 16 << 10];
     for _ in 0..64 {
         if !rustix::io::read(&socket, &mut unread).is_ok_and(|len| len > 0) {
             break;
