@@ -59,7 +59,7 @@ impl Log {
     /// # Errors
     /// The file cannot be made or written.
     pub fn with_file(self, path: &Path) -> Result<Self> {
-        let file = Writer::file(path, self.format)
+        let file = Writer::file(path, self.format, self.stderr.clone())
             .with_context(|| format!("unable to open log file {}", path.display()))?;
         Ok(Self { file: Some(file), ..self })
     }

@@ -445,6 +445,10 @@ mod ours {
         assert!(open.stderr().contains("its mode is 0644, want 0600"), "{}", open.stderr());
         let mut none = builder().args(["-api-token-gateway"]).spawn();
         assert_eq!(none.wait(PATIENCE).expect("the end of the daemon").code(), Some(1));
+        // A script's variable that is not set.
+        let mut empty = builder().args(["-api-token-file="]).spawn();
+        assert_eq!(empty.wait(PATIENCE).expect("the end of the daemon").code(), Some(1));
+        assert!(empty.stderr().contains("api-token-file is empty"), "{}", empty.stderr());
     }
 
     /// `-qmp-status` is given the token as the daemon is.

@@ -213,6 +213,32 @@ fn the_interface_has_everything_and_goes_at_the_end() {
     forwarder.assert_nothing_left();
 }
 
+/// Where QEMU's machines come too, `/connect` takes either framing: the first bytes tell.
+#[test]
+fn a_daemon_with_a_socket_for_qemu_takes_it() {
+    let (dir, host) = (tempfile::tempdir().unwrap(), host());
+    let socket = dir.path().join("net.sock");
+    let listen = unix_url(&socket);
+    // COMPAT(gvproxy): there it speaks QEMU's alone.
+    let builder = Daemon::builder().binary(env!("CARGO_BIN_EXE_gvproxy"));
+    let daemon = builder.args(["-listen", &listen]).through(host.prefix()).start();
+    // It takes no place from others while it says nothing.
+    let _silent: Vec<_> = (0..3).map(|_| silent(&socket)).collect();
+    let mut forwarder = Forwarder::start(&["-url", &listen]);
+    forwarder.wait_for_lease();
+    forwarder.exchange(&host, 20 << 20);
+    assert_eq!(forwarder.end(Signal::TERM).code(), Some(0), "{}", forwarder.stderr());
+    assert!(!daemon.stderr().contains("level=warning"), "{}", daemon.stderr());
+    forwarder.assert_nothing_left();
+}
+
+/// A client of `/connect` without a frame.
+fn silent(socket: &Path) -> UnixStream {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.write_all(b"POST /connect HTTP/1.1\r\nHost: \r\n\r\n").unwrap();
+    stream
+}
+
 #[test]
 fn every_signal_to_end_is_one() {
     for signal in [Signal::INT, Signal::HUP] {

@@ -3,16 +3,31 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::io::AsyncReadExt as _;
+use tokio::time::timeout;
 
-use super::Api;
 use super::listener::Stream;
+use super::{Api, Peer};
+use crate::limit::Place;
+use crate::link::Framing;
 
-/// Makes the connection a link and waits for its end; that of the daemon ends it too.
-pub(super) async fn run(api: &Api, stream: Stream, early: Bytes) {
-    let attached = match stream.into_fd() {
-        Ok(stream) => api.handle.attach_after(stream, api.connect_framing, early.into()).await,
+/// How long a client may take to show its framing. A guest's first frame follows its link at once.
+const FRAMING_TIME: Duration = Duration::from_secs(10);
+
+/// Makes the connection a link and waits for its end; that of the daemon ends it too. `place` is its own until it is a link.
+pub(super) async fn run(api: &Api, place: Place<Peer>, mut stream: Stream, early: Bytes) {
+    let mut early = Vec::from(early);
+    place.set_idle();
+    let framing = tokio::select! {
+        framing = framing(api.connect_framing, &mut stream, &mut early) => framing,
+        () = place.told_to_close() => return,
+    };
+    drop(place);
+    let attached = match framing.and_then(|framing| Ok((stream.into_fd()?, framing))) {
+        Ok((stream, framing)) => api.handle.attach_after(stream, framing, early).await,
         Err(error) => Err(error),
     };
     match attached {
@@ -27,6 +42,19 @@ pub(super) async fn run(api: &Api, stream: Stream, early: Bytes) {
         }
         Err(error) => tracing::warn!(%error, "cannot attach a virtual machine"),
     }
+}
+
+/// What the client speaks: `expected`, or where that is QEMU's and the client shows otherwise, HyperKit's, as gvforwarder does. The first
+/// bytes tell: those of QEMU's length are zero, HyperKit's are a length. What was read for it is added to `early`.
+async fn framing(expected: Framing, stream: &mut Stream, early: &mut Vec<u8>) -> io::Result<Framing> {
+    if expected != Framing::Qemu {
+        return Ok(expected);
+    }
+    let first = async {
+        while early.len() < 2 && stream.read_buf(early).await? > 0 {}
+        Ok(if matches!(early[..], [0, 0, ..] | [] | [_]) { Framing::Qemu } else { Framing::Hyperkit })
+    };
+    timeout(FRAMING_TIME, first).await.unwrap_or(Ok(expected))
 }
 
 impl Stream {

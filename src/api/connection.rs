@@ -102,11 +102,7 @@ pub(super) async fn serve(api: Arc<Api>, stream: Stream, client: Client) {
     let stream = io.into_inner();
     let endpoint = lock(&taken_over).take();
     match endpoint {
-        Some(endpoint) => {
-            // What carries raw bytes is no connection of the API's any more.
-            drop(client);
-            endpoint.run(&api, stream, read_buf).await;
-        }
+        Some(endpoint) => endpoint.run(&api, client.place, stream, read_buf).await,
         None if close_by.is_some() => stream.into_fd().map_or((), discard),
         None => linger(stream).await,
     }

@@ -229,11 +229,14 @@ impl Api {
 }
 
 impl TakeOver {
-    /// Goes on with `stream`, of which `early` was read already.
-    async fn run(self, api: &Api, stream: Stream, early: Bytes) {
+    /// Goes on with `stream`, of which `early` was read already. What carries raw bytes has no `place` among the API's connections any more.
+    async fn run(self, api: &Api, place: Place<Peer>, stream: Stream, early: Bytes) {
         match self {
-            Self::Tunnel(tunnel) => tunnel.run(api, stream, early).await,
-            Self::Connect => connect::run(api, stream, early).await,
+            Self::Tunnel(tunnel) => {
+                drop(place);
+                tunnel.run(api, stream, early).await;
+            }
+            Self::Connect => connect::run(api, place, stream, early).await,
         }
     }
 }

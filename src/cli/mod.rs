@@ -19,7 +19,7 @@ use table::{FLAGS, Flag, Kind};
 #[expect(missing_docs, reason = "named after the flags, which table.rs documents")]
 pub struct RawArgs {
     pub agent_port: i64,
-    pub api_token_file: OsString,
+    pub api_token_file: Option<OsString>,
     pub api_token_gateway: bool,
     pub config: OsString,
     pub debug: bool,
@@ -181,6 +181,11 @@ impl Values {
         }
     }
 
+    /// Also where it is empty.
+    pub(crate) fn given(&self, name: &str) -> Option<OsString> {
+        self.matches.get_one(name).cloned()
+    }
+
     pub(crate) fn list(&self, name: &str) -> Vec<OsString> {
         self.matches.get_many::<OsString>(name).into_iter().flatten().cloned().collect()
     }
@@ -194,7 +199,7 @@ impl RawArgs {
         let list = |name: &str| values.list(name);
         Self {
             agent_port: int("agent-port"),
-            api_token_file: text("api-token-file"),
+            api_token_file: values.given("api-token-file"),
             api_token_gateway: boolean("api-token-gateway"),
             config: text("config"),
             debug: boolean("debug"),

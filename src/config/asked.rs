@@ -158,7 +158,6 @@ impl Asked {
             (&mut args.listen_stdio, &interfaces.stdio, "listen-stdio", "interfaces.stdio"),
             (&mut args.listen_vfkit, &interfaces.vfkit, "listen-vfkit", "interfaces.vfkit"),
             (&mut args.listen_vpnkit, &interfaces.vpnkit, "listen-vpnkit", "interfaces.vpnkit"),
-            (&mut args.api_token_file, &file.api_token_file, "api-token-file", "api-token-file"),
             (&mut args.log_file, &file.log_file, "log-file", "log-file"),
             (&mut args.notification, &file.notification, "notification", "notification"),
             // COMPAT(gvproxy): the original ignores -pcap beside a file.
@@ -167,6 +166,13 @@ impl Asked {
             (&mut args.services, &file.services, "services", "services"),
         ] {
             text(value, theirs, flag, key, false);
+        }
+        // An empty one is no word for "none": it would leave the API open.
+        if args.api_token_file.is_none()
+            && let Some(Spanned { value, referenced, .. }) = &file.api_token_file
+        {
+            args.api_token_file = Some(value.into());
+            places.push(("api-token-file", referenced.line(), "api-token-file"));
         }
         if args.listen.is_empty() {
             for Spanned { value, referenced, .. } in &file.listen {

@@ -35,10 +35,10 @@ impl Token {
     /// # Errors
     /// As [`Self::find`]; or there is none, and guests are to send one.
     pub(super) fn resolve(asked: &Asked) -> Result<Option<Self>> {
-        let file = &asked.args.api_token_file;
-        let token = Self::find(file).map_err(|error| match file.is_empty() {
-            true => error,
-            false => asked.place("api-token-file", error),
+        let file = asked.args.api_token_file.as_deref();
+        let token = Self::find(file).map_err(|error| match file {
+            None => error,
+            Some(_) => asked.place("api-token-file", error),
         })?;
         ensure!(
             token.is_some() || !asked.args.api_token_gateway,
@@ -47,12 +47,13 @@ impl Token {
         Ok(token)
     }
 
-    /// That of `file`, or of the environment where that is empty.
+    /// That of `file`, or of the environment where none is named.
     ///
     /// # Errors
-    /// The file cannot be read or others may read it, or what is there is no token.
-    pub(crate) fn find(file: &OsStr) -> Result<Option<Self>> {
-        if !file.is_empty() {
+    /// The file has no name or cannot be read or others may read it, or what is there is no token.
+    pub(crate) fn find(file: Option<&OsStr>) -> Result<Option<Self>> {
+        if let Some(file) = file {
+            ensure!(!file.is_empty(), "api-token-file is empty: it names a file, or is left out");
             return Self::read(Path::new(file)).map(Some);
         }
         let value = std::env::var_os(VARIABLE).filter(|value| !value.is_empty());

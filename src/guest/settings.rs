@@ -82,7 +82,7 @@ pub struct RawArgs {
     pub agent_from: OsString,
     pub agent_offer: Vec<OsString>,
     pub agent_port: i64,
-    pub api_token_file: OsString,
+    pub api_token_file: Option<OsString>,
     pub debug: bool,
     pub iface: OsString,
     pub mac: OsString,
@@ -130,7 +130,7 @@ impl RawArgs {
             agent_from: values.text("agent-from"),
             agent_offer: values.list("agent-offer"),
             agent_port: values.int("agent-port"),
-            api_token_file: values.text("api-token-file"),
+            api_token_file: values.given("api-token-file"),
             debug: values.boolean("debug"),
             iface: values.text("iface"),
             mac: values.text("mac"),
@@ -229,7 +229,7 @@ impl Settings {
             Ok(mtu @ 68..) => Some(mtu),
             _ => bail!("-mtu {}: between 68 and 65535, or 0", raw.mtu),
         };
-        let (token, preexisting) = (Token::find(&raw.api_token_file)?, raw.preexisting);
+        let (token, preexisting) = (Token::find(raw.api_token_file.as_deref())?, raw.preexisting);
         Ok(Self { endpoint, token, interface: interface.into(), mac, mtu_limit, preexisting })
     }
 }

@@ -1,7 +1,8 @@
 //! The thread that writes the log, so that nobody else waits for a pipe or a disk. Owns: the lines on their way, the file.
 //! May not: grow, or hold up the end of the process. Read next: `../logging.rs`, which makes the lines.
 //!
-//! What finds no room, or cannot be written, is lost and counted; a line says how much as soon as one can be written again.
+//! What finds no room, or cannot be written, is lost and counted; a line says how much once one can be written again, a
+//! second later at most. Of a file that takes nothing standard error hears, once each time.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -23,6 +24,8 @@ const ROOM: usize = 1 << 20;
 const TOGETHER: usize = 4096;
 /// A target that took nothing for so long is not waited for at the end.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How often a target that refused a line is tried again while there is nothing else to write.
+const RETRY: Duration = Duration::from_secs(1);
 /// What a writer holds on to while there is nothing to write, in bytes.
 const KEPT: usize = 64 << 10;
 
@@ -101,26 +104,32 @@ impl Writer {
     /// # Errors
     /// The system has no thread to give.
     pub(super) fn stderr(format: Format) -> io::Result<Self> {
-        Self::spawn(Target::Stderr, None, format)
+        Self::spawn(Target::Stderr, None, format, None)
     }
 
-    /// The file at `path`, emptied now.
+    /// The file at `path`, emptied now. `stderr` hears of it when it takes nothing.
     ///
     /// # Errors
     /// It cannot be made or emptied; or the system has no thread to give.
-    pub(super) fn file(path: &Path, format: Format) -> io::Result<Self> {
+    pub(super) fn file(path: &Path, format: Format, stderr: Self) -> io::Result<Self> {
         let file = disk::append(path)?;
         // What is no regular file has no length.
         if file.metadata()?.is_file() {
             file.set_len(0)?;
         }
-        Self::spawn(Target::File(file), Some(path.to_owned()), format)
+        Self::spawn(Target::File(file), Some(path.to_owned()), format, Some(stderr))
     }
 
-    fn spawn(target: Target, path: Option<PathBuf>, format: Format) -> io::Result<Self> {
+    fn spawn(
+        target: Target,
+        path: Option<PathBuf>,
+        format: Format,
+        stderr: Option<Self>,
+    ) -> io::Result<Self> {
         let (state, work, step) = Default::default();
         let shared = Arc::new(Shared { state, work, step, path });
-        let thread = Thread { shared: Arc::clone(&shared), target, format, lost: 0, why: None, torn: false };
+        let (own, lost, why, torn) = (Arc::clone(&shared), 0, None, false);
+        let thread = Thread { shared: own, target, format, stderr, lost, why, torn };
         thread::Builder::new().name("log".to_owned()).spawn(move || thread.run())?;
         Ok(Self(shared))
     }
@@ -170,6 +179,8 @@ struct Thread {
     shared: Arc<Shared>,
     target: Target,
     format: Format,
+    /// Where to tell that a file takes nothing.
+    stderr: Option<Writer>,
     /// Lines that are lost and not yet told of, and why the last one could not be written.
     lost: u64,
     why: Option<String>,
@@ -194,16 +205,17 @@ impl Thread {
         }
     }
 
-    /// Waits for something to do: lines, how many found no room behind them, and whether to open the file again.
+    /// Waits for something to do: lines, how many found no room behind them, and whether to open the file again. Where lines are lost and
+    /// that is not told yet, it waits no longer than [`RETRY`].
     fn next(&self, lines: &mut Vec<u8>) -> (u64, bool) {
         lines.clear();
         lines.shrink_to(KEPT);
         let mut state = self.shared.state();
         state.since = None;
         self.shared.step.notify_all();
-        while state.is_empty() {
-            state = self.shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
+        let wait = if self.lost > 0 { RETRY } else { Duration::MAX };
+        let waited = self.shared.work.wait_timeout_while(state, wait, |state| state.is_empty());
+        (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         std::mem::swap(&mut state.lines, lines);
         state.since = Some(Instant::now());
         (std::mem::take(&mut state.lost), std::mem::take(&mut state.reopen))
@@ -214,10 +226,19 @@ impl Thread {
         self.tell();
         let written = if self.lost == 0 { self.put(lines) } else { Ok(()) };
         if let Err(error) = &written {
-            self.why = Some(reason(error));
+            self.refused(error);
         }
         if self.lost > 0 || written.is_err() {
             self.lost += lines.iter().filter(|byte| **byte == b'\n').count() as u64;
+        }
+    }
+
+    /// The target takes nothing.
+    fn refused(&mut self, error: &io::Error) {
+        self.why = Some(reason(error));
+        if let (0, Some(stderr), Some(path)) = (self.lost, &self.stderr, &self.shared.path) {
+            let fields = [("path", path.display().to_string()), ("reason", reason(error))];
+            stderr.write(&self.format.line("error", "the log file takes nothing, lines are lost", &fields));
         }
     }
 

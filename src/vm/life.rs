@@ -30,6 +30,7 @@ const LOG_WINDOW: Duration = Duration::from_secs(60);
 
 /// Follows the machine through all its QEMUs. Returns when the run ends, or when it is to end because of this one.
 pub(super) async fn follow(qmp: &qmp::Address, card: &Card, entry: &Entry, with: &Surroundings) {
+    tracing::info!(%qmp, "waiting for the virtual machine");
     let mut begun = false;
     let mut life =
         Life { qmp, card, entry, with, limited: Limited::new(LOG_BURST, LOG_WINDOW), taken_out: false };

@@ -223,6 +223,20 @@ fn ending(table: &mut Table) {
         Plug::new(upgraded(&daemon, Framing::Big32)).answered().to_string()
     });
     table.differs(
+        "/connect beside -listen-qemu in HyperKit's framing",
+        "framing of `/connect` beside `-listen-qemu`",
+        "true",
+        "false",
+        |on| {
+            let daemon = on.daemon().args(API).start();
+            let mut stream = connect(&daemon, "api");
+            stream.write_all(CONNECT).unwrap();
+            get(&daemon, "/cam");
+            let patience = if on.is_ours { PATIENCE } else { SILENCE };
+            Plug::new(Cable::new(stream, Framing::Little16)).answered_as(MAC, patience).to_string()
+        },
+    );
+    table.differs(
         "/connect beside -listen-bess",
         "framing of `/connect` beside `-listen-bess` or `-listen-vfkit`",
         "true",
