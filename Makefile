@@ -2,7 +2,7 @@
 PROFILE := ci
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help build demo guest test ways bench micro instructions lint fmt
+.PHONY: help build demo guest test attack ways bench micro instructions lint fmt
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -26,6 +26,10 @@ test: ## everything: lint, unit tests, network namespaces, a real VM
 	@$(MAKE) --no-print-directory lint
 	cargo test --workspace --profile $(PROFILE) --no-fail-fast
 	@benches/netstack/instructions.sh
+
+attack: ## a guest that means harm beside one that works, each attack alone (GVPROXY=/path names another daemon)
+	@tests/install.sh test
+	cargo test --profile $(PROFILE) --test attack -- --nocapture --test-threads 1
 
 ways: ## podman's API by every way into a VM, and an image of 2 GiB loaded by each (ARCHIVE_MB=64, WAYS="ssh hybrid" for less)
 	@tests/install.sh test

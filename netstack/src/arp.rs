@@ -190,6 +190,11 @@ impl Neighbours {
         Resolved::Pending { ask: true }
     }
 
+    /// Forgets who has `ip`.
+    pub(crate) fn forget(&mut self, ip: Ipv4Addr) {
+        self.known.remove(&ip);
+    }
+
     /// Forgets who was behind `port`.
     pub(crate) fn detach(&mut self, port: PortId) {
         self.known.retain(|_, neighbour| neighbour.port != port);

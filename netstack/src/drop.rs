@@ -64,11 +64,17 @@ pub enum DropReason {
     /// It may be forwarded no further: its TTL is used up.
     #[error("time to live exceeded in transit")]
     HopLimit,
+    /// Its sender says that it is another guest, or the gateway.
+    #[error("address of another port")]
+    Claimed,
+    /// To guests only the gateway may say this: which addresses they have, and who is their router.
+    #[error("only the gateway may say this to a guest")]
+    GatewaysPart,
 }
 
 /// How often each [`DropReason`] happened.
 #[derive(Clone, Debug, Default)]
-pub struct DropCounts([u64; 20]);
+pub struct DropCounts([u64; 22]);
 
 impl DropCounts {
     pub(crate) fn count(&mut self, reason: DropReason) {

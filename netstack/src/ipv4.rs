@@ -83,6 +83,17 @@ pub(crate) fn send(
     }
 }
 
+/// The source of the packet that `payload` begins with, if it can be one of IPv4.
+#[inline]
+pub(crate) fn source(payload: &[u8]) -> Option<Ipv4Addr> {
+    match payload.first_chunk::<HEADER_LEN>()? {
+        [version, _, _, _, _, _, _, _, _, _, _, _, a, b, c, d, ..] if version >> 4 == 4 => {
+            Some(Ipv4Addr::new(*a, *b, *c, *d))
+        }
+        _ => None,
+    }
+}
+
 /// Sends a packet of somebody else's on, in fragments where it is larger than `mtu`; all or nothing, as [`send`]. What surrounds it in
 /// its frame stays behind.
 pub(crate) fn forward(

@@ -14,6 +14,7 @@ pub mod dhcp;
 pub mod dns;
 mod drop;
 pub mod ether;
+mod guard;
 mod icmp;
 mod ipv4;
 mod keys;
@@ -37,6 +38,7 @@ pub use buffer::IdleMemory;
 pub use config::NetworkConfig;
 pub use drop::{DropCounts, DropReason};
 pub use ether::Mac;
+pub use guard::Address;
 pub use icmp::Echo;
 pub use link::{FrameSink, PortId};
 pub use nat::Target;
@@ -45,6 +47,7 @@ pub use udp::{Datagram, UdpFlowId};
 
 use arp::{Due, Neighbours, Resolved, Waiter};
 use ether::EtherType;
+use guard::{Claimed, Contest, Guard, Title};
 use ipv4::{Header, Reassembly, Route};
 use keys::Keys;
 use nat::{Nat, Verdict};
@@ -54,6 +57,8 @@ use timer::earlier;
 
 const DNS_PORT: u16 = 53;
 const ECHO_PORT: u16 = 7;
+/// Where clouds tell a machine who it is: no guest tells another.
+const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// The gateway's HTTP server, which the driver serves.
 pub const HTTP_PORT: u16 = 80;
 
@@ -73,15 +78,23 @@ pub enum Event {
     AddressLearned(Mac),
     /// The port that had this address is gone.
     AddressLost(Mac),
-    /// A frame with this source address came from another port than the one before: two guests may have one address. Told once
-    /// between two polls.
+    /// A guest has come from one port to another.
     AddressMoved {
-        /// The address.
-        mac: Mac,
+        /// What it speaks as.
+        address: Address,
         /// Where it was.
         from: PortId,
         /// Where it is.
         to: PortId,
+    },
+    /// A guest speaks as another one that is there, or is to come: two may have been given one address. Told once between two polls.
+    AddressRefused {
+        /// What it would speak as.
+        address: Address,
+        /// Where it is.
+        port: PortId,
+        /// Where the one is that has it, if it is there.
+        holder: Option<PortId>,
     },
     /// An echo request for an address outside: answer with [`Stack::echo_reply`] or [`Stack::echo_unreachable`], or not at all.
     Echo {
@@ -127,6 +140,7 @@ impl DnsClient {
 pub struct Stack {
     config: NetworkConfig,
     switch: Switch,
+    guard: Guard,
     neighbours: Neighbours,
     reassembly: Reassembly,
     /// The datagram that [`Datagram::payload`] borrows from, if it came in fragments.
@@ -168,6 +182,7 @@ impl Stack {
         let keys = Keys::new(seed);
         Self {
             switch: Switch::new(config.assumed_mtu, keys.tables),
+            guard: Guard::new(keys.tables),
             neighbours: Neighbours::new(keys.tables),
             reassembly: Reassembly::new(keys.tables),
             assembled: Vec::new(),
@@ -195,6 +210,8 @@ impl Stack {
     /// The port is gone: its flows end, its addresses are forgotten, leases stay.
     pub fn detach_port(&mut self, port: PortId) {
         self.events.extend(self.switch.detach(port).map(Event::AddressLost));
+        self.guard.detach(port);
+        self.dhcp.detach(port);
         self.neighbours.detach(port);
         self.tcp.detach(port);
         self.udp.detach(port);
@@ -462,14 +479,7 @@ impl Stack {
         if header.from.is_group() || header.from == self.config.gateway_mac {
             return Err(DropReason::BadSource);
         }
-        match self.switch.learn(header.from, port, now) {
-            Learned::Nothing => {}
-            Learned::New => self.events.push_back(Event::AddressLearned(header.from)),
-            Learned::Moved(_) if matches!(self.events.back(), Some(Event::AddressMoved { .. })) => {}
-            Learned::Moved(from) => {
-                self.events.push_back(Event::AddressMoved { mac: header.from, from, to: port });
-            }
-        }
+        self.admit(port, &header, payload, now, sink)?;
         if payload.len() > usize::from(self.config.assumed_mtu) {
             self.switch.shown(header.from, mtu::shown(&header, payload));
         }
@@ -477,9 +487,13 @@ impl Stack {
         if header.to != self.config.gateway_mac {
             match self.switch.destination(header.to) {
                 Destination::Port(to, _) if to == port => return Err(DropReason::NoPort),
+                Destination::Port(..) if !guard::may_cross(frame) => return Err(DropReason::GatewaysPart),
                 Destination::Port(to, mtu) => {
                     return mtu::forward(&self.config, sink, route, to, mtu, frame).map(|()| None);
                 }
+                Destination::Flood if self.switch.ports().len() == 1 => {}
+                // The gateway itself may be told, and is below.
+                Destination::Flood if !guard::may_cross(frame) => self.drops.count(DropReason::GatewaysPart),
                 Destination::Flood => {
                     let mtu = self.config.assumed_mtu;
                     for to in self.switch.ports().iter().filter(|to| **to != port) {
@@ -522,6 +536,152 @@ impl Stack {
         }
     }
 
+    /// Whether the sender of a frame is who it says that it is: see `guard.rs`.
+    #[inline]
+    fn admit(
+        &mut self,
+        port: PortId,
+        header: &ether::Header,
+        payload: &[u8],
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) -> Result<(), DropReason> {
+        let ip = match header.ether_type {
+            Some(EtherType::Ipv4) => ipv4::source(payload).ok_or(DropReason::Ipv4)?,
+            Some(EtherType::Arp | EtherType::Ipv6) | None => Ipv4Addr::UNSPECIFIED,
+        };
+        if header.ether_type != Some(EtherType::Arp)
+            && self.switch.is_admitted(header.from, port, ip, self.guard.epoch(), now)
+        {
+            return Ok(());
+        }
+        self.admit_news(port, header, ip, payload, now, sink)
+    }
+
+    /// A frame of which the switch did not know that its sender may say so.
+    #[inline(never)]
+    fn admit_news(
+        &mut self,
+        port: PortId,
+        header: &ether::Header,
+        mut ip: Ipv4Addr,
+        payload: &[u8],
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) -> Result<(), DropReason> {
+        let learned = self.switch.learn(header.from, port, now);
+        self.admit_hardware(header.from, port, learned, now, sink)?;
+        if header.ether_type == Some(EtherType::Arp) {
+            let (sender, mac) = arp::parse(payload)?.sender;
+            let is_anothers = self.switch.port_of(mac).is_some_and(|holder| holder != port);
+            if self.is_gateway(sender) || mac == self.config.gateway_mac || is_anothers {
+                return Err(DropReason::Claimed);
+            }
+            ip = sender;
+        }
+        // Who has none yet asks for one, or whether it is free; and others than IPv4's are nobody's.
+        if ip.is_unspecified() {
+            return Ok(());
+        }
+        self.admit_ip(ip, header.from, port, now, sink)
+    }
+
+    /// A frame from an address that may not have been known behind the port.
+    fn admit_hardware(
+        &mut self,
+        mac: Mac,
+        port: PortId,
+        learned: Learned,
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) -> Result<(), DropReason> {
+        let address = Address::Hardware(mac);
+        let from = match learned {
+            Learned::Known => return Ok(()),
+            Learned::New(forgotten) => {
+                self.events.extend(forgotten.map(Event::AddressLost));
+                self.events.push_back(Event::AddressLearned(mac));
+                return Ok(());
+            }
+            Learned::Moved(from) => from,
+            Learned::Elsewhere { holder, seen, is_open } => {
+                let contest = match is_open {
+                    true => self.guard.contests.judge(address, port, seen, now),
+                    false => Contest::Open,
+                };
+                if contest != Contest::Won {
+                    let ip = self.guard.addresses(holder).next().filter(|_| contest == Contest::Begun);
+                    if let Some(ip) = ip {
+                        self.ask_port(ip, holder, sink);
+                    }
+                    self.refuse(address, port, Some(holder));
+                    return Err(DropReason::Claimed);
+                }
+                self.switch.take(mac, port, now);
+                holder
+            }
+        };
+        self.events.push_back(Event::AddressMoved { address, from, to: port });
+        Ok(())
+    }
+
+    /// A packet that says that it comes from `ip`.
+    fn admit_ip(
+        &mut self,
+        ip: Ipv4Addr,
+        mac: Mac,
+        port: PortId,
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) -> Result<(), DropReason> {
+        let is_gateways = self.is_gateway(ip)
+            || ip == METADATA
+            || self.config.nat.iter().any(|(address, _)| *address == IpAddr::V4(ip));
+        if is_gateways || nat::is_martian(ip) || ip.is_multicast() || ip.is_broadcast() {
+            return Err(DropReason::Martian);
+        }
+        // Of other networks' addresses, which guests lead to one another, nobody here is the owner.
+        if !nat::in_subnet(self.config.subnet, ip) {
+            return Ok(());
+        }
+        match self.guard.claim(ip, port, self.title(ip, port, now), now) {
+            Claimed::Held => {}
+            Claimed::TakenFrom(from) => {
+                self.neighbours.forget(ip);
+                self.tcp.forget_guest(ip, port);
+                self.udp.forget_guest(ip, port);
+                self.events.push_back(Event::AddressMoved { address: Address::Ip(ip), from, to: port });
+            }
+            Claimed::Refused { holder, ask } => {
+                if let Some(holder) = holder.filter(|_| ask) {
+                    self.ask_port(ip, holder, sink);
+                }
+                self.refuse(Address::Ip(ip), port, holder);
+                return Err(DropReason::Claimed);
+            }
+        }
+        self.switch.may_speak_as(mac, ip, self.guard.epoch());
+        Ok(())
+    }
+
+    /// What reservations and leases say about `ip` behind `port`. The one machine of a network that never had two at a time may have
+    /// been given the reserved address by hand.
+    fn title(&self, ip: Ipv4Addr, port: PortId, now: Instant) -> Title {
+        let Some((mac, is_reserved)) = self.dhcp.owner(ip, since_start(now)) else { return Title::Open };
+        match self.switch.port_of(mac) {
+            Some(owner) if owner == port => Title::Own,
+            Some(_) => Title::Anothers,
+            None if is_reserved && self.switch.is_shared() => Title::Anothers,
+            None => Title::Open,
+        }
+    }
+
+    fn refuse(&mut self, address: Address, port: PortId, holder: Option<PortId>) {
+        if !matches!(self.events.back(), Some(Event::AddressRefused { .. })) {
+            self.events.push_back(Event::AddressRefused { address, port, holder });
+        }
+    }
+
     fn handle_arp(
         &mut self,
         route: Route,
@@ -560,9 +720,10 @@ impl Stack {
         sink: &mut impl FrameSink,
     ) -> Result<Option<Place>, DropReason> {
         let (source, destination) = (packet.src_addr(), packet.dst_addr());
-        // A guest speaks from the subnet, and not for the gateway; before it has an address, from none. To the DHCP server it may speak from
+        // A guest speaks from the subnet; before it has an address, from none. To the DHCP server it may speak from
         // one of another network: it hears that it needs another (RFC 2131 4.3.2). And routers behind it have addresses of their own.
-        let is_expected = self.is_guest(source) || source.is_unspecified() || self.is_from_elsewhere(packet);
+        let is_guest = nat::in_subnet(self.config.subnet, source);
+        let is_expected = is_guest || source.is_unspecified() || self.is_from_elsewhere(packet);
         if nat::is_martian(destination) || !is_expected {
             return Err(DropReason::Martian);
         }
@@ -731,7 +892,15 @@ impl Stack {
             self.switch.forget_shown(route.to);
         }
         let mut out = core::mem::take(&mut self.scratch);
-        let reply = self.dhcp.handle_message(message, source, since_start(now), &mut out);
+        let (switch, guard) = (&self.switch, &self.guard);
+        let is_elsewhere = |holder: Option<PortId>| holder.is_some_and(|holder| holder != route.port);
+        let asker = dhcp::Asker {
+            port: route.port,
+            source,
+            is_anothers: &|client| is_elsewhere(switch.port_of(client)),
+            is_taken: &|ip| is_elsewhere(guard.holder(ip)),
+        };
+        let reply = self.dhcp.handle_message(message, &asker, since_start(now), &mut out);
         let sent = match reply {
             Ok(reply) => {
                 let to = if reply.destination.ip().is_broadcast() { Mac::BROADCAST } else { route.to };
@@ -842,11 +1011,17 @@ impl Stack {
 
     /// Asks every port who has `ip`.
     fn ask_for(&mut self, ip: Ipv4Addr, sink: &mut impl FrameSink) {
-        let sender = (self.config.gateway, self.config.gateway_mac);
-        for port in self.switch.ports() {
-            if let Err(reason) = arp::send(sink, *port, ArpOperation::Request, sender, (ip, Mac::BROADCAST)) {
-                self.drops.count(reason);
+        for number in 0..self.switch.ports().len() {
+            if let Some(port) = self.switch.ports().get(number) {
+                self.ask_port(ip, *port, sink);
             }
+        }
+    }
+
+    fn ask_port(&mut self, ip: Ipv4Addr, port: PortId, sink: &mut impl FrameSink) {
+        let sender = (self.config.gateway, self.config.gateway_mac);
+        if let Err(reason) = arp::send(sink, port, ArpOperation::Request, sender, (ip, Mac::BROADCAST)) {
+            self.drops.count(reason);
         }
     }
 

@@ -1,15 +1,17 @@
-//! The learning switch. Owns: which port has which hardware address, when it was last seen, and the largest packet that it has shown to
-//! take. May not: look past the Ethernet header. Read next: `lib.rs`, `Stack::handle_frame`; `mtu.rs`, what a frame shows.
+//! The learning switch. Owns: which port has which hardware address, when it was last seen, the largest packet that it has shown to
+//! take, and the IPv4 address that it may speak as. May not: look past the Ethernet header.
+//! Read next: `guard.rs`, who may have what; `lib.rs`, `Stack::handle_frame`; `mtu.rs`, what a frame shows.
 
-use std::collections::HashMap;
+use core::net::Ipv4Addr;
+use std::collections::{HashMap, VecDeque};
 
 use foldhash::fast::FixedState;
 use smoltcp::time::Instant;
 
 use crate::{Mac, PortId};
 
-/// Addresses remembered at most; a guest can invent them.
-const MAX_ADDRESSES: usize = 4096;
+/// Addresses remembered of a port: a guest can invent them. The one that was learned first makes room, but that of its first frame.
+const MAX_ADDRESSES: usize = 256;
 
 /// Where a frame goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,50 +25,74 @@ pub(crate) enum Destination {
 /// What a frame's source address told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Learned {
-    /// It is where it was, or the table is full.
-    Nothing,
-    /// It was not known anywhere.
-    New,
-    /// It was behind this port.
+    /// It is where it was.
+    Known,
+    /// It was not known anywhere. For it the port's oldest was forgotten, where it had too many.
+    New(Option<Mac>),
+    /// It was behind this port, and its own guest is here.
     Moved(PortId),
+    /// It is behind this port, and was seen there then. `is_open` says that it may have moved.
+    Elsewhere { holder: PortId, seen: Instant, is_open: bool },
 }
 
 #[derive(Debug)]
 pub(crate) struct Switch {
     ports: Vec<PortId>,
     next_port: u32,
+    /// There were several ports at a time.
+    is_shared: bool,
     addresses: HashMap<Mac, Entry, FixedState>,
+    /// What is behind each port.
+    sources: HashMap<PortId, Sources, FixedState>,
     assumed_mtu: u16,
 }
 
 #[derive(Debug)]
 struct Entry {
     port: PortId,
+    /// Which port had it before all others, and may have it back.
+    first: PortId,
     mtu: u16,
     /// When a frame came from it.
     seen: Instant,
+    /// What it was last found to speak as, and in which epoch of the guard.
+    speaks_as: (Ipv4Addr, u32),
+}
+
+#[derive(Debug, Default)]
+struct Sources {
+    /// That of the first frame: the guest's own, which nobody else takes while it is there.
+    own: Option<Mac>,
+    /// All, as they came; some may be elsewhere by now.
+    order: VecDeque<Mac>,
 }
 
 impl Switch {
     /// `assumed_mtu` is what every guest takes.
     pub(crate) fn new(assumed_mtu: u16, seed: u64) -> Self {
-        let addresses = HashMap::with_hasher(FixedState::with_seed(seed));
-        Self { ports: Vec::new(), next_port: 0, addresses, assumed_mtu }
+        let hasher = || FixedState::with_seed(seed);
+        let (addresses, sources) = (HashMap::with_hasher(hasher()), HashMap::with_hasher(hasher()));
+        Self { ports: Vec::new(), next_port: 0, is_shared: false, addresses, sources, assumed_mtu }
     }
 
     pub(crate) fn attach(&mut self) -> PortId {
         let port = PortId(self.next_port);
         self.next_port += 1;
         self.ports.push(port);
+        self.is_shared |= self.ports.len() > 1;
         port
     }
 
     /// What comes back are the addresses that were behind `port`, in order.
     pub(crate) fn detach(&mut self, port: PortId) -> impl Iterator<Item = Mac> + use<> {
         self.ports.retain(|p| *p != port);
+        self.sources.remove(&port);
         let lost = self.addresses.extract_if(|_, entry| entry.port == port);
         let mut lost: Vec<Mac> = lost.map(|(mac, _)| mac).collect();
         lost.sort_unstable();
+        for entry in self.addresses.values_mut().filter(|entry| entry.first == port) {
+            entry.first = entry.port;
+        }
         lost.into_iter()
     }
 
@@ -74,22 +100,85 @@ impl Switch {
         &self.ports
     }
 
-    /// Remembers that `source` is behind `port`. A full table learns nothing more: frames to the rest are flooded.
+    /// Whether there were ever several ports at a time.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.is_shared
+    }
+
+    /// Whether `source` is known behind `port`, and to speak as `ip`, if that is an address, in that epoch of the guard.
+    #[inline]
+    pub(crate) fn is_admitted(
+        &mut self,
+        source: Mac,
+        port: PortId,
+        ip: Ipv4Addr,
+        epoch: u32,
+        now: Instant,
+    ) -> bool {
+        let Some(known) = self.addresses.get_mut(&source).filter(|known| known.port == port) else {
+            return false;
+        };
+        known.seen = now;
+        known.speaks_as == (ip, epoch) || ip.is_unspecified()
+    }
+
+    /// Remembers that `source` is behind `port`, unless it is another's.
     pub(crate) fn learn(&mut self, source: Mac, port: PortId, now: Instant) -> Learned {
-        let mtu = self.assumed_mtu;
-        let has_room = self.addresses.len() < MAX_ADDRESSES;
-        match self.addresses.get_mut(&source) {
-            Some(known) if known.port == port => {
-                known.seen = now;
-                Learned::Nothing
-            }
-            Some(known) => Learned::Moved(std::mem::replace(known, Entry { port, mtu, seen: now }).port),
-            None if has_room => {
-                self.addresses.insert(source, Entry { port, mtu, seen: now });
-                Learned::New
-            }
-            None => Learned::Nothing,
+        if let Some(known) = self.addresses.get_mut(&source).filter(|known| known.port == port) {
+            known.seen = now;
+            return Learned::Known;
         }
+        let sources = self.sources.entry(port).or_default();
+        let is_own = *sources.own.get_or_insert(source) == source;
+        let Some(known) = self.addresses.get(&source) else {
+            return Learned::New(self.put(source, port, port, now));
+        };
+        let (holder, first, seen) = (known.port, known.first, known.seen);
+        let is_holders_own = self.sources.get(&holder).is_some_and(|sources| sources.own == Some(source));
+        match (is_own, is_holders_own) {
+            (true, false) => {}
+            (true, true) | (false, false) if first == port => {}
+            (false, true) => return Learned::Elsewhere { holder, seen, is_open: false },
+            _ => return Learned::Elsewhere { holder, seen, is_open: true },
+        }
+        self.put(source, port, port, now);
+        Learned::Moved(holder)
+    }
+
+    /// `source`, which was elsewhere, is behind `port` now.
+    pub(crate) fn take(&mut self, source: Mac, port: PortId, now: Instant) {
+        let first = self.addresses.get(&source).map_or(port, |known| known.first);
+        self.put(source, port, first, now);
+    }
+
+    /// What comes back had to make room.
+    fn put(&mut self, source: Mac, port: PortId, first: PortId, now: Instant) -> Option<Mac> {
+        let speaks_as = (Ipv4Addr::UNSPECIFIED, 0);
+        self.addresses.insert(source, Entry { port, first, mtu: self.assumed_mtu, seen: now, speaks_as });
+        let sources = self.sources.entry(port).or_default();
+        sources.order.push_back(source);
+        if sources.order.len() <= MAX_ADDRESSES {
+            return None;
+        }
+        let mut oldest = sources.order.pop_front()?;
+        if Some(oldest) == sources.own {
+            sources.order.push_back(oldest);
+            oldest = sources.order.pop_front()?;
+        }
+        let is_lost = oldest != source && self.addresses.get(&oldest).is_some_and(|entry| entry.port == port);
+        is_lost.then(|| self.addresses.remove(&oldest)).flatten().map(|_| oldest)
+    }
+
+    /// `source`, which is known, may speak as `ip` while the guard's epoch is this.
+    pub(crate) fn may_speak_as(&mut self, source: Mac, ip: Ipv4Addr, epoch: u32) {
+        if let Some(entry) = self.addresses.get_mut(&source) {
+            entry.speaks_as = (ip, epoch);
+        }
+    }
+
+    /// The port that `mac` is behind.
+    pub(crate) fn port_of(&self, mac: Mac) -> Option<PortId> {
+        self.addresses.get(&mac).map(|entry| entry.port)
     }
 
     /// `source`, which is known, has shown to take IP packets of `len` bytes.
@@ -139,10 +228,12 @@ mod tests {
         let mut switch = Switch::new(1500, 1);
         let (one, two) = (switch.attach(), switch.attach());
         assert_eq!(switch.destination(A), Destination::Flood);
-        assert_eq!(switch.learn(A, one, Instant::ZERO), Learned::New);
+        assert_eq!(switch.learn(A, one, Instant::ZERO), Learned::New(None));
         assert_eq!(switch.destination(A), Destination::Port(one, 1500));
-        assert_eq!(switch.learn(A, two, Instant::ZERO), Learned::Moved(one));
-        assert_eq!(switch.learn(A, two, Instant::ZERO), Learned::Nothing);
+        let elsewhere = Learned::Elsewhere { holder: one, seen: Instant::ZERO, is_open: true };
+        assert_eq!(switch.learn(A, two, Instant::from_millis(1)), elsewhere);
+        switch.take(A, two, Instant::ZERO);
+        assert_eq!(switch.learn(A, two, Instant::ZERO), Learned::Known);
         assert_eq!(switch.destination(A), Destination::Port(two, 1500));
         assert_eq!(switch.detach(two).collect::<Vec<_>>(), [A]);
         assert_eq!(switch.destination(A), Destination::Flood);
@@ -160,7 +251,7 @@ mod tests {
         switch.shown(A, 4000);
         switch.learn(A, one, Instant::ZERO);
         assert_eq!((switch.mtu(A), switch.destination(A)), (9000, Destination::Port(one, 9000)));
-        switch.learn(A, two, Instant::ZERO);
+        switch.take(A, two, Instant::ZERO);
         assert_eq!(switch.mtu(A), 1500, "it came to another port");
         switch.shown(A, 100_000);
         assert_eq!(switch.mtu(A), u16::MAX);
@@ -173,14 +264,44 @@ mod tests {
     }
 
     #[test]
-    fn is_bounded() {
+    fn a_port_has_so_many_and_its_own_among_them() {
         let mut switch = Switch::new(1500, 1);
-        let port = switch.attach();
-        for i in 0..=MAX_ADDRESSES as u32 {
+        let (port, other) = (switch.attach(), switch.attach());
+        let victim = Mac([4; 6]);
+        assert_eq!(switch.learn(victim, other, Instant::ZERO), Learned::New(None));
+        let mac = |i: u32| {
             let [a, b, c, d] = i.to_be_bytes();
-            let learned = switch.learn(Mac([2, 0, a, b, c, d]), port, Instant::ZERO);
-            assert_eq!(learned == Learned::New, i < MAX_ADDRESSES as u32);
+            Mac([2, 0, a, b, c, d])
+        };
+        for i in 0..3 * MAX_ADDRESSES as u32 {
+            let Learned::New(lost) = switch.learn(mac(i), port, Instant::ZERO) else { panic!("{i}") };
+            assert_eq!(lost.is_some(), i >= MAX_ADDRESSES as u32, "{i}");
         }
-        assert_eq!(switch.addresses().count(), MAX_ADDRESSES);
+        assert_eq!(switch.addresses().count(), MAX_ADDRESSES + 1);
+        assert_eq!((switch.port_of(mac(0)), switch.port_of(victim)), (Some(port), Some(other)));
+    }
+
+    #[test]
+    fn what_a_guest_began_with_nobody_takes_from_it() {
+        let mut switch = Switch::new(1500, 1);
+        let [one, two, three] = [(); 3].map(|()| switch.attach());
+        let [a, b, c] = [1, 2, 3].map(|last| Mac([2, 0, 0, 0, 0, last]));
+        let now = Instant::ZERO;
+        let elsewhere = |holder, is_open| Learned::Elsewhere { holder, seen: now, is_open };
+        assert_eq!(switch.learn(a, one, now), Learned::New(None));
+        assert_eq!(switch.learn(b, two, now), Learned::New(None));
+        assert_eq!(switch.learn(a, two, now), elsewhere(one, false), "the guest's own");
+        assert_eq!(switch.learn(c, two, now), Learned::New(None));
+        assert_eq!(switch.learn(c, one, now), elsewhere(two, true), "one among others");
+        assert_eq!(switch.learn(c, three, now), Learned::Moved(two), "it is the own of this one");
+        assert_eq!(switch.learn(c, two, now), elsewhere(three, false));
+        let again = switch.attach();
+        assert_eq!(
+            switch.learn(a, again, now),
+            elsewhere(one, true),
+            "a machine that moved, or a second one"
+        );
+        switch.take(a, again, now);
+        assert_eq!(switch.learn(a, one, now), Learned::Moved(again), "it was here before");
     }
 }

@@ -128,6 +128,8 @@ pub struct Engine {
     no_descriptors: Limited,
     no_pings: Limited,
     moved: Limited,
+    /// Lines about machines that speak as others.
+    refused: Limited,
 }
 
 impl Engine {
@@ -174,6 +176,7 @@ impl Engine {
             no_descriptors: Limited::new(1, Duration::from_secs(60)),
             no_pings: Limited::new(1, Duration::from_secs(60)),
             moved: Limited::new(1, Duration::from_secs(60)),
+            refused: Limited::new(1, Duration::from_secs(60)),
         };
         Ok((engine, Handle { commands, waker, links, attached: Arc::default() }, request_receiver))
     }
@@ -331,9 +334,15 @@ impl Engine {
                 Event::Echo { echo, target } => self.handle_echo(&echo, target),
                 Event::AddressLearned(mac) => self.tell(Notice::ConnectionEstablished(mac)),
                 Event::AddressLost(mac) => self.tell(Notice::ConnectionClosed(mac)),
-                Event::AddressMoved { mac, from, to } => {
+                Event::AddressMoved { address, from, to } => {
                     if let Some(suppressed) = self.moved.admit(Clock::now()) {
-                        tracing::warn!(%mac, %from, %to, suppressed, "two machines may have one hardware address");
+                        tracing::info!(%address, %from, %to, suppressed, "address moved to another port");
+                    }
+                }
+                Event::AddressRefused { address, port, holder } => {
+                    if let Some(suppressed) = self.refused.admit(Clock::now()) {
+                        let holder = holder.map(|holder| holder.to_string());
+                        tracing::warn!(%address, %port, holder, suppressed, "a machine speaks as another one");
                     }
                 }
             }

@@ -2,15 +2,15 @@
 //! Owns: the lease table; it never gives one address to two clients at a time. May not: know of messages.
 //!
 //! An address that was given out keeps its entry, so that its last client gets it again; an entry past its
-//! time is free for others once no unused address is left.
+//! time is free for others once no unused address is left. Where none is, a port with few addresses gets one of the port with most.
 
 use core::net::{IpAddr, Ipv4Addr};
 use core::ops::RangeInclusive;
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::LEASE_TIME;
-use crate::{Mac, NetworkConfig};
+use super::{Asker, LEASE_TIME};
+use crate::{Mac, NetworkConfig, PortId};
 
 /// How long an offer stands; short, so that made-up clients that only ask exhaust the pool for no longer.
 pub(super) const OFFER_TIME: Duration = Duration::from_secs(60);
@@ -30,6 +30,8 @@ enum State {
 #[derive(Clone, Copy, Debug)]
 struct Lease {
     client: Mac,
+    /// Whom it counts for; nobody, when that is gone.
+    port: Option<PortId>,
     state: State,
     /// From then on another client may have the address.
     until: Duration,
@@ -95,37 +97,70 @@ impl Leases {
         self.fixed.iter().copied().chain(bound.map(|(address, lease)| (*address, lease.client)))
     }
 
+    /// Whose the address is at `now`, and whether by a reservation.
+    pub(super) fn owner(&self, address: Ipv4Addr, now: Duration) -> Option<(Mac, bool)> {
+        let fixed = self.fixed.iter().find(|(fixed, _)| *fixed == address);
+        let leased =
+            || self.table.get(&address).filter(|lease| lease.state == State::Bound && now < lease.until);
+        fixed.map(|(_, mac)| (*mac, true)).or_else(|| leased().map(|lease| (lease.client, false)))
+    }
+
+    /// What counts for the port counts for nobody from now on.
+    pub(super) fn detach(&mut self, port: PortId) {
+        for lease in self.table.values_mut().filter(|lease| lease.port == Some(port)) {
+            lease.port = None;
+        }
+    }
+
     /// The address to offer: the client's own, else the one it wishes for if that is free, else the lowest
-    /// unused one, else the one that has been free for the longest (RFC 2131 section 4.3.1).
-    pub(super) fn offer(&mut self, client: Mac, wish: Option<Ipv4Addr>, now: Duration) -> Option<Ipv4Addr> {
+    /// unused one, else the one that has been free for the longest (RFC 2131 section 4.3.1), else one of whoever has most.
+    pub(super) fn offer(
+        &mut self,
+        client: Mac,
+        wish: Option<Ipv4Addr>,
+        asker: &Asker<'_>,
+        now: Duration,
+    ) -> Option<Ipv4Addr> {
         if let Some(address) = self.fixed_address(client) {
             return Some(address);
         }
+        let (port, until) = (Some(asker.port), now + OFFER_TIME);
+        self.forget_taken(client, asker, now);
         if let Some((address, lease)) = self.lease_mut(client) {
+            lease.port = port;
             if lease.state != State::Bound || lease.until <= now {
-                (lease.state, lease.until) = (State::Offered, now + OFFER_TIME);
+                (lease.state, lease.until) = (State::Offered, until);
             }
             return Some(address);
         }
-        let address = wish.filter(|wish| self.is_free(*wish, now)).or_else(|| self.pick(now))?;
-        self.assign(address, Lease { client, state: State::Offered, until: now + OFFER_TIME });
+        let free = wish.filter(|wish| self.is_free(*wish, asker, now)).or_else(|| self.pick(asker, now));
+        let address = free.or_else(|| self.share(asker.port))?;
+        self.assign(address, Lease { client, port, state: State::Offered, until });
         Some(address)
     }
 
     /// Gives the client the address that it asks for, or refuses. A client that is not known here may have
     /// any free address (it knows it from before the daemon's start), unless it speaks of an offer.
-    pub(super) fn bind(&mut self, client: Mac, wanted: Ipv4Addr, of_offer: bool, now: Duration) -> bool {
-        let bound = Lease { client, state: State::Bound, until: now + LEASE_TIME };
+    pub(super) fn bind(
+        &mut self,
+        client: Mac,
+        wanted: Ipv4Addr,
+        of_offer: bool,
+        asker: &Asker<'_>,
+        now: Duration,
+    ) -> bool {
+        let bound = Lease { client, port: Some(asker.port), state: State::Bound, until: now + LEASE_TIME };
         if let Some(address) = self.fixed_address(client) {
             return address == wanted;
         }
+        self.forget_taken(client, asker, now);
         if let Some((address, lease)) = self.lease_mut(client) {
             if address == wanted {
                 *lease = bound;
             }
             return address == wanted;
         }
-        let granted = !of_offer && self.is_free(wanted, now);
+        let granted = !of_offer && self.is_free(wanted, asker, now);
         if granted {
             self.assign(wanted, bound);
         }
@@ -176,27 +211,68 @@ impl Leases {
         Some((address, self.table.get_mut(&address)?))
     }
 
-    fn is_free(&self, address: Ipv4Addr, now: Duration) -> bool {
+    /// A client whose time was over, and whose address somebody else uses by now, has none any more.
+    fn forget_taken(&mut self, client: Mac, asker: &Asker<'_>, now: Duration) {
+        let lost = self.lease_mut(client).filter(|(_, lease)| lease.until <= now).map(|(address, _)| address);
+        if let Some(address) = lost.filter(|address| (asker.is_taken)(*address)) {
+            self.by_client.remove(&client);
+            self.table.remove(&address);
+            self.first_unused = self.first_unused.min(address.to_bits());
+        }
+    }
+
+    fn is_free(&self, address: Ipv4Addr, asker: &Asker<'_>, now: Duration) -> bool {
         self.has(address)
             && !self.reserved.contains(&address)
+            && !(asker.is_taken)(address)
             && match self.table.get(&address) {
                 Some(lease) => lease.until <= now,
                 None => self.table.len() < MAX_LEASES,
             }
     }
 
-    fn pick(&mut self, now: Duration) -> Option<Ipv4Addr> {
+    fn pick(&mut self, asker: &Asker<'_>, now: Duration) -> Option<Ipv4Addr> {
+        // The first that somebody uses who was not given it.
+        let mut taken = None;
         if self.table.len() < MAX_LEASES {
-            while self.pool.contains(&self.first_unused) {
-                let address = Ipv4Addr::from_bits(self.first_unused);
-                if !self.reserved.contains(&address) && !self.table.contains_key(&address) {
+            let mut candidate = self.first_unused;
+            while self.pool.contains(&candidate) {
+                let address = Ipv4Addr::from_bits(candidate);
+                let is_unused = !self.reserved.contains(&address) && !self.table.contains_key(&address);
+                if is_unused && !(asker.is_taken)(address) {
                     return Some(address);
                 }
-                self.first_unused += 1;
+                if is_unused {
+                    taken = taken.or(Some(address));
+                }
+                candidate += 1;
+                if taken.is_none() {
+                    self.first_unused = candidate;
+                }
             }
         }
-        let expired = self.table.iter().filter(|(_, lease)| lease.until <= now);
-        expired.min_by_key(|(_, lease)| lease.until).map(|(address, _)| *address)
+        let expired =
+            self.table.iter().filter(|(address, lease)| lease.until <= now && !(asker.is_taken)(**address));
+        let expired = expired.min_by_key(|(_, lease)| lease.until).map(|(address, _)| *address);
+        expired.or(taken)
+    }
+
+    /// An address of the port that has most, if `port` has fewer: its offers first, then what was not renewed for the longest. Ports that
+    /// are gone have most.
+    fn share(&self, port: PortId) -> Option<Ipv4Addr> {
+        let mut counts = BTreeMap::new();
+        for lease in self.table.values() {
+            *counts.entry(lease.port).or_insert(0_usize) += 1;
+        }
+        let own = counts.get(&Some(port)).copied().unwrap_or(0);
+        let (greedy, count) = counts.into_iter().max_by_key(|(port, count)| (port.is_none(), *count))?;
+        if greedy == Some(port) || (greedy.is_some() && count <= own + 1) {
+            return None;
+        }
+        let of_greedy = self.table.iter().filter(|(_, lease)| lease.port == greedy);
+        of_greedy
+            .min_by_key(|(_, lease)| (lease.state == State::Bound, lease.until))
+            .map(|(address, _)| *address)
     }
 
     /// `address` is free.

@@ -13,7 +13,7 @@ use dhcproto::v4::{
 };
 use dhcproto::{Encodable, Encoder};
 
-use crate::{Mac, NetworkConfig};
+use crate::{Mac, NetworkConfig, PortId};
 use leases::Leases;
 
 /// The port that the server is reached on, whatever the address.
@@ -37,6 +37,26 @@ pub struct Reply {
     pub client: Mac,
 }
 
+/// Who sends a message, as the network sees it.
+#[expect(missing_debug_implementations, reason = "closures have none")]
+pub struct Asker<'a> {
+    /// The port that it is behind.
+    pub port: PortId,
+    /// What it says that it comes from.
+    pub source: SocketAddrV4,
+    /// Whether this hardware address is behind another port.
+    pub is_anothers: &'a dyn Fn(Mac) -> bool,
+    /// Whether somebody behind another port uses this address, with a lease or without.
+    pub is_taken: &'a dyn Fn(Ipv4Addr) -> bool,
+}
+
+impl Asker<'_> {
+    /// One that has the network for itself.
+    pub fn alone(source: SocketAddrV4) -> Self {
+        Self { port: PortId(0), source, is_anothers: &|_| false, is_taken: &|_| false }
+    }
+}
+
 /// Why a message gets no reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DhcpDrop {
@@ -49,6 +69,9 @@ pub enum DhcpDrop {
     /// The client took another server's offer.
     #[error("for another DHCP server")]
     OtherServer,
+    /// It speaks of a client that is behind another port.
+    #[error("for a client behind another port")]
+    Anothers,
     /// All addresses are taken.
     #[error("no free address")]
     Exhausted,
@@ -77,7 +100,7 @@ impl DhcpServer {
         }
     }
 
-    /// One client message, a UDP payload from `source`, at `now` since the start. Replaces `out` by the
+    /// One client message, a UDP payload from `asker`, at `now` since the start. Replaces `out` by the
     /// reply's payload.
     ///
     /// # Errors
@@ -85,16 +108,20 @@ impl DhcpServer {
     pub fn handle_message(
         &mut self,
         payload: &[u8],
-        source: SocketAddrV4,
+        asker: &Asker<'_>,
         now: Duration,
         out: &mut Vec<u8>,
     ) -> Result<Reply, DhcpDrop> {
         let request = Request::parse(payload).ok_or(DhcpDrop::Malformed)?;
+        if (asker.is_anothers)(request.client) {
+            return Err(DhcpDrop::Anothers);
+        }
+        let source = asker.source;
         let for_other_server = request.server.is_some_and(|server| server != self.gateway);
         match request.message_type {
             MessageType::Discover => {
-                let address =
-                    self.leases.offer(request.client, request.requested, now).ok_or(DhcpDrop::Exhausted)?;
+                let address = self.leases.offer(request.client, request.requested, asker, now);
+                let address = address.ok_or(DhcpDrop::Exhausted)?;
                 self.write_reply(&request, MessageType::Offer, address, source, out)
             }
             MessageType::Request if for_other_server => {
@@ -106,7 +133,7 @@ impl DhcpServer {
             // offer.
             MessageType::Request => {
                 let wanted = request.requested.unwrap_or(request.ciaddr);
-                if self.leases.bind(request.client, wanted, request.server.is_some(), now) {
+                if self.leases.bind(request.client, wanted, request.server.is_some(), asker, now) {
                     self.write_reply(&request, MessageType::Ack, wanted, source, out)
                 } else {
                     self.write_reply(&request, MessageType::Nak, Ipv4Addr::UNSPECIFIED, source, out)
@@ -131,6 +158,16 @@ impl DhcpServer {
     /// The addresses in use at `now`: the gateway's, the reserved ones whether used or not, the leased ones.
     pub fn leases(&self, now: Duration) -> impl Iterator<Item = (Ipv4Addr, Mac)> {
         core::iter::once((self.gateway, self.gateway_mac)).chain(self.leases.iter(now))
+    }
+
+    /// Whose `address` is at `now`, and whether by a reservation, which its client need not have asked for.
+    pub fn owner(&self, address: Ipv4Addr, now: Duration) -> Option<(Mac, bool)> {
+        self.leases.owner(address, now)
+    }
+
+    /// The port is gone. Its clients may come back at another.
+    pub fn detach(&mut self, port: PortId) {
+        self.leases.detach(port);
     }
 
     /// The client with this hardware address is no more: others may have its address, and until one does it gets it again.

@@ -57,7 +57,7 @@ fn ask(
     now: Duration,
 ) -> (Reply, Message, Vec<u8>) {
     let mut out = vec![0xaa; 7];
-    let reply = server.handle_message(&encode(message), source, now, &mut out).unwrap();
+    let reply = server.handle_message(&encode(message), &Asker::alone(source), now, &mut out).unwrap();
     let message = Message::decode(&mut Decoder::new(&out)).unwrap();
     (reply, message, out)
 }
@@ -68,7 +68,7 @@ fn answered(server: &mut DhcpServer, message: &Message) -> (MessageType, Ipv4Add
 }
 
 fn dropped(server: &mut DhcpServer, message: &Message) -> DhcpDrop {
-    server.handle_message(&encode(message), NOBODY, START, &mut Vec::new()).unwrap_err()
+    server.handle_message(&encode(message), &Asker::alone(NOBODY), START, &mut Vec::new()).unwrap_err()
 }
 
 fn requested(address: Ipv4Addr) -> DhcpOption {
@@ -113,7 +113,7 @@ fn identifier_relay_and_search_list_are_on_the_wire_in_order() {
     assert_eq!(bytes.pop(), Some(255));
     bytes.extend([82, 4, 1, 2, 9, 9, 255]);
     let mut out = Vec::new();
-    server.handle_message(&bytes, NOBODY, START, &mut out).unwrap();
+    server.handle_message(&bytes, &Asker::alone(NOBODY), START, &mut out).unwrap();
     let expected =
         b"\x3d\x03\x01\x02\x03\x77\x17\x07example\x03com\0\x08internal\0\x52\x04\x01\x02\x09\x09\xff";
     assert_eq!(&out[240 + 37..][..expected.len()], expected);
@@ -212,7 +212,7 @@ fn what_is_not_for_the_server_gets_no_answer() {
     );
     let mut long_address = encode(&request(mac(1), MessageType::Discover, vec![]));
     long_address[2] = 255;
-    let result = server.handle_message(&long_address, NOBODY, START, &mut Vec::new());
+    let result = server.handle_message(&long_address, &Asker::alone(NOBODY), START, &mut Vec::new());
     assert_eq!(result, Err(DhcpDrop::Malformed));
     assert_eq!(server.leases(START).count(), 2, "none of these leases anything");
 }
@@ -245,7 +245,7 @@ proptest! {
         }
         let mut server = DhcpServer::new(&config());
         let mut out = Vec::new();
-        if server.handle_message(&payload, NOBODY, START, &mut out).is_ok() {
+        if server.handle_message(&payload, &Asker::alone(NOBODY), START, &mut out).is_ok() {
             prop_assert!(out.len() >= 300);
             prop_assert!(Message::decode(&mut Decoder::new(&out)).is_ok());
         }
@@ -265,7 +265,7 @@ proptest! {
         }
         let mut server = DhcpServer::new(&config());
         let mut out = Vec::new();
-        if let Ok(reply) = server.handle_message(&payload, NOBODY, START, &mut out) {
+        if let Ok(reply) = server.handle_message(&payload, &Asker::alone(NOBODY), START, &mut out) {
             prop_assert_eq!(reply.client, mac(1));
             prop_assert!(Message::decode(&mut Decoder::new(&out)).is_ok());
         }

@@ -169,8 +169,19 @@ impl Table {
     /// Ends the flows of a port that is gone. Their drivers see [`Phase::Aborted`].
     pub(crate) fn detach(&mut self, port: PortId) {
         self.budgets.remove(&port);
+        self.cut_off(|flow| flow.route.port == port);
+    }
+
+    /// The guest with this address is behind `port` now: where it was before nobody is reached any more.
+    pub(crate) fn forget_guest(&mut self, guest: Ipv4Addr, port: PortId) {
+        self.cut_off(|flow| {
+            flow.guest.ip() == guest && flow.route != Route::NOWHERE && flow.route.port != port
+        });
+    }
+
+    fn cut_off(&mut self, is_gone: impl Fn(&Flow) -> bool) {
         let gone: Vec<FlowId> =
-            self.flows.iter().filter(|(_, flow)| flow.route.port == port).map(|(id, _)| id).collect();
+            self.flows.iter().filter(|(_, flow)| is_gone(flow)).map(|(id, _)| id).collect();
         for id in gone {
             if let Some(flow) = self.flows.get_mut(id) {
                 flow.cut_off();

@@ -217,8 +217,17 @@ impl Table {
 
     /// Ends the flows of a port that is gone.
     pub(crate) fn detach(&mut self, port: PortId) {
+        self.end(|flow| flow.route.port == port);
+    }
+
+    /// The guest with this address is behind `port` now: where it was before nobody is reached any more.
+    pub(crate) fn forget_guest(&mut self, guest: Ipv4Addr, port: PortId) {
+        self.end(|flow| flow.guest.ip() == guest && flow.route != Route::NOWHERE && flow.route.port != port);
+    }
+
+    fn end(&mut self, is_gone: impl Fn(&Flow) -> bool) {
         let gone: Vec<UdpFlowId> =
-            self.flows.iter().filter(|(_, flow)| flow.route.port == port).map(|(id, _)| id).collect();
+            self.flows.iter().filter(|(_, flow)| is_gone(flow)).map(|(id, _)| id).collect();
         for id in gone {
             self.close(id);
             self.closed.push_back(id);

@@ -229,7 +229,12 @@ impl<'a> Driver<'a> {
                 Some(Event::TcpOpen { flow, .. }) => self.opening.push(flow),
                 Some(Event::UdpClosed(flow)) => self.udp.retain(|other| *other != flow),
                 Some(Event::DnsQuestion { client, .. }) => self.clients.push(client),
-                Some(Event::AddressLearned(_) | Event::AddressLost(_) | Event::AddressMoved { .. }) => {}
+                Some(
+                    Event::AddressLearned(_)
+                    | Event::AddressLost(_)
+                    | Event::AddressMoved { .. }
+                    | Event::AddressRefused { .. },
+                ) => {}
                 Some(Event::Echo { echo, .. }) => {
                     let data = echo.message().to_vec();
                     self.stack.echo_reply(&echo.head(), echo.ident(), &data, &mut self.sink);

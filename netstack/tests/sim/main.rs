@@ -25,6 +25,7 @@ mod backpressure;
 mod closing;
 mod dial_in;
 mod dial_out;
+mod identity;
 mod mtu;
 mod random;
 mod sequence;

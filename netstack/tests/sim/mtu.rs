@@ -291,7 +291,6 @@ fn what_cannot_be_cut_is_counted() {
         ),
         (EthernetProtocol::Ipv6, guest_mac(3), ipv6.clone()),
         (EthernetProtocol::from(0x88b5), guest_mac(3), vec![1; 2000]),
-        (EthernetProtocol::Arp, guest_mac(3), vec![1; 2000]),
     ];
     for (number, (protocol, to, packet)) in cases.into_iter().enumerate() {
         sim.inject(0, &ethernet(guest_mac(2), to, protocol, &packet));

@@ -7,7 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use netstack::tcp::{Abort, Phase};
 use netstack::{
-    DnsClient, Echo, Event, FlowId, FrameSink, Mac, NetworkConfig, PortId, Refusal, Stack, Target, UdpFlowId,
+    Address, DnsClient, Echo, Event, FlowId, FrameSink, Mac, NetworkConfig, PortId, Refusal, Stack, Target,
+    UdpFlowId,
 };
 use smoltcp::time::{Duration, Instant};
 
@@ -166,7 +167,8 @@ pub(crate) struct Asked {
     pub(crate) opened: Vec<(FlowId, Target)>,
     /// Hardware addresses that came (true) and went.
     pub(crate) addresses: Vec<(Mac, bool)>,
-    pub(crate) moved: Vec<(Mac, PortId, PortId)>,
+    pub(crate) moved: Vec<(Address, PortId, PortId)>,
+    pub(crate) refused: Vec<(Address, PortId, Option<PortId>)>,
     pub(crate) echoes: Vec<(Echo, IpAddr)>,
 }
 
@@ -457,7 +459,10 @@ impl Sim {
                 Event::AddressLearned(mac) => self.asked.addresses.push((mac, true)),
                 Event::AddressLost(mac) => self.asked.addresses.push((mac, false)),
                 Event::Echo { echo, target } => self.asked.echoes.push((echo, target)),
-                Event::AddressMoved { mac, from, to } => self.asked.moved.push((mac, from, to)),
+                Event::AddressMoved { address, from, to } => self.asked.moved.push((address, from, to)),
+                Event::AddressRefused { address, port, holder } => {
+                    self.asked.refused.push((address, port, holder));
+                }
             }
         }
     }

@@ -5,7 +5,7 @@ use std::net::SocketAddrV4;
 use dhcproto::v4::{DhcpOption, Message, OptionCode};
 use dhcproto::{Decodable, Decoder, Encodable};
 use netstack::NetworkConfig;
-use netstack::dhcp::{DhcpServer, SERVER_PORT};
+use netstack::dhcp::{Asker, DhcpServer, SERVER_PORT};
 
 use super::*;
 
@@ -85,7 +85,9 @@ impl Network {
         let (_, source, _) = sent(frame);
         let mut reply = Vec::new();
         let source = SocketAddrV4::new(source, 68);
-        self.server.handle_message(&frame[42..], source, self.now - self.start, &mut reply).ok()?;
+        self.server
+            .handle_message(&frame[42..], &Asker::alone(source), self.now - self.start, &mut reply)
+            .ok()?;
         self.client.handle_frame(&framed(&reply), self.now)
     }
 
@@ -225,7 +227,7 @@ fn spoilt(request: &[u8], spoil: impl FnOnce(&mut Message)) -> Vec<u8> {
     let mut server = DhcpServer::new(&config());
     let mut reply = Vec::new();
     let source = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, SERVER_PORT + 1);
-    server.handle_message(&request[42..], source, Duration::ZERO, &mut reply).unwrap();
+    server.handle_message(&request[42..], &Asker::alone(source), Duration::ZERO, &mut reply).unwrap();
     let mut message = Message::decode(&mut Decoder::new(&reply)).unwrap();
     spoil(&mut message);
     framed(&message.to_vec().unwrap())

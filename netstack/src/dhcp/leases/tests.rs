@@ -1,3 +1,5 @@
+use core::net::SocketAddrV4;
+
 use proptest::prelude::*;
 
 use super::super::tests::{config, mac};
@@ -9,6 +11,15 @@ fn ip(last: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 168, 127, last)
 }
 
+fn alone() -> Asker<'static> {
+    at(0, &|_| false)
+}
+
+/// At a port, beside others who use some addresses.
+fn at(port: u32, is_taken: &dyn Fn(Ipv4Addr) -> bool) -> Asker<'_> {
+    Asker { port: PortId(port), is_taken, ..Asker::alone(SocketAddrV4::new(ip(0), 68)) }
+}
+
 fn leases(prefix_len: u8) -> Leases {
     Leases::new(&NetworkConfig { subnet: (ip(0), prefix_len), ..config() })
 }
@@ -16,31 +27,32 @@ fn leases(prefix_len: u8) -> Leases {
 #[test]
 fn reserved_addresses_are_never_in_the_pool() {
     let mut table = leases(24);
-    let given: Vec<_> = (1001..=1255).map_while(|client| table.offer(mac(client), None, START)).collect();
+    let given: Vec<_> =
+        (1001..=1255).map_while(|client| table.offer(mac(client), None, &alone(), START)).collect();
     let expected: Vec<_> = (3..=253).map(ip).collect();
     assert_eq!(given, expected, ".1 gateway, .2 reservation, .254 host, .255 broadcast");
     for reserved in [ip(0), ip(1), ip(2), ip(254), ip(255), Ipv4Addr::new(10, 0, 0, 1)] {
-        assert!(!table.bind(mac(999), reserved, false, START), "{reserved}");
+        assert!(!table.bind(mac(999), reserved, false, &alone(), START), "{reserved}");
     }
 }
 
 #[test]
 fn subnets_without_room_offer_nothing() {
     for prefix_len in [31, 32] {
-        assert_eq!(leases(prefix_len).offer(mac(1), None, START), None, "/{prefix_len}");
+        assert_eq!(leases(prefix_len).offer(mac(1), None, &alone(), START), None, "/{prefix_len}");
     }
 }
 
 #[test]
 fn a_client_keeps_its_address_past_its_lease() {
     let mut table = leases(24);
-    assert_eq!(table.offer(mac(1), None, START), Some(ip(3)));
-    assert!(table.bind(mac(1), ip(3), true, START));
-    assert_eq!(table.offer(mac(2), None, START), Some(ip(4)));
+    assert_eq!(table.offer(mac(1), None, &alone(), START), Some(ip(3)));
+    assert!(table.bind(mac(1), ip(3), true, &alone(), START));
+    assert_eq!(table.offer(mac(2), None, &alone(), START), Some(ip(4)));
     let later = LEASE_TIME * 2;
     assert_eq!(table.iter(later).collect::<Vec<_>>(), [(ip(2), mac(0xee))], "expired");
-    assert_eq!(table.offer(mac(3), None, later), Some(ip(5)), "unused addresses go first");
-    assert_eq!(table.offer(mac(1), None, later), Some(ip(3)));
+    assert_eq!(table.offer(mac(3), None, &alone(), later), Some(ip(5)), "unused addresses go first");
+    assert_eq!(table.offer(mac(1), None, &alone(), later), Some(ip(3)));
 }
 
 #[test]
@@ -49,55 +61,105 @@ fn a_full_pool_gives_what_has_been_free_for_the_longest() {
     let mut table = leases(29);
     for (client, last) in [(1, 3), (2, 4), (3, 5), (4, 6)] {
         let now = Duration::from_secs(u64::from(client));
-        assert_eq!(table.offer(mac(client), None, now), Some(ip(last)));
-        assert!(table.bind(mac(client), ip(last), true, now));
+        assert_eq!(table.offer(mac(client), None, &alone(), now), Some(ip(last)));
+        assert!(table.bind(mac(client), ip(last), true, &alone(), now));
     }
     let full = Duration::from_secs(10);
-    assert_eq!(table.offer(mac(5), None, full), None);
-    assert!(!table.bind(mac(5), ip(4), false, full), "an address of another client");
+    assert_eq!(table.offer(mac(5), None, &alone(), full), None);
+    assert!(!table.bind(mac(5), ip(4), false, &alone(), full), "an address of another client");
     table.release(mac(2), ip(3), full);
-    assert_eq!(table.offer(mac(5), None, full), None, "released by a client that does not have it");
+    assert_eq!(table.offer(mac(5), None, &alone(), full), None, "released by a client that does not have it");
     table.release(mac(3), ip(5), full);
     table.release(mac(2), ip(4), full + Duration::from_secs(1));
     let later = full + Duration::from_secs(2);
-    assert_eq!(table.offer(mac(5), None, later), Some(ip(5)));
-    assert_eq!(table.offer(mac(3), None, later), Some(ip(4)), "its own went to another client");
-    assert_eq!(table.offer(mac(2), None, later), None);
+    assert_eq!(table.offer(mac(5), None, &alone(), later), Some(ip(5)));
+    assert_eq!(table.offer(mac(3), None, &alone(), later), Some(ip(4)), "its own went to another client");
+    assert_eq!(table.offer(mac(2), None, &alone(), later), None);
 }
 
 #[test]
 fn an_offer_stands_for_a_minute() {
     let mut table = leases(29);
     for client in 1..=4 {
-        assert!(table.offer(mac(client), None, START).is_some());
+        assert!(table.offer(mac(client), None, &alone(), START).is_some());
     }
-    assert_eq!(table.offer(mac(5), None, OFFER_TIME - Duration::from_millis(1)), None);
-    assert_eq!(table.offer(mac(5), None, OFFER_TIME), Some(ip(3)));
-    assert!(!table.bind(mac(1), ip(3), true, OFFER_TIME));
+    assert_eq!(table.offer(mac(5), None, &alone(), OFFER_TIME - Duration::from_millis(1)), None);
+    assert_eq!(table.offer(mac(5), None, &alone(), OFFER_TIME), Some(ip(3)));
+    assert!(!table.bind(mac(1), ip(3), true, &alone(), OFFER_TIME));
 }
 
 #[test]
 fn a_declined_address_is_left_alone() {
     let mut table = leases(24);
-    assert_eq!(table.offer(mac(1), None, START), Some(ip(3)));
-    assert!(table.bind(mac(1), ip(3), true, START));
+    assert_eq!(table.offer(mac(1), None, &alone(), START), Some(ip(3)));
+    assert!(table.bind(mac(1), ip(3), true, &alone(), START));
     table.decline(mac(2), ip(3), START);
-    assert_eq!(table.offer(mac(1), None, START), Some(ip(3)), "declined by a client that does not have it");
+    assert_eq!(
+        table.offer(mac(1), None, &alone(), START),
+        Some(ip(3)),
+        "declined by a client that does not have it"
+    );
     table.decline(mac(1), ip(3), START);
-    assert_eq!(table.offer(mac(1), Some(ip(3)), START), Some(ip(4)));
-    assert_eq!(table.offer(mac(2), Some(ip(3)), DECLINE_TIME), Some(ip(3)));
-    assert_eq!(table.offer(mac(1), None, DECLINE_TIME), Some(ip(4)), "the old client lost nothing else");
+    assert_eq!(table.offer(mac(1), Some(ip(3)), &alone(), START), Some(ip(4)));
+    assert_eq!(table.offer(mac(2), Some(ip(3)), &alone(), DECLINE_TIME), Some(ip(3)));
+    assert_eq!(
+        table.offer(mac(1), None, &alone(), DECLINE_TIME),
+        Some(ip(4)),
+        "the old client lost nothing else"
+    );
 }
 
 #[test]
 fn the_table_is_bounded_in_a_large_subnet() {
     let mut table = leases(8);
-    let given =
-        (1000..).take(MAX_LEASES + 1).filter_map(|client| table.offer(mac(client), None, START)).count();
+    let given = (1000..)
+        .take(MAX_LEASES + 1)
+        .filter_map(|client| table.offer(mac(client), None, &alone(), START))
+        .count();
     assert_eq!(given, MAX_LEASES);
-    assert!(!table.bind(mac(0xff_ffff), Ipv4Addr::new(192, 200, 0, 1), false, START));
-    assert!(table.offer(mac(0xff_ffff), None, OFFER_TIME).is_some());
+    assert!(!table.bind(mac(0xff_ffff), Ipv4Addr::new(192, 200, 0, 1), false, &alone(), START));
+    assert!(table.offer(mac(0xff_ffff), None, &alone(), OFFER_TIME).is_some());
     assert_eq!(table.table.len(), MAX_LEASES);
+}
+
+#[test]
+fn a_port_that_has_everything_leaves_others_their_share() {
+    let mut table = leases(24);
+    let free = |_: Ipv4Addr| false;
+    let pool: u32 = 251;
+    for client in 0..pool {
+        let address = table.offer(mac(1000 + client), None, &at(0, &free), START).unwrap();
+        assert!(table.bind(mac(1000 + client), address, true, &at(0, &free), START));
+    }
+    assert_eq!(table.offer(mac(9999), None, &at(0, &free), START), None);
+    let given: BTreeSet<_> = (1..=10)
+        .filter_map(|client| table.offer(mac(client), None, &at(client % 2 + 1, &free), START))
+        .collect();
+    assert_eq!(given.len(), 10);
+    for (port, client) in [(1, 2), (2, 1)] {
+        let address = table.offer(mac(client), None, &at(port, &free), START).unwrap();
+        assert!(given.contains(&address) && table.bind(mac(client), address, true, &at(port, &free), START));
+    }
+    // What those had who are gone goes first.
+    table.detach(PortId(2));
+    let next = table.offer(mac(20), None, &at(3, &free), START).unwrap();
+    assert!(given.contains(&next), "{next} of {given:?}");
+    assert_eq!(table.iter(START).filter(|(_, client)| *client == mac(2)).count(), 1);
+}
+
+#[test]
+fn an_address_that_somebody_uses_is_given_last() {
+    let mut table = leases(29);
+    let taken = |address: Ipv4Addr| address == ip(3) || address == ip(5);
+    let beside = at(0, &taken);
+    assert_eq!(table.offer(mac(1), Some(ip(3)), &beside, START), Some(ip(4)));
+    assert!(!table.bind(mac(2), ip(5), false, &beside, START));
+    assert_eq!(table.offer(mac(2), None, &beside, START), Some(ip(6)));
+    assert_eq!(table.offer(mac(3), None, &beside, START), Some(ip(3)));
+    assert_eq!(table.offer(mac(4), None, &alone(), START), Some(ip(5)));
+    // Whose time is over does not get back what somebody else uses by now.
+    let later = OFFER_TIME * 2;
+    assert_eq!(table.offer(mac(3), None, &beside, later), Some(ip(4)));
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -133,10 +195,10 @@ proptest! {
         for op in ops {
             let given = match op {
                 Op::Offer(client, wish) => table
-                    .offer(mac(client), wish.map(ip), now)
+                    .offer(mac(client), wish.map(ip), &alone(), now)
                     .map(|address| (mac(client), address, OFFER_TIME)),
                 Op::Bind(client, last, of_offer) => table
-                    .bind(mac(client), ip(last), of_offer, now)
+                    .bind(mac(client), ip(last), of_offer, &alone(), now)
                     .then_some((mac(client), ip(last), LEASE_TIME)),
                 Op::Withdraw(client) => {
                     let bound: Vec<_> = table.iter(now).collect();

@@ -1,0 +1,342 @@
+//! Guests that speak as others, and guests that may seem to.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use dhcproto::v4::{DhcpOption, Message, MessageType, Opcode};
+use dhcproto::{Decodable, Decoder, Encodable};
+use netstack::{Address, DropReason, Mac, NetworkConfig};
+use smoltcp::time::Duration;
+use smoltcp::wire::{ArpOperation, EthernetProtocol, IpProtocol};
+
+use crate::frames::{arp, echo_request, ethernet, ipv4, packet, payloads, udp};
+use crate::guest::{End, pattern};
+use crate::link::Quality;
+use crate::network::{Answer, GATEWAY, GATEWAY_MAC, HOST, Sim, config, guest_ip, guest_mac, outside};
+
+const EVERYBODY: Mac = Mac::BROADCAST;
+
+/// `ports` without guests, and a reservation of .9 for the machine with that number.
+fn sim(seed: u64, ports: usize) -> Sim {
+    let mut sim =
+        Sim::with(seed, NetworkConfig { static_leases: vec![(guest_ip(9), guest_mac(9))], ..config(1500) });
+    for _ in 0..ports {
+        sim.plug_raw(Quality::CLEAN);
+    }
+    sim
+}
+
+/// It says from behind `port` that `ip` is at `mac`, to everybody.
+fn announce(sim: &mut Sim, port: usize, ip: Ipv4Addr, mac: Mac) {
+    let message = arp(ArpOperation::Request, (ip, mac), (ip, Mac([0; 6])));
+    sim.inject(port, &ethernet(mac, EVERYBODY, EthernetProtocol::Arp, &message));
+    sim.settle();
+}
+
+fn ping(sim: &mut Sim, port: usize, from: (Ipv4Addr, Mac), to: (Ipv4Addr, Mac)) {
+    let sent = ipv4(from.0, to.0, IpProtocol::Icmp, &echo_request(1, 1, b"x"));
+    sim.inject(port, &ethernet(from.1, to.1, EthernetProtocol::Ipv4, &sent));
+    sim.settle();
+}
+
+/// Whether the gateway answers a ping of this guest's, at its port.
+fn is_answered(sim: &mut Sim, port: usize, ip: Ipv4Addr, mac: Mac) -> bool {
+    sim.received(port);
+    ping(sim, port, (ip, mac), (GATEWAY, GATEWAY_MAC));
+    !payloads(&sim.received(port), IpProtocol::Icmp).is_empty()
+}
+
+/// The gateway asks for the holder of an address, which answers for `mac`.
+fn answer_arp(sim: &mut Sim, port: usize, ip: Ipv4Addr, mac: Mac) -> bool {
+    let asked =
+        sim.received(port).iter().any(|frame| frame[12..14] == [8, 6] && frame[38..42] == ip.octets());
+    if asked {
+        let message = arp(ArpOperation::Reply, (ip, mac), (GATEWAY, GATEWAY_MAC));
+        sim.inject(port, &ethernet(mac, GATEWAY_MAC, EthernetProtocol::Arp, &message));
+        sim.settle();
+    }
+    asked
+}
+
+fn drops(sim: &Sim, reason: DropReason) -> u64 {
+    sim.stack.drops().of(reason)
+}
+
+#[test]
+fn nobody_takes_an_address_whose_guest_answers() {
+    let mut sim = sim(901, 2);
+    let (victim, thief) = ((guest_ip(3), guest_mac(3)), (guest_ip(4), guest_mac(4)));
+    announce(&mut sim, 0, victim.0, victim.1);
+    announce(&mut sim, 1, thief.0, thief.1);
+    sim.received(0);
+    for _ in 0..20 {
+        announce(&mut sim, 1, victim.0, thief.1);
+        assert!(!is_answered(&mut sim, 1, victim.0, thief.1), "as the victim");
+        answer_arp(&mut sim, 0, victim.0, victim.1);
+        assert!(sim.received(0).is_empty(), "the forged frames reach nobody");
+        sim.run_for(Duration::from_millis(700));
+    }
+    assert!(is_answered(&mut sim, 0, victim.0, victim.1));
+    assert!(is_answered(&mut sim, 1, thief.0, thief.1), "it still has its own");
+    assert!(sim.asked.moved.is_empty(), "{:?}", sim.asked.moved);
+    let (port, holder) = (sim.ports[1].id, sim.ports[0].id);
+    assert_eq!(sim.asked.refused[0], (Address::Ip(victim.0), port, Some(holder)));
+    // What the host opens to that address goes to its guest.
+    let flow = sim.stack.tcp_connect(SocketAddrV4::new(victim.0, 22), sim.now, &mut sim.batches).unwrap();
+    announce(&mut sim, 1, victim.0, thief.1);
+    assert_eq!(payloads(&sim.received(0), IpProtocol::Tcp).len(), 1);
+    assert!(payloads(&sim.received(1), IpProtocol::Tcp).is_empty());
+    sim.stack.tcp_release(flow, true);
+}
+
+#[test]
+fn a_guests_own_hardware_address_is_nobody_elses() {
+    let mut sim = sim(902, 3);
+    let victim = (guest_ip(3), guest_mac(3));
+    announce(&mut sim, 0, victim.0, victim.1);
+    announce(&mut sim, 1, guest_ip(4), guest_mac(4));
+    // Not even while the victim stands still.
+    for _ in 0..10 {
+        ping(&mut sim, 1, victim, (GATEWAY, GATEWAY_MAC));
+        announce(&mut sim, 1, guest_ip(4), victim.1);
+        sim.run_for(Duration::from_secs(2));
+    }
+    assert!(is_answered(&mut sim, 0, victim.0, victim.1));
+    assert_eq!(drops(&sim, DropReason::Claimed), 20);
+    (0..3).for_each(|port| drop(sim.received(port)));
+    sim.inject(2, &ethernet(guest_mac(5), victim.1, EthernetProtocol::from(0x88b5), b"for the victim"));
+    sim.settle();
+    assert_eq!((sim.received(0).len(), sim.received(1).len()), (1, 0));
+    // In ARP too, with a frame of the thief's own.
+    let forged = arp(ArpOperation::Reply, (guest_ip(7), victim.1), (guest_ip(5), guest_mac(5)));
+    sim.inject(1, &ethernet(guest_mac(4), guest_mac(5), EthernetProtocol::Arp, &forged));
+    sim.settle();
+    assert!(sim.received(2).is_empty());
+}
+
+#[test]
+fn the_gateways_part_is_the_gateways() {
+    let mut sim = sim(903, 2);
+    let (victim, thief) = ((guest_ip(3), guest_mac(3)), (guest_ip(4), guest_mac(4)));
+    announce(&mut sim, 0, victim.0, victim.1);
+    announce(&mut sim, 1, thief.0, thief.1);
+    sim.received(0);
+    for address in [GATEWAY, HOST] {
+        announce(&mut sim, 1, address, thief.1);
+        let reply = arp(ArpOperation::Reply, (address, thief.1), victim);
+        sim.inject(1, &ethernet(thief.1, victim.1, EthernetProtocol::Arp, &reply));
+        for port in [53, 9] {
+            let (from, to) = (SocketAddrV4::new(address, port), SocketAddrV4::new(victim.0, 5353));
+            let sent = ipv4(address, victim.0, IpProtocol::Udp, &udp(from, to, b"an answer"));
+            sim.inject(1, &ethernet(thief.1, victim.1, EthernetProtocol::Ipv4, &sent));
+        }
+    }
+    let reply = arp(ArpOperation::Reply, (guest_ip(8), GATEWAY_MAC), victim);
+    sim.inject(1, &ethernet(thief.1, victim.1, EthernetProtocol::Arp, &reply));
+    for (from, to) in [(67, 68), (67, 9), (9, 68)] {
+        let (from, to) = (SocketAddrV4::new(thief.0, from), SocketAddrV4::new(Ipv4Addr::BROADCAST, to));
+        let sent = ipv4(thief.0, *to.ip(), IpProtocol::Udp, &udp(from, to, b"an offer"));
+        sim.inject(1, &ethernet(thief.1, EVERYBODY, EthernetProtocol::Ipv4, &sent));
+        sim.inject(1, &ethernet(thief.1, victim.1, EthernetProtocol::Ipv4, &sent));
+    }
+    sim.settle();
+    assert!(sim.received(0).is_empty());
+    assert_eq!((drops(&sim, DropReason::GatewaysPart), drops(&sim, DropReason::Claimed)), (6, 5));
+}
+
+#[test]
+fn a_reserved_address_waits_for_its_machine() {
+    let mut sim = sim(904, 2);
+    announce(&mut sim, 0, guest_ip(3), guest_mac(3));
+    announce(&mut sim, 1, guest_ip(9), guest_mac(4));
+    assert!(!is_answered(&mut sim, 1, guest_ip(9), guest_mac(4)));
+    let (port, refused) = (sim.ports[1].id, sim.asked.refused.clone());
+    assert_eq!(refused[0], (Address::Ip(guest_ip(9)), port, None));
+    // The thief speaks as its machine before that comes, which has both at once when it does.
+    assert!(is_answered(&mut sim, 1, guest_ip(9), guest_mac(9)));
+    let late = sim.plug_raw(Quality::CLEAN);
+    assert!(is_answered(&mut sim, late, guest_ip(9), guest_mac(9)));
+    assert!(!is_answered(&mut sim, 1, guest_ip(9), guest_mac(9)));
+    assert!(is_answered(&mut sim, late, guest_ip(9), guest_mac(9)));
+    // A machine that is alone may have been given it by hand.
+    let mut alone = self::sim(905, 1);
+    assert!(is_answered(&mut alone, 0, guest_ip(9), guest_mac(4)));
+}
+
+#[test]
+fn what_moves_is_found_where_it_went() {
+    let mut sim = sim(906, 2);
+    let machine = (guest_ip(3), guest_mac(3));
+    announce(&mut sim, 0, machine.0, machine.1);
+    announce(&mut sim, 1, guest_ip(4), guest_mac(4));
+    // Its link is made anew, and the old one has not ended.
+    let new = sim.plug_raw(Quality::CLEAN);
+    assert!(!is_answered(&mut sim, new, machine.0, machine.1));
+    sim.run_for(Duration::from_millis(1100));
+    let answered = (0..3).any(|_| {
+        let answered = is_answered(&mut sim, new, machine.0, machine.1);
+        sim.run_for(Duration::from_millis(1100));
+        answered
+    });
+    assert!(answered, "{:?}", sim.asked.refused);
+    let (old, at) = (sim.ports[0].id, sim.ports[new].id);
+    let moved = [(Address::Hardware(machine.1), old, at), (Address::Ip(machine.0), old, at)];
+    assert_eq!(sim.asked.moved, moved);
+    // An address that a guest hands on to another, which tells everybody, as keepalived does.
+    announce(&mut sim, 1, guest_ip(50), guest_mac(4));
+    for _ in 0..3 {
+        announce(&mut sim, new, guest_ip(50), machine.1);
+        sim.run_for(Duration::from_millis(600));
+    }
+    assert!(is_answered(&mut sim, new, guest_ip(50), machine.1));
+    assert!(is_answered(&mut sim, 1, guest_ip(50), guest_mac(4)), "who had it first has it back at once");
+}
+
+#[test]
+fn behind_one_port_everybody_may_be_anybody() {
+    let mut sim = sim(907, 2);
+    announce(&mut sim, 0, guest_ip(3), guest_mac(3));
+    // A bridge's member, a card that was replaced, a namespace behind proxy ARP, one that takes over within the guest.
+    for (ip, mac) in [(13, 13), (3, 14), (15, 3), (13, 3), (3, 3)] {
+        assert!(is_answered(&mut sim, 0, guest_ip(ip), guest_mac(mac)), "{ip} at {mac}");
+    }
+    // Networks of the guests' own, led from one to the other.
+    announce(&mut sim, 1, guest_ip(4), guest_mac(4));
+    sim.received(1);
+    ping(&mut sim, 0, (Ipv4Addr::new(10, 244, 0, 5), guest_mac(3)), (guest_ip(4), guest_mac(4)));
+    assert_eq!(payloads(&sim.received(1), IpProtocol::Icmp).len(), 1);
+    for forged in [Ipv4Addr::LOCALHOST, Ipv4Addr::new(169, 254, 169, 254), Ipv4Addr::new(224, 0, 0, 1)] {
+        ping(&mut sim, 0, (forged, guest_mac(3)), (guest_ip(4), guest_mac(4)));
+    }
+    assert!(sim.received(1).is_empty());
+    assert!(sim.asked.moved.is_empty() && sim.asked.refused.is_empty());
+}
+
+#[test]
+fn invented_addresses_cost_their_own_port() {
+    let mut sim = sim(908, 2);
+    announce(&mut sim, 1, guest_ip(3), guest_mac(3));
+    for number in 0..20_000_u32 {
+        let [_, b, c, d] = number.to_be_bytes();
+        let ip = Ipv4Addr::new(192, 168, 127, 4 + (number % 250) as u8);
+        let message = arp(ArpOperation::Request, (ip, Mac([6, 6, 6, b, c, d])), (ip, Mac([0; 6])));
+        sim.inject(0, &ethernet(Mac([6, 6, 6, b, c, d]), EVERYBODY, EthernetProtocol::Arp, &message));
+        if number % 1000 == 0 {
+            sim.settle();
+        }
+    }
+    sim.settle();
+    assert_eq!(sim.stack.addresses().filter(|(_, port)| *port == sim.ports[0].id).count(), 256);
+    assert!(is_answered(&mut sim, 1, guest_ip(3), guest_mac(3)));
+    // A newcomer is learned, so that what is for it reaches nobody else.
+    let new = sim.plug_raw(Quality::CLEAN);
+    let address = lease(&mut sim, new, 77).expect("an address");
+    assert!(is_answered(&mut sim, new, address, guest_mac(77)), "{address}");
+    sim.received(0);
+    ping(&mut sim, 1, (guest_ip(3), guest_mac(3)), (address, guest_mac(77)));
+    assert_eq!((sim.received(0).len(), sim.received(new).len()), (0, 1));
+}
+
+fn dhcp(
+    sim: &mut Sim,
+    port: usize,
+    source: Mac,
+    kind: MessageType,
+    client: Mac,
+    options: &[DhcpOption],
+) -> Option<Message> {
+    let zero = Ipv4Addr::UNSPECIFIED;
+    let mut message = Message::new_with_id(77, zero, zero, zero, zero, &client.0);
+    message.set_opcode(Opcode::BootRequest);
+    message.opts_mut().insert(DhcpOption::MessageType(kind));
+    for option in options {
+        if let (MessageType::Release, DhcpOption::RequestedIpAddress(address)) = (kind, option) {
+            message.set_ciaddr(*address);
+        } else {
+            message.opts_mut().insert(option.clone());
+        }
+    }
+    let (from, to) = (SocketAddrV4::new(zero, 68), SocketAddrV4::new(Ipv4Addr::BROADCAST, 67));
+    let sent = ipv4(zero, *to.ip(), IpProtocol::Udp, &udp(from, to, &message.to_vec().unwrap()));
+    sim.received(port);
+    sim.inject(port, &ethernet(source, EVERYBODY, EthernetProtocol::Ipv4, &sent));
+    sim.settle();
+    let frames = sim.received(port);
+    let answer = frames.iter().find(|frame| {
+        packet(frame)
+            .is_some_and(|packet| packet.next_header() == IpProtocol::Udp && frame[34..36] == [0, 67])
+    })?;
+    Message::decode(&mut Decoder::new(&answer[42..])).ok()
+}
+
+/// The address that the machine with this number gets.
+fn lease(sim: &mut Sim, port: usize, number: u8) -> Option<Ipv4Addr> {
+    let mac = guest_mac(number);
+    let offer = dhcp(sim, port, mac, MessageType::Discover, mac, &[])?;
+    let wish = [DhcpOption::RequestedIpAddress(offer.yiaddr()), DhcpOption::ServerIdentifier(GATEWAY)];
+    let ack = dhcp(sim, port, mac, MessageType::Request, mac, &wish)?;
+    (ack.opts().msg_type() == Some(MessageType::Ack)).then(|| ack.yiaddr())
+}
+
+#[test]
+fn nobody_asks_in_anothers_name() {
+    let mut sim = sim(909, 2);
+    let address = lease(&mut sim, 0, 3).unwrap();
+    let own = lease(&mut sim, 1, 4).unwrap();
+    assert_ne!(address, own);
+    let wish = [DhcpOption::RequestedIpAddress(address), DhcpOption::ServerIdentifier(GATEWAY)];
+    for kind in [MessageType::Release, MessageType::Decline, MessageType::Request, MessageType::Discover] {
+        for source in [guest_mac(3), guest_mac(4)] {
+            assert!(dhcp(&mut sim, 1, source, kind, guest_mac(3), &wish).is_none(), "{kind:?}");
+        }
+    }
+    assert!(sim.stack.leases(sim.now).any(|lease| lease == (address, guest_mac(3))));
+    // Nor does it get the address in its own name, by DHCP or without.
+    let reply = dhcp(&mut sim, 1, guest_mac(4), MessageType::Request, guest_mac(4), &wish[..1]).unwrap();
+    assert_eq!(reply.opts().msg_type(), Some(MessageType::Nak));
+    sim.run_for(Duration::from_secs(3));
+    announce(&mut sim, 1, address, guest_mac(4));
+    assert!(!is_answered(&mut sim, 1, address, guest_mac(4)), "leased, though never used");
+    assert!(is_answered(&mut sim, 0, address, guest_mac(3)));
+    // What is behind the same port has its own, whoever asks for it.
+    let bridged = dhcp(&mut sim, 0, guest_mac(3), MessageType::Discover, guest_mac(30), &[]);
+    assert_eq!(bridged.unwrap().opts().msg_type(), Some(MessageType::Offer));
+}
+
+#[test]
+fn a_pool_that_one_has_emptied_has_one_for_the_next() {
+    let mut sim = sim(910, 2);
+    for number in 0..1000_u32 {
+        let [_, b, c, d] = number.to_be_bytes();
+        let mac = Mac([6, 6, 6, b, c, d]);
+        if let Some(offer) = dhcp(&mut sim, 0, mac, MessageType::Discover, mac, &[]) {
+            let wish =
+                [DhcpOption::RequestedIpAddress(offer.yiaddr()), DhcpOption::ServerIdentifier(GATEWAY)];
+            dhcp(&mut sim, 0, mac, MessageType::Request, mac, &wish);
+            announce(&mut sim, 0, offer.yiaddr(), mac);
+        }
+    }
+    let address = lease(&mut sim, 1, 3).expect("an address");
+    assert!(is_answered(&mut sim, 1, address, guest_mac(3)));
+}
+
+#[test]
+fn connections_end_where_an_address_has_gone() {
+    let mut sim = sim(911, 1);
+    let quality = Quality::CLEAN;
+    let thief = sim.plug_raw(quality);
+    sim.answer = Answer::Accept;
+    // The thief has the address first, and a flow by the name that the victim's is to have.
+    let victim = sim.plug(quality);
+    let ip = guest_ip(victim as u8 + 2);
+    assert!(is_answered(&mut sim, thief, ip, Mac([6; 6])));
+    let (from, to) = (SocketAddrV4::new(ip, 5353), outside(53));
+    let sent = ipv4(ip, *to.ip(), IpProtocol::Udp, &udp(from, to, b"x"));
+    sim.inject(thief, &ethernet(Mac([6; 6]), GATEWAY_MAC, EthernetProtocol::Ipv4, &sent));
+    sim.settle();
+    assert_eq!(sim.stack.flows().1, 1);
+    let connection = sim.guest(victim).connect(outside(80), End::new(pattern(1, 1000)));
+    sim.run_until("the victim is served", Duration::from_secs(20), |sim| {
+        sim.guest(victim).end(connection).eof
+    });
+    assert_eq!(sim.stack.flows().1, 0);
+}

@@ -1,0 +1,234 @@
+//! A guest that means harm, beside one that works: what it tries costs the other nothing. Each attack is made on the binary, with frames
+//! by hand; the victim is a Linux stack. `make attack` runs these alone.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
+mod support;
+
+use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use support::daemon::Daemon;
+use support::frames::{
+    ACK, ARP, BROADCAST, GATEWAY_MAC, ICMP, IPV4, SYN, TCP, UDP, Wire, arp, echo_request, ether, ipv4, tcp,
+    udp,
+};
+use support::guest::Guest;
+use support::http::ask;
+use support::net::{GATEWAY, HOST, Host};
+use support::traffic::{accept, impatient, transfer};
+use support::{eventually, free_port};
+
+/// The victim is the machine that the network was made for, with the address of its reservation.
+const VICTIM: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 2);
+const VICTIM_MAC: [u8; 6] = [0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee];
+const THIEF: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 66);
+const THIEF_MAC: [u8; 6] = [0x5a, 0x94, 0xef, 6, 6, 6];
+const PATIENCE: Duration = Duration::from_secs(10);
+/// What the test waits for something that must not come.
+const SILENCE: Duration = Duration::from_millis(300);
+
+/// Two guests of one daemon.
+struct Network {
+    victim: Guest,
+    thief: Wire,
+    daemon: Daemon,
+    host: Host,
+    ssh_port: u16,
+}
+
+impl Network {
+    fn start() -> Self {
+        let (host, ssh_port) = (Host::new("nameserver 127.0.0.1\n"), free_port());
+        let port = ssh_port.to_string();
+        let args = ["-keep-running", "-ssh-port", &port, "-listen", "unix://{dir}/api"];
+        let builder = Daemon::builder().args(args);
+        let daemon = builder.through(host.prefix()).start();
+        let victim = Guest::start(support::net::plug(&daemon), support::guest::MAC, 1500);
+        assert_eq!(victim.dhcp().ip(), VICTIM);
+        let mut network = Self { thief: Wire::plug(&daemon), victim, daemon, host, ssh_port };
+        network.thief.send(&arp(1, THIEF_MAC, THIEF, [0; 6], GATEWAY));
+        assert!(network.thief_hears(|frame| frame[12..14] == ARP.to_be_bytes(), PATIENCE), "the gateway");
+        network
+    }
+
+    fn thief_hears(&self, wanted: impl Fn(&[u8]) -> bool, patience: Duration) -> bool {
+        self.thief.receive(patience, |frame| frame.len() >= 42 && wanted(frame)).is_some()
+    }
+
+    /// The victim's services and ways out work, and what the host opens to it reaches it.
+    #[track_caller]
+    fn assert_victim_works(&self, service: &std::net::TcpListener) {
+        assert!(self.victim.ping(GATEWAY, 56), "the gateway");
+        let outside = impatient(self.host.connect(([127, 0, 0, 1], self.ssh_port).into()).expect("the port"));
+        let inside = accept(service);
+        transfer(&outside, &inside, 1 << 20);
+        transfer(&inside, &outside, 1 << 20);
+        let listener = self.host.listen("127.0.0.1:0".parse().unwrap());
+        let to = (HOST, listener.local_addr().unwrap().port()).into();
+        let inside = impatient(self.victim.connect(to).expect("the host"));
+        transfer(&inside, &accept(&listener), 1 << 20);
+    }
+
+    fn api(&self, method: &str, path: &str, body: &str) -> support::http::Answer {
+        let socket = self.daemon.dir().join("api");
+        let stream = eventually("the API", PATIENCE, || UnixStream::connect(&socket).ok());
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        ask(stream, method, path, body)
+    }
+}
+
+/// What a guest says of an address: in a request, in an answer to the gateway, and in one to the victim.
+fn claims(ip: Ipv4Addr, mac: [u8; 6]) -> [Vec<u8>; 3] {
+    let answer = |to: [u8; 6], ip_of: Ipv4Addr| {
+        let mut frame = arp(2, mac, ip, to, ip_of);
+        frame[..6].copy_from_slice(&to);
+        frame
+    };
+    [arp(1, mac, ip, [0; 6], ip), answer(GATEWAY_MAC, GATEWAY), answer(VICTIM_MAC, VICTIM)]
+}
+
+#[test]
+fn forwards_lead_to_whom_they_are_for() {
+    let mut network = Network::start();
+    let service = network.victim.listen("0.0.0.0:22".parse().unwrap());
+    network.assert_victim_works(&service);
+    for mac in [THIEF_MAC, VICTIM_MAC] {
+        for frame in claims(VICTIM, mac) {
+            let mut forged = frame;
+            // With its own address in front, and with the victim's.
+            forged[6..12].copy_from_slice(&THIEF_MAC);
+            network.thief.send(&forged);
+            forged[6..12].copy_from_slice(&mac);
+            network.thief.send(&forged);
+        }
+        network.assert_victim_works(&service);
+    }
+    let is_segment = |frame: &[u8]| frame[12..14] == IPV4.to_be_bytes() && frame[23] == TCP;
+    assert!(!network.thief_hears(is_segment, SILENCE), "the thief is dialled");
+    let log = network.daemon.log_with("a machine speaks as another one");
+    assert_eq!(log.matches("a machine speaks as another one").count(), 1, "{log}");
+}
+
+#[test]
+fn the_gateways_api_knows_who_asks() {
+    let mut network = Network::start();
+    let to = (GATEWAY, 80).into();
+    let port = free_port();
+    let wish = format!(r#"{{"local":"127.0.0.1:{port}","remote":"192.168.127.2:22","protocol":"tcp"}}"#);
+    let expose = |stream: TcpStream| {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        ask(stream, "POST", "/services/forwarder/expose", &wish)
+    };
+    assert_eq!(expose(network.victim.connect(to).expect("the gateway")).status, 200);
+    // A SYN as the victim, from either hardware address; and the flow's key is free for the victim itself.
+    for mac in [THIEF_MAC, VICTIM_MAC] {
+        let syn = ipv4(TCP, VICTIM, GATEWAY, &tcp(50_000, 80, 1, 0, SYN, &[]));
+        network.thief.send(&ether(GATEWAY_MAC, mac, IPV4, &syn));
+        let ack = ipv4(TCP, VICTIM, GATEWAY, &tcp(50_000, 80, 2, 1, ACK, b"GET / HTTP/1.1\r\n\r\n"));
+        network.thief.send(&ether(GATEWAY_MAC, mac, IPV4, &ack));
+    }
+    let is_answer = |frame: &[u8]| frame[12..14] == IPV4.to_be_bytes() && frame[23] == TCP;
+    assert!(!network.thief_hears(is_answer, SILENCE), "an answer to the thief");
+    let stats = network.api("GET", "/stats", "").json();
+    assert_eq!(stats["TCP"]["CurrentConnected"], 0, "{stats}");
+}
+
+#[test]
+fn nobody_answers_in_the_gateways_name() {
+    let mut network = Network::start();
+    let heard = network.victim.udp("0.0.0.0:5353".parse().unwrap());
+    heard.set_read_timeout(Some(SILENCE)).unwrap();
+    let datagram = |from: Ipv4Addr, port: u16, to: u16| {
+        ether(VICTIM_MAC, THIEF_MAC, IPV4, &ipv4(UDP, from, VICTIM, &udp(port, to, b"an answer")))
+    };
+    network.thief.send(&datagram(THIEF, 53, 5353));
+    let mut bytes = [0; 64];
+    let (_, from) = heard.recv_from(&mut bytes).expect("what a guest says as itself arrives");
+    assert_eq!(from.ip(), THIEF);
+    for from in [GATEWAY, HOST, VICTIM, Ipv4Addr::new(127, 0, 0, 1)] {
+        for (source, to) in [(53, 5353), (67, 5353)] {
+            network.thief.send(&datagram(from, source, to));
+        }
+    }
+    network.thief.send(&datagram(THIEF, 67, 5353));
+    assert!(heard.recv_from(&mut bytes).is_err(), "a forged datagram");
+    // Whom the victim takes for the gateway, and as what a frame with a tag of no VLAN comes in.
+    for ip in [GATEWAY, HOST] {
+        for mut frame in claims(ip, THIEF_MAC) {
+            network.thief.send(&frame);
+            frame.splice(12..12, [0x81, 0, 0, 0]);
+            network.thief.send(&frame);
+        }
+    }
+    assert!(network.victim.ping(GATEWAY, 56));
+    let neighbours = network.victim.run(["ip", "neigh"]);
+    assert!(!neighbours.contains("06:06:06"), "{neighbours}");
+}
+
+/// A DHCP message without an address, from this hardware address, about that client.
+fn dhcp(kind: u8, from: [u8; 6], client: [u8; 6], own: Ipv4Addr) -> Vec<u8> {
+    let mut message = vec![0; 240];
+    message[..4].copy_from_slice(&[1, 1, 6, 0]);
+    message[12..16].copy_from_slice(&own.octets());
+    message[28..34].copy_from_slice(&client);
+    message[236..240].copy_from_slice(&[99, 130, 83, 99]);
+    message.extend([53, 1, kind]);
+    if kind == 4 {
+        message.extend([50, 4]);
+        message.extend(own.octets());
+    }
+    message.push(255);
+    let sent = ipv4(UDP, Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, &udp(68, 67, &message));
+    ether(BROADCAST, from, IPV4, &sent)
+}
+
+#[test]
+fn leases_are_of_whom_they_were_given_to() {
+    const RELEASE: u8 = 7;
+    const DECLINE: u8 = 4;
+    let mut network = Network::start();
+    let other = Guest::start(support::net::plug(&network.daemon), "5a:94:ef:00:00:03", 1500);
+    let ip = other.dhcp().ip();
+    let mac = [0x5a, 0x94, 0xef, 0, 0, 3];
+    for kind in [RELEASE, DECLINE] {
+        for from in [THIEF_MAC, mac] {
+            network.thief.send(&dhcp(kind, from, mac, ip));
+        }
+    }
+    // Everything that there is, twice.
+    for number in 0..600_u16 {
+        let [high, low] = number.to_be_bytes();
+        network.thief.send(&dhcp(1, THIEF_MAC, [2, 6, 6, 6, high, low], Ipv4Addr::UNSPECIFIED));
+    }
+    let leases = network.api("GET", "/services/dhcp/leases", "").json();
+    assert_eq!(leases[ip.to_string()], "5a:94:ef:00:00:03", "{leases}");
+    let late = Guest::start(support::net::plug(&network.daemon), "5a:94:ef:00:00:04", 1500);
+    let lease = late.dhcp().ip();
+    assert!(lease != ip && late.ping(GATEWAY, 56), "{lease}");
+    assert!(other.ping(GATEWAY, 56) && other.dhcp().ip() == ip);
+}
+
+#[test]
+fn what_is_for_one_guest_reaches_no_other() {
+    let mut network = Network::start();
+    for number in 0..20_000_u32 {
+        let [_, b, c, d] = number.to_be_bytes();
+        let mac = [2, 6, 6, b, c, d];
+        network.thief.send(&ether(GATEWAY_MAC, mac, 0x88b5, b"somebody new"));
+    }
+    let late = Guest::start(support::net::plug(&network.daemon), "5a:94:ef:00:00:04", 1500);
+    let ip = late.dhcp().ip();
+    assert!(network.victim.ping(ip, 56));
+    // What came to everybody until then.
+    let own = ipv4(ICMP, THIEF, GATEWAY, &echo_request(7, 7));
+    network.thief.send(&ether(GATEWAY_MAC, THIEF_MAC, IPV4, &own));
+    let is_own = |frame: &[u8]| frame.starts_with(&THIEF_MAC) && frame[23] == ICMP;
+    assert!(network.thief_hears(is_own, PATIENCE), "the gateway's answer");
+    let listener = late.listen("0.0.0.0:80".parse().unwrap());
+    let inside = impatient(network.victim.connect((ip, 80).into()).expect("the other guest"));
+    let outside = accept(&listener);
+    transfer(&inside, &outside, 1 << 20);
+    transfer(&outside, &inside, 1 << 20);
+    let is_copy = |frame: &[u8]| frame[12..14] == IPV4.to_be_bytes() && frame[23] == TCP;
+    assert!(!network.thief_hears(is_copy, SILENCE), "frames of others reach the thief");
+}
