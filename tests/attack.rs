@@ -5,12 +5,13 @@ mod support;
 
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use support::daemon::Daemon;
 use support::frames::{
-    ACK, ARP, BROADCAST, GATEWAY_MAC, ICMP, IPV4, SYN, TCP, UDP, Wire, arp, echo_request, ether, ipv4, tcp,
-    udp,
+    ACK, ARP, BROADCAST, GATEWAY_MAC, ICMP, IPV4, SYN, TCP, UDP, Wire, arp, echo_request, ether, fragment,
+    ipv4, tcp, udp,
 };
 use support::guest::Guest;
 use support::http::ask;
@@ -231,4 +232,75 @@ fn what_is_for_one_guest_reaches_no_other() {
     transfer(&outside, &inside, 1 << 20);
     let is_copy = |frame: &[u8]| frame[12..14] == IPV4.to_be_bytes() && frame[23] == TCP;
     assert!(!network.thief_hears(is_copy, SILENCE), "frames of others reach the thief");
+}
+
+/// The longest of many round trips of the victim's to the gateway while the thief sends `frames` again and again, and how many had none.
+fn waits(network: &mut Network, frames: &[Vec<u8>]) -> (Duration, usize) {
+    let mut wire = Wire::plug(&network.daemon);
+    let (ip, mac) = (Ipv4Addr::new(192, 168, 127, 77), [2, 7, 7, 7, 7, 7]);
+    wire.send(&arp(1, mac, ip, [0; 6], GATEWAY));
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let thief = &mut network.thief;
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                for some in frames.chunks(500) {
+                    thief.send_all(some.iter().map(Vec::as_slice));
+                }
+            }
+        });
+        let (mut longest, mut lost) = (Duration::ZERO, 0);
+        for number in 0..300_u16 {
+            let [high, low] = number.to_be_bytes();
+            let start = Instant::now();
+            wire.send(&ether(GATEWAY_MAC, mac, IPV4, &ipv4(ICMP, ip, GATEWAY, &echo_request(high, low))));
+            let is_answer =
+                |frame: &[u8]| frame.len() >= 42 && frame[23] == ICMP && frame[40..42] == [high, low];
+            match wire.receive(PATIENCE, is_answer) {
+                Some(_) => longest = longest.max(start.elapsed()),
+                None => lost += 1,
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+        (longest, lost)
+    })
+}
+
+#[test]
+fn a_flood_of_any_kind_leaves_others_their_time() {
+    /// Two processors carry the flood, the daemon and the test; without a bound it was seconds.
+    const BOUND: Duration = Duration::from_millis(150);
+    let mut network = Network::start();
+    let listener = network.host.listen("127.0.0.1:0".parse().unwrap());
+    let (open, closed) = (listener.local_addr().unwrap().port(), free_port());
+    let ports = || 1025..=u16::MAX;
+    let to_host = |protocol: u8, payload: &[u8]| {
+        ether(GATEWAY_MAC, THIEF_MAC, IPV4, &ipv4(protocol, THIEF, HOST, payload))
+    };
+    let syns = |port: u16| ports().map(|from| to_host(TCP, &tcp(from, port, 1, 0, SYN, &[]))).collect();
+    let floods: [(&str, Vec<Vec<u8>>); 5] = [
+        ("SYNs to a service", syns(open)),
+        ("SYNs to a closed port", syns(closed)),
+        ("flows of datagrams", ports().map(|from| to_host(UDP, &udp(from, 9, b"x"))).collect()),
+        (
+            "questions to everybody",
+            vec![arp(1, THIEF_MAC, THIEF, [0; 6], Ipv4Addr::new(192, 168, 127, 200)); 1000],
+        ),
+        (
+            "fragments",
+            (0..1000)
+                .map(|id| {
+                    ether(GATEWAY_MAC, THIEF_MAC, IPV4, &fragment(UDP, THIEF, HOST, id, 0, true, &[0; 64]))
+                })
+                .collect(),
+        ),
+    ];
+    for (what, frames) in floods {
+        let (longest, lost) = waits(&mut network, &frames);
+        let fds = network.daemon.fds();
+        eprintln!("{what}: at most {longest:?}, {lost} of 300 lost, {fds} descriptors");
+        assert!(longest < BOUND && lost == 0, "{what}: {longest:?}, {lost} lost");
+        // Connects of one guest that are under way, and flows of one guest's datagrams.
+        assert!(fds < 6000, "{what}: {fds} descriptors");
+    }
 }

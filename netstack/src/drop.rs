@@ -70,11 +70,14 @@ pub enum DropReason {
     /// To guests only the gateway may say this: which addresses they have, and who is their router.
     #[error("only the gateway may say this to a guest")]
     GatewaysPart,
+    /// The port sends more to everybody than others can be asked to take.
+    #[error("too many frames to everybody")]
+    Storm,
 }
 
 /// How often each [`DropReason`] happened.
 #[derive(Clone, Debug, Default)]
-pub struct DropCounts([u64; 22]);
+pub struct DropCounts([u64; 23]);
 
 impl DropCounts {
     pub(crate) fn count(&mut self, reason: DropReason) {

@@ -2,7 +2,6 @@
 
 use core::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
-use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
     Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, Icmpv4TimeExceeded, IpProtocol, Ipv4Packet,
     TcpSeqNumber, UdpPacket,
@@ -197,31 +196,6 @@ pub(crate) fn send_time_exceeded(
     let header = Header { source: from, destination: to, protocol: IpProtocol::Icmp };
     let kind = (Icmpv4Message::TimeExceeded, Icmpv4TimeExceeded::TtlExpired.into());
     send_error(sink, route, header, kind, 0, original, mtu)
-}
-
-/// How many messages of a kind a port gets: a burst after a pause, and then one in each interval (RFC 1812 4.3.2.8).
-#[derive(Debug)]
-pub(crate) struct Limit {
-    /// Up to when the intervals are given away.
-    used: Instant,
-}
-
-impl Limit {
-    const INTERVAL: Duration = Duration::from_millis(10);
-    const BURST: u32 = 50;
-
-    pub(crate) fn new(now: Instant) -> Self {
-        Self { used: now }
-    }
-
-    pub(crate) fn allows(&mut self, now: Instant) -> bool {
-        let used = self.used.max(now);
-        let allowed = used < now + Self::INTERVAL * Self::BURST;
-        if allowed {
-            self.used = used + Self::INTERVAL;
-        }
-        allowed
-    }
 }
 
 /// Tells the guest that what it sent may not be cut and is longer than the `next_hop` bytes that its receiver takes (RFC 1191), like

@@ -18,6 +18,7 @@ mod guard;
 mod icmp;
 mod ipv4;
 mod keys;
+mod limit;
 mod link;
 mod mtu;
 mod nat;
@@ -31,6 +32,7 @@ use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 
 use foldhash::fast::FixedState;
+use smoltcp::time::Duration;
 pub use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, Icmpv4DstUnreachable, IpProtocol, Ipv4Packet, UdpPacket};
 
@@ -50,6 +52,7 @@ use ether::EtherType;
 use guard::{Claimed, Contest, Guard, Title};
 use ipv4::{Header, Reassembly, Route};
 use keys::Keys;
+use limit::Limit;
 use nat::{Nat, Verdict};
 use switch::{Destination, Learned, Switch};
 use tcp::Segment;
@@ -151,8 +154,7 @@ pub struct Stack {
     tcp: tcp::Table,
     udp: udp::Table,
     events: VecDeque<Event>,
-    /// For each port, how many of its packets are answered with ICMP time exceeded.
-    exceeded: HashMap<PortId, icmp::Limit, FixedState>,
+    limits: HashMap<PortId, Limits, FixedState>,
     drops: DropCounts,
     scratch: Vec<u8>,
 }
@@ -166,6 +168,24 @@ pub enum ConnectError {
     /// The address is not in the virtual network.
     #[error("no route to host")]
     NoRoute,
+}
+
+/// What a port may have others do.
+#[derive(Debug)]
+struct Limits {
+    /// Packets of its that are answered with ICMP time exceeded.
+    exceeded: Limit,
+    /// Frames that go to every other port.
+    flooded: Limit,
+}
+
+impl Limits {
+    fn new(now: Instant) -> Self {
+        Self {
+            exceeded: Limit::new(Duration::from_millis(10), 50, now),
+            flooded: Limit::new(Duration::from_millis(1), 512, now),
+        }
+    }
 }
 
 /// Where in which buffer a datagram's payload is.
@@ -192,7 +212,7 @@ impl Stack {
             tcp: tcp::Table::new(config.mtu, config.gateway_mac, &keys, now),
             udp: udp::Table::new(&keys),
             events: VecDeque::new(),
-            exceeded: HashMap::with_hasher(FixedState::with_seed(keys.tables)),
+            limits: HashMap::with_hasher(FixedState::with_seed(keys.tables)),
             drops: DropCounts::default(),
             scratch: Vec::new(),
             config,
@@ -203,7 +223,7 @@ impl Stack {
     pub fn attach_port(&mut self, now: Instant) -> PortId {
         let port = self.switch.attach();
         self.tcp.attach(port, now);
-        self.exceeded.insert(port, icmp::Limit::new(now));
+        self.limits.insert(port, Limits::new(now));
         port
     }
 
@@ -215,7 +235,7 @@ impl Stack {
         self.neighbours.detach(port);
         self.tcp.detach(port);
         self.udp.detach(port);
-        self.exceeded.remove(&port);
+        self.limits.remove(&port);
     }
 
     /// Takes one frame from a port, without FCS. A UDP datagram for the host comes back to be sent at once.
@@ -237,6 +257,17 @@ impl Stack {
                 None
             }
         }
+    }
+
+    /// Bounds how many connects of a port's guests may be under way, about: beyond twice as many the oldest are given up.
+    pub fn limit_opening(&mut self, max: usize) {
+        self.tcp.limit_opening(max);
+    }
+
+    /// Whether [`poll_event`](Self::poll_event) has something.
+    #[inline]
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
     }
 
     /// The time is `now`: sends what is due.
@@ -494,6 +525,11 @@ impl Stack {
                 Destination::Flood if self.switch.ports().len() == 1 => {}
                 // The gateway itself may be told, and is below.
                 Destination::Flood if !guard::may_cross(frame) => self.drops.count(DropReason::GatewaysPart),
+                Destination::Flood
+                    if !self.limits.get_mut(&port).is_some_and(|limits| limits.flooded.allows(now)) =>
+                {
+                    self.drops.count(DropReason::Storm);
+                }
                 Destination::Flood => {
                     let mtu = self.config.assumed_mtu;
                     for to in self.switch.ports().iter().filter(|to| **to != port) {
@@ -934,7 +970,7 @@ impl Stack {
     ) -> Result<(), DropReason> {
         let (from, to) = (self.config.gateway, packet.src_addr());
         let is_reported = self.is_guest(to) && mtu::may_be_reported(packet);
-        if is_reported && self.exceeded.get_mut(&route.port).is_some_and(|limit| limit.allows(now)) {
+        if is_reported && self.limits.get_mut(&route.port).is_some_and(|limits| limits.exceeded.allows(now)) {
             let original = packet.clone().into_inner();
             icmp::send_time_exceeded(sink, route, from, to, original, self.config.assumed_mtu)?;
         }

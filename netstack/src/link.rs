@@ -21,6 +21,11 @@ pub trait FrameSink {
     /// Whether a frame of `len` bytes, Ethernet header included, can be added now.
     fn has_room(&self, port: PortId, len: usize) -> bool;
 
+    /// Whether a frame of `len` bytes from another guest can be added now. It leaves room to the gateway, whom nobody else can answer for.
+    fn has_room_for_guests(&self, port: PortId, len: usize) -> bool {
+        self.has_room(port, len)
+    }
+
     /// Adds a frame of exactly `len` bytes and lends its bytes (whatever they hold) to be written; `None` if there is no room.
     fn frame(&mut self, port: PortId, len: usize) -> Option<&mut [u8]>;
 }

@@ -33,6 +33,9 @@ pub(crate) fn forward(
     frame: &[u8],
 ) -> Result<(), DropReason> {
     let (header, payload) = ether::parse(frame).ok_or(DropReason::ShortFrame)?;
+    if !sink.has_room_for_guests(to, frame.len()) {
+        return Err(DropReason::PortFull);
+    }
     let enforced = config.assumed_mtu < config.mtu;
     if !enforced || payload.len() <= usize::from(mtu) || protocol(&header, payload) == Some(IpProtocol::Tcp) {
         sink.frame(to, frame.len()).ok_or(DropReason::PortFull)?.copy_from_slice(frame);

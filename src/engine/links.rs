@@ -16,6 +16,7 @@ use socket2::SockRef;
 use tokio::sync::oneshot;
 
 use super::attach::NewLink;
+use super::slice::Slice;
 use super::{EARLY_WRITE, Engine, Source, Traffic, udp};
 use crate::link::{Batch, FrameTooLong, Framing, Progress, Reader};
 use crate::sys::udp::{MAX_MESSAGE, MESSAGES};
@@ -46,6 +47,8 @@ pub(super) struct Link {
     output: Option<Borrowed>,
     reader: Reader,
     pub(super) readable: bool,
+    /// Of what was read there are frames that have not been given to the stack: its time was over.
+    pub(super) backlog: bool,
     /// The descriptor takes no more. Only then is it watched for room: a unix socket reports that with every read of the other end, each
     /// of which would be a turn for nothing.
     blocked: bool,
@@ -117,6 +120,7 @@ impl Link {
             output,
             reader: Reader::new(framing, &early),
             readable: !watched || !early.is_empty(),
+            backlog: false,
             blocked: false,
             retry: None,
             ended: !watched,
@@ -286,35 +290,37 @@ impl Engine {
         }
     }
 
-    /// Reads each link that has something once.
+    /// Reads each link that has something once, and gives the stack of it what there is time for.
     pub(super) fn read_links(&mut self) {
         for index in 0..self.links.len() {
-            let Some(link) = self.links.get_mut(index).filter(|link| link.readable && link.over.is_none())
-            else {
-                continue;
-            };
-            let progress = match link.reader.fill(link.input.as_fd()) {
-                Ok(progress) => progress,
-                Err(error) => {
-                    link.over = Some(Err(error).context("cannot read from the virtual machine"));
-                    continue;
-                }
-            };
-            // The end may stand behind a short read, and has been announced already.
-            link.readable = progress == Progress::More || link.ended;
-            self.carried += link.reader.len();
+            let wants = |link: &&mut Link| (link.readable || link.backlog) && link.over.is_none();
+            let Some(link) = self.links.get_mut(index).filter(wants) else { continue };
+            let mut closed = false;
+            if !link.backlog {
+                let progress = match link.reader.fill(link.input.as_fd()) {
+                    Ok(progress) => progress,
+                    Err(error) => {
+                        link.over = Some(Err(error).context("cannot read from the virtual machine"));
+                        continue;
+                    }
+                };
+                // The end may stand behind a short read, and has been announced already.
+                link.readable = progress == Progress::More || link.ended;
+                closed = progress == Progress::Closed;
+                self.carried += link.reader.len();
+            }
             let followed = self.handle_frames(index);
             if let Some(link) = self.links.get_mut(index) {
                 match followed {
                     Err(error) => {
                         link.over = Some(Err(error).context("cannot follow the virtual machine's stream"));
                     }
-                    Ok(()) if progress != Progress::Closed => {}
-                    Ok(()) if link.reader.is_mid_frame() => {
+                    Ok(backlog) if !closed => link.backlog = backlog,
+                    Ok(_) if link.reader.is_mid_frame() => {
                         let left = anyhow::anyhow!("the virtual machine left in the middle of a frame");
                         link.over = Some(Err(left));
                     }
-                    Ok(()) => link.over = Some(Ok(())),
+                    Ok(_) => link.over = Some(Ok(())),
                 }
             }
             if self.links.len() > 1 {
@@ -324,16 +330,23 @@ impl Engine {
         }
     }
 
-    /// Gives the stack every whole frame that was read.
-    fn handle_frames(&mut self, index: usize) -> Result<(), FrameTooLong> {
-        while let Some(link) = self.links.get_mut(index) {
+    /// Gives the stack the whole frames that were read, and does at once what they ask for, until its time is over: whether there are more.
+    fn handle_frames(&mut self, index: usize) -> Result<bool, FrameTooLong> {
+        let mut slice = Slice::new();
+        let mut is_over = false;
+        while let Some(link) = self.links.get_mut(index).filter(|_| !is_over) {
             let port = link.port;
             let Some(frame) = link.reader.next_frame()? else { break };
+            is_over = slice.step();
             self.received.count(frame.len());
             if let Some(tap) = &mut self.tap {
                 tap.received(frame);
             }
             let Some(datagram) = self.stack.handle_frame(port, frame, self.now, &mut self.batches) else {
+                if self.stack.has_events() {
+                    self.handle_stack_events();
+                    is_over |= slice.is_over();
+                }
                 continue;
             };
             let (flow, payload, opens) = (datagram.flow, datagram.payload, datagram.open.is_some());
@@ -350,10 +363,11 @@ impl Engine {
             if opens {
                 // What made room for the new flow is closed before the next one opens.
                 self.handle_stack_events();
+                is_over |= slice.is_over();
             }
         }
         self.flush_udp();
-        Ok(())
+        Ok(is_over)
     }
 
     /// Writes the batches that hold at least `least` bytes.
@@ -449,6 +463,10 @@ impl Batches {
 impl FrameSink for Batches {
     fn has_room(&self, port: PortId, len: usize) -> bool {
         self.get(port).is_some_and(|batch| batch.has_room(len))
+    }
+
+    fn has_room_for_guests(&self, port: PortId, len: usize) -> bool {
+        self.get(port).is_some_and(|batch| batch.has_room(len + batch.capacity() / 2))
     }
 
     fn frame(&mut self, port: PortId, len: usize) -> Option<&mut [u8]> {

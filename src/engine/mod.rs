@@ -18,6 +18,7 @@ mod lead;
 mod links;
 mod ping;
 mod readout;
+mod slice;
 mod tcp;
 mod udp;
 mod wait;
@@ -46,6 +47,7 @@ use crate::host::icmp::{PingId, Pings};
 use crate::host::udp::{HostUdp, Outbox};
 use crate::logging::Limited;
 use crate::notify::{Notice, Notifier};
+use crate::sys::descriptor_limit;
 use crate::sys::memory::discard;
 use crate::sys::udp::Inbox;
 use capture::Tap;
@@ -54,6 +56,7 @@ use connecting::Connecting;
 use ending::Looks;
 use forwards::Forwards;
 use links::{Batches, Link};
+use slice::Slice;
 use tcp::Connection;
 use wait::Waits;
 
@@ -63,6 +66,11 @@ const EVENTS: usize = 1024;
 const EARLY_WRITE: usize = 64 << 10;
 /// How long the end waits for who has not yet taken what guests sent.
 const LAST_DELIVERY: Duration = Duration::from_millis(500);
+/// Connects of one guest that are under way take this part of the descriptors, at least and at most so many; and as much again for a
+/// moment.
+const OPENING_SHARE: usize = 16;
+const LEAST_OPENING: usize = 16;
+const MOST_OPENING: usize = 512;
 
 /// What a token stands for.
 #[derive(Clone, Copy, Debug)]
@@ -145,12 +153,14 @@ impl Engine {
         let (requests, request_receiver) = mpsc::channel(REQUESTS);
         let (linked, links) = watch::channel(0);
         let mtu = network.mtu;
+        let mut stack = Stack::new(network, seed, Instant::ZERO);
+        stack.limit_opening((descriptor_limit() / OPENING_SHARE).clamp(LEAST_OPENING, MOST_OPENING));
         let engine = Self {
             poll,
             waits: Waits::default(),
             started: Clock::now(),
             now: Instant::ZERO,
-            stack: Stack::new(network, seed, Instant::ZERO),
+            stack,
             batches: Batches::default(),
             sources,
             links: Vec::new(),
@@ -245,7 +255,7 @@ impl Engine {
     fn timeout(&self) -> Option<Duration> {
         let busy = self.stack.ready_len() > 0
             || !self.udp_ready.is_empty()
-            || self.links.iter().any(|link| link.readable)
+            || self.links.iter().any(|link| link.readable || link.backlog)
             || self.forwards.is_busy();
         if busy {
             return Some(Duration::ZERO);
@@ -293,15 +303,23 @@ impl Engine {
         self.serve_endings();
         self.handle_stack_events();
         // Flows that become ready meanwhile have their turn after the links had theirs.
+        let slice = Slice::new();
         for _ in 0..self.stack.ready_len() {
             let Some(flow) = self.stack.poll_ready() else { break };
             self.serve_flow(flow);
             self.write_links(EARLY_WRITE);
+            if slice.is_over() {
+                break;
+            }
         }
+        let slice = Slice::new();
         for _ in 0..self.udp_ready.len() {
             let Some(flow) = self.udp_ready.pop_front() else { break };
             self.serve_udp(flow);
             self.write_links(EARLY_WRITE);
+            if slice.is_over() {
+                break;
+            }
         }
         self.handle_stack_events();
         while let Some(memory) = self.stack.poll_idle_memory(self.now) {

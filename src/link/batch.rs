@@ -37,6 +37,11 @@ impl Batch {
         self.buffer.len() - self.end >= LONG + len
     }
 
+    /// Bytes that fit into an empty one.
+    pub fn capacity(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// Whether it is worth waking those who wait for room.
     pub fn has_much_room(&self) -> bool {
         self.has_room(self.buffer.len() / 4)

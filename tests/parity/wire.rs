@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
@@ -92,7 +93,9 @@ impl Plug {
 
     /// Whether the gateway answers an ARP request of a machine with this address.
     pub(crate) fn answered_as(&mut self, mac: [u8; 6], patience: Duration) -> bool {
-        self.send(&arp(1, mac, IP, [0; 6], GATEWAY));
+        // Each has an address of its own.
+        let ip = if mac == MAC { IP } else { Ipv4Addr::new(192, 168, 127, 100 + mac[5] % 100) };
+        self.send(&arp(1, mac, ip, [0; 6], GATEWAY));
         let is_answer = |frame: &[u8]| frame.starts_with(&[&mac[..], &GATEWAY_MAC].concat());
         self.receive(patience, is_answer).is_some()
     }

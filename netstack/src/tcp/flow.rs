@@ -472,6 +472,15 @@ impl Flow {
         self.cut_off = true;
     }
 
+    /// Whether the guest, which has dialled, is not yet connected.
+    pub(super) fn is_opening(&self) -> bool {
+        match self.stage {
+            Stage::Held(_) => true,
+            Stage::Live(..) => self.phase() == Phase::Connecting,
+            Stage::Resolving | Stage::Dead => false,
+        }
+    }
+
     /// Whether nothing reaches its guest any more.
     pub(super) fn is_cut_off(&self) -> bool {
         self.cut_off

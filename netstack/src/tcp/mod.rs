@@ -48,6 +48,8 @@ slotmap::new_key_type! {
 pub const MAX_FLOWS: usize = 65_536;
 /// Released flows that wait for their guest, at most: as Linux bounds them (`tcp_max_orphans`).
 const MAX_ORPHANS: usize = 4096;
+/// Flows of a port that its guests are opening, unless the driver says less: see [`Table::limit_opening`].
+const MAX_OPENING: usize = 512;
 /// Flows that use all of their rings: 128 MiB.
 const MAX_DEEP: usize = 64;
 /// What one flow sends before another's turn: bytes, and at least these segments, since few long ones cost as much as many short ones.
@@ -100,6 +102,8 @@ pub(crate) enum Segment {
 struct Budgets {
     window: WindowBudget,
     replay: ReplayBudget,
+    /// Those that its guests are opening, the oldest first; and some that are open, or over.
+    opening: VecDeque<FlowId>,
 }
 
 /// The flow table.
@@ -112,6 +116,8 @@ pub(crate) struct Table {
     keys: HashMap<Key, FlowId, FixedState>,
     /// How many of them are deep.
     deep: usize,
+    /// How many of a port may be opening, about.
+    max_opening: usize,
     ready: VecDeque<FlowId>,
     /// Released flows that wait for their guest, the oldest first; and some that are over.
     orphans: VecDeque<FlowId>,
@@ -148,6 +154,7 @@ impl Table {
             flows: SlotMap::with_key(),
             keys: HashMap::with_hasher(FixedState::with_seed(keys.tables)),
             deep: 0,
+            max_opening: MAX_OPENING,
             ready: VecDeque::new(),
             orphans: VecDeque::new(),
             blocked: Vec::new(),
@@ -163,7 +170,8 @@ impl Table {
     }
 
     pub(crate) fn attach(&mut self, port: PortId, now: Instant) {
-        self.budgets.insert(port, Budgets { window: WindowBudget::new(now), replay: ReplayBudget::new(now) });
+        let (window, replay) = (WindowBudget::new(now), ReplayBudget::new(now));
+        self.budgets.insert(port, Budgets { window, replay, opening: VecDeque::new() });
     }
 
     /// Ends the flows of a port that is gone. Their drivers see [`Phase::Aborted`].
@@ -183,15 +191,39 @@ impl Table {
         let gone: Vec<FlowId> =
             self.flows.iter().filter(|(_, flow)| is_gone(flow)).map(|(id, _)| id).collect();
         for id in gone {
-            if let Some(flow) = self.flows.get_mut(id) {
-                flow.cut_off();
-                // The guest may come back, and call another connection by the same name.
-                let key = Key { guest: flow.guest, remote: flow.remote };
-                if self.keys.get(&key) == Some(&id) {
-                    self.keys.remove(&key);
-                }
-                self.mark_ready(id);
-            }
+            self.give_up(id);
+        }
+    }
+
+    /// Nothing reaches the flow's guest any more.
+    fn give_up(&mut self, id: FlowId) {
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        flow.cut_off();
+        // The guest may come back, and call another connection by the same name.
+        let key = Key { guest: flow.guest, remote: flow.remote };
+        if self.keys.get(&key) == Some(&id) {
+            self.keys.remove(&key);
+        }
+        self.mark_ready(id);
+    }
+
+    pub(crate) fn limit_opening(&mut self, max: usize) {
+        self.max_opening = max;
+    }
+
+    /// The guest behind `port` opens one more.
+    fn begin_opening(&mut self, port: PortId, id: FlowId) {
+        let Some(budgets) = self.budgets.get_mut(&port) else { return };
+        budgets.opening.push_back(id);
+        if budgets.opening.len() <= 2 * self.max_opening {
+            return;
+        }
+        let flows = &self.flows;
+        budgets.opening.retain(|id| flows.get(*id).is_some_and(Flow::is_opening));
+        let excess = budgets.opening.len().saturating_sub(self.max_opening);
+        if excess > self.max_opening / 2 {
+            let oldest: Vec<FlowId> = budgets.opening.drain(..excess).collect();
+            oldest.into_iter().for_each(|id| self.give_up(id));
         }
     }
 
@@ -405,7 +437,9 @@ impl Table {
         let mut flow = Flow::new(guest, remote, route, Stage::Held(syn));
         flow.window.handle_syn(&parsed, self.mtu);
         flow.recovery.handle_syn(&parsed);
-        Ok(self.insert(flow))
+        let id = self.insert(flow);
+        self.begin_opening(route.port, id);
+        Ok(id)
     }
 
     /// The driver has connected the other end: the guest gets its SYN-ACK.
