@@ -351,6 +351,13 @@ impl Daemon {
             Some(bound) => bound,
             None => bind_links()?,
         };
+        let of_links = links.iter().filter_map(|link| match link {
+            Link::Other(listener) => listener.tcp_address(),
+            Link::Qemu(_) => None,
+        });
+        let own = forwards.iter().filter_map(Forward::tcp_address);
+        let own = own.chain(apis.iter().filter_map(ApiListener::tcp_address)).chain(of_links);
+        engine.keep_from_guests(own.collect());
         let pid_file = pid_file.map(PidFile::keep).transpose()?;
         let taken = forwards.iter().map(Forward::file).chain(apis.iter().map(ApiListener::file));
         let (taken, kept) = (taken.collect::<Vec<_>>(), links.iter().map(Link::file).collect::<Vec<_>>());
@@ -429,7 +436,7 @@ impl Daemon {
         for machine in self.machines {
             followed.spawn(machine.run(with.clone()));
         }
-        let resolving = tokio::spawn(resolve(handle.clone(), api, requests));
+        let mut resolving = tokio::spawn(resolve(handle.clone(), api, requests));
         let counting = tracing::enabled!(tracing::Level::DEBUG).then(|| tokio::spawn(count(handle.clone())));
         if let Some(notifier) = &terms.notifier {
             notifier.send(Notice::Ready);
@@ -442,6 +449,7 @@ impl Daemon {
             exit = replaced(self.paths, self.has_other_ways, &handle) => Ok(exit),
             () = signals.any() => Ok(Exit::Signal),
             Some(failure) = forwarding.join_next() => forward_failure(failure),
+            Err(error) = &mut resolving => Err(error).context("nobody answers guests any more"),
         };
         tracing::debug!("stopping");
         disk::process_ends();

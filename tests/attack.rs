@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 mod support;
 
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use support::cable::{Cable, Framing};
 use support::daemon::Daemon;
 use support::frames::{
     ACK, ARP, BROADCAST, GATEWAY_MAC, ICMP, IPV4, SYN, TCP, UDP, Wire, arp, echo_request, ether, fragment,
@@ -303,4 +305,112 @@ fn a_flood_of_any_kind_leaves_others_their_time() {
         // Connects of one guest that are under way, and flows of one guest's datagrams.
         assert!(fds < 6000, "{what}: {fds} descriptors");
     }
+}
+
+#[test]
+fn no_guest_reaches_what_is_for_the_operator() {
+    let host = Host::new("nameserver 127.0.0.1\n");
+    host.run(["ip", "addr", "add", "198.51.100.7/32", "dev", "lo"]);
+    let [api, services, all, link, forward, other] = [(); 6].map(|()| free_port());
+    let [api_url, services_url, all_url, link_url, forward_url] = [
+        format!("tcp://127.0.0.1:{api}"),
+        format!("tcp://127.0.0.1:{services}"),
+        format!("tcp://0.0.0.0:{all}"),
+        format!("tcp://127.0.0.1:{link}"),
+        format!("tcp://127.0.0.1:{forward}"),
+    ];
+    let args = ["-listen", &api_url, "-listen", &all_url, "-services", &services_url];
+    let sockets =
+        ["-listen-vpnkit", &link_url, "-forward-sock", &forward_url, "-forward-dest", "unix:///nowhere"];
+    let daemon =
+        Daemon::builder().without_qemu().args(args).args(sockets).args(["-listen", "unix://{dir}/api"]);
+    let daemon = daemon.through(host.prefix()).start();
+    let mut stream = eventually("the API", PATIENCE, || UnixStream::connect(daemon.dir().join("api")).ok());
+    stream.write_all(b"POST /connect HTTP/1.1\r\nHost: \r\n\r\n").unwrap();
+    let guest = Guest::start(Cable::new(stream, Framing::Little16), support::guest::MAC, 1500);
+    guest.dhcp();
+    let _service = host.listen(([127, 0, 0, 1], other).into());
+    assert!(guest.connect((HOST, other).into()).is_ok(), "a service of the host");
+    for (what, port) in
+        [("-listen", api), ("-services", services), ("a link", link), ("a forward", forward), ("all", all)]
+    {
+        assert!(host.connect(([127, 0, 0, 1], port).into()).is_ok(), "{what} is there");
+        let refused = guest.connect((HOST, port).into()).expect_err(what);
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "{what}");
+    }
+    for to in [Ipv4Addr::new(198, 51, 100, 7), HOST] {
+        assert!(guest.connect((to, all).into()).is_err(), "{to}");
+    }
+}
+
+#[test]
+fn pages_of_others_bring_no_machine_and_open_nothing() {
+    let host = Host::new("nameserver 127.0.0.1\n");
+    let port = free_port();
+    let url = format!("tcp://127.0.0.1:{port}");
+    let daemon = Daemon::builder().without_qemu().args(["-listen", &url]).through(host.prefix()).start();
+    let ask = |path: &str, site: &str| {
+        let connect = || host.connect(([127, 0, 0, 1], port).into()).ok();
+        let mut stream = impatient(eventually("the API", PATIENCE, connect));
+        stream.set_read_timeout(Some(SILENCE)).unwrap();
+        let site = if site.is_empty() { String::new() } else { format!("Sec-Fetch-Site: {site}\r\n") };
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n{site}\r\n").unwrap();
+        let mut answer = [0; 12];
+        stream
+            .read_exact(&mut answer)
+            .map_or(String::new(), |()| String::from_utf8_lossy(&answer).into_owned())
+    };
+    for path in ["/connect", "/tunnel?ip=192.168.127.2&port=22", "/services/forwarder/all"] {
+        for site in ["cross-site", "same-site"] {
+            assert_eq!(ask(path, site), "HTTP/1.1 403", "{path} from {site}");
+        }
+    }
+    for site in ["", "none", "same-origin"] {
+        assert_eq!(ask("/services/forwarder/all", site), "HTTP/1.1 200", "{site}");
+    }
+    // Who connects again and again does not fill the log.
+    let shown = |text: &str| daemon.stderr().matches(text).count();
+    for _ in 0..100 {
+        let mut stream = host.connect(([127, 0, 0, 1], port).into()).expect("the API");
+        stream.write_all(b"GET /connect HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    }
+    eventually("links that end", PATIENCE, || (shown("virtual machine left") >= 10).then_some(()));
+    assert_eq!(ask("/services/forwarder/all", ""), "HTTP/1.1 200");
+    let log = daemon.stderr();
+    assert!(log.matches("virtual machine").count() <= 20, "{log}");
+}
+
+/// A local process that sends descriptors to the socket of vfkit.
+#[test]
+#[cfg(target_os = "linux")]
+fn descriptors_that_are_sent_along_are_closed() {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg_addr};
+    use std::os::fd::AsFd;
+    let daemon = Daemon::builder()
+        .without_qemu()
+        .args(["-listen-vfkit", "unixgram://{dir}/v", "-keep-running"])
+        .start();
+    let path = daemon.dir().join("v");
+    eventually("the socket", PATIENCE, || path.exists().then_some(()));
+    let before = daemon.fds();
+    let (socket, null) =
+        (std::os::unix::net::UnixDatagram::unbound().unwrap(), std::fs::File::open("/dev/null").unwrap());
+    let to = rustix::net::SocketAddrUnix::new(daemon.dir().join("v")).unwrap();
+    for _ in 0..50 {
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let some = [null.as_fd(); 4];
+        assert!(control.push(SendAncillaryMessage::ScmRights(&some)));
+        let bytes = [std::io::IoSlice::new(b"a datagram")];
+        sendmsg_addr(&socket, &to, &bytes, &mut control, SendFlags::empty()).unwrap();
+    }
+    eventually("all is read", PATIENCE, || daemon.stderr().contains("cannot answer who sends").then_some(()));
+    let named = std::os::unix::net::UnixDatagram::bind(daemon.dir().join("w")).unwrap();
+    named.send_to(b"VFKT", daemon.dir().join("v")).unwrap();
+    eventually("the machine", PATIENCE, || {
+        daemon.stderr().contains("virtual machine connected").then_some(())
+    });
+    // The machine's link and its process.
+    let after = daemon.fds();
+    assert!(after <= before + 4, "{before} descriptors before, {after} after");
 }

@@ -2,6 +2,7 @@
 //! May not: read from a client. Read next: `connection.rs`.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
@@ -79,6 +80,14 @@ impl Listener {
             Role::Services => tracing::info!(url = %endpoint, "enabling services API. Listening"),
         }
         Ok(Self { file, socket, endpoint: endpoint.clone(), role })
+    }
+
+    /// Where it listens, if that is TCP.
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        match &self.socket {
+            Socket::Tcp(listener, _) => listener.local_addr().ok(),
+            Socket::Unix(_) | Socket::Vsock(_) => None,
+        }
     }
 
     /// The socket's file, if it has one.

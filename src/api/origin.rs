@@ -1,12 +1,13 @@
 //! What keeps web pages out. A page that a browser shows may send requests to any address that the browser reaches; an API without
 //! passwords has to tell them from programs. Owns: which `Host` and `Origin` headers pass. Read next: `mod.rs`.
 //!
-//! A page whose name was made to lead here (DNS rebinding) is told by its `Host`, another one by its `Origin`.
+//! A page whose name was made to lead here (DNS rebinding) is told by its `Host`, another one by its `Origin`, or where a browser sends none, as for
+//! an image, by its `Sec-Fetch-Site`.
 
 use std::net::IpAddr;
 
 use hyper::body::Incoming;
-use hyper::header::{HOST, ORIGIN};
+use hyper::header::{HOST, HeaderName, ORIGIN};
 use hyper::{Request, StatusCode};
 
 use super::reply::Refusal;
@@ -23,6 +24,14 @@ impl Names {
     /// The request is one that a browser sends for somebody else's page.
     pub(super) fn ensure_own(&self, request: &Request<Incoming>) -> Result<(), Refusal> {
         let header = |name| request.headers().get(name).map(|value| value.to_str().unwrap_or("?"));
+        if header(HeaderName::from_static("sec-fetch-site"))
+            .is_some_and(|site| !matches!(site, "same-origin" | "none"))
+        {
+            return Err(Refusal::new(
+                StatusCode::FORBIDDEN,
+                "pages of other sites may not ask here".to_owned(),
+            ));
+        }
         let host = header(HOST).unwrap_or_default();
         let named = request.uri().authority().map(|authority| authority.as_str());
         self.check(host, named, header(ORIGIN)).map_err(|text| Refusal::new(StatusCode::FORBIDDEN, text))

@@ -16,6 +16,7 @@ mod ending;
 mod forwards;
 mod lead;
 mod links;
+mod own;
 mod ping;
 mod readout;
 mod slice;
@@ -26,6 +27,7 @@ mod wait;
 use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
@@ -56,6 +58,7 @@ use connecting::Connecting;
 use ending::Looks;
 use forwards::Forwards;
 use links::{Batches, Link};
+use own::OwnListeners;
 use slice::Slice;
 use tcp::Connection;
 use wait::Waits;
@@ -121,6 +124,7 @@ pub struct Engine {
     /// Flows whose agent has been asked, and until when it may answer: in the order of that.
     greetings: VecDeque<(Instant, FlowId)>,
     connecting: Connecting,
+    own: OwnListeners,
     looks: Looks,
     udp: SecondaryMap<UdpFlowId, HostUdp>,
     udp_ready: VecDeque<UdpFlowId>,
@@ -172,6 +176,7 @@ impl Engine {
             tcp: SecondaryMap::new(),
             greetings: VecDeque::new(),
             connecting: Connecting::default(),
+            own: OwnListeners::default(),
             looks: Looks::new(),
             udp: SecondaryMap::new(),
             udp_ready: VecDeque::new(),
@@ -199,6 +204,11 @@ impl Engine {
     /// Limits the connects of guests to the host.
     pub fn limit_connects(&mut self, limits: ConnectLimits) {
         self.connecting = Connecting::new(limits);
+    }
+
+    /// Keeps guests from what listens at these addresses of the host.
+    pub fn keep_from_guests(&mut self, listeners: Vec<SocketAddr>) {
+        self.own = OwnListeners::new(listeners);
     }
 
     /// Runs until somebody asks for the end.

@@ -49,6 +49,9 @@ impl Engine {
     /// A guest dialled `to`.
     pub(super) fn connect_host(&mut self, flow: FlowId, to: SocketAddr) {
         tracing::debug!(%to, "guest connects");
+        if self.own.are_at(to) {
+            return self.refuse(flow, &io::ErrorKind::ConnectionRefused.into());
+        }
         if !self.connecting.has_room() {
             self.stack.tcp_refuse(flow, Refusal::Silence, self.now, &mut self.batches);
             return;

@@ -17,7 +17,7 @@ mod remote;
 pub mod ssh;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -148,6 +148,11 @@ impl Forward {
     /// The socket cannot be bound.
     pub fn listen(forward: &SocketForward) -> Result<Self> {
         Ok(Self { bound: listen::bind(&forward.source)?, dest: forward.dest.clone() })
+    }
+
+    /// Where it listens, if that is TCP.
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        self.bound.socket.local_addr().ok()?.as_socket()
     }
 
     /// The socket's file, if it has one.

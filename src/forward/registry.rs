@@ -405,7 +405,13 @@ impl Inner {
                 Listener::Udp(socket) => socket.local_addr(),
             };
             let address = address.ok().map(|address| address.to_string());
-            tracing::info!(%protocol, local = wanted.local, address, "any port: this one");
+            match asker {
+                Asker::Operator => {
+                    tracing::info!(%protocol, local = wanted.local, address, "any port: this one");
+                }
+                // A guest could fill the log.
+                Asker::Guest(..) => tracing::debug!(%protocol, local = wanted.local, address, "any port"),
+            }
         }
         Ok(listener)
     }

@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -157,6 +158,14 @@ impl Listener {
         Ok(Self { file, way: Way::Accept(guests, socket) })
     }
 
+    /// Where it listens, if that is TCP.
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        match &self.way {
+            Way::Accept(_, socket) => socket.local_addr().ok()?.as_socket(),
+            Way::Vfkit(_) | Way::Stdio(..) => None,
+        }
+    }
+
     /// The socket's file, if it has one.
     pub fn file(&self) -> Option<&RemoveOnDrop> {
         self.file.as_ref()
@@ -217,11 +226,17 @@ pub(super) async fn follow(mut attachment: Attachment) {
 }
 
 /// Says how a link among others ended.
-pub(super) fn report(port: PortId, ended: &Result<()>) {
+pub(crate) fn report(port: PortId, ended: &Result<()>) {
     // Who connects and sends nonsense, again and again, is not to fill the log.
     static FAILED: Limited = Limited::new(10, Duration::from_secs(60));
+    static LEFT: Limited = Limited::new(10, Duration::from_secs(60));
     match ended {
-        Ok(()) => tracing::info!(%port, "virtual machine left"),
+        Ok(()) => {
+            if let Some(suppressed) = LEFT.admit(Instant::now()) {
+                let suppressed = (suppressed > 0).then_some(suppressed);
+                tracing::info!(%port, suppressed, "virtual machine left");
+            }
+        }
         Err(error) => {
             if let Some(suppressed) = FAILED.admit(Instant::now()) {
                 tracing::warn!(%port, error = %format_args!("{error:#}"), suppressed, "link failed");

@@ -81,9 +81,12 @@ mod linux {
 
     /// The process that sent the datagram that is next, if the socket passes credentials and the process can be seen from here.
     pub(super) fn sender_process(socket: BorrowedFd<'_>) -> Option<OwnedFd> {
+        // Room for credentials alone, which come first: descriptors that somebody passes find none, and are closed by the system.
+        const CREDENTIALS: usize =
+            size_of::<libc::cmsghdr>() + size_of::<libc::ucred>().next_multiple_of(size_of::<usize>());
         #[repr(C, align(8))]
-        struct Control([u8; 64]);
-        let mut control = Control([0; 64]);
+        struct Control([u8; CREDENTIALS]);
+        let mut control = Control([0; CREDENTIALS]);
         // SAFETY: as above; the control message lies within `control`, whose alignment is that of its header, and is as long as its type
         // says.
         let pid = unsafe {
