@@ -9,14 +9,15 @@ pub(crate) struct Keys {
     pub(crate) sequence: SipHasher13,
     /// Of hash tables.
     pub(crate) tables: u64,
-    /// Where the ports of flows to guests begin.
-    pub(crate) ports: u64,
+    /// Of the ports of flows to guests.
+    pub(crate) ports: SipHasher13,
 }
 
 impl Keys {
     pub(crate) fn new(seed: u128) -> Self {
         let secret = SipHasher13::new_with_keys(seed as u64, (seed >> 64) as u64);
-        let [first, second, tables, ports] = [0, 1, 2, 3].map(|number| secret.hash(&[number]));
-        Self { sequence: SipHasher13::new_with_keys(first, second), tables, ports }
+        let [first, second, tables, third, fourth] = [0, 1, 2, 3, 4].map(|number| secret.hash(&[number]));
+        let sequence = SipHasher13::new_with_keys(first, second);
+        Self { sequence, tables, ports: SipHasher13::new_with_keys(third, fourth) }
     }
 }

@@ -10,6 +10,7 @@ mod arp;
 mod buffer;
 mod checksum;
 mod config;
+mod counters;
 pub mod dhcp;
 pub mod dns;
 mod drop;

@@ -13,6 +13,7 @@ mod sequence;
 mod window;
 
 use core::net::{Ipv4Addr, SocketAddr};
+use core::ops::RangeInclusive;
 use std::collections::{HashMap, VecDeque};
 
 use foldhash::fast::FixedState;
@@ -27,6 +28,7 @@ pub use flow::{Abort, Flow, Phase};
 pub(crate) use window::WindowBudget;
 
 use crate::buffer::IdleMemory;
+use crate::counters::Counters;
 use crate::ether::{self, EtherType};
 use crate::icmp::{Fault, Report};
 use crate::ipv4::{self, Route};
@@ -130,7 +132,7 @@ pub(crate) struct Table {
     budgets: HashMap<PortId, Budgets, FixedState>,
     /// Sockets of flows that ended, for new ones.
     pool: Vec<PooledSocket>,
-    next_port: u16,
+    counters: Counters,
     scratch: Vec<u8>,
     /// A guest's segment as smoltcp is to see it.
     rewritten: Vec<u8>,
@@ -163,7 +165,7 @@ impl Table {
             questions: Timers::new(),
             budgets: HashMap::with_hasher(FixedState::with_seed(keys.tables)),
             pool: Vec::new(),
-            next_port: EPHEMERAL_FIRST + (keys.ports % u64::from(EPHEMERAL_COUNT)) as u16,
+            counters: Counters::new(keys.ports),
             scratch: Vec::new(),
             rewritten: Vec::new(),
         }
@@ -504,14 +506,13 @@ impl Table {
         if self.flows.len() >= MAX_FLOWS {
             return Err(DropReason::Flows);
         }
-        for _ in 0..EPHEMERAL_COUNT {
-            let remote = SocketAddr::new(local, self.next_port);
-            self.next_port = self.next_port.checked_add(1).unwrap_or(EPHEMERAL_FIRST);
-            if !self.keys.contains_key(&Key { guest, remote }) {
-                return Ok(self.insert(Flow::new(guest, remote, Route::NOWHERE, Stage::Resolving)));
-            }
-        }
-        Err(DropReason::Flows)
+        let keys = &self.keys;
+        let end = |port| SocketAddr::new(local, port);
+        let mut ports = self.counters.ports(guest, local, EPHEMERAL);
+        let port = ports.find(|port| !keys.contains_key(&Key { guest, remote: end(*port) }));
+        let remote = end(port.ok_or(DropReason::Flows)?);
+        drop(ports);
+        Ok(self.insert(Flow::new(guest, remote, Route::NOWHERE, Stage::Resolving)))
     }
 
     /// A dialled flow's guest has been found, or not.
@@ -853,8 +854,7 @@ fn keep_alive(sink: &mut impl FrameSink, flow: &mut Flow) {
 }
 
 /// The ports that this side dials from, as the original's.
-const EPHEMERAL_FIRST: u16 = 16_000;
-const EPHEMERAL_COUNT: u16 = u16::MAX - EPHEMERAL_FIRST;
+const EPHEMERAL: RangeInclusive<u16> = 16_000..=u16::MAX;
 
 /// The interface for a flow: `shared`, but where the way to the guest takes less, one that makes no longer packets, in `own`.
 fn interface<'a>(

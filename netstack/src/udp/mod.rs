@@ -4,6 +4,7 @@
 mod shares;
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+use core::ops::RangeInclusive;
 use std::collections::{HashMap, VecDeque};
 
 use foldhash::fast::FixedState;
@@ -12,6 +13,7 @@ use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{IpProtocol, Ipv4Packet, UdpPacket};
 
 use crate::checksum;
+use crate::counters::Counters;
 use crate::ether::{self, EtherType};
 use crate::icmp::{Fault, Report};
 use crate::ipv4::{self, Header, Route};
@@ -35,8 +37,7 @@ const IDLE: Duration = Duration::from_secs(120);
 const IDLE_SHORT: Duration = Duration::from_secs(15);
 
 /// Ports of the gateway that flows to guests come from.
-const EPHEMERAL_FIRST: u16 = 49_152;
-const EPHEMERAL_COUNT: u16 = u16::MAX - EPHEMERAL_FIRST;
+const EPHEMERAL: RangeInclusive<u16> = 49_152..=u16::MAX;
 /// Datagrams that wait for their guest's hardware address, in one flow and as bytes in all; what is more is lost (RFC 1122 2.3.2.2
 /// asks for one).
 const MAX_HELD: usize = 8;
@@ -75,8 +76,9 @@ pub(crate) struct Table {
     closed: VecDeque<UdpFlowId>,
     /// Bytes held in all flows.
     held: usize,
-    next_port: u16,
-    ident: u16,
+    counters: Counters,
+    /// Of packets.
+    idents: Counters,
     scratch: Vec<u8>,
 }
 
@@ -89,8 +91,8 @@ impl Table {
             timers: Timers::new(),
             closed: VecDeque::new(),
             held: 0,
-            next_port: EPHEMERAL_FIRST + (keys.ports % u64::from(EPHEMERAL_COUNT)) as u16,
-            ident: 0,
+            counters: Counters::new(keys.ports),
+            idents: Counters::new(keys.ports),
             scratch: Vec::new(),
         }
     }
@@ -168,14 +170,12 @@ impl Table {
 
     /// A new flow from a port of `local` to `guest`, whose route will be told by [`Self::resolved`].
     pub(crate) fn dial(&mut self, guest: SocketAddr, local: IpAddr, now: Instant) -> Option<UdpFlowId> {
-        for _ in 0..EPHEMERAL_COUNT {
-            let remote = SocketAddr::new(local, self.next_port);
-            self.next_port = self.next_port.checked_add(1).unwrap_or(EPHEMERAL_FIRST);
-            if !self.keys.contains_key(&(guest, remote)) {
-                return Some(self.insert(guest, remote, Route::NOWHERE, Owner::Exposed(guest), now));
-            }
-        }
-        None
+        let keys = &self.keys;
+        let end = |port| SocketAddr::new(local, port);
+        let mut ports = self.counters.ports(guest, local, EPHEMERAL);
+        let remote = ports.find(|port| !keys.contains_key(&(guest, end(*port)))).map(end)?;
+        drop(ports);
+        Some(self.insert(guest, remote, Route::NOWHERE, Owner::Exposed(guest), now))
     }
 
     /// The guest of a dialled flow has been found, or not, which ends the flow. What waited comes back to be sent.
@@ -287,7 +287,7 @@ impl Table {
         let header =
             Header { source: *source.ip(), destination: *destination.ip(), protocol: IpProtocol::Udp };
         let len = HEADER_LEN + payload.len();
-        self.ident = self.ident.wrapping_add(1);
+        let ident = self.idents.next(to.ip());
         if ipv4::HEADER_LEN + len > usize::from(u16::MAX) {
             return Err(DropReason::Udp);
         }
@@ -295,14 +295,14 @@ impl Table {
             let mut datagram = core::mem::take(&mut self.scratch);
             datagram.resize(len, 0);
             emit(&mut datagram, from, to, payload);
-            let sent = ipv4::send(sink, route, header, &datagram, self.ident, mtu);
+            let sent = ipv4::send(sink, route, header, &datagram, ident, mtu);
             self.scratch = datagram;
             return sent;
         }
         let frame =
             sink.frame(route.port, ether::HEADER_LEN + ipv4::HEADER_LEN + len).ok_or(DropReason::PortFull)?;
         let mut packet = Ipv4Packet::new_unchecked(ether::emit(frame, route.from, route.to, EtherType::Ipv4));
-        ipv4::emit_header(&mut packet, header, len, self.ident);
+        ipv4::emit_header(&mut packet, header, len, ident);
         packet.fill_checksum();
         emit(packet.payload_mut(), from, to, payload);
         Ok(())

@@ -1,0 +1,92 @@
+//! Numbers that count up for each guest by itself, so that what one guest is sent tells it nothing of others.
+//! Owns: the counts, and where the ports of a guest's connections begin. Read next: `tcp/mod.rs` and `udp/mod.rs`, which dial guests.
+
+use core::fmt;
+use core::net::{IpAddr, SocketAddr};
+use core::ops::RangeInclusive;
+use std::hash::{Hash as _, Hasher as _};
+
+use siphasher::sip::SipHasher13;
+
+/// Guests whose addresses end alike share one.
+const COUNTS: usize = 256;
+
+pub(crate) struct Counters {
+    secret: SipHasher13,
+    counts: [u16; COUNTS],
+}
+
+impl fmt::Debug for Counters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Counters").finish_non_exhaustive()
+    }
+}
+
+impl Counters {
+    pub(crate) fn new(secret: SipHasher13) -> Self {
+        Self { secret, counts: [0; COUNTS] }
+    }
+
+    /// The guest's next number.
+    #[inline]
+    pub(crate) fn next(&mut self, guest: IpAddr) -> u16 {
+        let last = match guest {
+            IpAddr::V4(ip) => ip.octets()[3],
+            IpAddr::V6(ip) => ip.octets()[15],
+        };
+        let Some(count) = self.counts.get_mut(usize::from(last)) else { return 0 };
+        *count = count.wrapping_add(1);
+        *count
+    }
+
+    /// Each port of `range` once, in the order in which a connection from `local` to `guest` tries them (RFC 6056, 3.3.4).
+    pub(crate) fn ports(
+        &mut self,
+        guest: SocketAddr,
+        local: IpAddr,
+        range: RangeInclusive<u16>,
+    ) -> impl Iterator<Item = u16> + '_ {
+        let mut hasher = self.secret;
+        (guest, local).hash(&mut hasher);
+        let (first, count) = (*range.start(), u32::from(range.end() - range.start()) + 1);
+        let offset = (hasher.finish() % u64::from(count)) as u32;
+        (0..count).map(move |_| {
+            let step = u32::from(self.next(guest.ip()));
+            first + ((offset + step) % count) as u16
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counters() -> Counters {
+        Counters::new(SipHasher13::new_with_keys(1, 2))
+    }
+
+    fn guest(last: u8) -> SocketAddr {
+        ([192, 168, 127, last], 22).into()
+    }
+
+    const GATEWAY: IpAddr = IpAddr::V4(core::net::Ipv4Addr::new(192, 168, 127, 1));
+
+    #[test]
+    fn each_guest_has_its_own() {
+        let mut all = counters();
+        let mut next = |last| all.ports(guest(last), GATEWAY, 16_000..=65_535).next().unwrap();
+        let first = next(2);
+        let others: Vec<u16> = (0..100).map(|_| next(3)).collect();
+        assert_eq!(next(2), first + 1, "one after the other, whatever others do");
+        assert!(!others.contains(&(first + 1)), "and elsewhere");
+        assert!(others.windows(2).all(|pair| pair[1] == pair[0] + 1));
+    }
+
+    #[test]
+    fn every_port_comes_once() {
+        let mut all = counters();
+        let mut seen: Vec<u16> = all.ports(guest(2), GATEWAY, 49_152..=65_535).collect();
+        seen.sort_unstable();
+        assert!(seen.iter().copied().eq(49_152..=65_535));
+    }
+}
