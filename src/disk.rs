@@ -5,12 +5,14 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use rustix::fs::OFlags;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -30,7 +32,15 @@ const AT_ONCE: usize = 4;
 /// # Errors
 /// The system's.
 pub fn create(path: &Path) -> io::Result<File> {
-    options(path).write(true).create(true).truncate(true).open(path)
+    open(path, options(path).write(true).create(true).truncate(true))
+}
+
+/// The same, and a new one is for nobody else to read.
+///
+/// # Errors
+/// The system's.
+pub fn create_private(path: &Path) -> io::Result<File> {
+    open(path, options(path).mode(0o600).write(true).create(true).truncate(true))
 }
 
 /// The same with all that is there, and what is written always goes behind it, whoever shortened it meanwhile.
@@ -38,7 +48,22 @@ pub fn create(path: &Path) -> io::Result<File> {
 /// # Errors
 /// The system's.
 pub fn append(path: &Path) -> io::Result<File> {
-    options(path).append(true).create(true).open(path)
+    open(path, options(path).append(true).create(true))
+}
+
+/// Opens as `options` say, but by no link that another user made: who may write to a directory could lead root to any file.
+pub(crate) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let not_followed = OFlags::NOFOLLOW.bits().cast_signed();
+    let opened = options.clone().custom_flags(not_followed).open(path);
+    if opened.is_ok() || !path.is_symlink() {
+        return opened;
+    }
+    let maker = path.symlink_metadata()?.uid();
+    if maker != 0 && maker != rustix::process::geteuid().as_raw() {
+        let why = format!("it is a link of another user's, {maker}");
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
+    options.open(path)
 }
 
 /// A FIFO is opened for reading as well: to open one that nobody reads would wait for somebody (fifo(7)).

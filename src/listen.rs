@@ -5,7 +5,7 @@
 mod inherited;
 pub mod succession;
 
-use std::fs::{self, Metadata, Permissions};
+use std::fs::{self, Metadata};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -22,6 +22,7 @@ use thiserror::Error;
 
 use crate::config::Source;
 use crate::disk;
+use crate::sys::mode::set_mode;
 use crate::sys::owner::{Owner, by_whom, of_socket};
 use crate::sys::sockets::{abstract_address, vsock_address};
 use crate::text::{quote, reason};
@@ -265,7 +266,8 @@ fn bind_file(
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let guard = RemoveOnDrop { made: Made { path: absolute, file: FileId::of(&made) }, is_left: false };
     if made.permissions().mode() & 0o777 != mode {
-        fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed("chmod"))?;
+        let is_it = |found: &Metadata| FileId::of(found) == FileId::of(&made);
+        set_mode(path, mode, is_it).map_err(failed("chmod"))?;
     }
     if owner.is_some() || group.is_some() {
         let (owner, group) = (owner.map(Uid::from_raw), group.map(Gid::from_raw));

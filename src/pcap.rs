@@ -58,7 +58,7 @@ impl Capture {
         let failed = |error: io::Error| {
             anyhow!("cannot create capture file: open {}: {}", path.display(), reason(&error))
         };
-        let mut file = disk::create(path).map_err(failed)?;
+        let mut file = disk::create_private(path).map_err(failed)?;
         file.write_all(&file_header()).map_err(failed)?;
         let (chunks, receiver) = sync_channel(CHUNKS);
         let (sender, written) = sync_channel(CHUNKS);

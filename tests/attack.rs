@@ -414,3 +414,34 @@ fn descriptors_that_are_sent_along_are_closed() {
     let after = daemon.fds();
     assert!(after <= before + 4, "{before} descriptors before, {after} after");
 }
+
+/// A user of the host who may write where root's daemon is told to.
+#[test]
+fn nobody_leads_root_to_another_file() {
+    const NOBODY: u32 = 65_534;
+    let dir = tempfile::tempdir().unwrap();
+    let (precious, link) = (dir.path().join("precious"), dir.path().join("link"));
+    for flag in ["-pid-file", "-log-file", "-pcap"] {
+        std::fs::write(&precious, "precious").unwrap();
+        for (target, what) in [(precious.clone(), "what is there"), (dir.path().join("new"), "what is not")] {
+            std::os::unix::fs::symlink(&target, &link).unwrap();
+            std::os::unix::fs::lchown(&link, Some(NOBODY), Some(NOBODY)).unwrap();
+            let mut daemon = Daemon::builder().args([flag, link.to_str().unwrap()]).spawn();
+            let status = daemon.wait(PATIENCE).expect("the end of the daemon");
+            assert_eq!(status.code(), Some(1), "{flag}, {what}: {}", daemon.stderr());
+            assert!(daemon.stderr().contains("a link of another user's, 65534"), "{}", daemon.stderr());
+            assert!(!dir.path().join("new").exists(), "{flag}");
+            std::fs::remove_file(&link).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(&precious).unwrap(), "precious", "{flag}");
+        // A link of one's own is followed, as /dev/stderr is one.
+        std::os::unix::fs::symlink(&precious, &link).unwrap();
+        let mut daemon = Daemon::builder().args([flag, link.to_str().unwrap()]).start();
+        assert!(daemon.terminate().success(), "{flag}: {}", daemon.stderr());
+        let _ = std::fs::remove_file(&link);
+    }
+    let capture = dir.path().join("capture");
+    let _daemon = Daemon::builder().args(["-pcap", capture.to_str().unwrap()]).start();
+    let mode = std::os::unix::fs::PermissionsExt::mode(&capture.metadata().unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+}

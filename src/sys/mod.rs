@@ -5,6 +5,7 @@ pub mod follow;
 pub mod memory;
 #[cfg(target_os = "linux")]
 mod messages;
+pub mod mode;
 pub mod owner;
 pub mod pipe;
 pub mod sockets;
