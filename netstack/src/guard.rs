@@ -87,6 +87,8 @@ pub(crate) struct Guard {
 #[derive(Debug)]
 struct Claim {
     port: PortId,
+    /// Which hardware address was last found to use it.
+    mac: Mac,
     /// Who had it before all others, and may have it back.
     first: PortId,
     /// When it was last used, since somebody else began to want it.
@@ -109,17 +111,23 @@ impl Guard {
         self.epoch
     }
 
-    /// A guest behind `port` speaks as `ip`.
-    pub(crate) fn claim(&mut self, ip: Ipv4Addr, port: PortId, title: Title, now: Instant) -> Claimed {
+    /// A guest behind `port` speaks as `ip`, from `mac`.
+    pub(crate) fn claim(
+        &mut self,
+        ip: Ipv4Addr,
+        (port, mac): (PortId, Mac),
+        title: Title,
+        now: Instant,
+    ) -> Claimed {
         let Some(claim) = self.claims.get_mut(&ip) else {
             if title == Title::Anothers {
                 return Claimed::Refused { holder: None, ask: false };
             }
-            self.give(ip, Claim { port, first: port, seen: now });
+            self.give(ip, Claim { port, mac, first: port, seen: now });
             return Claimed::Held;
         };
         if claim.port == port {
-            claim.seen = now;
+            (claim.mac, claim.seen) = (mac, now);
             return Claimed::Held;
         }
         let holder = claim.port;
@@ -138,7 +146,7 @@ impl Guard {
                 }
             },
         };
-        self.give(ip, Claim { port, first, seen: now });
+        self.give(ip, Claim { port, mac, first, seen: now });
         Claimed::TakenFrom(holder)
     }
 
@@ -147,10 +155,18 @@ impl Guard {
         self.claims.get(&ip).map(|claim| claim.port)
     }
 
-    /// What `port` speaks as.
-    pub(crate) fn addresses(&self, port: PortId) -> impl Iterator<Item = Ipv4Addr> + '_ {
-        let own = move |ip: &Ipv4Addr| self.holder(*ip) == Some(port);
+    /// What `mac` behind `port` speaks as.
+    pub(crate) fn addresses(&self, port: PortId, mac: Mac) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        let own = move |ip: &Ipv4Addr| {
+            self.claims.get(ip).is_some_and(|claim| claim.port == port && claim.mac == mac)
+        };
         self.ports.get(&port).into_iter().flatten().copied().filter(own)
+    }
+
+    /// How many addresses the port has, or has lost, that speaks as `ip`, if that is another than `port`.
+    pub(crate) fn crowd(&self, ip: Ipv4Addr, port: PortId) -> usize {
+        let holder = self.holder(ip).filter(|holder| *holder != port);
+        holder.and_then(|holder| self.ports.get(&holder)).map_or(0, VecDeque::len)
     }
 
     pub(crate) fn detach(&mut self, port: PortId) {
@@ -283,6 +299,7 @@ mod tests {
     use super::*;
 
     const IP: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 9);
+    const MAC: Mac = Mac([2; 6]);
     const A: PortId = PortId(0);
     const B: PortId = PortId(1);
     const C: PortId = PortId(2);
@@ -298,32 +315,39 @@ mod tests {
     #[test]
     fn who_speaks_keeps_an_address_and_who_is_silent_loses_it() {
         let mut guard = Guard::new(1);
-        assert_eq!(guard.claim(IP, A, Title::Open, at(0)), Claimed::Held);
+        assert_eq!(guard.claim(IP, (A, MAC), Title::Open, at(0)), Claimed::Held);
         let epoch = guard.epoch();
-        assert_eq!(guard.claim(IP, B, Title::Open, at(5000)), refused(A, true));
+        assert_eq!(guard.claim(IP, (B, MAC), Title::Open, at(5000)), refused(A, true));
         assert_ne!(guard.epoch(), epoch, "what it says from now on counts");
-        assert_eq!(guard.claim(IP, B, Title::Open, at(5500)), refused(A, false));
-        assert_eq!(guard.claim(IP, A, Title::Open, at(5600)), Claimed::Held);
-        assert_eq!(guard.claim(IP, B, Title::Open, at(6000)), refused(A, true), "it was heard");
-        assert_eq!(guard.claim(IP, B, Title::Open, at(6999)), refused(A, false));
-        assert_eq!(guard.claim(IP, B, Title::Open, at(7000)), Claimed::TakenFrom(A));
-        assert_eq!(guard.claim(IP, B, Title::Open, at(7100)), Claimed::Held);
-        assert_eq!(guard.claim(IP, C, Title::Open, at(7200)), refused(B, true));
-        assert_eq!(guard.claim(IP, A, Title::Open, at(7300)), Claimed::TakenFrom(B), "it had it first");
+        assert_eq!(guard.claim(IP, (B, MAC), Title::Open, at(5500)), refused(A, false));
+        assert_eq!(guard.claim(IP, (A, MAC), Title::Open, at(5600)), Claimed::Held);
+        assert_eq!(guard.claim(IP, (B, MAC), Title::Open, at(6000)), refused(A, true), "it was heard");
+        assert_eq!(guard.claim(IP, (B, MAC), Title::Open, at(6999)), refused(A, false));
+        assert_eq!(guard.claim(IP, (B, MAC), Title::Open, at(7000)), Claimed::TakenFrom(A));
+        assert_eq!(guard.claim(IP, (B, MAC), Title::Open, at(7100)), Claimed::Held);
+        assert_eq!(guard.claim(IP, (C, MAC), Title::Open, at(7200)), refused(B, true));
+        assert_eq!(
+            guard.claim(IP, (A, MAC), Title::Open, at(7300)),
+            Claimed::TakenFrom(B),
+            "it had it first"
+        );
     }
 
     #[test]
     fn a_title_decides() {
         let mut guard = Guard::new(1);
-        assert_eq!(guard.claim(IP, B, Title::Anothers, at(0)), Claimed::Refused { holder: None, ask: false });
-        assert_eq!(guard.claim(IP, B, Title::Open, at(0)), Claimed::Held);
-        assert_eq!(guard.claim(IP, A, Title::Own, at(0)), Claimed::TakenFrom(B));
+        assert_eq!(
+            guard.claim(IP, (B, MAC), Title::Anothers, at(0)),
+            Claimed::Refused { holder: None, ask: false }
+        );
+        assert_eq!(guard.claim(IP, (B, MAC), Title::Open, at(0)), Claimed::Held);
+        assert_eq!(guard.claim(IP, (A, MAC), Title::Own, at(0)), Claimed::TakenFrom(B));
         for time in [0, 10_000, 20_000] {
-            assert_eq!(guard.claim(IP, B, Title::Anothers, at(time)), refused(A, false));
+            assert_eq!(guard.claim(IP, (B, MAC), Title::Anothers, at(time)), refused(A, false));
         }
         guard.detach(A);
         assert_eq!(guard.holder(IP), None);
-        assert_eq!(guard.claim(IP, B, Title::Open, at(0)), Claimed::Held);
+        assert_eq!(guard.claim(IP, (B, MAC), Title::Open, at(0)), Claimed::Held);
     }
 
     #[test]
@@ -383,14 +407,14 @@ mod tests {
     fn a_port_has_so_many_and_no_more() {
         let mut guard = Guard::new(1);
         let ip = |number: usize| Ipv4Addr::from_bits(0x0a00_0000 + number as u32);
-        assert_eq!(guard.claim(IP, A, Title::Open, at(0)), Claimed::Held);
+        assert_eq!(guard.claim(IP, (A, MAC), Title::Open, at(0)), Claimed::Held);
         for number in 0..3 * MAX_ADDRESSES {
-            assert_eq!(guard.claim(ip(number), B, Title::Open, at(0)), Claimed::Held);
+            assert_eq!(guard.claim(ip(number), (B, MAC), Title::Open, at(0)), Claimed::Held);
         }
-        assert_eq!(guard.addresses(B).count(), MAX_ADDRESSES);
+        assert_eq!(guard.addresses(B, MAC).count(), MAX_ADDRESSES);
         assert_eq!((guard.claims.len(), guard.holder(IP)), (MAX_ADDRESSES + 1, Some(A)));
         for number in 0..3 * MAX_ADDRESSES {
-            let _ = guard.claim(ip(number), A, Title::Open, at(0));
+            let _ = guard.claim(ip(number), (A, MAC), Title::Open, at(0));
         }
         assert!(guard.contests.0.values().all(|wanted| wanted.len() <= MAX_CONTESTS));
     }

@@ -61,6 +61,8 @@ use timer::earlier;
 
 const DNS_PORT: u16 = 53;
 const ECHO_PORT: u16 = 7;
+/// By how many of its addresses a machine is asked whether it is still there.
+const MAX_ASKED: usize = 4;
 /// Where clouds tell a machine who it is: no guest tells another.
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// The gateway's HTTP server, which the driver serves.
@@ -609,9 +611,19 @@ impl Stack {
         let learned = self.switch.learn(header.from, port, now);
         self.admit_hardware(header.from, port, learned, now, sink)?;
         if header.ether_type == Some(EtherType::Arp) {
-            let (sender, mac) = arp::parse(payload)?.sender;
+            let message = arp::parse(payload)?;
+            let (sender, mac) = message.sender;
             let is_anothers = self.switch.port_of(mac).is_some_and(|holder| holder != port);
             if self.is_gateway(sender) || mac == self.config.gateway_mac || is_anothers {
+                return Err(DropReason::Claimed);
+            }
+            // Of another's address: whoever is about to use it would take a second one who asks for a conflict (RFC 5227 2.1.1), and answers
+            // nobody yet.
+            if sender.is_unspecified()
+                && self.title(message.target, port, now) == Title::Anothers
+                && let Some((owner, _)) = self.dhcp.owner(message.target, since_start(now))
+            {
+                arp::send(sink, port, ArpOperation::Reply, (message.target, owner), message.sender)?;
                 return Err(DropReason::Claimed);
             }
             ip = sender;
@@ -647,9 +659,10 @@ impl Stack {
                     false => Contest::Open,
                 };
                 if contest != Contest::Won {
-                    let ip = self.guard.addresses(holder).next().filter(|_| contest == Contest::Begun);
-                    if let Some(ip) = ip {
-                        self.ask_port(ip, holder, sink);
+                    if contest == Contest::Begun {
+                        let asked: Vec<Ipv4Addr> =
+                            self.guard.addresses(holder, mac).take(MAX_ASKED).collect();
+                        asked.into_iter().for_each(|ip| self.ask_port(ip, holder, sink));
                     }
                     self.refuse(address, port, Some(holder));
                     return Err(DropReason::Claimed);
@@ -681,7 +694,7 @@ impl Stack {
         if !nat::in_subnet(self.config.subnet, ip) {
             return Ok(());
         }
-        match self.guard.claim(ip, port, self.title(ip, port, now), now) {
+        match self.guard.claim(ip, (port, mac), self.title(ip, port, now), now) {
             Claimed::Held => {}
             Claimed::TakenFrom(from) => {
                 self.neighbours.forget(ip);
@@ -930,12 +943,11 @@ impl Stack {
         }
         let mut out = core::mem::take(&mut self.scratch);
         let (switch, guard) = (&self.switch, &self.guard);
-        let is_elsewhere = |holder: Option<PortId>| holder.is_some_and(|holder| holder != route.port);
         let asker = dhcp::Asker {
             port: route.port,
             source,
-            is_anothers: &|client| is_elsewhere(switch.port_of(client)),
-            is_taken: &|ip| is_elsewhere(guard.holder(ip)),
+            is_anothers: &|client| switch.port_of(client).is_some_and(|holder| holder != route.port),
+            crowd: &|ip| guard.crowd(ip, route.port),
         };
         let reply = self.dhcp.handle_message(message, &asker, since_start(now), &mut out);
         let sent = match reply {

@@ -16,6 +16,8 @@ use crate::{Mac, NetworkConfig, PortId};
 pub(super) const OFFER_TIME: Duration = Duration::from_secs(60);
 /// How long an address is left alone after a client found it in use.
 pub(super) const DECLINE_TIME: Duration = Duration::from_secs(600);
+/// A port that uses more addresses without a lease than this has to give one up where there is no other.
+const CROWD: usize = 8;
 /// Entries of the table, however large the subnet is: a guest can make up clients.
 pub(super) const MAX_LEASES: usize = 4096;
 
@@ -134,7 +136,7 @@ impl Leases {
             return Some(address);
         }
         let free = wish.filter(|wish| self.is_free(*wish, asker, now)).or_else(|| self.pick(asker, now));
-        let address = free.or_else(|| self.share(asker.port))?;
+        let address = free.or_else(|| self.share(asker.port)).or_else(|| self.reclaim(asker))?;
         self.assign(address, Lease { client, port, state: State::Offered, until });
         Some(address)
     }
@@ -214,7 +216,7 @@ impl Leases {
     /// A client whose time was over, and whose address somebody else uses by now, has none any more.
     fn forget_taken(&mut self, client: Mac, asker: &Asker<'_>, now: Duration) {
         let lost = self.lease_mut(client).filter(|(_, lease)| lease.until <= now).map(|(address, _)| address);
-        if let Some(address) = lost.filter(|address| (asker.is_taken)(*address)) {
+        if let Some(address) = lost.filter(|address| asker.is_taken(*address)) {
             self.by_client.remove(&client);
             self.table.remove(&address);
             self.first_unused = self.first_unused.min(address.to_bits());
@@ -224,7 +226,7 @@ impl Leases {
     fn is_free(&self, address: Ipv4Addr, asker: &Asker<'_>, now: Duration) -> bool {
         self.has(address)
             && !self.reserved.contains(&address)
-            && !(asker.is_taken)(address)
+            && !asker.is_taken(address)
             && match self.table.get(&address) {
                 Some(lease) => lease.until <= now,
                 None => self.table.len() < MAX_LEASES,
@@ -232,29 +234,35 @@ impl Leases {
     }
 
     fn pick(&mut self, asker: &Asker<'_>, now: Duration) -> Option<Ipv4Addr> {
-        // The first that somebody uses who was not given it.
-        let mut taken = None;
+        let mut skipped = false;
         if self.table.len() < MAX_LEASES {
             let mut candidate = self.first_unused;
             while self.pool.contains(&candidate) {
                 let address = Ipv4Addr::from_bits(candidate);
                 let is_unused = !self.reserved.contains(&address) && !self.table.contains_key(&address);
-                if is_unused && !(asker.is_taken)(address) {
+                if is_unused && !asker.is_taken(address) {
                     return Some(address);
                 }
-                if is_unused {
-                    taken = taken.or(Some(address));
-                }
+                skipped |= is_unused;
                 candidate += 1;
-                if taken.is_none() {
+                if !skipped {
                     self.first_unused = candidate;
                 }
             }
         }
         let expired =
-            self.table.iter().filter(|(address, lease)| lease.until <= now && !(asker.is_taken)(**address));
-        let expired = expired.min_by_key(|(_, lease)| lease.until).map(|(address, _)| *address);
-        expired.or(taken)
+            self.table.iter().filter(|(address, lease)| lease.until <= now && !asker.is_taken(**address));
+        expired.min_by_key(|(_, lease)| lease.until).map(|(address, _)| *address)
+    }
+
+    /// An address that was given to nobody, and is used by a port that uses many.
+    fn reclaim(&self, asker: &Asker<'_>) -> Option<Ipv4Addr> {
+        let unused = self.pool.clone().map(Ipv4Addr::from_bits).take(MAX_LEASES);
+        let unused =
+            unused.filter(|address| !self.reserved.contains(address) && !self.table.contains_key(address));
+        let crowded =
+            unused.map(|address| ((asker.crowd)(address), address)).filter(|(crowd, _)| *crowd > CROWD);
+        crowded.max_by_key(|(crowd, _)| *crowd).map(|(_, address)| address)
     }
 
     /// An address of the port that has most, if `port` has fewer: its offers first, then what was not renewed for the longest. Ports that

@@ -46,14 +46,18 @@ pub struct Asker<'a> {
     pub source: SocketAddrV4,
     /// Whether this hardware address is behind another port.
     pub is_anothers: &'a dyn Fn(Mac) -> bool,
-    /// Whether somebody behind another port uses this address, with a lease or without.
-    pub is_taken: &'a dyn Fn(Ipv4Addr) -> bool,
+    /// How many addresses the other port has that uses this one, with a lease or without; none if nobody does.
+    pub crowd: &'a dyn Fn(Ipv4Addr) -> usize,
 }
 
 impl Asker<'_> {
+    fn is_taken(&self, address: Ipv4Addr) -> bool {
+        (self.crowd)(address) > 0
+    }
+
     /// One that has the network for itself.
     pub fn alone(source: SocketAddrV4) -> Self {
-        Self { port: PortId(0), source, is_anothers: &|_| false, is_taken: &|_| false }
+        Self { port: PortId(0), source, is_anothers: &|_| false, crowd: &|_| 0 }
     }
 }
 

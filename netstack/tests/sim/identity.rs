@@ -340,3 +340,57 @@ fn connections_end_where_an_address_has_gone() {
     });
     assert_eq!(sim.stack.flows().1, 0);
 }
+
+#[test]
+fn who_empties_the_pool_gets_no_address_that_somebody_has_by_hand() {
+    let mut sim = sim(912, 2);
+    announce(&mut sim, 1, guest_ip(77), guest_mac(77));
+    for number in 0..600_u32 {
+        let [_, b, c, d] = number.to_be_bytes();
+        let mac = Mac([6, 6, 6, b, c, d]);
+        if let Some(offer) = dhcp(&mut sim, 0, mac, MessageType::Discover, mac, &[]) {
+            assert_ne!(offer.yiaddr(), guest_ip(77));
+            let wish =
+                [DhcpOption::RequestedIpAddress(offer.yiaddr()), DhcpOption::ServerIdentifier(GATEWAY)];
+            dhcp(&mut sim, 0, mac, MessageType::Request, mac, &wish);
+        }
+    }
+    assert!(is_answered(&mut sim, 1, guest_ip(77), guest_mac(77)));
+}
+
+#[test]
+fn what_is_behind_another_guest_is_asked_too() {
+    let mut sim = sim(913, 2);
+    announce(&mut sim, 0, guest_ip(3), guest_mac(3));
+    announce(&mut sim, 1, guest_ip(4), guest_mac(4));
+    // A bridged machine, which has nothing to say.
+    announce(&mut sim, 0, guest_ip(30), guest_mac(30));
+    for _ in 0..10 {
+        sim.received(0);
+        ping(&mut sim, 1, (guest_ip(4), guest_mac(30)), (GATEWAY, GATEWAY_MAC));
+        answer_arp(&mut sim, 0, guest_ip(30), guest_mac(30));
+        sim.run_for(Duration::from_millis(700));
+    }
+    assert!(sim.asked.moved.is_empty(), "{:?}", sim.asked.moved);
+    assert!(is_answered(&mut sim, 0, guest_ip(30), guest_mac(30)));
+}
+
+#[test]
+fn nobody_disturbs_who_looks_whether_its_address_is_free() {
+    let mut sim = sim(914, 2);
+    let address = lease(&mut sim, 0, 3).unwrap();
+    sim.received(0);
+    let probe = arp(ArpOperation::Request, (Ipv4Addr::UNSPECIFIED, guest_mac(4)), (address, Mac([0; 6])));
+    sim.inject(1, &ethernet(guest_mac(4), EVERYBODY, EthernetProtocol::Arp, &probe));
+    sim.settle();
+    assert!(sim.received(0).is_empty(), "its own probe would seem to be in conflict");
+    let answers = sim.received(1);
+    assert!(
+        answers.iter().any(|frame| frame[20..22] == [0, 2] && frame[22..28] == guest_mac(3).0),
+        "who asks hears who has it: {answers:?}"
+    );
+    let own = arp(ArpOperation::Request, (Ipv4Addr::UNSPECIFIED, guest_mac(3)), (address, Mac([0; 6])));
+    sim.inject(0, &ethernet(guest_mac(3), EVERYBODY, EthernetProtocol::Arp, &own));
+    sim.settle();
+    assert!(sim.received(0).is_empty(), "nobody has it but itself");
+}

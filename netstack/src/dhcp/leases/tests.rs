@@ -12,12 +12,12 @@ fn ip(last: u8) -> Ipv4Addr {
 }
 
 fn alone() -> Asker<'static> {
-    at(0, &|_| false)
+    at(0, &|_| 0)
 }
 
 /// At a port, beside others who use some addresses.
-fn at(port: u32, is_taken: &dyn Fn(Ipv4Addr) -> bool) -> Asker<'_> {
-    Asker { port: PortId(port), is_taken, ..Asker::alone(SocketAddrV4::new(ip(0), 68)) }
+fn at(port: u32, crowd: &dyn Fn(Ipv4Addr) -> usize) -> Asker<'_> {
+    Asker { port: PortId(port), crowd, ..Asker::alone(SocketAddrV4::new(ip(0), 68)) }
 }
 
 fn leases(prefix_len: u8) -> Leases {
@@ -125,7 +125,7 @@ fn the_table_is_bounded_in_a_large_subnet() {
 #[test]
 fn a_port_that_has_everything_leaves_others_their_share() {
     let mut table = leases(24);
-    let free = |_: Ipv4Addr| false;
+    let free = |_: Ipv4Addr| 0;
     let pool: u32 = 251;
     for client in 0..pool {
         let address = table.offer(mac(1000 + client), None, &at(0, &free), START).unwrap();
@@ -150,13 +150,19 @@ fn a_port_that_has_everything_leaves_others_their_share() {
 #[test]
 fn an_address_that_somebody_uses_is_given_last() {
     let mut table = leases(29);
-    let taken = |address: Ipv4Addr| address == ip(3) || address == ip(5);
+    let taken = |address: Ipv4Addr| usize::from(address == ip(3) || address == ip(5));
     let beside = at(0, &taken);
     assert_eq!(table.offer(mac(1), Some(ip(3)), &beside, START), Some(ip(4)));
     assert!(!table.bind(mac(2), ip(5), false, &beside, START));
     assert_eq!(table.offer(mac(2), None, &beside, START), Some(ip(6)));
-    assert_eq!(table.offer(mac(3), None, &beside, START), Some(ip(3)));
-    assert_eq!(table.offer(mac(4), None, &alone(), START), Some(ip(5)));
+    assert_eq!(table.offer(mac(3), None, &beside, START), None, "a guest that was given it by hand keeps it");
+    let many = |address: Ipv4Addr| if address == ip(5) { 200 } else { taken(address) };
+    assert_eq!(
+        table.offer(mac(4), None, &at(0, &many), START),
+        Some(ip(5)),
+        "one that has taken all does not"
+    );
+    assert_eq!(table.offer(mac(3), None, &alone(), START), Some(ip(3)));
     // Whose time is over does not get back what somebody else uses by now.
     let later = OFFER_TIME * 2;
     assert_eq!(table.offer(mac(3), None, &beside, later), Some(ip(4)));
