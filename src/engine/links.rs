@@ -332,7 +332,7 @@ impl Engine {
 
     /// Gives the stack the whole frames that were read, and does at once what they ask for, until its time is over: whether there are more.
     fn handle_frames(&mut self, index: usize) -> Result<bool, FrameTooLong> {
-        let mut slice = Slice::new();
+        let mut slice = Slice::new(self.links.len());
         let mut is_over = false;
         while let Some(link) = self.links.get_mut(index).filter(|_| !is_over) {
             let port = link.port;

@@ -313,7 +313,7 @@ impl Engine {
         self.serve_endings();
         self.handle_stack_events();
         // Flows that become ready meanwhile have their turn after the links had theirs.
-        let slice = Slice::new();
+        let slice = Slice::new(self.links.len());
         for _ in 0..self.stack.ready_len() {
             let Some(flow) = self.stack.poll_ready() else { break };
             self.serve_flow(flow);
@@ -322,7 +322,7 @@ impl Engine {
                 break;
             }
         }
-        let slice = Slice::new();
+        let slice = Slice::new(self.links.len());
         for _ in 0..self.udp_ready.len() {
             let Some(flow) = self.udp_ready.pop_front() else { break };
             self.serve_udp(flow);

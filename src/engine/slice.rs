@@ -3,8 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-/// Of the loop's time.
-const LENGTH: Duration = Duration::from_micros(200);
+/// Of the loop's time, where there are other links; and where there are none, so that only what is ready waits.
+const SHARED: Duration = Duration::from_micros(200);
+const ALONE: Duration = Duration::from_millis(1);
 /// The clock is looked at once in so many steps.
 const STEPS: u32 = 8;
 
@@ -12,12 +13,14 @@ const STEPS: u32 = 8;
 #[derive(Debug)]
 pub(super) struct Slice {
     since: Instant,
+    length: Duration,
     steps: u32,
 }
 
 impl Slice {
-    pub(super) fn new() -> Self {
-        Self { since: Instant::now(), steps: 0 }
+    /// One of a loop with so many links.
+    pub(super) fn new(links: usize) -> Self {
+        Self { since: Instant::now(), length: if links > 1 { SHARED } else { ALONE }, steps: 0 }
     }
 
     /// Whether it is over, after a step that costs little.
@@ -29,6 +32,6 @@ impl Slice {
 
     /// The same after one that may have cost much.
     pub(super) fn is_over(&self) -> bool {
-        self.since.elapsed() >= LENGTH
+        self.since.elapsed() >= self.length
     }
 }
