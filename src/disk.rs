@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -32,7 +32,7 @@ const AT_ONCE: usize = 4;
 /// # Errors
 /// The system's.
 pub fn create(path: &Path) -> io::Result<File> {
-    open(path, options(path).write(true).create(true).truncate(true))
+    open(path, |options| options.write(true).create(true).truncate(true))
 }
 
 /// The same, and a new one is for nobody else to read.
@@ -40,7 +40,7 @@ pub fn create(path: &Path) -> io::Result<File> {
 /// # Errors
 /// The system's.
 pub fn create_private(path: &Path) -> io::Result<File> {
-    open(path, options(path).mode(0o600).write(true).create(true).truncate(true))
+    open(path, |options| options.mode(0o600).write(true).create(true).truncate(true))
 }
 
 /// The same with all that is there, and what is written always goes behind it, whoever shortened it meanwhile.
@@ -48,11 +48,14 @@ pub fn create_private(path: &Path) -> io::Result<File> {
 /// # Errors
 /// The system's.
 pub fn append(path: &Path) -> io::Result<File> {
-    open(path, options(path).append(true).create(true))
+    open(path, |options| options.append(true).create(true))
 }
 
-/// Opens as `options` say, but by no link that another user made: who may write to a directory could lead root to any file.
-pub(crate) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+/// Opens as `how` says, but by no link that another user made: who may write to a directory could lead root to any file. A FIFO is opened
+/// for reading as well: to open one that nobody reads would wait for somebody (fifo(7)).
+pub(crate) fn open(path: &Path, how: impl FnOnce(&mut OpenOptions) -> &mut OpenOptions) -> io::Result<File> {
+    let mut options = File::options();
+    how(options.read(path.metadata().is_ok_and(|found| found.file_type().is_fifo())));
     let not_followed = OFlags::NOFOLLOW.bits().cast_signed();
     let opened = options.clone().custom_flags(not_followed).open(path);
     if opened.is_ok() || !path.is_symlink() {
@@ -64,14 +67,6 @@ pub(crate) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
     }
     options.open(path)
-}
-
-/// A FIFO is opened for reading as well: to open one that nobody reads would wait for somebody (fifo(7)).
-pub(crate) fn options(path: &Path) -> OpenOptions {
-    use std::os::unix::fs::FileTypeExt as _;
-    let mut options = File::options();
-    options.read(path.metadata().is_ok_and(|found| found.file_type().is_fifo()));
-    options
 }
 
 /// Does `work`, which has to do with `path`, without holding up the control plane. To be called in a tokio runtime.

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid, chownat, fchmod};
 use rustix::process::geteuid;
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use thiserror::Error;
 
 use crate::config::Source;
@@ -50,6 +50,38 @@ pub struct Bound {
     pub name: String,
     /// Passed by who started the daemon, who may have made it in another network namespace.
     pub inherited: bool,
+}
+
+/// Where a TCP socket listens.
+#[derive(Clone, Copy, Debug)]
+pub struct TcpAddress {
+    at: SocketAddr,
+    /// IPv4 does not arrive, where `at` is all of IPv6.
+    only_v6: bool,
+}
+
+impl TcpAddress {
+    /// That of `socket`, if it is one of TCP.
+    pub fn of(socket: SockRef<'_>) -> Option<Self> {
+        let at = socket.local_addr().ok()?.as_socket()?;
+        Some(Self { at, only_v6: socket.only_v6().unwrap_or(false) })
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.at.port()
+    }
+
+    /// Whether a client on this host that connects from `from` to `to` is one of this socket.
+    pub fn takes(&self, from: IpAddr, to: SocketAddr) -> bool {
+        let Self { at, only_v6 } = *self;
+        let [from, ip] = [from, to.ip()].map(|ip| ip.to_canonical());
+        // From an address of this host to another of them the system takes the same, or a loopback's.
+        let is_here = ip.is_loopback() || ip == from;
+        let takes_all =
+            at.ip().is_unspecified() && if ip.is_ipv4() { at.is_ipv4() || !only_v6 } else { at.is_ipv6() };
+        at.port() == to.port() && is_here && (takes_all || at.ip().to_canonical() == ip)
+    }
 }
 
 /// Listens where `source` says.
@@ -439,6 +471,27 @@ mod tests {
     use std::os::unix::net::{UnixDatagram, UnixStream};
 
     use super::*;
+
+    /// The port of a wildcard may be that of another host's service.
+    #[test]
+    fn another_host_is_another() {
+        for (own, only_v6, peer, expected) in [
+            ("[::]:80", false, "10.0.0.9:80", false),
+            ("0.0.0.0:80", false, "10.0.0.9:80", false),
+            ("0.0.0.0:80", false, "10.0.0.2:80", true),
+            ("0.0.0.0:80", false, "[::1]:80", false),
+            ("[::]:80", false, "[::ffff:10.0.0.2]:80", true),
+            ("[::]:80", false, "127.0.0.1:80", true),
+            ("[::]:80", true, "127.0.0.1:80", false),
+            ("[::]:80", true, "[::1]:80", true),
+            ("10.0.0.2:80", false, "10.0.0.2:80", true),
+            ("10.0.0.2:80", false, "10.0.0.2:81", false),
+        ] {
+            let listening = TcpAddress { at: own.parse().unwrap(), only_v6 };
+            let from = Ipv4Addr::new(10, 0, 0, 2).into();
+            assert_eq!(listening.takes(from, peer.parse().unwrap()), expected, "{own} {only_v6} {peer}");
+        }
+    }
 
     fn error(path: &Path) -> String {
         let checked = format!("{:#}", ensure_vacant(path).unwrap_err());

@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_millis(2);
 /// # Errors
 /// It cannot.
 pub fn ensure(path: &Path) -> Result<()> {
-    let made = match disk::open(path, disk::options(path).write(true)) {
+    let made = match disk::open(path, |options| options.write(true)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
             access(directory.unwrap_or_else(|| Path::new(".")), Access::WRITE_OK | Access::EXEC_OK)
@@ -119,7 +119,7 @@ enum Lock {
 fn lock(path: &Path) -> Lock {
     let begin = Instant::now();
     while begin.elapsed() < PATIENCE {
-        let Ok(file) = disk::open(path, disk::options(path).write(true).create(true)) else {
+        let Ok(file) = disk::open(path, |options| options.write(true).create(true)) else {
             return Lock::None;
         };
         let Some(found) = file.metadata().ok().filter(Metadata::is_file) else { return Lock::None };

@@ -11,20 +11,12 @@ use siphasher::sip::SipHasher13;
 /// Guests whose addresses end alike share one.
 const COUNTS: usize = 256;
 
-pub(crate) struct Counters {
-    secret: SipHasher13,
-    counts: [u16; COUNTS],
-}
-
-impl fmt::Debug for Counters {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Counters").finish_non_exhaustive()
-    }
-}
+#[derive(Debug)]
+pub(crate) struct Counters([u16; COUNTS]);
 
 impl Counters {
-    pub(crate) fn new(secret: SipHasher13) -> Self {
-        Self { secret, counts: [0; COUNTS] }
+    pub(crate) fn new() -> Self {
+        Self([0; COUNTS])
     }
 
     /// The guest's next number.
@@ -34,13 +26,31 @@ impl Counters {
             IpAddr::V4(ip) => ip.octets()[3],
             IpAddr::V6(ip) => ip.octets()[15],
         };
-        let Some(count) = self.counts.get_mut(usize::from(last)) else { return 0 };
+        let Some(count) = self.0.get_mut(usize::from(last)) else { return 0 };
         *count = count.wrapping_add(1);
         *count
     }
+}
+
+/// The ports of one protocol's connections to guests.
+pub(crate) struct Ports {
+    secret: SipHasher13,
+    counters: Counters,
+}
+
+impl fmt::Debug for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ports").finish_non_exhaustive()
+    }
+}
+
+impl Ports {
+    pub(crate) fn new(secret: SipHasher13) -> Self {
+        Self { secret, counters: Counters::new() }
+    }
 
     /// Each port of `range` once, in the order in which a connection from `local` to `guest` tries them (RFC 6056, 3.3.4).
-    pub(crate) fn ports(
+    pub(crate) fn of(
         &mut self,
         guest: SocketAddr,
         local: IpAddr,
@@ -51,7 +61,7 @@ impl Counters {
         let (first, count) = (*range.start(), u32::from(range.end() - range.start()) + 1);
         let offset = (hasher.finish() % u64::from(count)) as u32;
         (0..count).map(move |_| {
-            let step = u32::from(self.next(guest.ip()));
+            let step = u32::from(self.counters.next(guest.ip()));
             first + ((offset + step) % count) as u16
         })
     }
@@ -61,8 +71,8 @@ impl Counters {
 mod tests {
     use super::*;
 
-    fn counters() -> Counters {
-        Counters::new(SipHasher13::new_with_keys(1, 2))
+    fn ports() -> Ports {
+        Ports::new(SipHasher13::new_with_keys(1, 2))
     }
 
     fn guest(last: u8) -> SocketAddr {
@@ -73,8 +83,8 @@ mod tests {
 
     #[test]
     fn each_guest_has_its_own() {
-        let mut all = counters();
-        let mut next = |last| all.ports(guest(last), GATEWAY, 16_000..=65_535).next().unwrap();
+        let mut all = ports();
+        let mut next = |last| all.of(guest(last), GATEWAY, 16_000..=65_535).next().unwrap();
         let first = next(2);
         let others: Vec<u16> = (0..100).map(|_| next(3)).collect();
         assert_eq!(next(2), first + 1, "one after the other, whatever others do");
@@ -84,8 +94,8 @@ mod tests {
 
     #[test]
     fn every_port_comes_once() {
-        let mut all = counters();
-        let mut seen: Vec<u16> = all.ports(guest(2), GATEWAY, 49_152..=65_535).collect();
+        let mut all = ports();
+        let mut seen: Vec<u16> = all.of(guest(2), GATEWAY, 49_152..=65_535).collect();
         seen.sort_unstable();
         assert!(seen.iter().copied().eq(49_152..=65_535));
     }

@@ -24,16 +24,6 @@ const MAX_ADDRESSES: usize = 256;
 /// Addresses that one port may want of others at a time.
 const MAX_CONTESTS: usize = 16;
 
-/// Protocols, and headers before them, as IP numbers them.
-const HOP_BY_HOP: u8 = 0;
-const UDP: u8 = 17;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const AUTHENTICATION: u8 = 51;
-const ICMPV6: u8 = 58;
-const DESTINATION: u8 = 60;
-const MOBILITY: u8 = 135;
-
 /// What a port wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Address {
@@ -194,66 +184,6 @@ impl Guard {
     }
 }
 
-/// Whether a frame may go from guest to guest. Who gives out addresses and who is the router is the gateway's to say: DHCP, router
-/// advertisements and redirects (RFC 6105) pass in no form that a guest's system would take, behind a tag of no VLAN or in LLC either.
-pub(crate) fn may_cross(frame: &[u8]) -> bool {
-    let Some((kind, payload)) = frame.get(12..).and_then(|rest| rest.split_first_chunk::<2>()) else {
-        return false;
-    };
-    match (u16::from_be_bytes(*kind), payload) {
-        (0x0800, packet) => ipv4_may_cross(packet),
-        (0x86dd, packet) => ipv6_may_cross(packet),
-        // A priority tag is not looked at by who has no VLANs.
-        (0x8100 | 0x88a8 | 0x9100, [high, low, ..]) => u16::from_be_bytes([*high, *low]) & 0xfff != 0,
-        (0x8100 | 0x88a8 | 0x9100, _) => false,
-        (0..=1535, [0xaa, 0xaa, 3, 0, 0, 0, ..]) => false,
-        _ => true,
-    }
-}
-
-fn ipv4_may_cross(packet: &[u8]) -> bool {
-    let [version, _, _, _, _, _, high, low, _, protocol, ..] = packet else { return false };
-    let is_first = u16::from_be_bytes([*high, *low]) & 0x1fff == 0;
-    let payload = packet.get(usize::from(version & 0xf) * 4..).unwrap_or_default();
-    *protocol != UDP || !is_first || udp_may_cross(payload, 67, 68)
-}
-
-/// RFC 7113: what cannot be seen whole does not pass, nor does neighbour discovery in fragments (RFC 6980).
-fn ipv6_may_cross(packet: &[u8]) -> bool {
-    let (Some(next), Some(mut rest)) = (packet.get(6), packet.get(40..)) else { return false };
-    let mut next = *next;
-    let mut is_fragment = false;
-    loop {
-        let len = match (next, rest) {
-            (UDP, payload) => return udp_may_cross(payload, 547, 546),
-            (ICMPV6, [kind, ..]) => {
-                return !(matches!(kind, 134 | 137) || is_fragment && matches!(kind, 133..=137));
-            }
-            (ICMPV6, []) => return false,
-            (FRAGMENT, [_, _, high, low, ..]) => {
-                if u16::from_be_bytes([*high, *low]) & !7 != 0 {
-                    return true;
-                }
-                is_fragment = true;
-                8
-            }
-            (AUTHENTICATION, [_, len, ..]) => (usize::from(*len) + 2) * 4,
-            (HOP_BY_HOP | ROUTING | DESTINATION | MOBILITY, [_, len, ..]) => (usize::from(*len) + 1) * 8,
-            (FRAGMENT | AUTHENTICATION | HOP_BY_HOP | ROUTING | DESTINATION | MOBILITY, _) => return false,
-            _ => return true,
-        };
-        let (Some(following), Some(behind)) = (rest.first(), rest.get(len..)) else { return false };
-        (next, rest) = (*following, behind);
-    }
-}
-
-/// Not what comes from a server's port, and nothing to a client's.
-fn udp_may_cross(datagram: &[u8], server: u16, client: u16) -> bool {
-    let [from_high, from_low, to_high, to_low, ..] = datagram else { return false };
-    let (from, to) = (u16::from_be_bytes([*from_high, *from_low]), u16::from_be_bytes([*to_high, *to_low]));
-    from != server && to != client
-}
-
 /// Addresses that ports want of others.
 #[derive(Debug)]
 pub(crate) struct Contests(HashMap<PortId, VecDeque<(Address, Instant)>, FixedState>);
@@ -348,59 +278,6 @@ mod tests {
         guard.detach(A);
         assert_eq!(guard.holder(IP), None);
         assert_eq!(guard.claim(IP, (B, MAC), Title::Open, at(0)), Claimed::Held);
-    }
-
-    #[test]
-    fn the_gateways_part_is_no_guests() {
-        let frame = |kind: u16, payload: &[u8]| [&[0; 12][..], &kind.to_be_bytes(), payload].concat();
-        let v4 = |offset: u8, payload: &[u8]| {
-            let header = [0x45, 0, 0, 60, 0, 0, 0, offset, 64, UDP, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
-            frame(0x0800, &[&header[..], payload].concat())
-        };
-        let v6 = |next: u8, payload: &[u8]| {
-            let mut header = [0; 40];
-            (header[0], header[6]) = (0x60, next);
-            frame(0x86dd, &[&header[..], payload].concat())
-        };
-        let (server, client) = ([0, 67, 0, 9, 0, 8, 0, 0], [0, 9, 0, 68, 0, 8, 0, 0]);
-        let (server6, client6) = ([2, 35, 0, 9, 0, 8, 0, 0], [0, 9, 2, 34, 0, 8, 0, 0]);
-        let fragment = |next, offset: u8| [next, 0, 0, offset, 0, 0, 0, 1];
-        for stopped in [
-            v4(0, &server),
-            v4(0, &client),
-            v4(0, &[0, 9]),
-            v6(UDP, &server6),
-            v6(UDP, &client6),
-            v6(ICMPV6, &[134, 0]),
-            v6(ICMPV6, &[137, 0]),
-            v6(ICMPV6, &[]),
-            v6(DESTINATION, &[&[ICMPV6, 0, 1, 4, 0, 0, 0, 0, 134][..]].concat()),
-            v6(HOP_BY_HOP, &[&[FRAGMENT, 0, 1, 4, 0, 0, 0, 0][..], &fragment(ICMPV6, 1), &[136]].concat()),
-            v6(FRAGMENT, &[&fragment(DESTINATION, 1)[..], &[ICMPV6, 9]].concat()),
-            v6(AUTHENTICATION, &[ICMPV6]),
-            frame(0x8100, &[0xe0, 0, 8, 0]),
-            frame(0x8100, &[0]),
-            frame(100, &[0xaa, 0xaa, 3, 0, 0, 0, 8, 6]),
-            vec![0; 13],
-        ] {
-            assert!(!may_cross(&stopped), "{stopped:?}");
-        }
-        for passed in [
-            v4(0, &[0, 68, 0, 67, 0, 8, 0, 0]),
-            v4(5, &server),
-            v6(UDP, &[2, 34, 2, 35, 0, 8, 0, 0]),
-            v6(ICMPV6, &[135, 0]),
-            v6(ICMPV6, &[128, 0]),
-            v6(FRAGMENT, &[&fragment(ICMPV6, 1)[..], &[128]].concat()),
-            v6(FRAGMENT, &[&fragment(ICMPV6, 8)[..], &[134]].concat()),
-            v6(6, &[0; 20]),
-            frame(0x8100, &[0xe0, 5, 8, 0]),
-            frame(0x0806, &[]),
-            frame(0x8035, &[]),
-            frame(38, &[0x42, 0x42, 3]),
-        ] {
-            assert!(may_cross(&passed), "{passed:?}");
-        }
     }
 
     #[test]

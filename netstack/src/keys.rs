@@ -10,14 +10,15 @@ pub(crate) struct Keys {
     /// Of hash tables.
     pub(crate) tables: u64,
     /// Of the ports of flows to guests.
-    pub(crate) ports: SipHasher13,
+    pub(crate) tcp_ports: SipHasher13,
+    pub(crate) udp_ports: SipHasher13,
 }
 
 impl Keys {
     pub(crate) fn new(seed: u128) -> Self {
         let secret = SipHasher13::new_with_keys(seed as u64, (seed >> 64) as u64);
-        let [first, second, tables, third, fourth] = [0, 1, 2, 3, 4].map(|number| secret.hash(&[number]));
-        let sequence = SipHasher13::new_with_keys(first, second);
-        Self { sequence, tables, ports: SipHasher13::new_with_keys(third, fourth) }
+        let key = |number: u8| secret.hash(&[number]);
+        let hasher = |number| SipHasher13::new_with_keys(key(number), key(number + 1));
+        Self { sequence: hasher(0), tcp_ports: hasher(2), udp_ports: hasher(4), tables: key(6) }
     }
 }

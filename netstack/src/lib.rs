@@ -11,6 +11,7 @@ mod buffer;
 mod checksum;
 mod config;
 mod counters;
+mod crossing;
 pub mod dhcp;
 pub mod dns;
 mod drop;
@@ -93,7 +94,8 @@ pub enum Event {
         /// Where it is.
         to: PortId,
     },
-    /// A guest speaks as another one that is there, or is to come: two may have been given one address. Told once between two polls.
+    /// A guest speaks as another one that is there, or is to come: two may have been given one address. Of several in a row
+    /// the first is told.
     AddressRefused {
         /// What it would speak as.
         address: Address,
@@ -521,13 +523,15 @@ impl Stack {
         if header.to != self.config.gateway_mac {
             match self.switch.destination(header.to) {
                 Destination::Port(to, _) if to == port => return Err(DropReason::NoPort),
-                Destination::Port(..) if !guard::may_cross(frame) => return Err(DropReason::GatewaysPart),
+                Destination::Port(..) if !crossing::may_cross(frame) => return Err(DropReason::GatewaysPart),
                 Destination::Port(to, mtu) => {
                     return mtu::forward(&self.config, sink, route, to, mtu, frame).map(|()| None);
                 }
                 Destination::Flood if self.switch.ports().len() == 1 => {}
                 // The gateway itself may be told, and is below.
-                Destination::Flood if !guard::may_cross(frame) => self.drops.count(DropReason::GatewaysPart),
+                Destination::Flood if !crossing::may_cross(frame) => {
+                    self.drops.count(DropReason::GatewaysPart)
+                }
                 Destination::Flood
                     if !self.limits.get_mut(&port).is_some_and(|limits| limits.flooded.allows(now)) =>
                 {

@@ -2,13 +2,13 @@
 //! May not: read from a client. Read next: `connection.rs`.
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -19,7 +19,7 @@ use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, Vso
 use super::origin::Names;
 use super::{Api, Client, Peer, Scope, connection, limit};
 use crate::config::Endpoint;
-use crate::listen::{RemoveOnDrop, failed_to_bind, tcp_listener, unix_listener};
+use crate::listen::{RemoveOnDrop, TcpAddress, failed_to_bind, tcp_listener, unix_listener};
 use crate::logging::Limited;
 use crate::text::reason;
 
@@ -83,9 +83,9 @@ impl Listener {
     }
 
     /// Where it listens, if that is TCP.
-    pub fn tcp_address(&self) -> Option<SocketAddr> {
+    pub fn tcp_address(&self) -> Option<TcpAddress> {
         match &self.socket {
-            Socket::Tcp(listener, _) => listener.local_addr().ok(),
+            Socket::Tcp(listener, _) => TcpAddress::of(SockRef::from(listener)),
             Socket::Unix(_) | Socket::Vsock(_) => None,
         }
     }

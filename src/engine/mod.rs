@@ -27,7 +27,6 @@ mod wait;
 use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
@@ -47,6 +46,7 @@ pub use readout::Counters;
 
 use crate::host::icmp::{PingId, Pings};
 use crate::host::udp::{HostUdp, Outbox};
+use crate::listen::TcpAddress;
 use crate::logging::Limited;
 use crate::notify::{Notice, Notifier};
 use crate::sys::descriptor_limit;
@@ -207,7 +207,7 @@ impl Engine {
     }
 
     /// Keeps guests from what listens at these addresses of the host.
-    pub fn keep_from_guests(&mut self, listeners: Vec<SocketAddr>) {
+    pub fn keep_from_guests(&mut self, listeners: Vec<TcpAddress>) {
         self.own = OwnListeners::new(listeners);
     }
 

@@ -1,66 +1,62 @@
 //! The daemon's own sockets on the host, which lead to whoever started it: no guest reaches them, by whatever address. Owns: where they are.
 //! Read next: `tcp.rs`, which asks before it connects.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+
+use crate::listen::TcpAddress;
 
 /// Where the daemon listens, for others than guests.
 #[derive(Debug, Default)]
-pub(super) struct OwnListeners(Vec<SocketAddr>);
+pub(super) struct OwnListeners(Vec<TcpAddress>);
 
 impl OwnListeners {
-    pub(super) fn new(all: Vec<SocketAddr>) -> Self {
+    pub(super) fn new(all: Vec<TcpAddress>) -> Self {
         Self(all)
     }
 
     /// Whether a connection to `to` would come to one of them.
     pub(super) fn are_at(&self, to: SocketAddr) -> bool {
-        let ip = to.ip().to_canonical();
-        self.0.iter().any(|own| {
-            let own_ip = own.ip().to_canonical();
-            own.port() == to.port() && (own_ip == ip || (own_ip.is_unspecified() && is_of_this_host(to)))
-        })
+        let mut near = self.0.iter().filter(|own| own.port() == to.port()).peekable();
+        near.peek().is_some() && way_to(to).is_ok_and(|from| near.any(|own| own.takes(from, to)))
     }
 }
 
-/// To an address of its own the system's way is from that very address; any other is not asked, as nothing is sent.
-fn is_of_this_host(to: SocketAddr) -> bool {
-    let ip = to.ip().to_canonical();
-    if ip.is_loopback() || ip.is_unspecified() {
-        return true;
-    }
-    let any: SocketAddr = if to.is_ipv4() {
-        (Ipv4Addr::UNSPECIFIED, 0).into()
-    } else {
-        (std::net::Ipv6Addr::UNSPECIFIED, 0).into()
-    };
-    let local = UdpSocket::bind(any).and_then(|socket| {
-        socket.connect(to)?;
-        socket.local_addr()
-    });
-    local.is_ok_and(|local| local.ip().to_canonical() == ip)
+/// The address that the system connects to `to` from. Nothing is sent for it.
+fn way_to(to: SocketAddr) -> io::Result<IpAddr> {
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect(to)?;
+    Ok(socket.local_addr()?.ip())
 }
 
 #[cfg(test)]
 mod tests {
+    use socket2::SockRef;
+    use std::net::TcpListener;
+
     use super::*;
 
     #[test]
     fn by_whatever_address() {
-        let own = |at: &str| OwnListeners::new(vec![at.parse().unwrap()]);
-        let are_at = |at: &str, to: &str| own(at).are_at(to.parse().unwrap());
-        for (at, to, expected) in [
-            ("127.0.0.1:7070", "127.0.0.1:7070", true),
-            ("127.0.0.1:7070", "127.0.0.1:7071", false),
-            ("127.0.0.1:7070", "127.0.0.2:7070", false),
-            ("127.0.0.1:7070", "192.0.2.1:7070", false),
-            ("[::1]:7070", "[::1]:7070", true),
-            ("0.0.0.0:7070", "127.0.0.1:7070", true),
-            ("0.0.0.0:7070", "127.9.9.9:7070", true),
-            ("[::]:7070", "127.0.0.1:7070", true),
-            ("[::]:7070", "[::1]:7070", true),
-            ("0.0.0.0:7070", "192.0.2.1:7070", false),
+        for (at, ip, expected) in [
+            ("127.0.0.1", "127.0.0.1", true),
+            ("127.0.0.1", "127.0.0.2", false),
+            ("127.0.0.1", "192.0.2.1", false),
+            ("::1", "::1", true),
+            ("::1", "127.0.0.1", false),
+            ("0.0.0.0", "127.0.0.1", true),
+            ("0.0.0.0", "127.9.9.9", true),
+            ("::", "127.0.0.1", true),
+            ("::", "::1", true),
+            ("0.0.0.0", "192.0.2.1", false),
         ] {
-            assert_eq!(are_at(at, to), expected, "{to} at {at}");
+            let (at, ip): (IpAddr, IpAddr) = (at.parse().unwrap(), ip.parse().unwrap());
+            let listener = TcpListener::bind((at, 0)).unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let own = OwnListeners::new(vec![TcpAddress::of(SockRef::from(&listener)).unwrap()]);
+            assert_eq!(own.are_at((ip, port).into()), expected, "{ip} at {at}");
+            assert!(!own.are_at((ip, port ^ 1).into()), "{ip} at {at}, another port");
         }
     }
 }

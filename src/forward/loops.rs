@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{SockAddr, SockRef};
 
-use crate::listen::Bound;
+use crate::listen::{Bound, TcpAddress};
 use crate::sys::peer_pid;
 
 /// How long a socket that leads back to itself is not tried again: the attempt that shows it is its next client.
@@ -36,8 +36,7 @@ struct Table {
 #[derive(Debug)]
 struct Listening {
     at: Option<SockAddr>,
-    /// IPv4 does not arrive, where `at` is all of IPv6.
-    only_v6: bool,
+    tcp: Option<TcpAddress>,
     /// The process that has listened first, of a unix socket. Two may have bound one relative name.
     pid: Option<u32>,
     /// See [`Bound::inherited`].
@@ -63,13 +62,13 @@ impl OwnSockets {
     pub(super) fn add(&self, bound: &Bound) -> OwnSocket {
         let Bound { socket, inherited, .. } = bound;
         let (at, pid) = (socket.local_addr().ok(), peer_pid(socket.as_fd()));
-        let only_v6 = socket.only_v6().unwrap_or(false);
+        let tcp = TcpAddress::of(SockRef::from(socket));
         let mut table = self.lock();
         let id = table.next;
         table.next += 1;
         table
             .sockets
-            .insert(id, Listening { at, only_v6, pid, inherited: *inherited, leads_to: None, looped: None });
+            .insert(id, Listening { at, tcp, pid, inherited: *inherited, leads_to: None, looped: None });
         OwnSocket { id, table: self.clone() }
     }
 
@@ -99,15 +98,10 @@ impl Table {
 impl Listening {
     /// Whether it is at the other end of a socket from `local` to `peer`.
     fn is_at(&self, local: &SockAddr, peer: &SockAddr) -> bool {
-        let Some(at) = &self.at else { return false };
-        if let (Some(at), Some(local), Some(peer)) = (at.as_socket(), local.as_socket(), peer.as_socket()) {
-            let [local, to] = [local, peer].map(|address| address.ip().to_canonical());
-            // From an address of this host to another of them the system takes the same, or a loopback's.
-            let is_here = to.is_loopback() || to == local;
-            let takes_all = at.ip().is_unspecified()
-                && if to.is_ipv4() { at.is_ipv4() || !self.only_v6 } else { at.is_ipv6() };
-            return at.port() == peer.port() && is_here && (takes_all || at.ip().to_canonical() == to);
+        if let (Some(at), Some(local), Some(peer)) = (self.tcp, local.as_socket(), peer.as_socket()) {
+            return at.takes(local.ip(), peer);
         }
+        let Some(at) = &self.at else { return false };
         if let (Some((_, at)), Some((cid, port))) = (at.as_vsock_address(), peer.as_vsock_address()) {
             return at == port && cid == CID_LOCAL;
         }
@@ -230,34 +224,6 @@ mod tests {
         // Another's: the same port of another address.
         let other = listening((Ipv4Addr::new(127, 0, 0, 7), port));
         assert_eq!(told(own.connected(to(&other.socket.local_addr().unwrap()).as_fd())), LEADS_ON);
-    }
-
-    /// The port of a wildcard may be that of another host's service.
-    #[test]
-    fn another_host_is_another() {
-        let at = |text: &str| SockAddr::from(text.parse::<SocketAddr>().unwrap());
-        for (own, only_v6, peer, expected) in [
-            ("[::]:80", false, "10.0.0.9:80", false),
-            ("0.0.0.0:80", false, "10.0.0.9:80", false),
-            ("0.0.0.0:80", false, "10.0.0.2:80", true),
-            ("0.0.0.0:80", false, "[::1]:80", false),
-            ("[::]:80", false, "[::ffff:10.0.0.2]:80", true),
-            ("[::]:80", false, "127.0.0.1:80", true),
-            ("[::]:80", true, "127.0.0.1:80", false),
-            ("[::]:80", true, "[::1]:80", true),
-            ("10.0.0.2:80", false, "10.0.0.2:80", true),
-            ("10.0.0.2:80", false, "10.0.0.2:81", false),
-        ] {
-            let own_socket = Listening {
-                at: Some(at(own)),
-                only_v6,
-                pid: None,
-                inherited: false,
-                leads_to: None,
-                looped: None,
-            };
-            assert_eq!(own_socket.is_at(&at("10.0.0.2:5555"), &at(peer)), expected, "{own} {only_v6} {peer}");
-        }
     }
 
     #[test]

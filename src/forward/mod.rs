@@ -17,7 +17,7 @@ mod remote;
 pub mod ssh;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +30,7 @@ use tokio::time::timeout;
 use crate::config::{Dest, SocketForward, SshDest};
 use crate::dial::{self, Dial, Place, stream};
 use crate::engine::Handle;
-use crate::listen::{self, Bound, RemoveOnDrop};
+use crate::listen::{self, Bound, RemoveOnDrop, TcpAddress};
 use crate::places::{Permit, Places};
 use crate::relay::Relays;
 use crate::ssh::{Penalties, load_key};
@@ -151,8 +151,8 @@ impl Forward {
     }
 
     /// Where it listens, if that is TCP.
-    pub fn tcp_address(&self) -> Option<SocketAddr> {
-        self.bound.socket.local_addr().ok()?.as_socket()
+    pub fn tcp_address(&self) -> Option<TcpAddress> {
+        TcpAddress::of((&self.bound.socket).into())
     }
 
     /// The socket's file, if it has one.

@@ -7,7 +7,6 @@
 
 use std::fs::File;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,14 +14,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use netstack::{Mac, PortId};
-use socket2::{Socket, Type};
+use socket2::{SockRef, Socket, Type};
 use tokio::io::Interest;
 use tokio::task::JoinSet;
 
 use super::{Framing, vfkit, vpnkit};
 use crate::config::{Address, LinkConfig};
 use crate::engine::{Attachment, Handle};
-use crate::listen::{RemoveOnDrop, as_made, tcp_listener, unix_socket};
+use crate::listen::{RemoveOnDrop, TcpAddress, as_made, tcp_listener, unix_socket};
 use crate::logging::Limited;
 use crate::notify::{Notice, Notifier};
 use crate::sys::watch;
@@ -159,9 +158,9 @@ impl Listener {
     }
 
     /// Where it listens, if that is TCP.
-    pub fn tcp_address(&self) -> Option<SocketAddr> {
+    pub fn tcp_address(&self) -> Option<TcpAddress> {
         match &self.way {
-            Way::Accept(_, socket) => socket.local_addr().ok()?.as_socket(),
+            Way::Accept(_, socket) => TcpAddress::of(SockRef::from(socket)),
             Way::Vfkit(_) | Way::Stdio(..) => None,
         }
     }

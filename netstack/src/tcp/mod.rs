@@ -28,7 +28,7 @@ pub use flow::{Abort, Flow, Phase};
 pub(crate) use window::WindowBudget;
 
 use crate::buffer::IdleMemory;
-use crate::counters::Counters;
+use crate::counters::Ports;
 use crate::ether::{self, EtherType};
 use crate::icmp::{Fault, Report};
 use crate::ipv4::{self, Route};
@@ -132,7 +132,7 @@ pub(crate) struct Table {
     budgets: HashMap<PortId, Budgets, FixedState>,
     /// Sockets of flows that ended, for new ones.
     pool: Vec<PooledSocket>,
-    counters: Counters,
+    ports: Ports,
     scratch: Vec<u8>,
     /// A guest's segment as smoltcp is to see it.
     rewritten: Vec<u8>,
@@ -165,7 +165,7 @@ impl Table {
             questions: Timers::new(),
             budgets: HashMap::with_hasher(FixedState::with_seed(keys.tables)),
             pool: Vec::new(),
-            counters: Counters::new(keys.ports),
+            ports: Ports::new(keys.tcp_ports),
             scratch: Vec::new(),
             rewritten: Vec::new(),
         }
@@ -508,7 +508,7 @@ impl Table {
         }
         let keys = &self.keys;
         let end = |port| SocketAddr::new(local, port);
-        let mut ports = self.counters.ports(guest, local, EPHEMERAL);
+        let mut ports = self.ports.of(guest, local, EPHEMERAL);
         let port = ports.find(|port| !keys.contains_key(&Key { guest, remote: end(*port) }));
         let remote = end(port.ok_or(DropReason::Flows)?);
         drop(ports);

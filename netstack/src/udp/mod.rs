@@ -13,7 +13,7 @@ use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{IpProtocol, Ipv4Packet, UdpPacket};
 
 use crate::checksum;
-use crate::counters::Counters;
+use crate::counters::{Counters, Ports};
 use crate::ether::{self, EtherType};
 use crate::icmp::{Fault, Report};
 use crate::ipv4::{self, Header, Route};
@@ -76,7 +76,7 @@ pub(crate) struct Table {
     closed: VecDeque<UdpFlowId>,
     /// Bytes held in all flows.
     held: usize,
-    counters: Counters,
+    ports: Ports,
     /// Of packets.
     idents: Counters,
     scratch: Vec<u8>,
@@ -91,8 +91,8 @@ impl Table {
             timers: Timers::new(),
             closed: VecDeque::new(),
             held: 0,
-            counters: Counters::new(keys.ports),
-            idents: Counters::new(keys.ports),
+            ports: Ports::new(keys.udp_ports),
+            idents: Counters::new(),
             scratch: Vec::new(),
         }
     }
@@ -172,7 +172,7 @@ impl Table {
     pub(crate) fn dial(&mut self, guest: SocketAddr, local: IpAddr, now: Instant) -> Option<UdpFlowId> {
         let keys = &self.keys;
         let end = |port| SocketAddr::new(local, port);
-        let mut ports = self.counters.ports(guest, local, EPHEMERAL);
+        let mut ports = self.ports.of(guest, local, EPHEMERAL);
         let remote = ports.find(|port| !keys.contains_key(&(guest, end(*port)))).map(end)?;
         drop(ports);
         Some(self.insert(guest, remote, Route::NOWHERE, Owner::Exposed(guest), now))
