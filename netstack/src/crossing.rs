@@ -1,7 +1,7 @@
 //! What no guest may say to another: the gateway's part. Who gives out addresses, and who is the router, is the gateway's to say.
 //! Owns: nothing. May not: know who has which address (`guard.rs` does). Read next: `lib.rs`, `Stack::switch_frame`.
 
-use smoltcp::wire::IpProtocol::{self, HopByHop, Icmpv6, IpSecAh, Ipv6Frag, Ipv6Opts, Ipv6Route, Udp};
+use smoltcp::wire::IpProtocol::{self, HopByHop, Icmp, Icmpv6, IpSecAh, Ipv6Frag, Ipv6Opts, Ipv6Route, Udp};
 
 use crate::dhcp;
 
@@ -9,6 +9,9 @@ use crate::dhcp;
 const DHCP_CLIENT: u16 = 68;
 const DHCPV6_SERVER: u16 = 547;
 const DHCPV6_CLIENT: u16 = 546;
+/// Types of ICMP (RFC 792, RFC 1256).
+const ICMP_REDIRECT: u8 = 5;
+const ICMP_ROUTER: u8 = 9;
 /// The mobility header (RFC 6275, 6.1).
 const MOBILITY: IpProtocol = IpProtocol::Unknown(135);
 
@@ -18,6 +21,10 @@ pub(crate) fn may_cross(frame: &[u8]) -> bool {
     let Some((kind, payload)) = frame.get(12..).and_then(|rest| rest.split_first_chunk::<2>()) else {
         return false;
     };
+    // What bridges say to each other, they keep (IEEE 802.1D, 7.12.6).
+    if matches!(frame, [0x01, 0x80, 0xc2, 0, 0, 0..=0x0f, ..]) {
+        return false;
+    }
     match (u16::from_be_bytes(*kind), payload) {
         (0x0800, packet) => ipv4_may_cross(packet),
         (0x86dd, packet) => ipv6_may_cross(packet),
@@ -33,7 +40,11 @@ fn ipv4_may_cross(packet: &[u8]) -> bool {
     let [version, _, _, _, _, _, high, low, _, protocol, ..] = packet else { return false };
     let is_first = u16::from_be_bytes([*high, *low]) & 0x1fff == 0;
     let payload = packet.get(usize::from(version & 0xf) * 4..).unwrap_or_default();
-    IpProtocol::from(*protocol) != Udp || !is_first || udp_may_cross(payload, dhcp::SERVER_PORT, DHCP_CLIENT)
+    match IpProtocol::from(*protocol) {
+        Udp => !is_first || udp_may_cross(payload, dhcp::SERVER_PORT, DHCP_CLIENT),
+        Icmp => !is_first || !matches!(payload, [] | [ICMP_REDIRECT | ICMP_ROUTER, ..]),
+        _ => true,
+    }
 }
 
 /// RFC 7113: what cannot be seen whole does not pass, nor does neighbour discovery in fragments (RFC 6980).
@@ -90,6 +101,11 @@ mod tests {
             let header = [0x45, 0, 0, 60, 0, 0, 0, offset, 64, UDP, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
             frame(0x0800, &[&header[..], payload].concat())
         };
+        let icmp = |kind: u8| {
+            let mut frame = v4(0, &[kind, 0, 0, 0]);
+            frame[23] = 1;
+            frame
+        };
         let v6 = |next: u8, payload: &[u8]| {
             let mut header = [0; 40];
             (header[0], header[6]) = (0x60, next);
@@ -102,6 +118,9 @@ mod tests {
             v4(0, &server),
             v4(0, &client),
             v4(0, &[0, 9]),
+            icmp(5),
+            icmp(9),
+            [&[0x01, 0x80, 0xc2, 0, 0, 0][..], &[0; 6], &[0, 38, 0x42, 0x42, 3]].concat(),
             v6(UDP, &server6),
             v6(UDP, &client6),
             v6(ICMPV6, &[134, 0]),
@@ -121,6 +140,8 @@ mod tests {
         for passed in [
             v4(0, &[0, 68, 0, 67, 0, 8, 0, 0]),
             v4(5, &server),
+            icmp(8),
+            icmp(3),
             v6(UDP, &[2, 34, 2, 35, 0, 8, 0, 0]),
             v6(ICMPV6, &[135, 0]),
             v6(ICMPV6, &[128, 0]),

@@ -1,11 +1,11 @@
 //! Who may speak as whom. A port is an identity: what a guest says of itself, it says for its port, and no other port may say it. Behind
 //! one port a guest may have as many addresses as it likes, and change them.
 //!
-//! An address that is free belongs to the port that speaks with it first. Who has a lease or a reservation for it, or had it before all
-//! others, gets it at once. Another port gets it when the one that has it is asked and says nothing for [`PATIENCE`]: so that what moved
-//! from one link or one guest to another is found there, and nobody takes what is in use.
+//! An address that is free becomes that of the machine that speaks with it first, by its hardware address, as if it were leased to it. Its
+//! owner, or who has a lease or a reservation for it, gets it at once wherever it is. Another one gets the use of it when the one that uses
+//! it is asked and says nothing for a second, so that what moved is found where it went; and is its owner after [`SETTLED`].
 //!
-//! Owns: which port has which IPv4 address, and who else wants an address. May not: look into a frame, know of leases.
+//! Owns: which port uses which IPv4 address, whose it is, and who else wants an address. May not: look into a frame, know of leases.
 //! Read next: `switch.rs`, which port has which hardware address; `lib.rs`, `Stack::admit`, which asks both of every frame.
 
 use core::fmt;
@@ -15,13 +15,23 @@ use std::collections::{HashMap, VecDeque};
 use foldhash::fast::FixedState;
 use smoltcp::time::{Duration, Instant};
 
+use crate::dhcp::Use;
 use crate::{Mac, PortId};
 
-/// How long the holder of an address has to answer.
+/// How long who uses an address has to answer; and where nobody could be asked, to say something.
 const PATIENCE: Duration = Duration::from_secs(1);
+const LONG_PATIENCE: Duration = Duration::from_secs(10);
+/// Who has used an address for so long owns it.
+pub(crate) const SETTLED: Duration = Duration::from_secs(300);
+/// How long an address stays that of a machine that is gone.
+const ABSENCE: Duration = Duration::from_secs(3600);
 /// Addresses of one port at most: the one that it has had for the longest makes room.
 const MAX_ADDRESSES: usize = 256;
-/// Addresses that one port may want of others at a time.
+/// Who uses more has no claim to any that it does not use; and of one that is gone so many are kept.
+pub(crate) const CROWD: usize = 8;
+/// Addresses kept of machines that are gone.
+const MAX_ABSENT: usize = 1024;
+/// Addresses that one port may want of others at a time; so it has others asked no more often than that in a second.
 const MAX_CONTESTS: usize = 16;
 
 /// What a port wants.
@@ -58,8 +68,8 @@ pub(crate) enum Title {
 pub(crate) enum Claimed {
     /// The port has the address.
     Held,
-    /// It has it now, and this one had it.
-    TakenFrom(PortId),
+    /// It has it now, and nobody had, or this port.
+    Taken(Option<PortId>),
     /// It is another's: of this port, if that uses it. `ask` says to ask there now.
     Refused { holder: Option<PortId>, ask: bool },
 }
@@ -69,20 +79,36 @@ pub(crate) struct Guard {
     claims: HashMap<Ipv4Addr, Claim, FixedState>,
     /// What each port claimed, in that order; it may have lost some.
     ports: HashMap<PortId, VecDeque<Ipv4Addr>, FixedState>,
-    pub(crate) contests: Contests,
+    /// What those had who are gone, in the order of that; some may be used by now.
+    absent: VecDeque<Ipv4Addr>,
+    contests: Contests,
     /// Changes whenever what was found before may hold no more.
-    epoch: u32,
+    epoch: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Claim {
-    port: PortId,
+    /// Where it is used. Nowhere, when that is gone.
+    port: Option<PortId>,
     /// Which hardware address was last found to use it.
     mac: Mac,
-    /// Who had it before all others, and may have it back.
-    first: PortId,
-    /// When it was last used, since somebody else began to want it.
+    /// Whose it is, if nobody else has used it for long.
+    owner: Mac,
+    /// Since when it is used there.
+    since: Instant,
+    /// When it was last used, since somebody else began to want it; or when its user went.
     seen: Instant,
+}
+
+impl Claim {
+    /// Whose it is by now.
+    fn owner(&self, now: Instant) -> Option<Mac> {
+        match self.port {
+            Some(_) if now >= self.since + SETTLED => Some(self.mac),
+            None if now >= self.seen + ABSENCE => None,
+            _ => Some(self.owner),
+        }
+    }
 }
 
 impl Guard {
@@ -91,136 +117,197 @@ impl Guard {
         Self {
             claims: HashMap::with_hasher(hasher()),
             ports: HashMap::with_hasher(hasher()),
-            contests: Contests(HashMap::with_hasher(hasher())),
-            epoch: 0,
+            absent: VecDeque::new(),
+            contests: Contests(Vec::new()),
+            epoch: 1,
         }
     }
 
     /// What [`Claimed::Held`] said holds as long as this stays the same.
-    pub(crate) fn epoch(&self) -> u32 {
+    pub(crate) fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// A guest behind `port` speaks as `ip`, from `mac`.
+    /// A guest behind `port` speaks as `ip`, from `mac`. `port_of` says where a hardware address is.
     pub(crate) fn claim(
         &mut self,
         ip: Ipv4Addr,
         (port, mac): (PortId, Mac),
         title: Title,
+        port_of: impl Fn(Mac) -> Option<PortId>,
         now: Instant,
     ) -> Claimed {
         let Some(claim) = self.claims.get_mut(&ip) else {
             if title == Title::Anothers {
                 return Claimed::Refused { holder: None, ask: false };
             }
-            self.give(ip, Claim { port, mac, first: port, seen: now });
-            return Claimed::Held;
+            self.give(ip, port, Claim { port: Some(port), mac, owner: mac, since: now, seen: now });
+            return Claimed::Taken(None);
         };
-        if claim.port == port {
+        if claim.port == Some(port) {
             (claim.mac, claim.seen) = (mac, now);
             return Claimed::Held;
         }
-        let holder = claim.port;
-        let refused = |ask| Claimed::Refused { holder: Some(holder), ask };
-        let first = match title {
-            Title::Own => port,
-            Title::Anothers => return refused(false),
-            Title::Open if claim.first == port => port,
-            Title::Open => match self.contests.judge(Address::Ip(ip), port, claim.seen, now) {
-                Contest::Won => claim.first,
-                Contest::Open => return refused(false),
-                Contest::Begun => {
-                    // From now on its use is noted.
-                    self.epoch = self.epoch.wrapping_add(1);
-                    return refused(true);
-                }
-            },
+        let (from, owner) = (claim.port, claim.owner(now));
+        let owner = match title {
+            Title::Own => mac,
+            Title::Anothers => return Claimed::Refused { holder: from, ask: false },
+            Title::Open if owner.and_then(port_of) == Some(port) => mac,
+            Title::Open if from.is_none() => owner.unwrap_or(mac),
+            Title::Open => {
+                let ask = self.contests.begin(Address::Ip(ip), (port, mac), PATIENCE, now);
+                // From now on its use is noted.
+                self.epoch += u64::from(ask);
+                return Claimed::Refused { holder: from, ask };
+            }
         };
-        self.give(ip, Claim { port, mac, first, seen: now });
-        Claimed::TakenFrom(holder)
+        self.give(ip, port, Claim { port: Some(port), mac, owner, since: now, seen: now });
+        Claimed::Taken(from)
+    }
+
+    /// `mac` behind `by` wants to speak as another one, which can be asked or not. Whether it is to be asked now.
+    pub(crate) fn want(&mut self, mac: Mac, by: PortId, can_be_asked: bool, now: Instant) -> bool {
+        let patience = if can_be_asked { PATIENCE } else { LONG_PATIENCE };
+        self.contests.begin(Address::Hardware(mac), (by, mac), patience, now)
+    }
+
+    /// The next contest whose time is over, until there is none: see [`Self::settle`].
+    pub(crate) fn poll_contest(&mut self, now: Instant) -> Option<Contest> {
+        self.contests.poll(now)
+    }
+
+    /// When [`Self::poll_contest`] has the next one.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.contests.0.iter().map(|contest| contest.until).min()
+    }
+
+    /// Gives the address to who wanted it, if who had it said nothing: that port comes back.
+    pub(crate) fn settle(&mut self, ip: Ipv4Addr, contest: &Contest, now: Instant) -> Option<PortId> {
+        let claim = *self.claims.get(&ip)?;
+        let from = claim.port.filter(|from| *from != contest.by && claim.seen < contest.since)?;
+        let owner = if self.count(from) > CROWD { Some(contest.mac) } else { claim.owner(now) };
+        let (by, mac) = (contest.by, contest.mac);
+        let owner = owner.unwrap_or(mac);
+        self.give(ip, by, Claim { port: Some(by), mac, owner, since: now, seen: now });
+        Some(from)
     }
 
     /// The port that speaks as `ip`.
     pub(crate) fn holder(&self, ip: Ipv4Addr) -> Option<PortId> {
-        self.claims.get(&ip).map(|claim| claim.port)
+        self.claims.get(&ip).and_then(|claim| claim.port)
+    }
+
+    /// Whose `ip` is, with a lease or without.
+    pub(crate) fn owner(&self, ip: Ipv4Addr, now: Instant) -> Option<Mac> {
+        self.claims.get(&ip).and_then(|claim| claim.owner(now))
+    }
+
+    /// What somebody else than who is behind `port` has of `ip`.
+    pub(crate) fn use_of(
+        &self,
+        ip: Ipv4Addr,
+        port: PortId,
+        port_of: impl Fn(Mac) -> Option<PortId>,
+        now: Instant,
+    ) -> Use {
+        let Some(claim) = self.claims.get(&ip) else { return Use::None };
+        let Some(owner) = claim.owner(now) else { return Use::None };
+        match port_of(owner).or(claim.port) {
+            Some(holder) if holder == port => Use::None,
+            Some(holder) => Use::By(self.count(holder)),
+            None => Use::Kept,
+        }
     }
 
     /// What `mac` behind `port` speaks as.
     pub(crate) fn addresses(&self, port: PortId, mac: Mac) -> impl Iterator<Item = Ipv4Addr> + '_ {
-        let own = move |ip: &Ipv4Addr| {
-            self.claims.get(ip).is_some_and(|claim| claim.port == port && claim.mac == mac)
-        };
-        self.ports.get(&port).into_iter().flatten().copied().filter(own)
+        let own = move |claim: &Claim| claim.port == Some(port) && claim.mac == mac;
+        let all = self.ports.get(&port).into_iter().flatten().copied();
+        all.filter(move |ip| self.claims.get(ip).is_some_and(own))
     }
 
-    /// How many addresses the port has, or has lost, that speaks as `ip`, if that is another than `port`.
-    pub(crate) fn crowd(&self, ip: Ipv4Addr, port: PortId) -> usize {
-        let holder = self.holder(ip).filter(|holder| *holder != port);
-        holder.and_then(|holder| self.ports.get(&holder)).map_or(0, VecDeque::len)
+    /// How many addresses the port speaks as.
+    pub(crate) fn count(&self, port: PortId) -> usize {
+        let all = self.ports.get(&port).into_iter().flatten();
+        all.filter(|ip| self.holder(**ip) == Some(port)).count()
     }
 
-    pub(crate) fn detach(&mut self, port: PortId) {
-        self.ports.remove(&port);
-        self.contests.0.remove(&port);
-        self.claims.retain(|_, claim| claim.port != port);
-        for claim in self.claims.values_mut().filter(|claim| claim.first == port) {
-            claim.first = claim.port;
+    pub(crate) fn detach(&mut self, port: PortId, now: Instant) {
+        self.contests.0.retain(|contest| contest.by != port);
+        let mut kept = 0;
+        for ip in self.ports.remove(&port).into_iter().flatten() {
+            let Some(claim) = self.claims.get_mut(&ip).filter(|claim| claim.port == Some(port)) else {
+                continue;
+            };
+            claim.owner = claim.owner(now).unwrap_or(claim.mac);
+            (claim.port, claim.seen) = (None, now);
+            kept += 1;
+            match kept <= CROWD {
+                true => self.absent.push_back(ip),
+                false => drop(self.claims.remove(&ip)),
+            }
+        }
+        while self.absent.len() > MAX_ABSENT {
+            let Some(ip) = self.absent.pop_front() else { break };
+            if self.claims.get(&ip).is_some_and(|claim| claim.port.is_none()) {
+                self.claims.remove(&ip);
+            }
         }
     }
 
-    fn give(&mut self, ip: Ipv4Addr, claim: Claim) {
-        let order = self.ports.entry(claim.port).or_default();
+    fn give(&mut self, ip: Ipv4Addr, port: PortId, claim: Claim) {
+        self.epoch += 1;
+        self.claims.insert(ip, claim);
+        let order = self.ports.entry(port).or_default();
+        if order.contains(&ip) {
+            return;
+        }
         order.push_back(ip);
         let oldest = if order.len() > MAX_ADDRESSES { order.pop_front() } else { None };
         if let Some(oldest) = oldest
-            && oldest != ip
-            && self.claims.get(&oldest).is_some_and(|lost| lost.port == claim.port)
+            && self.holder(oldest) == Some(port)
         {
             self.claims.remove(&oldest);
-        }
-        if self.claims.insert(ip, claim).is_some() || oldest.is_some() {
-            self.epoch = self.epoch.wrapping_add(1);
         }
     }
 }
 
 /// Addresses that ports want of others.
 #[derive(Debug)]
-pub(crate) struct Contests(HashMap<PortId, VecDeque<(Address, Instant)>, FixedState>);
+struct Contests(Vec<Contest>);
 
-/// How one stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Contest {
-    /// The holder is to be asked now.
-    Begun,
-    /// The holder was asked, and has time to answer.
-    Open,
-    /// The holder said nothing.
-    Won,
+/// One of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Contest {
+    pub(crate) address: Address,
+    pub(crate) by: PortId,
+    /// Who wants it.
+    pub(crate) mac: Mac,
+    /// Whoever has it and was not heard since then has it no more.
+    pub(crate) since: Instant,
+    until: Instant,
 }
 
 impl Contests {
-    /// The port `by` speaks with `address`, whose holder was last heard with it at `seen`.
-    pub(crate) fn judge(&mut self, address: Address, by: PortId, seen: Instant, now: Instant) -> Contest {
-        let wanted = self.0.entry(by).or_default();
-        let Some(at) = wanted.iter().position(|(wanted, _)| *wanted == address) else {
-            if wanted.len() >= MAX_CONTESTS {
-                wanted.pop_front();
-            }
-            wanted.push_back((address, now));
-            return Contest::Begun;
-        };
-        match wanted.get_mut(at) {
-            Some((_, since)) if now < *since + PATIENCE => Contest::Open,
-            Some((_, since)) if seen >= *since => {
-                *since = now;
-                Contest::Begun
-            }
-            _ => {
-                wanted.remove(at);
-                Contest::Won
-            }
+    /// Whether it is a new one.
+    fn begin(
+        &mut self,
+        address: Address,
+        (by, mac): (PortId, Mac),
+        patience: Duration,
+        now: Instant,
+    ) -> bool {
+        let mut own = self.0.iter().filter(|contest| contest.by == by);
+        let is_new = own.clone().count() < MAX_CONTESTS && own.all(|contest| contest.address != address);
+        if is_new {
+            self.0.push(Contest { address, by, mac, since: now, until: now + patience });
         }
+        is_new
+    }
+
+    fn poll(&mut self, now: Instant) -> Option<Contest> {
+        let at = self.0.iter().position(|contest| contest.until <= now)?;
+        Some(self.0.swap_remove(at))
     }
 }
 
@@ -229,7 +316,6 @@ mod tests {
     use super::*;
 
     const IP: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 9);
-    const MAC: Mac = Mac([2; 6]);
     const A: PortId = PortId(0);
     const B: PortId = PortId(1);
     const C: PortId = PortId(2);
@@ -238,61 +324,124 @@ mod tests {
         Instant::from_millis(milliseconds)
     }
 
+    /// Each port has one machine.
+    fn mac(port: PortId) -> Mac {
+        Mac([2, 0, 0, 0, 0, port.0 as u8])
+    }
+
+    fn port_of(mac: Mac) -> Option<PortId> {
+        Some(PortId(mac.0[5].into()))
+    }
+
+    fn claim(guard: &mut Guard, ip: Ipv4Addr, port: PortId, title: Title, now: Instant) -> Claimed {
+        guard.claim(ip, (port, mac(port)), title, port_of, now)
+    }
+
+    /// Who loses which address.
+    fn settle(guard: &mut Guard, now: Instant) -> Vec<(Address, Option<PortId>)> {
+        let mut all = Vec::new();
+        while let Some(contest) = guard.poll_contest(now) {
+            let Address::Ip(ip) = contest.address else { panic!("{contest:?}") };
+            all.push((contest.address, guard.settle(ip, &contest, now)));
+        }
+        all
+    }
+
     fn refused(holder: PortId, ask: bool) -> Claimed {
         Claimed::Refused { holder: Some(holder), ask }
     }
 
+    fn lost(from: Option<PortId>) -> Vec<(Address, Option<PortId>)> {
+        vec![(Address::Ip(IP), from)]
+    }
+
     #[test]
-    fn who_speaks_keeps_an_address_and_who_is_silent_loses_it() {
+    fn who_speaks_keeps_an_address_and_who_is_silent_loses_its_use() {
         let mut guard = Guard::new(1);
-        assert_eq!(guard.claim(IP, (A, MAC), Title::Open, at(0)), Claimed::Held);
+        assert_eq!(claim(&mut guard, IP, A, Title::Open, at(0)), Claimed::Taken(None));
+        assert_eq!(claim(&mut guard, IP, A, Title::Open, at(1)), Claimed::Held);
         let epoch = guard.epoch();
-        assert_eq!(guard.claim(IP, (B, MAC), Title::Open, at(5000)), refused(A, true));
+        assert_eq!(claim(&mut guard, IP, B, Title::Open, at(5000)), refused(A, true));
         assert_ne!(guard.epoch(), epoch, "what it says from now on counts");
-        assert_eq!(guard.claim(IP, (B, MAC), Title::Open, at(5500)), refused(A, false));
-        assert_eq!(guard.claim(IP, (A, MAC), Title::Open, at(5600)), Claimed::Held);
-        assert_eq!(guard.claim(IP, (B, MAC), Title::Open, at(6000)), refused(A, true), "it was heard");
-        assert_eq!(guard.claim(IP, (B, MAC), Title::Open, at(6999)), refused(A, false));
-        assert_eq!(guard.claim(IP, (B, MAC), Title::Open, at(7000)), Claimed::TakenFrom(A));
-        assert_eq!(guard.claim(IP, (B, MAC), Title::Open, at(7100)), Claimed::Held);
-        assert_eq!(guard.claim(IP, (C, MAC), Title::Open, at(7200)), refused(B, true));
-        assert_eq!(
-            guard.claim(IP, (A, MAC), Title::Open, at(7300)),
-            Claimed::TakenFrom(B),
-            "it had it first"
-        );
+        assert_eq!(claim(&mut guard, IP, B, Title::Open, at(5500)), refused(A, false));
+        assert_eq!(claim(&mut guard, IP, A, Title::Open, at(5600)), Claimed::Held);
+        assert_eq!(settle(&mut guard, at(5999)), []);
+        assert_eq!(settle(&mut guard, at(6000)), lost(None), "it was heard");
+        assert_eq!(claim(&mut guard, IP, B, Title::Open, at(6000)), refused(A, true));
+        assert_eq!(guard.poll_timeout(), Some(at(7000)));
+        assert_eq!(settle(&mut guard, at(7000)), lost(Some(A)));
+        assert_eq!(claim(&mut guard, IP, B, Title::Open, at(7100)), Claimed::Held);
+        assert_eq!(claim(&mut guard, IP, C, Title::Open, at(7200)), refused(B, true));
+        assert_eq!(claim(&mut guard, IP, A, Title::Open, at(7300)), Claimed::Taken(Some(B)), "it is its own");
+        assert_eq!(claim(&mut guard, IP, A, Title::Open, at(7300)), Claimed::Held);
+    }
+
+    #[test]
+    fn use_makes_an_owner() {
+        let mut guard = Guard::new(1);
+        claim(&mut guard, IP, A, Title::Open, at(0));
+        claim(&mut guard, IP, B, Title::Open, at(0));
+        assert_eq!(settle(&mut guard, at(1000)), lost(None), "it spoke at that very moment");
+        claim(&mut guard, IP, B, Title::Open, at(2000));
+        assert_eq!(settle(&mut guard, at(3000)), lost(Some(A)));
+        let settled = at(3000) + SETTLED;
+        assert_eq!((guard.owner(IP, at(4000)), guard.owner(IP, settled)), (Some(mac(A)), Some(mac(B))));
+        assert_eq!(claim(&mut guard, IP, A, Title::Open, settled), refused(B, true));
+    }
+
+    #[test]
+    fn who_is_gone_has_it_back() {
+        let mut guard = Guard::new(1);
+        claim(&mut guard, IP, A, Title::Open, at(0));
+        guard.detach(A, at(0));
+        assert_eq!((guard.holder(IP), guard.owner(IP, at(0))), (None, Some(mac(A))));
+        assert_eq!(claim(&mut guard, IP, B, Title::Open, at(1000)), Claimed::Taken(None), "nobody uses it");
+        assert_eq!(claim(&mut guard, IP, A, Title::Open, at(2000)), Claimed::Taken(Some(B)));
+        guard.detach(A, at(2000));
+        let late = at(2000) + ABSENCE;
+        assert_eq!(guard.owner(IP, late), None);
+        claim(&mut guard, IP, B, Title::Open, late);
+        assert_eq!(claim(&mut guard, IP, A, Title::Open, late), refused(B, true));
+        for port in 3..3000 {
+            let ip = Ipv4Addr::from_bits(0x0a00_0000 + port);
+            claim(&mut guard, ip, PortId(port), Title::Open, at(0));
+            guard.detach(PortId(port), at(0));
+        }
+        assert!(guard.claims.len() <= MAX_ABSENT + 1 && guard.absent.len() <= MAX_ABSENT);
     }
 
     #[test]
     fn a_title_decides() {
         let mut guard = Guard::new(1);
-        assert_eq!(
-            guard.claim(IP, (B, MAC), Title::Anothers, at(0)),
-            Claimed::Refused { holder: None, ask: false }
-        );
-        assert_eq!(guard.claim(IP, (B, MAC), Title::Open, at(0)), Claimed::Held);
-        assert_eq!(guard.claim(IP, (A, MAC), Title::Own, at(0)), Claimed::TakenFrom(B));
+        let nobody = Claimed::Refused { holder: None, ask: false };
+        assert_eq!(claim(&mut guard, IP, B, Title::Anothers, at(0)), nobody);
+        assert_eq!(claim(&mut guard, IP, B, Title::Open, at(0)), Claimed::Taken(None));
+        assert_eq!(claim(&mut guard, IP, A, Title::Own, at(0)), Claimed::Taken(Some(B)));
         for time in [0, 10_000, 20_000] {
-            assert_eq!(guard.claim(IP, (B, MAC), Title::Anothers, at(time)), refused(A, false));
+            assert_eq!(claim(&mut guard, IP, B, Title::Anothers, at(time)), refused(A, false));
         }
-        guard.detach(A);
+        guard.detach(A, at(20_000));
         assert_eq!(guard.holder(IP), None);
-        assert_eq!(guard.claim(IP, (B, MAC), Title::Open, at(0)), Claimed::Held);
+        assert_eq!(claim(&mut guard, IP, B, Title::Open, at(20_000)), Claimed::Taken(None));
     }
 
     #[test]
     fn a_port_has_so_many_and_no_more() {
         let mut guard = Guard::new(1);
         let ip = |number: usize| Ipv4Addr::from_bits(0x0a00_0000 + number as u32);
-        assert_eq!(guard.claim(IP, (A, MAC), Title::Open, at(0)), Claimed::Held);
+        assert_eq!(claim(&mut guard, IP, A, Title::Open, at(0)), Claimed::Taken(None));
         for number in 0..3 * MAX_ADDRESSES {
-            assert_eq!(guard.claim(ip(number), (B, MAC), Title::Open, at(0)), Claimed::Held);
+            assert_eq!(claim(&mut guard, ip(number), B, Title::Open, at(0)), Claimed::Taken(None));
         }
-        assert_eq!(guard.addresses(B, MAC).count(), MAX_ADDRESSES);
+        assert_eq!((guard.count(B), guard.addresses(B, mac(B)).count()), (MAX_ADDRESSES, MAX_ADDRESSES));
         assert_eq!((guard.claims.len(), guard.holder(IP)), (MAX_ADDRESSES + 1, Some(A)));
-        for number in 0..3 * MAX_ADDRESSES {
-            let _ = guard.claim(ip(number), (A, MAC), Title::Open, at(0));
-        }
-        assert!(guard.contests.0.values().all(|wanted| wanted.len() <= MAX_CONTESTS));
+        let asked = (0..3 * MAX_ADDRESSES)
+            .filter(|number| claim(&mut guard, ip(*number), A, Title::Open, at(1)) == refused(B, true))
+            .count();
+        assert_eq!((asked, guard.contests.0.len()), (MAX_CONTESTS, MAX_CONTESTS));
+        // Who has claimed everything owns nothing that it does not use.
+        settle(&mut guard, at(1001));
+        let taken = ip(3 * MAX_ADDRESSES - MAX_ADDRESSES);
+        assert_eq!(guard.owner(taken, at(1001)), Some(mac(A)));
     }
 }

@@ -232,11 +232,11 @@ impl Stack {
         port
     }
 
-    /// The port is gone: its flows end, its addresses are forgotten, leases stay.
-    pub fn detach_port(&mut self, port: PortId) {
+    /// The port is gone: its flows end, its hardware addresses are forgotten; leases stay, and some of what its machines spoke as is kept for
+    /// them.
+    pub fn detach_port(&mut self, port: PortId, now: Instant) {
         self.events.extend(self.switch.detach(port).map(Event::AddressLost));
-        self.guard.detach(port);
-        self.dhcp.detach(port);
+        self.guard.detach(port, now);
         self.neighbours.detach(port);
         self.tcp.detach(port);
         self.udp.detach(port);
@@ -285,6 +285,9 @@ impl Stack {
                 Due::Failed(flows) => flows.into_iter().for_each(|flow| self.resolved(flow, None, now, sink)),
             }
         }
+        while let Some(contest) = self.guard.poll_contest(now) {
+            self.settle(&contest, now, sink);
+        }
     }
 
     /// The port's batch has room again.
@@ -314,7 +317,8 @@ impl Stack {
 
     /// When to call [`handle_timeout`](Self::handle_timeout), if at all.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        earlier(earlier(self.tcp.poll_timeout(), self.udp.poll_timeout()), self.neighbours.poll_timeout())
+        let flows = earlier(self.tcp.poll_timeout(), self.udp.poll_timeout());
+        earlier(flows, earlier(self.neighbours.poll_timeout(), self.guard.poll_timeout()))
     }
 
     /// A TCP flow.
@@ -515,7 +519,12 @@ impl Stack {
         if header.from.is_group() || header.from == self.config.gateway_mac {
             return Err(DropReason::BadSource);
         }
-        self.admit(port, &header, payload, now, sink)?;
+        if let Err(reason) = self.admit(port, &header, payload, now, sink) {
+            if reason == DropReason::Claimed {
+                self.hear_refused(port, &header, payload, now, sink);
+            }
+            return Err(reason);
+        }
         if payload.len() > usize::from(self.config.assumed_mtu) {
             self.switch.shown(header.from, mtu::shown(&header, payload));
         }
@@ -621,16 +630,7 @@ impl Stack {
             if self.is_gateway(sender) || mac == self.config.gateway_mac || is_anothers {
                 return Err(DropReason::Claimed);
             }
-            // Of another's address: whoever is about to use it would take a second one who asks for a conflict (RFC 5227 2.1.1), and answers
-            // nobody yet.
-            if sender.is_unspecified()
-                && self.title(message.target, port, now) == Title::Anothers
-                && let Some((owner, _)) = self.dhcp.owner(message.target, since_start(now))
-            {
-                arp::send(sink, port, ArpOperation::Reply, (message.target, owner), message.sender)?;
-                return Err(DropReason::Claimed);
-            }
-            ip = sender;
+            ip = if sender.is_unspecified() { self.probed(port, &message, now, sink)? } else { sender };
         }
         // Who has none yet asks for one, or whether it is free; and others than IPv4's are nobody's.
         if ip.is_unspecified() {
@@ -657,22 +657,13 @@ impl Stack {
                 return Ok(());
             }
             Learned::Moved(from) => from,
-            Learned::Elsewhere { holder, seen, is_open } => {
-                let contest = match is_open {
-                    true => self.guard.contests.judge(address, port, seen, now),
-                    false => Contest::Open,
-                };
-                if contest != Contest::Won {
-                    if contest == Contest::Begun {
-                        let asked: Vec<Ipv4Addr> =
-                            self.guard.addresses(holder, mac).take(MAX_ASKED).collect();
-                        asked.into_iter().for_each(|ip| self.ask_port(ip, holder, sink));
-                    }
-                    self.refuse(address, port, Some(holder));
-                    return Err(DropReason::Claimed);
+            Learned::Elsewhere { holder, is_open } => {
+                let asked: Vec<Ipv4Addr> = self.guard.addresses(holder, mac).take(MAX_ASKED).collect();
+                if is_open && self.guard.want(mac, port, !asked.is_empty(), now) {
+                    asked.into_iter().for_each(|ip| self.ask_port(ip, holder, sink));
                 }
-                self.switch.take(mac, port, now);
-                holder
+                self.refuse(address, port, Some(holder));
+                return Err(DropReason::Claimed);
             }
         };
         self.events.push_back(Event::AddressMoved { address, from, to: port });
@@ -698,14 +689,11 @@ impl Stack {
         if !nat::in_subnet(self.config.subnet, ip) {
             return Ok(());
         }
-        match self.guard.claim(ip, (port, mac), self.title(ip, port, now), now) {
+        let title = self.title(ip, port, now);
+        let switch = &self.switch;
+        match self.guard.claim(ip, (port, mac), title, |mac| switch.port_of(mac), now) {
             Claimed::Held => {}
-            Claimed::TakenFrom(from) => {
-                self.neighbours.forget(ip);
-                self.tcp.forget_guest(ip, port);
-                self.udp.forget_guest(ip, port);
-                self.events.push_back(Event::AddressMoved { address: Address::Ip(ip), from, to: port });
-            }
+            Claimed::Taken(from) => self.moved(ip, from, port),
             Claimed::Refused { holder, ask } => {
                 if let Some(holder) = holder.filter(|_| ask) {
                     self.ask_port(ip, holder, sink);
@@ -718,14 +706,106 @@ impl Stack {
         Ok(())
     }
 
-    /// What reservations and leases say about `ip` behind `port`. The one machine of a network that never had two at a time may have
-    /// been given the reserved address by hand.
+    /// Another port than before has `ip`: nothing leads to the old one any more.
+    fn moved(&mut self, ip: Ipv4Addr, from: Option<PortId>, to: PortId) {
+        if self.switch.ports().len() > 1 {
+            self.neighbours.forget(ip);
+            self.tcp.forget_guest(ip, to);
+            self.udp.forget_guest(ip, to);
+        }
+        self.events.extend(from.map(|from| Event::AddressMoved { address: Address::Ip(ip), from, to }));
+    }
+
+    /// Who had an address that another one wants has had its time: if it said nothing, the other has it.
+    fn settle(&mut self, contest: &Contest, now: Instant, sink: &mut impl FrameSink) {
+        let Contest { address, by, mac, .. } = *contest;
+        match address {
+            Address::Hardware(_) => {
+                let unheard = |holder: &PortId| {
+                    *holder != by && self.switch.seen(mac).is_some_and(|seen| seen < contest.since)
+                };
+                if let Some(from) = self.switch.port_of(mac).filter(unheard) {
+                    self.switch.take(mac, by, now);
+                    self.events.push_back(Event::AddressMoved { address, from, to: by });
+                }
+            }
+            Address::Ip(ip) if self.title(ip, by, now) == Title::Anothers => {}
+            Address::Ip(ip) => {
+                let Some(from) = self.guard.settle(ip, contest, now) else { return };
+                self.moved(ip, Some(from), by);
+                // Whoever has it told others so at once, who did not hear it.
+                let others: Vec<PortId> =
+                    self.switch.ports().iter().copied().filter(|port| *port != by).collect();
+                for port in others {
+                    let told = arp::send(sink, port, ArpOperation::Request, (ip, mac), (ip, Mac::BROADCAST));
+                    if let Err(reason) = told {
+                        self.drops.count(reason);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Somebody without an address asks whether one is free (RFC 5227 2.1): the one that it speaks as by that, if any.
+    fn probed(
+        &mut self,
+        port: PortId,
+        message: &arp::Message,
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) -> Result<Ipv4Addr, DropReason> {
+        let ip = message.target;
+        // Of another's: whoever is about to use it would take a second one who asks for a conflict, and answers nobody yet.
+        if self.title(ip, port, now) == Title::Anothers
+            && let Some((owner, _)) = self.dhcp.owner(ip, since_start(now))
+        {
+            arp::send(sink, port, ArpOperation::Reply, (ip, owner), message.sender)?;
+            return Err(DropReason::Claimed);
+        }
+        // If nobody has it, nobody is to say so from now on.
+        let is_free = message.operation == ArpOperation::Request
+            && self.guard.owner(ip, now).is_none()
+            && nat::in_subnet(self.config.subnet, ip)
+            && !self.is_gateway(ip);
+        Ok(if is_free { ip } else { Ipv4Addr::UNSPECIFIED })
+    }
+
+    /// Of what comes from an address that is another's one thing is heard, by the DHCP server: that the sender believes to have it, and is to
+    /// hear that it has not.
+    fn hear_refused(
+        &mut self,
+        port: PortId,
+        header: &ether::Header,
+        payload: &[u8],
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) {
+        let Ok(packet) = Ipv4Packet::new_checked(payload) else { return };
+        let is_here = header.ether_type == Some(EtherType::Ipv4)
+            && self.switch.port_of(header.from) == Some(port)
+            && (self.is_gateway(packet.dst_addr()) || packet.dst_addr().is_broadcast());
+        let is_whole = !packet.more_frags() && packet.frag_offset() == 0;
+        if !is_here || !is_whole || packet.next_header() != IpProtocol::Udp {
+            return;
+        }
+        let Ok(datagram) = UdpPacket::new_checked(packet.payload()) else { return };
+        if datagram.dst_port() == dhcp::SERVER_PORT {
+            let route = Route { port, from: self.config.gateway_mac, to: header.from };
+            let source = SocketAddrV4::new(packet.src_addr(), datagram.src_port());
+            let _ = self.handle_dhcp(route, source, datagram.payload(), now, sink);
+        }
+    }
+
+    /// What reservations and leases say about `ip` behind `port`. A reserved address of a machine that is not there may have been given by
+    /// hand to one that was alone then.
     fn title(&self, ip: Ipv4Addr, port: PortId, now: Instant) -> Title {
         let Some((mac, is_reserved)) = self.dhcp.owner(ip, since_start(now)) else { return Title::Open };
         match self.switch.port_of(mac) {
             Some(owner) if owner == port => Title::Own,
             Some(_) => Title::Anothers,
-            None if is_reserved && self.switch.is_shared() => Title::Anothers,
+            None if is_reserved && self.switch.is_shared() && self.guard.owner(ip, now).is_none() => {
+                Title::Anothers
+            }
             None => Title::Open,
         }
     }
@@ -950,8 +1030,9 @@ impl Stack {
         let asker = dhcp::Asker {
             port: route.port,
             source,
-            is_anothers: &|client| switch.port_of(client).is_some_and(|holder| holder != route.port),
-            crowd: &|ip| guard.crowd(ip, route.port),
+            count: guard.count(route.port),
+            port_of: &|client| switch.port_of(client),
+            use_of: &|ip| guard.use_of(ip, route.port, |mac| switch.port_of(mac), now),
         };
         let reply = self.dhcp.handle_message(message, &asker, since_start(now), &mut out);
         let sent = match reply {

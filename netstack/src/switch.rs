@@ -8,6 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use foldhash::fast::FixedState;
 use smoltcp::time::Instant;
 
+use crate::guard::SETTLED;
 use crate::{Mac, PortId};
 
 /// Addresses remembered of a port: a guest can invent them. The one that was learned first makes room, but that of its first frame.
@@ -31,15 +32,15 @@ pub(crate) enum Learned {
     New(Option<Mac>),
     /// It was behind this port, and its own guest is here.
     Moved(PortId),
-    /// It is behind this port, and was seen there then. `is_open` says that it may have moved.
-    Elsewhere { holder: PortId, seen: Instant, is_open: bool },
+    /// It is behind this port. `is_open` says that it may have moved.
+    Elsewhere { holder: PortId, is_open: bool },
 }
 
 #[derive(Debug)]
 pub(crate) struct Switch {
     ports: Vec<PortId>,
     next_port: u32,
-    /// There were several ports at a time.
+    /// Several machines have spoken.
     is_shared: bool,
     addresses: HashMap<Mac, Entry, FixedState>,
     /// What is behind each port.
@@ -50,13 +51,14 @@ pub(crate) struct Switch {
 #[derive(Debug)]
 struct Entry {
     port: PortId,
-    /// Which port had it before all others, and may have it back.
+    /// Which port had it before all others, and may have it back, until it has been elsewhere for [`SETTLED`].
     first: PortId,
     mtu: u16,
-    /// When a frame came from it.
+    /// Since when it is there, and when a frame came from it.
+    since: Instant,
     seen: Instant,
     /// What it was last found to speak as, and in which epoch of the guard.
-    speaks_as: (Ipv4Addr, u32),
+    speaks_as: (Ipv4Addr, u64),
 }
 
 #[derive(Debug, Default)]
@@ -79,7 +81,6 @@ impl Switch {
         let port = PortId(self.next_port);
         self.next_port += 1;
         self.ports.push(port);
-        self.is_shared |= self.ports.len() > 1;
         port
     }
 
@@ -100,7 +101,7 @@ impl Switch {
         &self.ports
     }
 
-    /// Whether there were ever several ports at a time.
+    /// Whether several machines have spoken at a time, each behind a port of its own.
     pub(crate) fn is_shared(&self) -> bool {
         self.is_shared
     }
@@ -112,7 +113,7 @@ impl Switch {
         source: Mac,
         port: PortId,
         ip: Ipv4Addr,
-        epoch: u32,
+        epoch: u64,
         now: Instant,
     ) -> bool {
         let Some(known) = self.addresses.get_mut(&source).filter(|known| known.port == port) else {
@@ -128,18 +129,19 @@ impl Switch {
             known.seen = now;
             return Learned::Known;
         }
-        let sources = self.sources.entry(port).or_default();
-        let is_own = *sources.own.get_or_insert(source) == source;
         let Some(known) = self.addresses.get(&source) else {
             return Learned::New(self.put(source, port, port, now));
         };
-        let (holder, first, seen) = (known.port, known.first, known.seen);
+        let own = self.sources.get(&port).and_then(|sources| sources.own);
+        let is_own = own.is_none_or(|own| own == source);
+        let holder = known.port;
+        let first = if now < known.since + SETTLED { known.first } else { holder };
         let is_holders_own = self.sources.get(&holder).is_some_and(|sources| sources.own == Some(source));
         match (is_own, is_holders_own) {
             (true, false) => {}
             (true, true) | (false, false) if first == port => {}
-            (false, true) => return Learned::Elsewhere { holder, seen, is_open: false },
-            _ => return Learned::Elsewhere { holder, seen, is_open: true },
+            (false, true) => return Learned::Elsewhere { holder, is_open: false },
+            _ => return Learned::Elsewhere { holder, is_open: true },
         }
         self.put(source, port, port, now);
         Learned::Moved(holder)
@@ -154,8 +156,18 @@ impl Switch {
     /// What comes back had to make room.
     fn put(&mut self, source: Mac, port: PortId, first: PortId, now: Instant) -> Option<Mac> {
         let speaks_as = (Ipv4Addr::UNSPECIFIED, 0);
-        self.addresses.insert(source, Entry { port, first, mtu: self.assumed_mtu, seen: now, speaks_as });
+        let (since, seen, mtu) = (now, now, self.assumed_mtu);
+        self.addresses.insert(source, Entry { port, first, mtu, since, seen, speaks_as });
         let sources = self.sources.entry(port).or_default();
+        if sources.own.is_none() {
+            sources.own = Some(source);
+            let others = self.sources.iter().filter(|(other, _)| **other != port);
+            self.is_shared |= others.filter_map(|(_, sources)| sources.own).any(|own| own != source);
+        }
+        let sources = self.sources.entry(port).or_default();
+        if sources.order.contains(&source) {
+            return None;
+        }
         sources.order.push_back(source);
         if sources.order.len() <= MAX_ADDRESSES {
             return None;
@@ -170,7 +182,7 @@ impl Switch {
     }
 
     /// `source`, which is known, may speak as `ip` while the guard's epoch is this.
-    pub(crate) fn may_speak_as(&mut self, source: Mac, ip: Ipv4Addr, epoch: u32) {
+    pub(crate) fn may_speak_as(&mut self, source: Mac, ip: Ipv4Addr, epoch: u64) {
         if let Some(entry) = self.addresses.get_mut(&source) {
             entry.speaks_as = (ip, epoch);
         }
@@ -230,7 +242,7 @@ mod tests {
         assert_eq!(switch.destination(A), Destination::Flood);
         assert_eq!(switch.learn(A, one, Instant::ZERO), Learned::New(None));
         assert_eq!(switch.destination(A), Destination::Port(one, 1500));
-        let elsewhere = Learned::Elsewhere { holder: one, seen: Instant::ZERO, is_open: true };
+        let elsewhere = Learned::Elsewhere { holder: one, is_open: true };
         assert_eq!(switch.learn(A, two, Instant::from_millis(1)), elsewhere);
         switch.take(A, two, Instant::ZERO);
         assert_eq!(switch.learn(A, two, Instant::ZERO), Learned::Known);
@@ -287,7 +299,7 @@ mod tests {
         let [one, two, three] = [(); 3].map(|()| switch.attach());
         let [a, b, c] = [1, 2, 3].map(|last| Mac([2, 0, 0, 0, 0, last]));
         let now = Instant::ZERO;
-        let elsewhere = |holder, is_open| Learned::Elsewhere { holder, seen: now, is_open };
+        let elsewhere = |holder, is_open| Learned::Elsewhere { holder, is_open };
         assert_eq!(switch.learn(a, one, now), Learned::New(None));
         assert_eq!(switch.learn(b, two, now), Learned::New(None));
         assert_eq!(switch.learn(a, two, now), elsewhere(one, false), "the guest's own");

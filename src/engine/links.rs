@@ -264,7 +264,7 @@ impl Engine {
             }
             Err(error) => {
                 self.forget(token);
-                self.stack.detach_port(port);
+                self.stack.detach_port(port, self.now);
                 Err(error)
             }
         }
@@ -402,7 +402,7 @@ impl Engine {
                 let _ = link.watch_room(false, registry);
             }
             self.forget(link.token);
-            self.stack.detach_port(link.port);
+            self.stack.detach_port(link.port, self.now);
             self.handle_stack_events();
             let end = link.told.take().zip(link.over.take());
             // First its descriptors, so that whoever is told finds them given up.

@@ -256,7 +256,7 @@ impl Engine {
     /// Whoever is still there goes with the network.
     fn detach_all(&mut self) {
         for link in std::mem::take(&mut self.links) {
-            self.stack.detach_port(link.port);
+            self.stack.detach_port(link.port, self.now);
         }
         self.handle_stack_events();
     }

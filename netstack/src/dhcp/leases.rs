@@ -9,21 +9,22 @@ use core::ops::RangeInclusive;
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Asker, LEASE_TIME};
+use super::{Asker, LEASE_TIME, Use};
+use crate::guard::CROWD;
 use crate::{Mac, NetworkConfig, PortId};
 
 /// How long an offer stands; short, so that made-up clients that only ask exhaust the pool for no longer.
 pub(super) const OFFER_TIME: Duration = Duration::from_secs(60);
 /// How long an address is left alone after a client found it in use.
 pub(super) const DECLINE_TIME: Duration = Duration::from_secs(600);
-/// A port that uses more addresses without a lease than this has to give one up where there is no other.
-const CROWD: usize = 8;
 /// Entries of the table, however large the subnet is: a guest can make up clients.
 pub(super) const MAX_LEASES: usize = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Offered,
+    /// Offered, though it is of a port that has too many.
+    Awarded,
     Bound,
     /// In use by someone unknown; has no client.
     Declined,
@@ -32,8 +33,8 @@ enum State {
 #[derive(Clone, Copy, Debug)]
 struct Lease {
     client: Mac,
-    /// Whom it counts for; nobody, when that is gone.
-    port: Option<PortId>,
+    /// Whom it counts for, also when that is gone.
+    port: PortId,
     state: State,
     /// From then on another client may have the address.
     until: Duration,
@@ -107,13 +108,6 @@ impl Leases {
         fixed.map(|(_, mac)| (*mac, true)).or_else(|| leased().map(|lease| (lease.client, false)))
     }
 
-    /// What counts for the port counts for nobody from now on.
-    pub(super) fn detach(&mut self, port: PortId) {
-        for lease in self.table.values_mut().filter(|lease| lease.port == Some(port)) {
-            lease.port = None;
-        }
-    }
-
     /// The address to offer: the client's own, else the one it wishes for if that is free, else the lowest
     /// unused one, else the one that has been free for the longest (RFC 2131 section 4.3.1), else one of whoever has most.
     pub(super) fn offer(
@@ -126,18 +120,21 @@ impl Leases {
         if let Some(address) = self.fixed_address(client) {
             return Some(address);
         }
-        let (port, until) = (Some(asker.port), now + OFFER_TIME);
+        let (port, until) = (asker.port, now + OFFER_TIME);
         self.forget_taken(client, asker, now);
         if let Some((address, lease)) = self.lease_mut(client) {
             lease.port = port;
-            if lease.state != State::Bound || lease.until <= now {
-                (lease.state, lease.until) = (State::Offered, until);
+            match lease.state {
+                State::Bound if now < lease.until => {}
+                State::Awarded => lease.until = until,
+                _ => (lease.state, lease.until) = (State::Offered, until),
             }
             return Some(address);
         }
         let free = wish.filter(|wish| self.is_free(*wish, asker, now)).or_else(|| self.pick(asker, now));
-        let address = free.or_else(|| self.share(asker.port)).or_else(|| self.reclaim(asker))?;
-        self.assign(address, Lease { client, port, state: State::Offered, until });
+        let state = if free.is_some() { State::Offered } else { State::Awarded };
+        let address = free.or_else(|| self.share(asker.port, now)).or_else(|| self.reclaim(asker, now))?;
+        self.assign(address, Lease { client, port, state, until });
         Some(address)
     }
 
@@ -151,7 +148,7 @@ impl Leases {
         asker: &Asker<'_>,
         now: Duration,
     ) -> bool {
-        let bound = Lease { client, port: Some(asker.port), state: State::Bound, until: now + LEASE_TIME };
+        let bound = Lease { client, port: asker.port, state: State::Bound, until: now + LEASE_TIME };
         if let Some(address) = self.fixed_address(client) {
             return address == wanted;
         }
@@ -170,18 +167,20 @@ impl Leases {
     }
 
     /// The client took another server's offer.
-    pub(super) fn withdraw(&mut self, client: Mac, now: Duration) {
+    pub(super) fn withdraw(&mut self, client: Mac, asker: &Asker<'_>, now: Duration) {
         if let Some((_, lease)) = self.lease_mut(client)
-            && lease.state == State::Offered
+            && matches!(lease.state, State::Offered | State::Awarded)
+            && asker.may_end(client, lease.port)
         {
             lease.until = now;
         }
     }
 
     /// The client needs its address no more.
-    pub(super) fn release(&mut self, client: Mac, address: Ipv4Addr, now: Duration) {
+    pub(super) fn release(&mut self, client: Mac, address: Ipv4Addr, asker: &Asker<'_>, now: Duration) {
         if let Some((own, lease)) = self.lease_mut(client)
             && own == address
+            && asker.may_end(client, lease.port)
         {
             lease.until = now;
         }
@@ -195,9 +194,10 @@ impl Leases {
     }
 
     /// The client found that another host uses its address. A reservation stays one.
-    pub(super) fn decline(&mut self, client: Mac, address: Ipv4Addr, now: Duration) {
+    pub(super) fn decline(&mut self, client: Mac, address: Ipv4Addr, asker: &Asker<'_>, now: Duration) {
         if let Some((own, lease)) = self.lease_mut(client)
             && own == address
+            && asker.may_end(client, lease.port)
         {
             (lease.state, lease.until) = (State::Declined, now + DECLINE_TIME);
             self.by_client.remove(&client);
@@ -213,10 +213,11 @@ impl Leases {
         Some((address, self.table.get_mut(&address)?))
     }
 
-    /// A client whose time was over, and whose address somebody else uses by now, has none any more.
+    /// What a client was offered, or had until its time was over, and is somebody else's by now, it has no more.
     fn forget_taken(&mut self, client: Mac, asker: &Asker<'_>, now: Duration) {
-        let lost = self.lease_mut(client).filter(|(_, lease)| lease.until <= now).map(|(address, _)| address);
-        if let Some(address) = lost.filter(|address| asker.is_taken(*address)) {
+        let is_firm = |lease: &Lease| lease.state != State::Offered && now < lease.until;
+        let lost = self.lease_mut(client).filter(|(_, lease)| !is_firm(lease)).map(|(address, _)| address);
+        if let Some(address) = lost.filter(|address| !asker.is_free(*address)) {
             self.by_client.remove(&client);
             self.table.remove(&address);
             self.first_unused = self.first_unused.min(address.to_bits());
@@ -226,7 +227,7 @@ impl Leases {
     fn is_free(&self, address: Ipv4Addr, asker: &Asker<'_>, now: Duration) -> bool {
         self.has(address)
             && !self.reserved.contains(&address)
-            && !asker.is_taken(address)
+            && asker.is_free(address)
             && match self.table.get(&address) {
                 Some(lease) => lease.until <= now,
                 None => self.table.len() < MAX_LEASES,
@@ -240,7 +241,7 @@ impl Leases {
             while self.pool.contains(&candidate) {
                 let address = Ipv4Addr::from_bits(candidate);
                 let is_unused = !self.reserved.contains(&address) && !self.table.contains_key(&address);
-                if is_unused && !asker.is_taken(address) {
+                if is_unused && asker.is_free(address) {
                     return Some(address);
                 }
                 skipped |= is_unused;
@@ -250,37 +251,49 @@ impl Leases {
                 }
             }
         }
-        let expired =
-            self.table.iter().filter(|(address, lease)| lease.until <= now && !asker.is_taken(**address));
+        let expired = self.table.iter().filter(|(_, lease)| lease.until <= now);
+        let expired = expired.filter(|(address, _)| asker.is_free(**address));
         expired.min_by_key(|(_, lease)| lease.until).map(|(address, _)| *address)
     }
 
-    /// An address that was given to nobody, and is used by a port that uses many.
-    fn reclaim(&self, asker: &Asker<'_>) -> Option<Ipv4Addr> {
-        let unused = self.pool.clone().map(Ipv4Addr::from_bits).take(MAX_LEASES);
-        let unused =
-            unused.filter(|address| !self.reserved.contains(address) && !self.table.contains_key(address));
-        let crowded =
-            unused.map(|address| ((asker.crowd)(address), address)).filter(|(crowd, _)| *crowd > CROWD);
-        crowded.max_by_key(|(crowd, _)| *crowd).map(|(_, address)| address)
+    /// Leases that count for the port.
+    fn count(&self, port: PortId) -> usize {
+        self.table.values().filter(|lease| lease.port == port).count()
     }
 
-    /// An address of the port that has most, if `port` has fewer: its offers first, then what was not renewed for the longest. Ports that
-    /// are gone have most.
-    fn share(&self, port: PortId) -> Option<Ipv4Addr> {
+    /// An address of the port that has most, if `port` has fewer: its offers first, then what was not renewed for the longest. What is
+    /// leased to a machine it loses to a port that has none, or next to none.
+    fn share(&self, port: PortId, now: Duration) -> Option<Ipv4Addr> {
         let mut counts = BTreeMap::new();
         for lease in self.table.values() {
             *counts.entry(lease.port).or_insert(0_usize) += 1;
         }
-        let own = counts.get(&Some(port)).copied().unwrap_or(0);
-        let (greedy, count) = counts.into_iter().max_by_key(|(port, count)| (port.is_none(), *count))?;
-        if greedy == Some(port) || (greedy.is_some() && count <= own + 1) {
-            return None;
-        }
-        let of_greedy = self.table.iter().filter(|(_, lease)| lease.port == greedy);
-        of_greedy
-            .min_by_key(|(_, lease)| (lease.state == State::Bound, lease.until))
-            .map(|(address, _)| *address)
+        let own = counts.get(&port).copied().unwrap_or(0);
+        let more = counts.into_iter().filter(|(_, count)| *count > own + 1);
+        let (greedy, count) = more.max_by_key(|(_, count)| *count)?;
+        let gives_all = own == 0 || count > CROWD * (own + 1);
+        let is_firm = |lease: &Lease| lease.state == State::Bound && now < lease.until;
+        let of_greedy =
+            self.table.iter().filter(|(_, lease)| lease.port == greedy && (gives_all || !is_firm(lease)));
+        of_greedy.min_by_key(|(_, lease)| (is_firm(lease), lease.until)).map(|(address, _)| *address)
+    }
+
+    /// An address that is leased to nobody: of whoever uses many more without a lease than are used behind the asker's port; and if nothing
+    /// is used there, one that is kept for a machine that is gone.
+    fn reclaim(&self, asker: &Asker<'_>, now: Duration) -> Option<Ipv4Addr> {
+        let own = self.count(asker.port).max(asker.count);
+        let is_leased = |address| self.table.get(&address).is_some_and(|lease| now < lease.until);
+        let free = self.pool.clone().map(Ipv4Addr::from_bits).take(MAX_LEASES);
+        let free = free.filter(|address| !self.reserved.contains(address) && !is_leased(*address));
+        let crowd = |address: &Ipv4Addr| match (asker.use_of)(*address) {
+            Use::By(crowd) if crowd > CROWD && crowd > own + 1 => crowd,
+            Use::Kept if own == 0 => 1,
+            Use::None | Use::Kept | Use::By(_) => 0,
+        };
+        free.map(|address| (crowd(&address), address))
+            .filter(|(crowd, _)| *crowd > 0)
+            .max_by_key(|(crowd, _)| *crowd)
+            .map(|(_, address)| address)
     }
 
     /// `address` is free.

@@ -44,20 +44,38 @@ pub struct Asker<'a> {
     pub port: PortId,
     /// What it says that it comes from.
     pub source: SocketAddrV4,
-    /// Whether this hardware address is behind another port.
-    pub is_anothers: &'a dyn Fn(Mac) -> bool,
-    /// How many addresses the other port has that uses this one, with a lease or without; none if nobody does.
-    pub crowd: &'a dyn Fn(Ipv4Addr) -> usize,
+    /// How many addresses are used behind the port, with a lease or without.
+    pub count: usize,
+    /// Which port a hardware address is behind.
+    pub port_of: &'a dyn Fn(Mac) -> Option<PortId>,
+    /// What others have of an address, with a lease or without.
+    pub use_of: &'a dyn Fn(Ipv4Addr) -> Use,
+}
+
+/// What another port has of an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Nothing.
+    None,
+    /// It is kept for a machine that is gone.
+    Kept,
+    /// It is used, or owned by a machine, behind a port with so many.
+    By(usize),
 }
 
 impl Asker<'_> {
-    fn is_taken(&self, address: Ipv4Addr) -> bool {
-        (self.crowd)(address) > 0
-    }
-
     /// One that has the network for itself.
     pub fn alone(source: SocketAddrV4) -> Self {
-        Self { port: PortId(0), source, is_anothers: &|_| false, crowd: &|_| 0 }
+        Self { port: PortId(0), source, count: 0, port_of: &|_| None, use_of: &|_| Use::None }
+    }
+
+    fn is_free(&self, address: Ipv4Addr) -> bool {
+        (self.use_of)(address) == Use::None
+    }
+
+    /// Whether what it says of a client's lease counts: the client, or the lease, is of its port.
+    fn may_end(&self, client: Mac, leased_to: PortId) -> bool {
+        leased_to == self.port || (self.port_of)(client) == Some(self.port)
     }
 }
 
@@ -117,7 +135,7 @@ impl DhcpServer {
         out: &mut Vec<u8>,
     ) -> Result<Reply, DhcpDrop> {
         let request = Request::parse(payload).ok_or(DhcpDrop::Malformed)?;
-        if (asker.is_anothers)(request.client) {
+        if (asker.port_of)(request.client).is_some_and(|port| port != asker.port) {
             return Err(DhcpDrop::Anothers);
         }
         let source = asker.source;
@@ -129,7 +147,7 @@ impl DhcpServer {
                 self.write_reply(&request, MessageType::Offer, address, source, out)
             }
             MessageType::Request if for_other_server => {
-                self.leases.withdraw(request.client, now);
+                self.leases.withdraw(request.client, asker, now);
                 Err(DhcpDrop::OtherServer)
             }
             // RFC 2131 section 4.3.2: SELECTING and INIT-REBOOT name the address in option 50, RENEWING and
@@ -148,11 +166,12 @@ impl DhcpServer {
             }
             MessageType::Decline | MessageType::Release if for_other_server => Err(DhcpDrop::OtherServer),
             MessageType::Decline => {
-                self.leases.decline(request.client, request.requested.unwrap_or(request.ciaddr), now);
+                let address = request.requested.unwrap_or(request.ciaddr);
+                self.leases.decline(request.client, address, asker, now);
                 Err(DhcpDrop::Unanswered)
             }
             MessageType::Release => {
-                self.leases.release(request.client, request.ciaddr, now);
+                self.leases.release(request.client, request.ciaddr, asker, now);
                 Err(DhcpDrop::Unanswered)
             }
             _ => Err(DhcpDrop::Malformed),
@@ -167,11 +186,6 @@ impl DhcpServer {
     /// Whose `address` is at `now`, and whether by a reservation, which its client need not have asked for.
     pub fn owner(&self, address: Ipv4Addr, now: Duration) -> Option<(Mac, bool)> {
         self.leases.owner(address, now)
-    }
-
-    /// The port is gone. Its clients may come back at another.
-    pub fn detach(&mut self, port: PortId) {
-        self.leases.detach(port);
     }
 
     /// The client with this hardware address is no more: others may have its address, and until one does it gets it again.

@@ -387,7 +387,7 @@ impl<'a> Driver<'a> {
     fn replug(&mut self) {
         if self.ports.len() > 1 && self.byte().is_multiple_of(2) {
             let port = self.ports.remove(0);
-            self.stack.detach_port(port);
+            self.stack.detach_port(port, self.now);
         } else if self.ports.len() < 4 {
             self.ports.push(self.stack.attach_port(self.now));
         }

@@ -395,3 +395,211 @@ fn nobody_disturbs_who_looks_whether_its_address_is_free() {
     sim.settle();
     assert!(sim.received(0).is_empty(), "nobody has it but itself");
 }
+
+/// The one behind `port` takes every address that it is given, in as many names.
+fn empty_the_pool(sim: &mut Sim, port: usize) -> Vec<Ipv4Addr> {
+    let all = (0..400_u32).filter_map(|number| {
+        let [_, b, c, d] = number.to_be_bytes();
+        let mac = Mac([6, 6, 6, b, c, d]);
+        let offer = dhcp(sim, port, mac, MessageType::Discover, mac, &[])?;
+        let wish = [DhcpOption::RequestedIpAddress(offer.yiaddr()), DhcpOption::ServerIdentifier(GATEWAY)];
+        let reply = dhcp(sim, port, mac, MessageType::Request, mac, &wish)?;
+        (reply.opts().msg_type() == Some(MessageType::Ack)).then(|| reply.yiaddr())
+    });
+    all.collect()
+}
+
+fn kind(reply: Option<Message>) -> Option<MessageType> {
+    reply.and_then(|reply| reply.opts().msg_type())
+}
+
+#[test]
+fn a_silent_guests_address_is_used_by_another_but_not_leased_to_it() {
+    let mut sim = sim(915, 2);
+    let (victim, thief) = ((guest_ip(3), guest_mac(3)), guest_mac(4));
+    announce(&mut sim, 0, victim.0, victim.1);
+    announce(&mut sim, 1, guest_ip(4), thief);
+    announce(&mut sim, 1, victim.0, thief);
+    sim.run_for(Duration::from_secs(2));
+    assert!(is_answered(&mut sim, 1, victim.0, thief), "it may have moved");
+    let wish = [DhcpOption::RequestedIpAddress(victim.0)];
+    assert_eq!(kind(dhcp(&mut sim, 1, thief, MessageType::Request, thief, &wish)), Some(MessageType::Nak));
+    let offer = dhcp(&mut sim, 1, thief, MessageType::Discover, thief, &wish).unwrap();
+    assert_ne!(offer.yiaddr(), victim.0);
+    assert!(empty_the_pool(&mut sim, 1).iter().all(|given| *given != victim.0));
+    assert!(is_answered(&mut sim, 0, victim.0, victim.1), "its owner has it back at once");
+    assert!(!is_answered(&mut sim, 1, victim.0, thief));
+}
+
+#[test]
+fn an_offer_ends_where_somebody_has_the_address_by_hand() {
+    let mut sim = sim(916, 2);
+    let thief = guest_mac(4);
+    let offer = dhcp(&mut sim, 1, thief, MessageType::Discover, thief, &[]).unwrap();
+    let address = offer.yiaddr();
+    announce(&mut sim, 0, address, guest_mac(3));
+    let wish = [DhcpOption::RequestedIpAddress(address), DhcpOption::ServerIdentifier(GATEWAY)];
+    assert_eq!(kind(dhcp(&mut sim, 1, thief, MessageType::Request, thief, &wish)), Some(MessageType::Nak));
+    let again = dhcp(&mut sim, 1, thief, MessageType::Discover, thief, &[]).unwrap();
+    assert_ne!(again.yiaddr(), address);
+    assert!(is_answered(&mut sim, 0, address, guest_mac(3)));
+    // So with a lease that has run out.
+    let leased = lease(&mut sim, 1, 4).unwrap();
+    sim.run_for(Duration::from_secs(3700));
+    announce(&mut sim, 0, leased, guest_mac(3));
+    let wish = [DhcpOption::RequestedIpAddress(leased)];
+    assert_eq!(kind(dhcp(&mut sim, 1, thief, MessageType::Request, thief, &wish)), Some(MessageType::Nak));
+}
+
+#[test]
+fn many_addresses_by_hand_behind_one_guest_stay_there() {
+    let mut sim = sim(917, 2);
+    for number in 3..15 {
+        announce(&mut sim, 0, guest_ip(number), guest_mac(number));
+    }
+    let given = empty_the_pool(&mut sim, 1);
+    assert!(given.len() > 200, "{given:?}");
+    for number in 3..15 {
+        assert!(!given.contains(&guest_ip(number)), "{number}");
+        assert!(is_answered(&mut sim, 0, guest_ip(number), guest_mac(number)));
+    }
+    // One who has none yet gets one all the same.
+    let new = sim.plug_raw(Quality::CLEAN);
+    let address = lease(&mut sim, new, 99).expect("an address");
+    assert!(!(3..15).any(|number| address == guest_ip(number)), "{address}");
+}
+
+#[test]
+fn a_lease_outlives_its_link() {
+    let mut sim = sim(918, 2);
+    let address = lease(&mut sim, 0, 3).unwrap();
+    let by_hand = guest_ip(200);
+    announce(&mut sim, 0, by_hand, guest_mac(3));
+    announce(&mut sim, 1, guest_ip(201), guest_mac(4));
+    sim.unplug(0);
+    let release = [DhcpOption::RequestedIpAddress(address), DhcpOption::ServerIdentifier(GATEWAY)];
+    for kind in [MessageType::Release, MessageType::Decline] {
+        assert!(dhcp(&mut sim, 1, guest_mac(4), kind, guest_mac(3), &release).is_none());
+    }
+    assert!(sim.stack.leases(sim.now).any(|lease| lease == (address, guest_mac(3))));
+    let given = empty_the_pool(&mut sim, 1);
+    assert!(!given.contains(&address) && !given.contains(&by_hand), "{given:?}");
+    // Nobody uses it for now.
+    assert!(is_answered(&mut sim, 1, by_hand, guest_mac(4)));
+    let back = sim.plug_raw(Quality::CLEAN);
+    assert_eq!(lease(&mut sim, back, 3), Some(address));
+    assert!(is_answered(&mut sim, back, address, guest_mac(3)));
+    assert!(is_answered(&mut sim, back, by_hand, guest_mac(3)));
+    assert!(!is_answered(&mut sim, 1, by_hand, guest_mac(4)));
+}
+
+#[test]
+fn who_asks_whether_an_address_is_free_is_before_who_asks_later() {
+    let mut sim = sim(919, 2);
+    let ip = guest_ip(60);
+    let probe = |mac: Mac| arp(ArpOperation::Request, (Ipv4Addr::UNSPECIFIED, mac), (ip, Mac([0; 6])));
+    sim.inject(0, &ethernet(guest_mac(3), EVERYBODY, EthernetProtocol::Arp, &probe(guest_mac(3))));
+    sim.settle();
+    announce(&mut sim, 1, ip, guest_mac(4));
+    assert!(!sim.received(0).iter().any(|frame| frame[6..12] == guest_mac(4).0), "no conflict for the first");
+    assert!(is_answered(&mut sim, 0, ip, guest_mac(3)));
+    assert!(!is_answered(&mut sim, 1, ip, guest_mac(4)));
+}
+
+#[test]
+fn a_machine_by_hand_at_the_reserved_address_may_have_its_link_made_anew() {
+    let mut sim = sim(920, 1);
+    assert!(is_answered(&mut sim, 0, guest_ip(9), guest_mac(4)));
+    // The old link ends later, or never.
+    let new = sim.plug_raw(Quality::CLEAN);
+    let answered = (0..5).any(|_| {
+        let answered = is_answered(&mut sim, new, guest_ip(9), guest_mac(4));
+        sim.run_for(Duration::from_millis(1000));
+        answered
+    });
+    assert!(answered, "{:?}", sim.asked.refused);
+    sim.unplug(0);
+    assert!(is_answered(&mut sim, new, guest_ip(9), guest_mac(4)));
+    // And again, with the old one gone at once; and beside another guest.
+    sim.unplug(new);
+    let third = sim.plug_raw(Quality::CLEAN);
+    assert!(is_answered(&mut sim, third, guest_ip(9), guest_mac(4)));
+    let other = sim.plug_raw(Quality::CLEAN);
+    announce(&mut sim, other, guest_ip(10), guest_mac(10));
+    sim.unplug(third);
+    let fourth = sim.plug_raw(Quality::CLEAN);
+    assert!(is_answered(&mut sim, fourth, guest_ip(9), guest_mac(4)));
+    // The one that it is reserved for has it when it comes.
+    let rightful = sim.plug_raw(Quality::CLEAN);
+    assert!(is_answered(&mut sim, rightful, guest_ip(9), guest_mac(9)));
+    assert!(!is_answered(&mut sim, fourth, guest_ip(9), guest_mac(4)));
+}
+
+#[test]
+fn who_believes_to_have_what_is_anothers_is_told() {
+    let mut sim = sim(921, 2);
+    let address = lease(&mut sim, 0, 3).unwrap();
+    // It was resumed, and had the address before the daemon's start: RENEWING is sent to the server, REBINDING to everybody.
+    let late = guest_mac(4);
+    for to in [(GATEWAY, GATEWAY_MAC), (Ipv4Addr::BROADCAST, EVERYBODY)] {
+        let zero = Ipv4Addr::UNSPECIFIED;
+        let mut message = Message::new_with_id(78, address, zero, zero, zero, &late.0);
+        message.set_opcode(Opcode::BootRequest);
+        message.opts_mut().insert(DhcpOption::MessageType(MessageType::Request));
+        let (from, server) = (SocketAddrV4::new(address, 68), SocketAddrV4::new(to.0, 67));
+        let sent = ipv4(address, to.0, IpProtocol::Udp, &udp(from, server, &message.to_vec().unwrap()));
+        sim.received(1);
+        sim.inject(1, &ethernet(late, to.1, EthernetProtocol::Ipv4, &sent));
+        let answers = sim.received(1);
+        let reply = answers.iter().find(|frame| frame.len() > 42 && frame[34..36] == [0, 67]);
+        let reply = reply.and_then(|frame| Message::decode(&mut Decoder::new(&frame[42..])).ok());
+        assert_eq!(kind(reply), Some(MessageType::Nak), "{to:?}");
+    }
+    assert!(is_answered(&mut sim, 0, address, guest_mac(3)));
+    assert_ne!(lease(&mut sim, 1, 4), Some(address));
+}
+
+#[test]
+fn a_takeover_that_is_told_for_a_second_is_enough() {
+    let mut sim = sim(922, 3);
+    let service = guest_ip(50);
+    for (port, number) in [(0, 3), (1, 4), (2, 5)] {
+        announce(&mut sim, port, guest_ip(number), guest_mac(number));
+    }
+    announce(&mut sim, 0, service, guest_mac(3));
+    sim.received(2);
+    for _ in 0..5 {
+        announce(&mut sim, 1, service, guest_mac(4));
+        sim.run_for(Duration::from_millis(180));
+    }
+    sim.run_for(Duration::from_secs(1));
+    let told = sim.received(2).into_iter().any(|frame| {
+        frame[12..14] == [8, 6] && frame[22..28] == guest_mac(4).0 && frame[28..32] == service.octets()
+    });
+    assert!(told, "the others hear of it, who did not hear its own announcements");
+    // It is there without a further word of its own, for what the host opens too.
+    sim.received(1);
+    let flow = sim.stack.tcp_connect(SocketAddrV4::new(service, 22), sim.now, &mut sim.batches).unwrap();
+    answer_arp(&mut sim, 1, service, guest_mac(4));
+    assert_eq!(payloads(&sim.received(1), IpProtocol::Tcp).len(), 1);
+    sim.stack.tcp_release(flow, true);
+}
+
+#[test]
+fn what_one_wants_of_others_costs_them_a_few_questions() {
+    let mut sim = sim(923, 2);
+    for number in 3..253 {
+        announce(&mut sim, 0, guest_ip(number), guest_mac(number));
+    }
+    sim.received(0);
+    // Within a second.
+    for _ in 0..20 {
+        for number in 3..253 {
+            let message =
+                arp(ArpOperation::Request, (guest_ip(number), guest_mac(254)), (GATEWAY, Mac([0; 6])));
+            sim.inject(1, &ethernet(guest_mac(254), GATEWAY_MAC, EthernetProtocol::Arp, &message));
+        }
+        sim.settle();
+    }
+    assert_eq!(sim.received(0).len(), 16);
+}

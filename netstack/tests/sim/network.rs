@@ -266,7 +266,7 @@ impl Sim {
     /// The guest's machine is gone.
     pub(crate) fn unplug(&mut self, port: usize) {
         let id = self.ports[port].id;
-        self.stack.detach_port(id);
+        self.stack.detach_port(id, self.now);
         self.batches.all.retain(|batch| batch.port != id);
         self.ports[port].guest = None;
     }

@@ -48,7 +48,7 @@ fn unicast_flood_and_broadcast() {
     assert_eq!(sim.stack.drops().of(DropReason::BadSource), 1);
     sim.asked.addresses.clear();
     let port = sim.ports[2].id;
-    sim.stack.detach_port(port);
+    sim.stack.detach_port(port, sim.now);
     sim.settle();
     assert_eq!(sim.asked.addresses, [(c, false)]);
 }

@@ -12,12 +12,12 @@ fn ip(last: u8) -> Ipv4Addr {
 }
 
 fn alone() -> Asker<'static> {
-    at(0, &|_| 0)
+    at(0, &|_| Use::None)
 }
 
 /// At a port, beside others who use some addresses.
-fn at(port: u32, crowd: &dyn Fn(Ipv4Addr) -> usize) -> Asker<'_> {
-    Asker { port: PortId(port), crowd, ..Asker::alone(SocketAddrV4::new(ip(0), 68)) }
+fn at(port: u32, use_of: &dyn Fn(Ipv4Addr) -> Use) -> Asker<'_> {
+    Asker { port: PortId(port), use_of, ..Asker::alone(SocketAddrV4::new(ip(0), 68)) }
 }
 
 fn leases(prefix_len: u8) -> Leases {
@@ -67,10 +67,10 @@ fn a_full_pool_gives_what_has_been_free_for_the_longest() {
     let full = Duration::from_secs(10);
     assert_eq!(table.offer(mac(5), None, &alone(), full), None);
     assert!(!table.bind(mac(5), ip(4), false, &alone(), full), "an address of another client");
-    table.release(mac(2), ip(3), full);
+    table.release(mac(2), ip(3), &alone(), full);
     assert_eq!(table.offer(mac(5), None, &alone(), full), None, "released by a client that does not have it");
-    table.release(mac(3), ip(5), full);
-    table.release(mac(2), ip(4), full + Duration::from_secs(1));
+    table.release(mac(3), ip(5), &alone(), full);
+    table.release(mac(2), ip(4), &alone(), full + Duration::from_secs(1));
     let later = full + Duration::from_secs(2);
     assert_eq!(table.offer(mac(5), None, &alone(), later), Some(ip(5)));
     assert_eq!(table.offer(mac(3), None, &alone(), later), Some(ip(4)), "its own went to another client");
@@ -93,13 +93,13 @@ fn a_declined_address_is_left_alone() {
     let mut table = leases(24);
     assert_eq!(table.offer(mac(1), None, &alone(), START), Some(ip(3)));
     assert!(table.bind(mac(1), ip(3), true, &alone(), START));
-    table.decline(mac(2), ip(3), START);
+    table.decline(mac(2), ip(3), &alone(), START);
     assert_eq!(
         table.offer(mac(1), None, &alone(), START),
         Some(ip(3)),
         "declined by a client that does not have it"
     );
-    table.decline(mac(1), ip(3), START);
+    table.decline(mac(1), ip(3), &alone(), START);
     assert_eq!(table.offer(mac(1), Some(ip(3)), &alone(), START), Some(ip(4)));
     assert_eq!(table.offer(mac(2), Some(ip(3)), &alone(), DECLINE_TIME), Some(ip(3)));
     assert_eq!(
@@ -125,7 +125,7 @@ fn the_table_is_bounded_in_a_large_subnet() {
 #[test]
 fn a_port_that_has_everything_leaves_others_their_share() {
     let mut table = leases(24);
-    let free = |_: Ipv4Addr| 0;
+    let free = |_: Ipv4Addr| Use::None;
     let pool: u32 = 251;
     for client in 0..pool {
         let address = table.offer(mac(1000 + client), None, &at(0, &free), START).unwrap();
@@ -140,32 +140,71 @@ fn a_port_that_has_everything_leaves_others_their_share() {
         let address = table.offer(mac(client), None, &at(port, &free), START).unwrap();
         assert!(given.contains(&address) && table.bind(mac(client), address, true, &at(port, &free), START));
     }
-    // What those had who are gone goes first.
-    table.detach(PortId(2));
-    let next = table.offer(mac(20), None, &at(3, &free), START).unwrap();
-    assert!(given.contains(&next), "{next} of {given:?}");
-    assert_eq!(table.iter(START).filter(|(_, client)| *client == mac(2)).count(), 1);
+    // Who has not much more loses nothing that is leased, and who is gone no more than others.
+    let few = leases(28);
+    let mut table = few;
+    for client in 0..12 {
+        let at = at(client % 3 / 2, &free);
+        let address = table.offer(mac(1000 + client), None, &at, START).unwrap();
+        assert!(table.bind(mac(1000 + client), address, true, &at, START));
+    }
+    assert_eq!(table.offer(mac(1), None, &at(1, &free), START), None, "8 to 4");
+    assert!(table.offer(mac(1), None, &at(2, &free), START).is_some(), "8 to none");
 }
 
 #[test]
-fn an_address_that_somebody_uses_is_given_last() {
+fn an_address_that_is_anothers_is_given_last() {
     let mut table = leases(29);
-    let taken = |address: Ipv4Addr| usize::from(address == ip(3) || address == ip(5));
-    let beside = at(0, &taken);
+    let used = |address: Ipv4Addr| if [ip(3), ip(5)].contains(&address) { Use::By(1) } else { Use::None };
+    let beside = at(0, &used);
     assert_eq!(table.offer(mac(1), Some(ip(3)), &beside, START), Some(ip(4)));
     assert!(!table.bind(mac(2), ip(5), false, &beside, START));
     assert_eq!(table.offer(mac(2), None, &beside, START), Some(ip(6)));
     assert_eq!(table.offer(mac(3), None, &beside, START), None, "a guest that was given it by hand keeps it");
-    let many = |address: Ipv4Addr| if address == ip(5) { 200 } else { taken(address) };
+    let crowd = |address: Ipv4Addr| if address == ip(5) { Use::By(200) } else { used(address) };
     assert_eq!(
-        table.offer(mac(4), None, &at(0, &many), START),
+        table.offer(mac(4), None, &at(0, &crowd), START),
         Some(ip(5)),
         "one that has taken all does not"
     );
-    assert_eq!(table.offer(mac(3), None, &alone(), START), Some(ip(3)));
-    // Whose time is over does not get back what somebody else uses by now.
-    let later = OFFER_TIME * 2;
-    assert_eq!(table.offer(mac(3), None, &beside, later), Some(ip(4)));
+    // What is kept for machines that are gone, for who has none.
+    let mut table = leases(29);
+    let kept = |_: Ipv4Addr| Use::Kept;
+    assert!(!table.bind(mac(1), ip(3), false, &at(0, &kept), START));
+    assert!(table.offer(mac(1), Some(ip(3)), &at(0, &kept), START).is_some());
+    assert_eq!(table.offer(mac(2), None, &at(0, &kept), START), None);
+    assert_eq!(table.offer(mac(3), None, &Asker { count: 1, ..at(1, &kept) }, START), None);
+}
+
+#[test]
+fn what_was_offered_may_have_become_anothers() {
+    let mut table = leases(29);
+    let free = |_: Ipv4Addr| Use::None;
+    assert_eq!(table.offer(mac(1), Some(ip(5)), &at(0, &free), START), Some(ip(5)));
+    let used = |address: Ipv4Addr| if address == ip(5) { Use::By(1) } else { Use::None };
+    assert!(!table.bind(mac(1), ip(5), true, &at(0, &used), START), "somebody came with it");
+    assert_eq!(table.offer(mac(1), Some(ip(5)), &at(0, &used), START), Some(ip(3)));
+    assert!(table.bind(mac(1), ip(3), true, &at(0, &used), START));
+    // What is leased is its own, whoever says what.
+    let used = |_: Ipv4Addr| Use::By(1);
+    assert_eq!(table.offer(mac(1), None, &at(0, &used), START), Some(ip(3)));
+    assert_eq!(table.offer(mac(1), None, &at(0, &used), LEASE_TIME), None);
+}
+
+#[test]
+fn a_lease_is_ended_from_its_own_port() {
+    let mut table = leases(24);
+    let free = |_: Ipv4Addr| Use::None;
+    assert_eq!(table.offer(mac(1), None, &at(1, &free), START), Some(ip(3)));
+    table.withdraw(mac(1), &at(2, &free), START);
+    assert!(table.bind(mac(1), ip(3), true, &at(1, &free), START));
+    table.release(mac(1), ip(3), &at(2, &free), START);
+    table.decline(mac(1), ip(3), &at(2, &free), START);
+    assert_eq!(table.owner(ip(3), START), Some((mac(1), false)));
+    // Its machine has come to another port.
+    let moved = Asker { port_of: &|_| Some(PortId(2)), ..at(2, &free) };
+    table.release(mac(1), ip(3), &moved, START);
+    assert_eq!(table.owner(ip(3), START), None);
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -208,19 +247,19 @@ proptest! {
                     .then_some((mac(client), ip(last), LEASE_TIME)),
                 Op::Withdraw(client) => {
                     let bound: Vec<_> = table.iter(now).collect();
-                    table.withdraw(mac(client), now);
+                    table.withdraw(mac(client), &alone(), now);
                     told.retain(|address, (owner, _)| *owner != mac(client) || bound.contains(&(*address, *owner)));
                     None
                 }
                 Op::Release(client, last) => {
-                    table.release(mac(client), ip(last), now);
+                    table.release(mac(client), ip(last), &alone(), now);
                     if told.get(&ip(last)).is_some_and(|(owner, _)| *owner == mac(client)) {
                         told.remove(&ip(last));
                     }
                     None
                 }
                 Op::Decline(client, last) => {
-                    table.decline(mac(client), ip(last), now);
+                    table.decline(mac(client), ip(last), &alone(), now);
                     if told.get(&ip(last)).is_some_and(|(owner, _)| *owner == mac(client)) {
                         told.remove(&ip(last));
                     }
