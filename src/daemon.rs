@@ -438,6 +438,7 @@ impl Daemon {
         }
         let mut resolving = tokio::spawn(resolve(handle.clone(), api, requests));
         let counting = tracing::enabled!(tracing::Level::DEBUG).then(|| tokio::spawn(count(handle.clone())));
+        let following = tokio::spawn(registry.clone().follow_guests());
         if let Some(notifier) = &terms.notifier {
             notifier.send(Notice::Ready);
         }
@@ -476,6 +477,7 @@ impl Daemon {
         }
         while serving.join_next().await.is_some() {}
         resolving.abort();
+        following.abort();
         if let Some(counting) = counting {
             counting.abort();
         }
@@ -578,8 +580,8 @@ async fn resolve(handle: Handle, api: Arc<Api>, mut requests: mpsc::Receiver<Req
                     }
                 }));
             }
-            Request::HttpStream { guest, link, stream } => {
-                tokio::spawn(Arc::clone(&api).serve_guest(guest, link, stream));
+            Request::HttpStream { guest, stream } => {
+                tokio::spawn(Arc::clone(&api).serve_guest(guest, stream));
             }
             Request::DnsStream { link, stream } => {
                 let Some(place) = streams.admit(link) else { continue };

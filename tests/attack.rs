@@ -445,3 +445,56 @@ fn nobody_leads_root_to_another_file() {
     let mode = std::os::unix::fs::PermissionsExt::mode(&capture.metadata().unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
 }
+
+/// What a guest exposed is for itself: not for who has its address while it is gone, and not for ever.
+#[test]
+fn what_a_guest_exposed_leads_to_nobody_else() {
+    let mut network = Network::start();
+    let service = network.victim.listen("0.0.0.0:22".parse().unwrap());
+    let (tcp_port, udp_port) = (free_port(), free_port());
+    for (port, protocol) in [(tcp_port, "tcp"), (udp_port, "udp")] {
+        let stream = network.victim.connect((GATEWAY, 80).into()).expect("the gateway");
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let wish =
+            format!(r#"{{"local":"127.0.0.1:{port}","remote":"192.168.127.2:22","protocol":"{protocol}"}}"#);
+        assert_eq!(ask(stream, "POST", "/services/forwarder/expose", &wish).status, 200);
+    }
+    let at = ([127, 0, 0, 1], tcp_port).into();
+    let led_to_victim = |network: &Network| {
+        let outside = impatient(network.host.connect(at).expect("the port"));
+        transfer(&outside, &accept(&service), 1 << 20);
+    };
+    led_to_victim(&network);
+    // While its link is down another one has its address: clients are reset, and of them the other one sees nothing.
+    network.victim.switch_off();
+    network.daemon.log_with("machine left");
+    let knocks = |network: &Network| {
+        let mut client = impatient(network.host.connect(at).expect("the port"));
+        let _ = client.write_all(b"a secret");
+        let ended = client.read(&mut [0]);
+        assert!(!matches!(ended, Ok(1..)), "{ended:?}");
+        let socket = network.host.udp("127.0.0.1:0".parse().unwrap());
+        socket.send_to(b"a secret", ("127.0.0.1", udp_port)).unwrap();
+    };
+    network.thief.send(&arp(1, THIEF_MAC, VICTIM, [0; 6], GATEWAY));
+    assert!(network.thief_hears(|frame| frame[12..14] == ARP.to_be_bytes(), PATIENCE), "nobody else has it");
+    knocks(&network);
+    let is_led = |frame: &[u8]| frame[12..14] == IPV4.to_be_bytes() && [TCP, UDP].contains(&frame[23]);
+    assert!(!network.thief_hears(is_led, SILENCE), "the other one is led to");
+    // It comes back, and says nothing by itself.
+    network.victim.replug(support::net::plug(&network.daemon));
+    assert!(network.victim.ping(GATEWAY, 56), "it has its address again");
+    led_to_victim(&network);
+    // Gone for good, with its ports.
+    network.victim.switch_off();
+    let exposed = || {
+        let all = network.api("GET", "/services/forwarder/all", "").json();
+        let of_guests = all.as_array().unwrap().iter().filter(|one| {
+            [tcp_port, udp_port].iter().any(|port| one["local"] == format!("127.0.0.1:{port}"))
+        });
+        of_guests.count()
+    };
+    assert_eq!(exposed(), 2);
+    eventually("the end of what it exposed", Duration::from_secs(90), || (exposed() == 0).then_some(()));
+    assert!(network.host.connect(at).is_err(), "the port is closed");
+}

@@ -197,6 +197,11 @@ impl Guard {
         self.claims.get(&ip).and_then(|claim| claim.port)
     }
 
+    /// The port that speaks as `ip`, and the hardware address that did last.
+    pub(crate) fn user(&self, ip: Ipv4Addr) -> Option<(PortId, Mac)> {
+        self.claims.get(&ip).and_then(|claim| Some((claim.port?, claim.mac)))
+    }
+
     /// Whose `ip` is, with a lease or without.
     pub(crate) fn owner(&self, ip: Ipv4Addr, now: Instant) -> Option<Mac> {
         self.claims.get(&ip).and_then(|claim| claim.owner(now))

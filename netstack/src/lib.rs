@@ -44,7 +44,7 @@ pub use drop::{DropCounts, DropReason};
 pub use ether::Mac;
 pub use guard::Address;
 pub use icmp::Echo;
-pub use link::{FrameSink, PortId};
+pub use link::{FrameSink, Guest, PortId};
 pub use nat::Target;
 pub use tcp::{FlowId, Refusal};
 pub use udp::{Datagram, UdpFlowId};
@@ -326,9 +326,28 @@ impl Stack {
         self.tcp.get_mut(flow)
     }
 
-    /// The guest's end of a TCP flow, and the port that it is behind.
-    pub fn tcp_guest(&self, flow: FlowId) -> Option<(SocketAddr, PortId)> {
+    /// Whose a TCP flow is, if its guest has been found.
+    pub fn tcp_guest(&self, flow: FlowId) -> Option<Guest> {
         self.tcp.guest(flow)
+    }
+
+    /// Who speaks as `address` now.
+    pub fn guest_at(&self, address: Ipv4Addr) -> Option<Guest> {
+        let (port, mac) = self.guard.user(address)?;
+        Some(Guest { address, port, mac })
+    }
+
+    /// Where that guest is now, if it is there: its port, or the one that its machine came back to.
+    pub fn find_guest(&self, guest: Guest) -> Option<Guest> {
+        match self.switch.ports().contains(&guest.port) {
+            true => Some(guest),
+            false => self.guest_at(guest.address).filter(|found| found.is(guest)),
+        }
+    }
+
+    /// Asks every machine whether `address` is its own: who answers is [`guest_at`](Self::guest_at) from then on.
+    pub fn look_for(&mut self, address: Ipv4Addr, sink: &mut impl FrameSink) {
+        self.ask_for(address, sink);
     }
 
     /// Has the flow named by [`poll_ready`](Self::poll_ready) again.

@@ -2,6 +2,9 @@
 //! May not: know what a port is made of. Read next: `switch.rs`.
 
 use core::fmt;
+use core::net::Ipv4Addr;
+
+use crate::Mac;
 
 /// One attachment to the virtual network; never used again after it is detached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -40,5 +43,23 @@ impl FrameSink for NoSink {
 
     fn frame(&mut self, _: PortId, _: usize) -> Option<&mut [u8]> {
         None
+    }
+}
+
+/// A machine in the network, by one of its addresses. Others may come to have that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Guest {
+    /// What it speaks as.
+    pub address: Ipv4Addr,
+    /// The port that it is behind.
+    pub port: PortId,
+    /// Its hardware address.
+    pub mac: Mac,
+}
+
+impl Guest {
+    /// Whether that is the same machine at the same address: behind the same port, or come back with its hardware address.
+    pub fn is(self, other: Self) -> bool {
+        self.address == other.address && (self.port == other.port || self.mac == other.mac)
     }
 }

@@ -68,7 +68,7 @@ fn complete(remote: String, asker: Asker) -> Result<String, String> {
         return Ok(remote);
     }
     match asker {
-        Asker::Guest(guest, _) => Ok(format!("{guest}{remote}")),
+        Asker::Guest(guest) => Ok(format!("{}{remote}", guest.address)),
         // COMPAT(gvproxy): says the same to a client of a unix socket, and takes 127.0.0.1 of the guest for one that came by TCP.
         Asker::Operator => Err("address @: missing port in address".into()),
     }
@@ -76,9 +76,17 @@ fn complete(remote: String, asker: Asker) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use netstack::{Guest, Mac, PortId};
+
     use super::*;
 
-    const GUEST: Asker = Asker::Guest(std::net::Ipv4Addr::new(192, 168, 127, 2), netstack::PortId(0));
+    const GUEST: Asker = Asker::Guest(Guest {
+        address: Ipv4Addr::new(192, 168, 127, 2),
+        port: PortId(0),
+        mac: Mac([2, 0, 0, 0, 0, 2]),
+    });
 
     #[test]
     fn a_guest_may_leave_itself_out() {

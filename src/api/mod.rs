@@ -31,7 +31,7 @@ use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{AUTHORIZATION, HOST};
 use hyper::{Method, Request, StatusCode, Version};
-use netstack::PortId;
+use netstack::{Guest, Mac, PortId};
 use tokio::net::UnixStream;
 
 use crate::config::Token;
@@ -86,7 +86,7 @@ enum Scope {
     /// `-services`: everything but `/connect`.
     Services,
     /// The gateway's port 80.
-    Gateway(Ipv4Addr, PortId),
+    Gateway(Guest),
     /// A virtual machine that connected to a vsock endpoint of the host: to bring its network, and for nothing else.
     Machine {
         /// Whether it is `-listen`.
@@ -145,13 +145,14 @@ impl Api {
         self.token_at_gateway = at_gateway;
     }
 
-    /// Serves a connection that `guest` made, from behind the port `link`, to the gateway's port.
-    pub async fn serve_guest(self: Arc<Self>, guest: Ipv4Addr, link: PortId, stream: StdUnixStream) {
-        let (Some(place), Ok(stream)) = (self.gateway.admit(Peer(link.0)), UnixStream::from_std(stream))
+    /// Serves a connection that `guest` made to the gateway's port.
+    pub async fn serve_guest(self: Arc<Self>, guest: Guest, stream: StdUnixStream) {
+        let (Some(place), Ok(stream)) =
+            (self.gateway.admit(Peer(guest.port.0)), UnixStream::from_std(stream))
         else {
-            return tracing::debug!(%guest, "too many requests at the gateway");
+            return tracing::debug!(guest = %guest.address, "too many requests at the gateway");
         };
-        let scope = Scope::Gateway(guest, link);
+        let scope = Scope::Gateway(guest);
         let client = Client { scope, is_private: false, names: Some(Arc::default()), place };
         connection::serve(self, Stream::Unix(stream), client).await;
     }
@@ -267,8 +268,12 @@ impl Scope {
     fn asker(self) -> Asker {
         match self {
             Self::Control | Self::Services => Asker::Operator,
-            Self::Gateway(guest, link) => Asker::Guest(guest, link),
-            Self::Machine { .. } => Asker::Guest(Ipv4Addr::UNSPECIFIED, PortId(u32::MAX)),
+            Self::Gateway(guest) => Asker::Guest(guest),
+            // It is in no network yet.
+            Self::Machine { .. } => {
+                let (address, port) = (Ipv4Addr::UNSPECIFIED, PortId(u32::MAX));
+                Asker::Guest(Guest { address, port, mac: Mac([0; 6]) })
+            }
         }
     }
 }
@@ -323,7 +328,9 @@ mod tests {
 
     #[test]
     fn who_may_ask_for_what() {
-        let guest = Scope::Gateway(Ipv4Addr::new(192, 168, 127, 2), PortId(7));
+        let (address, port) = (Ipv4Addr::new(192, 168, 127, 2), PortId(7));
+        let asker = Guest { address, port, mac: Mac([2; 6]) };
+        let guest = Scope::Gateway(asker);
         let machine = Scope::Machine { control: true };
         for (path, scopes) in [
             ("/connect", [true, false, false, true]),
@@ -351,6 +358,6 @@ mod tests {
         ] {
             assert_eq!(scope.sends_token(is_private, at_gateway), sends, "{scope:?}");
         }
-        assert_eq!(guest.asker(), Asker::Guest(Ipv4Addr::new(192, 168, 127, 2), PortId(7)));
+        assert_eq!(guest.asker(), Asker::Guest(asker));
     }
 }

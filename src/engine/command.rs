@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use mio::Waker;
-use netstack::{DnsClient, Mac, PortId, dns};
+use netstack::{DnsClient, Guest, Mac, PortId, dns};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::attach::NewLink;
@@ -67,10 +67,8 @@ pub enum Request {
     },
     /// A guest connected to the gateway's HTTP port.
     HttpStream {
-        /// The guest's address.
-        guest: Ipv4Addr,
-        /// As of a DNS stream.
-        link: PortId,
+        /// Who did; its port cannot be forged.
+        guest: Guest,
         /// The near end for the control plane.
         stream: UnixStream,
     },
@@ -105,9 +103,14 @@ impl Handle {
         self.send(Command::EndLease(client)).await;
     }
 
+    /// How many virtual machines are attached, and when that changes.
+    pub fn links(&self) -> watch::Receiver<usize> {
+        self.links.clone()
+    }
+
     /// Waits until no virtual machine is attached.
     pub async fn without_links(&self) {
-        let mut links = self.links.clone();
+        let mut links = self.links();
         // An engine that has ended has none.
         let _ = links.wait_for(|links| *links == 0).await;
     }

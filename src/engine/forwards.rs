@@ -14,7 +14,7 @@ use std::time::{Duration, Instant as Clock};
 
 use mio::net::{TcpListener, UdpSocket};
 use mio::{Interest, Token};
-use netstack::{Instant, UdpFlowId};
+use netstack::{Guest, Instant, UdpFlowId};
 use slotmap::SlotMap;
 use tokio::sync::oneshot;
 
@@ -27,6 +27,8 @@ use crate::sys::udp::{Client, MESSAGES, receive_uncut, tell_asked};
 
 /// Connections taken from one listener in a turn.
 const ACCEPT_TURN: usize = 64;
+/// How often a guest is asked for that exposed a port for datagrams and has said nothing since its link was made anew.
+const SEEK_PAUSE: Duration = Duration::from_secs(1);
 /// How long accepting pauses when there are no more descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -55,6 +57,10 @@ struct Forward {
     socket: Socket,
     token: Token,
     remote: SocketAddrV4,
+    /// The guest that exposed it, and whom alone it leads to.
+    of: Option<Guest>,
+    /// When its address was last asked for, as nobody has it.
+    sought: Option<Instant>,
     /// In one of the lists of those that may have something.
     queued: bool,
     /// A client that asks two addresses of the host has two flows.
@@ -105,11 +111,16 @@ impl Forwards {
 }
 
 impl Engine {
-    /// Leads the clients of `listener` to `remote` in the virtual network.
+    /// Leads the clients of `listener` to `remote` in the virtual network, and to that guest alone, if there is one.
     ///
     /// # Errors
     /// The socket cannot be watched.
-    pub fn forward(&mut self, listener: Listener, remote: SocketAddrV4) -> io::Result<ForwardId> {
+    pub fn forward(
+        &mut self,
+        listener: Listener,
+        remote: SocketAddrV4,
+        of: Option<Guest>,
+    ) -> io::Result<ForwardId> {
         let token = self.sources.vacant_key();
         let (token, registry) = (Token(token), self.poll.registry());
         let socket = match listener {
@@ -130,9 +141,9 @@ impl Engine {
                 Socket::Udp(Arc::new(socket))
             }
         };
-        let (clients, latest) = (HashMap::new(), None);
-        let id =
-            self.forwards.table.insert(Forward { socket, token, remote, queued: false, clients, latest });
+        let (clients, latest, sought) = (HashMap::new(), None, None);
+        let forward = Forward { socket, token, remote, of, sought, queued: false, clients, latest };
+        let id = self.forwards.table.insert(forward);
         self.sources.insert(Source::Forward(id));
         Ok(id)
     }
@@ -178,7 +189,10 @@ impl Engine {
                 Socket::Udp(_) => return Ok(()),
             };
             match accepted {
-                Ok(stream) => self.forward_stream(stream, forward.remote),
+                Ok(stream) => {
+                    let (remote, of) = (forward.remote, forward.of);
+                    self.forward_stream(stream, remote, of);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.forwards.rest(id);
                     return Ok(());
@@ -224,6 +238,17 @@ impl Engine {
                 taken += 1;
                 let Some(client) = client else { continue };
                 let known = forward.clients.get(&client).copied();
+                if let (None, Some(guest)) = (known, forward.of) {
+                    let found = self.stack.guest_at(guest.address);
+                    let is_due = forward.sought.is_none_or(|before| self.now >= before + SEEK_PAUSE.into());
+                    if found.is_none() && is_due {
+                        forward.sought = Some(self.now);
+                        self.stack.look_for(guest.address, &mut self.batches);
+                    }
+                    if !found.is_some_and(|found| found.is(guest)) {
+                        continue;
+                    }
+                }
                 let opened = || self.stack.udp_connect(forward.remote, self.now, &mut self.batches);
                 let flow = match known.map_or_else(opened, Ok) {
                     Ok(flow) => flow,
@@ -259,15 +284,23 @@ impl Engine {
 /// What the control plane asks of the forwards.
 #[derive(Debug)]
 pub(super) enum ForwardCommand {
-    Add { listener: Listener, remote: SocketAddrV4, reply: oneshot::Sender<io::Result<ForwardId>> },
-    Remove { id: ForwardId, reply: oneshot::Sender<()> },
+    Add {
+        listener: Listener,
+        remote: SocketAddrV4,
+        of: Option<Guest>,
+        reply: oneshot::Sender<io::Result<ForwardId>>,
+    },
+    Remove {
+        id: ForwardId,
+        reply: oneshot::Sender<()>,
+    },
 }
 
 impl Engine {
     pub(super) fn handle_forward_command(&mut self, command: ForwardCommand) {
         match command {
-            ForwardCommand::Add { listener, remote, reply } => {
-                let added = self.forward(listener, remote);
+            ForwardCommand::Add { listener, remote, of, reply } => {
+                let added = self.forward(listener, remote, of);
                 let id = added.as_ref().ok().copied();
                 // Nobody is left to remove it.
                 if let (Err(_), Some(id)) = (reply.send(added), id) {
@@ -283,13 +316,18 @@ impl Engine {
 }
 
 impl Handle {
-    /// Leads the clients of `listener` to `remote` in the virtual network.
+    /// Leads the clients of `listener` to `remote` in the virtual network, and to that guest alone, if there is one.
     ///
     /// # Errors
     /// The socket cannot be watched, or the engine has ended (`ConnectionAborted`).
-    pub async fn add_forward(&self, listener: Listener, remote: SocketAddrV4) -> io::Result<ForwardId> {
+    pub async fn add_forward(
+        &self,
+        listener: Listener,
+        remote: SocketAddrV4,
+        of: Option<Guest>,
+    ) -> io::Result<ForwardId> {
         let (reply, answer) = oneshot::channel();
-        self.send(Command::Forward(ForwardCommand::Add { listener, remote, reply })).await;
+        self.send(Command::Forward(ForwardCommand::Add { listener, remote, of, reply })).await;
         answer.await.unwrap_or_else(|_| Err(io::ErrorKind::ConnectionAborted.into()))
     }
 

@@ -4,7 +4,7 @@
 use std::net::Ipv4Addr;
 
 use netstack::dns::{Zone, ZoneChange, ZoneError};
-use netstack::{DropCounts, Mac, PortId};
+use netstack::{DropCounts, Guest, Mac, PortId};
 use tokio::sync::oneshot;
 
 use super::command::{Command, Handle};
@@ -16,6 +16,7 @@ pub(super) enum Readout {
     Leases(oneshot::Sender<Vec<(Ipv4Addr, Mac)>>),
     Addresses(oneshot::Sender<Vec<(Mac, PortId)>>),
     Counters(oneshot::Sender<Counters>),
+    FindGuests(Vec<Guest>, oneshot::Sender<Vec<Option<Guest>>>),
     Zones(oneshot::Sender<Vec<Zone>>),
     ChangeZones(ZoneChange, oneshot::Sender<Result<(), ZoneError>>),
 }
@@ -42,9 +43,21 @@ impl Engine {
             Readout::Leases(reply) => drop(reply.send(self.stack.leases(self.now).collect())),
             Readout::Addresses(reply) => drop(reply.send(self.stack.addresses().collect())),
             Readout::Counters(reply) => drop(reply.send(self.counters())),
+            Readout::FindGuests(guests, reply) => {
+                drop(reply.send(guests.into_iter().map(|guest| self.find_guest(guest)).collect()));
+            }
             Readout::Zones(reply) => drop(reply.send(self.stack.zones().cloned().collect())),
             Readout::ChangeZones(change, reply) => drop(reply.send(self.stack.change_zones(change))),
         }
+    }
+
+    /// Where it is; if nowhere it is asked for, so that one that came back and says nothing is found the next time.
+    fn find_guest(&mut self, guest: Guest) -> Option<Guest> {
+        let found = self.stack.find_guest(guest);
+        if found.is_none() {
+            self.stack.look_for(guest.address, &mut self.batches);
+        }
+        found
     }
 
     fn counters(&self) -> Counters {
@@ -69,6 +82,11 @@ impl Handle {
     /// Which port has which hardware address.
     pub async fn addresses(&self) -> Vec<(Mac, PortId)> {
         self.read(Readout::Addresses).await
+    }
+
+    /// Where each of the guests is, by its port or one that it came back to. One that is not found has been asked for when this returns.
+    pub async fn find_guests(&self, guests: Vec<Guest>) -> Vec<Option<Guest>> {
+        self.ask(|reply| Readout::FindGuests(guests, reply)).await.unwrap_or_default()
     }
 
     /// What was counted so far.

@@ -4,20 +4,20 @@
 //! Owns: the table of exposed ports and sockets. May not: carry bytes (the engine does), speak HTTP (`api`).
 //! Read next: `policy.rs`, what a guest may do; `local.rs` and `remote.rs`, what the words mean; `engine/forwards.rs`, the listeners.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use netstack::PortId;
+use netstack::Guest;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::local::{Local, Place};
@@ -105,8 +105,17 @@ impl Exposed {
 pub enum Asker {
     /// Who started the daemon, or may use its sockets on the host.
     Operator,
-    /// A guest, through the gateway, by its address and the link that it is behind. It is not trusted.
-    Guest(Ipv4Addr, PortId),
+    /// A guest, through the gateway. It is not trusted.
+    Guest(Guest),
+}
+
+impl Asker {
+    fn guest(self) -> Option<Guest> {
+        match self {
+            Self::Operator => None,
+            Self::Guest(guest) => Some(guest),
+        }
+    }
 }
 
 /// Why a port or socket is not exposed, or not removed. The text is the body of the HTTP answer.
@@ -146,6 +155,8 @@ struct Inner {
     /// Descriptors for the operator's ports, and for those of all guests: one guest may have many links, and addresses.
     ports: [Places; 2],
     table: Mutex<Table>,
+    /// A guest has exposed something.
+    followed: Notify,
     /// Held by whoever changes something, as the engine's answer has to be waited for. Names are looked up before. Sockets have one of
     /// their own, as a file system may have to be waited for.
     changing: [tokio::sync::Mutex<()>; 2],
@@ -165,12 +176,18 @@ const NAMES: &str = "/etc/passwd";
 /// How soon a guest finds that a container cannot have the port that another one has.
 const CONFLICT: Duration = Duration::from_secs(30);
 
+/// How long what a guest exposed waits for it to come back, and how often it is looked for meanwhile.
+const ABSENCE: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
 type Key = (String, &'static str);
 
 #[derive(Debug)]
 struct Entry {
     exposed: Exposed,
     asker: Asker,
+    /// Since when the guest that asked is not there.
+    gone: Option<Instant>,
     repeats: Repeats,
     /// Of TCP and UDP.
     place: Option<Place>,
@@ -222,9 +239,9 @@ enum Running {
 impl Registry {
     /// An empty table. Ports will be the engine's, sockets lead where `ways` knows, and guests may do as `policy` says.
     pub fn new(ways: Arc<Ways>, policy: GuestPolicy) -> Self {
-        let (table, changing) = Default::default();
+        let (table, followed, changing) = Default::default();
         let ports = [ways.places.for_ports(), ways.places.for_ports_of_guests()];
-        Self(Arc::new(Inner { ways, policy, ports, table, changing }))
+        Self(Arc::new(Inner { ways, policy, ports, table, followed, changing }))
     }
 
     /// Exposes a TCP or UDP port while the engine does not run yet, for the operator. May wait for a name.
@@ -241,7 +258,7 @@ impl Registry {
         // At the start nobody else is kept waiting.
         let bound = patiently(|(_, error)| is_in_use(error), || bind(wanted.protocol, place));
         let listener = self.0.told(bound, &wanted, place, Asker::Operator)?;
-        let id = engine.forward(listener, to).map_err(|error| wanted.cannot_watch(&error))?;
+        let id = engine.forward(listener, to, None).map_err(|error| wanted.cannot_watch(&error))?;
         self.0.insert(wanted, Asker::Operator, Some(place), Running::Engine(id), None);
         Ok(())
     }
@@ -268,6 +285,31 @@ impl Registry {
         let (inner, key) = (Arc::clone(&self.0), (local.to_owned(), protocol.as_str()));
         let task = tokio::spawn(async move { inner.unexpose(protocol, key, asker).await });
         task.await.unwrap_or(Err(ExposeError::Stopping))
+    }
+
+    /// Ends what guests exposed that are gone, and not back within a minute. Runs for ever.
+    pub async fn follow_guests(self) {
+        let inner = &self.0;
+        let mut links = inner.ways.engine.links();
+        loop {
+            let are_gone = inner.look_for_guests().await;
+            let again = async {
+                match are_gone {
+                    true => tokio::time::sleep(LOOK_AGAIN).await,
+                    false => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = again => {}
+                () = inner.followed.notified() => {}
+                changed = links.changed() => {
+                    // The engine has ended.
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
     }
 
     /// Everything that is exposed, in the order of `local`.
@@ -313,8 +355,8 @@ impl Inner {
     }
 
     async fn expose(&self, wanted: Exposed, asker: Asker) -> Result<(), ExposeError> {
-        if let Asker::Guest(guest, _) = asker {
-            self.policy.check(guest, &wanted).map_err(ExposeError::Denied)?;
+        if let Asker::Guest(guest) = asker {
+            self.policy.check(guest.address, &wanted).map_err(ExposeError::Denied)?;
         }
         let place = match wanted.protocol {
             Protocol::Tcp | Protocol::Udp => {
@@ -325,6 +367,9 @@ impl Inner {
             Protocol::Unix | Protocol::Npipe => None,
         };
         let _changing = self.changing(wanted.protocol).lock().await;
+        if let Some(left) = self.take_left(&wanted.key(), asker) {
+            self.end(left).await;
+        }
         if self.is_running(&wanted, asker)? {
             return Ok(());
         }
@@ -333,7 +378,7 @@ impl Inner {
             Some(place) => {
                 let to = remote::address(&wanted.remote).map_err(ExposeError::Remote)?;
                 let listener = self.told(bind(wanted.protocol, place), &wanted, place, asker)?;
-                self.add(&wanted, listener, to).await?
+                self.add(&wanted, listener, to, asker).await?
             }
             None if wanted.protocol == Protocol::Npipe => return Err(ExposeError::NoPipes),
             None => self.listen(&wanted, asker).await?,
@@ -341,6 +386,53 @@ impl Inner {
         let Some(running) = self.insert(wanted, asker, place, running, Some(permit)) else { return Ok(()) };
         self.end(running).await;
         Err(ExposeError::Stopping)
+    }
+
+    /// Looks which guests that exposed something are there, and ends what those did who have been away for long. Whether any is away.
+    async fn look_for_guests(&self) -> bool {
+        let guests: BTreeSet<Guest> =
+            self.table().entries.values().filter_map(|entry| entry.asker.guest()).collect();
+        let guests: Vec<Guest> = guests.into_iter().collect();
+        if guests.is_empty() {
+            return false;
+        }
+        let found = self.ways.engine.find_guests(guests.clone()).await;
+        let found: HashMap<Guest, Option<Guest>> = guests.into_iter().zip(found).collect();
+        let (now, mut left, mut are_gone) = (Instant::now(), Vec::new(), false);
+        for (key, entry) in &mut self.table().entries {
+            match entry.asker.guest().and_then(|guest| found.get(&guest)) {
+                Some(Some(guest)) => (entry.asker, entry.gone) = (Asker::Guest(*guest), None),
+                Some(None) => {
+                    let since = *entry.gone.get_or_insert(now);
+                    match now.saturating_duration_since(since) >= ABSENCE {
+                        true => left.push((entry.exposed.protocol, key.clone())),
+                        false => are_gone = true,
+                    }
+                }
+                None => {}
+            }
+        }
+        for (protocol, key) in left {
+            let _changing = self.changing(protocol).lock().await;
+            let entry = {
+                let mut table = self.table();
+                let is_left = table.entries.get(&key).is_some_and(|entry| entry.gone.is_some());
+                is_left.then(|| table.entries.remove(&key)).flatten()
+            };
+            if let Some(entry) = entry {
+                tracing::debug!(local = key.0, %protocol, "no longer exposed: its guest is gone");
+                self.end(entry.running).await;
+            }
+        }
+        are_gone
+    }
+
+    /// Of a machine that had the asker's address before, if that is in the way.
+    fn take_left(&self, key: &Key, asker: Asker) -> Option<Running> {
+        let (mut table, asker) = (self.table(), asker.guest()?);
+        let before = table.entries.get(key)?.asker.guest()?;
+        let is_left = before.address == asker.address && !before.is(asker);
+        is_left.then(|| table.entries.remove(key)).flatten().map(|entry| entry.running)
     }
 
     /// Whether that is exposed already.
@@ -435,8 +527,9 @@ impl Inner {
         wanted: &Exposed,
         listener: Listener,
         to: SocketAddrV4,
+        asker: Asker,
     ) -> Result<Running, ExposeError> {
-        match self.ways.engine.add_forward(listener, to).await {
+        match self.ways.engine.add_forward(listener, to, asker.guest()).await {
             Ok(id) => Ok(Running::Engine(id)),
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => Err(ExposeError::Stopping),
             Err(error) => Err(wanted.cannot_watch(&error)),
@@ -459,8 +552,8 @@ impl Inner {
         let source = source.map_err(anyhow::Error::from).flatten();
         let source =
             source.with_context(|| format!("invalid local {}", quote(&wanted.local))).map_err(failed)?;
-        if let Asker::Guest(guest, _) = asker {
-            GuestPolicy::check_socket(guest, &source, &dest).map_err(ExposeError::Denied)?;
+        if let Asker::Guest(guest) = asker {
+            GuestPolicy::check_socket(guest.address, &source, &dest).map_err(ExposeError::Denied)?;
         }
         let directory = match &source {
             Source::Unix { path, .. } => path.clone(),
@@ -491,12 +584,23 @@ impl Inner {
             // `remote` may hold a passphrase.
             Asker::Operator => tracing::info!(%protocol, local, "exposed"),
             // A guest could fill the log.
-            Asker::Guest(guest, _) => tracing::debug!(%protocol, local, %guest, "exposed"),
+            Asker::Guest(guest) => {
+                tracing::debug!(%protocol, local, guest = %guest.address, "exposed");
+                self.followed.notify_one();
+            }
         }
         let key = exposed.key();
         table.entries.insert(
             key,
-            Entry { exposed, asker, repeats: Repeats::default(), place, running, _permit: permit },
+            Entry {
+                exposed,
+                asker,
+                gone: None,
+                repeats: Repeats::default(),
+                place,
+                running,
+                _permit: permit,
+            },
         );
         None
     }
@@ -542,7 +646,7 @@ fn bind(protocol: Protocol, place: Place) -> Result<Listener, (String, io::Error
 fn may_change(asker: Asker, entry: &Entry) -> bool {
     match (asker, entry.asker) {
         (Asker::Operator, _) => true,
-        (Asker::Guest(guest, _), Asker::Guest(owner, _)) => guest == owner,
+        (Asker::Guest(guest), Asker::Guest(owner)) => guest.is(owner),
         (Asker::Guest(..), Asker::Operator) => false,
     }
 }

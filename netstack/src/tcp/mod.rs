@@ -34,7 +34,7 @@ use crate::icmp::{Fault, Report};
 use crate::ipv4::{self, Route};
 use crate::keys::Keys;
 use crate::timer::{Timers, earlier};
-use crate::{DropReason, FrameSink, Mac, PortId};
+use crate::{DropReason, FrameSink, Guest, Mac, PortId};
 use device::{Blueprint, OneCall};
 use flow::{PooledSocket, Reset, Stage};
 use recovery::Verdict;
@@ -247,8 +247,10 @@ impl Table {
     }
 
     /// The guest's end, and the port that it is behind.
-    pub(crate) fn guest(&self, id: FlowId) -> Option<(SocketAddr, PortId)> {
-        self.flows.get(id).map(|flow| (flow.guest, flow.route.port))
+    pub(crate) fn guest(&self, id: FlowId) -> Option<Guest> {
+        let flow = self.flows.get(id)?;
+        let SocketAddr::V4(guest) = flow.guest else { return None };
+        Some(Guest { address: *guest.ip(), port: flow.route.port, mac: flow.route.to })
     }
 
     /// Takes one segment: a whole, unfragmented IP packet from `route.to` at `route.port`.

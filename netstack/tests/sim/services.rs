@@ -384,7 +384,8 @@ fn tcp_to_the_gateway() {
     sim.run_until("asked for", Duration::from_secs(1), |sim| sim.asked.opened.len() > 1);
     let (flow, target) = sim.asked.opened[1];
     assert_eq!(target, netstack::Target::Gateway(netstack::HTTP_PORT));
-    assert_eq!(sim.stack.tcp_guest(flow).map(|(guest, _)| guest.ip()), Some(guest_ip(2).into()));
+    let guest = netstack::Guest { address: guest_ip(2), port: sim.ports[port].id, mac: guest_mac(2) };
+    assert_eq!(sim.stack.tcp_guest(flow), Some(guest));
 }
 
 #[test]
