@@ -21,14 +21,18 @@ use crate::{Mac, PortId};
 /// How long who uses an address has to answer; and where nobody could be asked, to say something.
 const PATIENCE: Duration = Duration::from_secs(1);
 const LONG_PATIENCE: Duration = Duration::from_secs(10);
+/// Longer than a machine asks whether an address is free (RFC 5227 2.1.1, 2.3).
+const PROBING: Duration = Duration::from_secs(10);
 /// Who has used an address for so long owns it.
 pub(crate) const SETTLED: Duration = Duration::from_secs(300);
 /// How long an address stays that of a machine that is gone.
 const ABSENCE: Duration = Duration::from_secs(3600);
 /// Addresses of one port at most: the one that it has had for the longest makes room.
 const MAX_ADDRESSES: usize = 256;
-/// Who uses more has no claim to any that it does not use; and of one that is gone so many are kept.
+/// Who uses more has no claim to any that it does not use.
 pub(crate) const CROWD: usize = 8;
+/// So many addresses of one that is gone are kept.
+const MAX_KEPT: usize = 64;
 /// Addresses kept of machines that are gone.
 const MAX_ABSENT: usize = 1024;
 /// Addresses that one port may want of others at a time; so it has others asked no more often than that in a second.
@@ -128,13 +132,13 @@ impl Guard {
         self.epoch
     }
 
-    /// A guest behind `port` speaks as `ip`, from `mac`. `port_of` says where a hardware address is.
+    /// A guest behind `port` speaks as `ip`, from `mac`. `home_of` says where a hardware address is at home.
     pub(crate) fn claim(
         &mut self,
         ip: Ipv4Addr,
         (port, mac): (PortId, Mac),
         title: Title,
-        port_of: impl Fn(Mac) -> Option<PortId>,
+        home_of: impl Fn(Mac) -> Option<PortId>,
         now: Instant,
     ) -> Claimed {
         let Some(claim) = self.claims.get_mut(&ip) else {
@@ -152,7 +156,7 @@ impl Guard {
         let owner = match title {
             Title::Own => mac,
             Title::Anothers => return Claimed::Refused { holder: from, ask: false },
-            Title::Open if owner.and_then(port_of) == Some(port) => mac,
+            Title::Open if owner.and_then(home_of) == Some(port) => mac,
             Title::Open if from.is_none() => owner.unwrap_or(mac),
             Title::Open => {
                 let ask = self.contests.begin(Address::Ip(ip), (port, mac), PATIENCE, now);
@@ -202,6 +206,12 @@ impl Guard {
         self.claims.get(&ip).and_then(|claim| Some((claim.port?, claim.mac)))
     }
 
+    /// Who has begun to speak as `ip` so lately that it may still ask whether that is free.
+    pub(crate) fn newcomer(&self, ip: Ipv4Addr, now: Instant) -> Option<(PortId, Mac)> {
+        let claim = self.claims.get(&ip).filter(|claim| now < claim.since + PROBING)?;
+        Some((claim.port?, claim.mac))
+    }
+
     /// Whose `ip` is, with a lease or without.
     pub(crate) fn owner(&self, ip: Ipv4Addr, now: Instant) -> Option<Mac> {
         self.claims.get(&ip).and_then(|claim| claim.owner(now))
@@ -212,15 +222,16 @@ impl Guard {
         &self,
         ip: Ipv4Addr,
         port: PortId,
-        port_of: impl Fn(Mac) -> Option<PortId>,
+        home_of: impl Fn(Mac) -> Option<PortId>,
         now: Instant,
     ) -> Use {
         let Some(claim) = self.claims.get(&ip) else { return Use::None };
         let Some(owner) = claim.owner(now) else { return Use::None };
-        match port_of(owner).or(claim.port) {
-            Some(holder) if holder == port => Use::None,
-            Some(holder) => Use::By(self.count(holder)),
-            None => Use::Kept,
+        match (home_of(owner), claim.port) {
+            (Some(home), _) if home == port => Use::None,
+            (Some(home), _) => Use::By(self.count(home)),
+            (None, Some(user)) if user != port => Use::By(self.count(user)),
+            (None, _) => Use::Kept,
         }
     }
 
@@ -247,8 +258,11 @@ impl Guard {
             claim.owner = claim.owner(now).unwrap_or(claim.mac);
             (claim.port, claim.seen) = (None, now);
             kept += 1;
-            match kept <= CROWD {
-                true => self.absent.push_back(ip),
+            match kept <= MAX_KEPT {
+                true => {
+                    self.absent.retain(|other| *other != ip);
+                    self.absent.push_back(ip);
+                }
                 false => drop(self.claims.remove(&ip)),
             }
         }

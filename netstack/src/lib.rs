@@ -321,6 +321,11 @@ impl Stack {
         earlier(flows, earlier(self.neighbours.poll_timeout(), self.guard.poll_timeout()))
     }
 
+    /// Guests open `max` UDP flows at a time, [`udp::MAX_FLOWS`] at most.
+    pub fn limit_udp(&mut self, max: usize) {
+        self.udp.limit(max);
+    }
+
     /// A TCP flow.
     pub fn flow(&mut self, flow: FlowId) -> Option<&mut tcp::Flow> {
         self.tcp.get_mut(flow)
@@ -676,9 +681,9 @@ impl Stack {
                 return Ok(());
             }
             Learned::Moved(from) => from,
-            Learned::Elsewhere { holder, is_open } => {
+            Learned::Elsewhere(holder) => {
                 let asked: Vec<Ipv4Addr> = self.guard.addresses(holder, mac).take(MAX_ASKED).collect();
-                if is_open && self.guard.want(mac, port, !asked.is_empty(), now) {
+                if self.guard.want(mac, port, !asked.is_empty(), now) {
                     asked.into_iter().for_each(|ip| self.ask_port(ip, holder, sink));
                 }
                 self.refuse(address, port, Some(holder));
@@ -710,7 +715,7 @@ impl Stack {
         }
         let title = self.title(ip, port, now);
         let switch = &self.switch;
-        match self.guard.claim(ip, (port, mac), title, |mac| switch.port_of(mac), now) {
+        match self.guard.claim(ip, (port, mac), title, |mac| switch.home_of(mac, now), now) {
             Claimed::Held => {}
             Claimed::Taken(from) => self.moved(ip, from, port),
             Claimed::Refused { holder, ask } => {
@@ -753,8 +758,8 @@ impl Stack {
                 let Some(from) = self.guard.settle(ip, contest, now) else { return };
                 self.moved(ip, Some(from), by);
                 // Whoever has it told others so at once, who did not hear it.
-                let others: Vec<PortId> =
-                    self.switch.ports().iter().copied().filter(|port| *port != by).collect();
+                let others = self.switch.ports().iter().copied();
+                let others: Vec<PortId> = others.filter(|port| ![by, from].contains(port)).collect();
                 for port in others {
                     let told = arp::send(sink, port, ArpOperation::Request, (ip, mac), (ip, Mac::BROADCAST));
                     if let Err(reason) = told {
@@ -775,9 +780,10 @@ impl Stack {
     ) -> Result<Ipv4Addr, DropReason> {
         let ip = message.target;
         // Of another's: whoever is about to use it would take a second one who asks for a conflict, and answers nobody yet.
-        if self.title(ip, port, now) == Title::Anothers
-            && let Some((owner, _)) = self.dhcp.owner(ip, since_start(now))
-        {
+        let leased = self.dhcp.owner(ip, since_start(now)).map(|owner| owner.client);
+        let leased = leased.filter(|_| self.title(ip, port, now) == Title::Anothers);
+        let newcomer = self.guard.newcomer(ip, now).filter(|(holder, _)| *holder != port);
+        if let Some(owner) = leased.or_else(|| newcomer.map(|(_, mac)| mac)) {
             arp::send(sink, port, ArpOperation::Reply, (ip, owner), message.sender)?;
             return Err(DropReason::Claimed);
         }
@@ -815,17 +821,21 @@ impl Stack {
         }
     }
 
-    /// What reservations and leases say about `ip` behind `port`. A reserved address of a machine that is not there may have been given by
-    /// hand to one that was alone then.
+    /// What reservations, leases and offers say about `ip` behind `port`. A reserved address of a machine that is not there may have been given
+    /// by hand to one that was alone then. Who leases it from behind another port that is still there may have moved, or speak in its name.
     fn title(&self, ip: Ipv4Addr, port: PortId, now: Instant) -> Title {
-        let Some((mac, is_reserved)) = self.dhcp.owner(ip, since_start(now)) else { return Title::Open };
-        match self.switch.port_of(mac) {
-            Some(owner) if owner == port => Title::Own,
-            Some(_) => Title::Anothers,
-            None if is_reserved && self.switch.is_shared() && self.guard.owner(ip, now).is_none() => {
-                Title::Anothers
-            }
-            None => Title::Open,
+        let Some(owner) = self.dhcp.owner(ip, since_start(now)) else { return Title::Open };
+        let is_free = self.guard.owner(ip, now).is_none();
+        let leased_to = owner.port.filter(|leased| self.switch.ports().contains(leased));
+        match (self.switch.home_of(owner.client, now), self.switch.port_of(owner.client)) {
+            _ if owner.is_offer && !is_free => Title::Open,
+            (Some(home), _) if home == port && leased_to.is_none_or(|leased| leased == port) => Title::Own,
+            (_, Some(user)) if user == port => Title::Open,
+            (_, Some(_)) => Title::Anothers,
+            _ if leased_to == Some(port) => Title::Own,
+            _ if leased_to.is_some() => Title::Anothers,
+            _ if owner.is_reserved && self.switch.is_shared() && is_free => Title::Anothers,
+            _ => Title::Open,
         }
     }
 
@@ -1051,7 +1061,9 @@ impl Stack {
             source,
             count: guard.count(route.port),
             port_of: &|client| switch.port_of(client),
-            use_of: &|ip| guard.use_of(ip, route.port, |mac| switch.port_of(mac), now),
+            home_of: &|client| switch.home_of(client, now),
+            is_there: &|port| switch.ports().contains(&port),
+            use_of: &|ip| guard.use_of(ip, route.port, |mac| switch.home_of(mac, now), now),
         };
         let reply = self.dhcp.handle_message(message, &asker, since_start(now), &mut out);
         let sent = match reply {

@@ -11,6 +11,11 @@ use smoltcp::time::Instant;
 use crate::guard::SETTLED;
 use crate::{Mac, PortId};
 
+/// Addresses of gone ports that are known for a while, in all and of one.
+const MAX_KEPT: usize = 1024;
+const KEPT_OF_PORT: usize = 8;
+/// No port.
+const GONE: PortId = PortId(u32::MAX);
 /// Addresses remembered of a port: a guest can invent them. The one that was learned first makes room, but that of its first frame.
 const MAX_ADDRESSES: usize = 256;
 
@@ -32,8 +37,8 @@ pub(crate) enum Learned {
     New(Option<Mac>),
     /// It was behind this port, and its own guest is here.
     Moved(PortId),
-    /// It is behind this port. `is_open` says that it may have moved.
-    Elsewhere { holder: PortId, is_open: bool },
+    /// It is behind this port; it may have moved.
+    Elsewhere(PortId),
 }
 
 #[derive(Debug)]
@@ -43,6 +48,9 @@ pub(crate) struct Switch {
     /// Several machines have spoken.
     is_shared: bool,
     addresses: HashMap<Mac, Entry, FixedState>,
+    /// What was behind ports that are gone, in the order of that, and how often it is in there.
+    kept: VecDeque<Mac>,
+    kept_count: HashMap<Mac, usize, FixedState>,
     /// What is behind each port.
     sources: HashMap<PortId, Sources, FixedState>,
     assumed_mtu: u16,
@@ -63,7 +71,7 @@ struct Entry {
 
 #[derive(Debug, Default)]
 struct Sources {
-    /// That of the first frame: the guest's own, which nobody else takes while it is there.
+    /// That of the first frame: the guest's own.
     own: Option<Mac>,
     /// All, as they came; some may be elsewhere by now.
     order: VecDeque<Mac>,
@@ -74,7 +82,9 @@ impl Switch {
     pub(crate) fn new(assumed_mtu: u16, seed: u64) -> Self {
         let hasher = || FixedState::with_seed(seed);
         let (addresses, sources) = (HashMap::with_hasher(hasher()), HashMap::with_hasher(hasher()));
-        Self { ports: Vec::new(), next_port: 0, is_shared: false, addresses, sources, assumed_mtu }
+        let (kept, kept_count) = (VecDeque::new(), HashMap::with_hasher(hasher()));
+        let ports = Vec::new();
+        Self { ports, next_port: 0, is_shared: false, addresses, kept, kept_count, sources, assumed_mtu }
     }
 
     pub(crate) fn attach(&mut self) -> PortId {
@@ -87,13 +97,25 @@ impl Switch {
     /// What comes back are the addresses that were behind `port`, in order.
     pub(crate) fn detach(&mut self, port: PortId) -> impl Iterator<Item = Mac> + use<> {
         self.ports.retain(|p| *p != port);
-        self.sources.remove(&port);
+        let sources = self.sources.remove(&port).unwrap_or_default();
+        let of_port = sources.own.into_iter().chain(sources.order.into_iter().rev());
+        let of_port = of_port.filter(|mac| self.addresses.get(mac).is_some_and(|entry| entry.port == port));
+        for mac in of_port.take(KEPT_OF_PORT) {
+            self.kept.push_back(mac);
+            *self.kept_count.entry(mac).or_default() += 1;
+        }
+        while self.kept.len() > MAX_KEPT {
+            let oldest = self.kept.pop_front();
+            if let Some((mac, count)) = oldest.and_then(|mac| Some((mac, self.kept_count.get_mut(&mac)?))) {
+                *count -= 1;
+                if *count == 0 {
+                    self.kept_count.remove(&mac);
+                }
+            }
+        }
         let lost = self.addresses.extract_if(|_, entry| entry.port == port);
         let mut lost: Vec<Mac> = lost.map(|(mac, _)| mac).collect();
         lost.sort_unstable();
-        for entry in self.addresses.values_mut().filter(|entry| entry.first == port) {
-            entry.first = entry.port;
-        }
         lost.into_iter()
     }
 
@@ -129,19 +151,20 @@ impl Switch {
             known.seen = now;
             return Learned::Known;
         }
-        let Some(known) = self.addresses.get(&source) else {
-            return Learned::New(self.put(source, port, port, now));
-        };
         let own = self.sources.get(&port).and_then(|sources| sources.own);
         let is_own = own.is_none_or(|own| own == source);
+        let Some(known) = self.addresses.get(&source) else {
+            // A machine that comes back begins a link; who only speaks as one that is gone has the use of its address.
+            let first = if is_own || !self.kept_count.contains_key(&source) { port } else { GONE };
+            return Learned::New(self.put(source, port, first, now));
+        };
         let holder = known.port;
         let first = if now < known.since + SETTLED { known.first } else { holder };
         let is_holders_own = self.sources.get(&holder).is_some_and(|sources| sources.own == Some(source));
         match (is_own, is_holders_own) {
             (true, false) => {}
-            (true, true) | (false, false) if first == port => {}
-            (false, true) => return Learned::Elsewhere { holder, is_open: false },
-            _ => return Learned::Elsewhere { holder, is_open: true },
+            _ if first == port => {}
+            _ => return Learned::Elsewhere(holder),
         }
         self.put(source, port, port, now);
         Learned::Moved(holder)
@@ -193,6 +216,12 @@ impl Switch {
         self.addresses.get(&mac).map(|entry| entry.port)
     }
 
+    /// The port that `mac` is at home behind: it is there, and was before it was anywhere else, or for long.
+    pub(crate) fn home_of(&self, mac: Mac, now: Instant) -> Option<PortId> {
+        let entry = self.addresses.get(&mac)?;
+        (entry.first == entry.port || now >= entry.since + SETTLED).then_some(entry.port)
+    }
+
     /// `source`, which is known, has shown to take IP packets of `len` bytes.
     pub(crate) fn shown(&mut self, source: Mac, len: usize) {
         if let Some(entry) = self.addresses.get_mut(&source) {
@@ -242,8 +271,7 @@ mod tests {
         assert_eq!(switch.destination(A), Destination::Flood);
         assert_eq!(switch.learn(A, one, Instant::ZERO), Learned::New(None));
         assert_eq!(switch.destination(A), Destination::Port(one, 1500));
-        let elsewhere = Learned::Elsewhere { holder: one, is_open: true };
-        assert_eq!(switch.learn(A, two, Instant::from_millis(1)), elsewhere);
+        assert_eq!(switch.learn(A, two, Instant::from_millis(1)), Learned::Elsewhere(one));
         switch.take(A, two, Instant::ZERO);
         assert_eq!(switch.learn(A, two, Instant::ZERO), Learned::Known);
         assert_eq!(switch.destination(A), Destination::Port(two, 1500));
@@ -294,26 +322,39 @@ mod tests {
     }
 
     #[test]
-    fn what_a_guest_began_with_nobody_takes_from_it() {
+    fn who_had_an_address_first_is_at_home_there() {
         let mut switch = Switch::new(1500, 1);
         let [one, two, three] = [(); 3].map(|()| switch.attach());
         let [a, b, c] = [1, 2, 3].map(|last| Mac([2, 0, 0, 0, 0, last]));
         let now = Instant::ZERO;
-        let elsewhere = |holder, is_open| Learned::Elsewhere { holder, is_open };
         assert_eq!(switch.learn(a, one, now), Learned::New(None));
         assert_eq!(switch.learn(b, two, now), Learned::New(None));
-        assert_eq!(switch.learn(a, two, now), elsewhere(one, false), "the guest's own");
+        assert_eq!(switch.learn(a, two, now), Learned::Elsewhere(one));
         assert_eq!(switch.learn(c, two, now), Learned::New(None));
-        assert_eq!(switch.learn(c, one, now), elsewhere(two, true), "one among others");
+        assert_eq!(switch.learn(c, one, now), Learned::Elsewhere(two));
         assert_eq!(switch.learn(c, three, now), Learned::Moved(two), "it is the own of this one");
-        assert_eq!(switch.learn(c, two, now), elsewhere(three, false));
+        assert_eq!(switch.learn(c, two, now), Learned::Elsewhere(three));
         let again = switch.attach();
-        assert_eq!(
-            switch.learn(a, again, now),
-            elsewhere(one, true),
-            "a machine that moved, or a second one"
-        );
+        assert_eq!(switch.learn(a, again, now), Learned::Elsewhere(one), "it moved, or is a second one");
         switch.take(a, again, now);
+        assert_eq!((switch.port_of(a), switch.home_of(a, now)), (Some(again), None));
+        assert_eq!(switch.home_of(a, now + SETTLED), Some(again));
         assert_eq!(switch.learn(a, one, now), Learned::Moved(again), "it was here before");
+        assert_eq!(switch.home_of(a, now), Some(one));
+        // It is gone: who speaks as it is not at home with it, but where its link is made anew.
+        assert_eq!(switch.detach(one).collect::<Vec<_>>(), [a]);
+        assert_eq!(switch.learn(a, two, now), Learned::New(None));
+        assert_eq!((switch.port_of(a), switch.home_of(a, now)), (Some(two), None));
+        let back = switch.attach();
+        assert_eq!(switch.learn(a, back, now), Learned::Moved(two));
+        assert_eq!(switch.home_of(a, now), Some(back));
+        for _ in 0..3 * MAX_KEPT {
+            let port = switch.attach();
+            for last in 0..2 * KEPT_OF_PORT as u8 {
+                switch.learn(Mac([4, 0, 0, 0, 0, last]), port, now);
+            }
+            assert_eq!(switch.detach(port).count(), 2 * KEPT_OF_PORT);
+        }
+        assert_eq!((switch.kept.len(), switch.kept_count.values().sum::<usize>()), (MAX_KEPT, MAX_KEPT));
     }
 }

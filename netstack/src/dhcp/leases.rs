@@ -9,7 +9,7 @@ use core::ops::RangeInclusive;
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Asker, LEASE_TIME, Use};
+use super::{Asker, LEASE_TIME, Owner, Use};
 use crate::guard::CROWD;
 use crate::{Mac, NetworkConfig, PortId};
 
@@ -100,12 +100,19 @@ impl Leases {
         self.fixed.iter().copied().chain(bound.map(|(address, lease)| (*address, lease.client)))
     }
 
-    /// Whose the address is at `now`, and whether by a reservation.
-    pub(super) fn owner(&self, address: Ipv4Addr, now: Duration) -> Option<(Mac, bool)> {
-        let fixed = self.fixed.iter().find(|(fixed, _)| *fixed == address);
-        let leased =
-            || self.table.get(&address).filter(|lease| lease.state == State::Bound && now < lease.until);
-        fixed.map(|(_, mac)| (*mac, true)).or_else(|| leased().map(|lease| (lease.client, false)))
+    /// Whose the address is at `now`.
+    pub(super) fn owner(&self, address: Ipv4Addr, now: Duration) -> Option<Owner> {
+        if let Some((_, client)) = self.fixed.iter().find(|(fixed, _)| *fixed == address) {
+            return Some(Owner { client: *client, port: None, is_reserved: true, is_offer: false });
+        }
+        let lease = self.table.get(&address).filter(|lease| now < lease.until)?;
+        let (client, port) = (lease.client, Some(lease.port));
+        let is_offer = match lease.state {
+            State::Offered | State::Awarded => true,
+            State::Bound => false,
+            State::Declined => return None,
+        };
+        Some(Owner { client, port, is_reserved: false, is_offer })
     }
 
     /// The address to offer: the client's own, else the one it wishes for if that is free, else the lowest
@@ -123,7 +130,7 @@ impl Leases {
         let (port, until) = (asker.port, now + OFFER_TIME);
         self.forget_taken(client, asker, now);
         if let Some((address, lease)) = self.lease_mut(client) {
-            lease.port = port;
+            lease.port = asker.leases_to(client, lease.port);
             match lease.state {
                 State::Bound if now < lease.until => {}
                 State::Awarded => lease.until = until,
@@ -133,7 +140,7 @@ impl Leases {
         }
         let free = wish.filter(|wish| self.is_free(*wish, asker, now)).or_else(|| self.pick(asker, now));
         let state = if free.is_some() { State::Offered } else { State::Awarded };
-        let address = free.or_else(|| self.share(asker.port, now)).or_else(|| self.reclaim(asker, now))?;
+        let address = free.or_else(|| self.share(asker, now)).or_else(|| self.reclaim(asker, now))?;
         self.assign(address, Lease { client, port, state, until });
         Some(address)
     }
@@ -155,7 +162,7 @@ impl Leases {
         self.forget_taken(client, asker, now);
         if let Some((address, lease)) = self.lease_mut(client) {
             if address == wanted {
-                *lease = bound;
+                *lease = Lease { port: asker.leases_to(client, lease.port), ..bound };
             }
             return address == wanted;
         }
@@ -170,7 +177,7 @@ impl Leases {
     pub(super) fn withdraw(&mut self, client: Mac, asker: &Asker<'_>, now: Duration) {
         if let Some((_, lease)) = self.lease_mut(client)
             && matches!(lease.state, State::Offered | State::Awarded)
-            && asker.may_end(client, lease.port)
+            && asker.leases_to(client, lease.port) == asker.port
         {
             lease.until = now;
         }
@@ -180,7 +187,7 @@ impl Leases {
     pub(super) fn release(&mut self, client: Mac, address: Ipv4Addr, asker: &Asker<'_>, now: Duration) {
         if let Some((own, lease)) = self.lease_mut(client)
             && own == address
-            && asker.may_end(client, lease.port)
+            && asker.leases_to(client, lease.port) == asker.port
         {
             lease.until = now;
         }
@@ -197,7 +204,7 @@ impl Leases {
     pub(super) fn decline(&mut self, client: Mac, address: Ipv4Addr, asker: &Asker<'_>, now: Duration) {
         if let Some((own, lease)) = self.lease_mut(client)
             && own == address
-            && asker.may_end(client, lease.port)
+            && asker.leases_to(client, lease.port) == asker.port
         {
             (lease.state, lease.until) = (State::Declined, now + DECLINE_TIME);
             self.by_client.remove(&client);
@@ -261,20 +268,21 @@ impl Leases {
         self.table.values().filter(|lease| lease.port == port).count()
     }
 
-    /// An address of the port that has most, if `port` has fewer: its offers first, then what was not renewed for the longest. What is
-    /// leased to a machine it loses to a port that has none, or next to none.
-    fn share(&self, port: PortId, now: Duration) -> Option<Ipv4Addr> {
+    /// An address of the port that has most, if the asker's has fewer: its offers first, then what was not renewed for the longest. What is
+    /// leased to a machine it loses to a port that has none, or next to none. Ports that are gone count as one.
+    fn share(&self, asker: &Asker<'_>, now: Duration) -> Option<Ipv4Addr> {
+        let of = |lease: &Lease| Some(lease.port).filter(|port| (asker.is_there)(*port));
         let mut counts = BTreeMap::new();
         for lease in self.table.values() {
-            *counts.entry(lease.port).or_insert(0_usize) += 1;
+            *counts.entry(of(lease)).or_insert(0_usize) += 1;
         }
-        let own = counts.get(&port).copied().unwrap_or(0);
+        let own = counts.get(&Some(asker.port)).copied().unwrap_or(0);
         let more = counts.into_iter().filter(|(_, count)| *count > own + 1);
         let (greedy, count) = more.max_by_key(|(_, count)| *count)?;
         let gives_all = own == 0 || count > CROWD * (own + 1);
         let is_firm = |lease: &Lease| lease.state == State::Bound && now < lease.until;
         let of_greedy =
-            self.table.iter().filter(|(_, lease)| lease.port == greedy && (gives_all || !is_firm(lease)));
+            self.table.iter().filter(|(_, lease)| of(lease) == greedy && (gives_all || !is_firm(lease)));
         of_greedy.min_by_key(|(_, lease)| (is_firm(lease), lease.until)).map(|(address, _)| *address)
     }
 

@@ -48,8 +48,25 @@ pub struct Asker<'a> {
     pub count: usize,
     /// Which port a hardware address is behind.
     pub port_of: &'a dyn Fn(Mac) -> Option<PortId>,
+    /// The same, unless it is only used there by somebody else than before.
+    pub home_of: &'a dyn Fn(Mac) -> Option<PortId>,
+    /// Whether a port is there.
+    pub is_there: &'a dyn Fn(PortId) -> bool,
     /// What others have of an address, with a lease or without.
     pub use_of: &'a dyn Fn(Ipv4Addr) -> Use,
+}
+
+/// Whose an address is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Its hardware address.
+    pub client: Mac,
+    /// The port that it was leased to.
+    pub port: Option<PortId>,
+    /// It need not have asked for it.
+    pub is_reserved: bool,
+    /// It has not accepted it yet.
+    pub is_offer: bool,
 }
 
 /// What another port has of an address.
@@ -66,16 +83,26 @@ pub enum Use {
 impl Asker<'_> {
     /// One that has the network for itself.
     pub fn alone(source: SocketAddrV4) -> Self {
-        Self { port: PortId(0), source, count: 0, port_of: &|_| None, use_of: &|_| Use::None }
+        let (port_of, home_of) = (&|_| None, &|_| Some(PortId(0)));
+        Self {
+            port: PortId(0),
+            source,
+            count: 0,
+            port_of,
+            home_of,
+            is_there: &|_| true,
+            use_of: &|_| Use::None,
+        }
     }
 
     fn is_free(&self, address: Ipv4Addr) -> bool {
         (self.use_of)(address) == Use::None
     }
 
-    /// Whether what it says of a client's lease counts: the client, or the lease, is of its port.
-    fn may_end(&self, client: Mac, leased_to: PortId) -> bool {
-        leased_to == self.port || (self.port_of)(client) == Some(self.port)
+    /// The port that the client's lease, which was `leased_to` one, is of from now on: the asker's, where the client is at home there. For
+    /// one that is not seen, somebody may ask as it once did, or as somebody does who means harm.
+    fn leases_to(&self, client: Mac, leased_to: PortId) -> PortId {
+        if (self.home_of)(client) == Some(self.port) { self.port } else { leased_to }
     }
 }
 
@@ -183,8 +210,8 @@ impl DhcpServer {
         core::iter::once((self.gateway, self.gateway_mac)).chain(self.leases.iter(now))
     }
 
-    /// Whose `address` is at `now`, and whether by a reservation, which its client need not have asked for.
-    pub fn owner(&self, address: Ipv4Addr, now: Duration) -> Option<(Mac, bool)> {
+    /// Whose `address` is at `now`, if anybody's.
+    pub fn owner(&self, address: Ipv4Addr, now: Duration) -> Option<Owner> {
         self.leases.owner(address, now)
     }
 

@@ -128,6 +128,11 @@ impl Table {
         Ok(Some(id))
     }
 
+    /// See [`Stack::limit_udp`](crate::Stack::limit_udp).
+    pub(crate) fn limit(&mut self, max: usize) {
+        self.shares.limit(max);
+    }
+
     /// A new flow of a guest's, for which another makes room if there are too many.
     pub(crate) fn open(
         &mut self,

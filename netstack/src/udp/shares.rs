@@ -58,6 +58,8 @@ pub(super) struct Shares {
     by_owner: HashMap<Owner, ShareId, FixedState>,
     /// Owners and flows of each kind.
     count: [Count; 2],
+    /// Flows of each kind at most.
+    max: [usize; 2],
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -69,13 +71,18 @@ struct Count {
 impl Shares {
     pub(super) fn new(seed: u64) -> Self {
         let by_owner = HashMap::with_hasher(FixedState::with_seed(seed));
-        Self { shares: SlotMap::with_key(), by_owner, count: [Count::default(); 2] }
+        Self { shares: SlotMap::with_key(), by_owner, count: [Count::default(); 2], max: [MAX_FLOWS; 2] }
+    }
+
+    /// Of guests' flows there are no more than this.
+    pub(super) fn limit(&mut self, max: usize) {
+        self.max[Owner::Guest(PortId(0)).kind()] = max.clamp(1, MAX_FLOWS);
     }
 
     /// The flow that has to make room for one more of `owner`, if any: the least recently used one of who has most.
     pub(super) fn surplus(&self, owner: Owner) -> Option<UdpFlowId> {
         let Count { owners, flows } = self.count[owner.kind()];
-        if flows < MAX_FLOWS {
+        if flows < self.max[owner.kind()] {
             return None;
         }
         let own = self.by_owner.get(&owner).and_then(|id| self.shares.get(*id));

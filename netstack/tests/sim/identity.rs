@@ -95,14 +95,20 @@ fn a_guests_own_hardware_address_is_nobody_elses() {
     let victim = (guest_ip(3), guest_mac(3));
     announce(&mut sim, 0, victim.0, victim.1);
     announce(&mut sim, 1, guest_ip(4), guest_mac(4));
-    // Not even while the victim stands still.
     for _ in 0..10 {
+        sim.received(0);
         ping(&mut sim, 1, victim, (GATEWAY, GATEWAY_MAC));
         announce(&mut sim, 1, guest_ip(4), victim.1);
+        answer_arp(&mut sim, 0, victim.0, victim.1);
         sim.run_for(Duration::from_secs(2));
     }
-    assert!(is_answered(&mut sim, 0, victim.0, victim.1));
     assert_eq!(drops(&sim, DropReason::Claimed), 20);
+    // While the victim stands still another may have taken over, and has not: it has its own back at once.
+    ping(&mut sim, 1, victim, (GATEWAY, GATEWAY_MAC));
+    sim.run_for(Duration::from_secs(2));
+    assert!(is_answered(&mut sim, 1, guest_ip(4), victim.1));
+    assert!(is_answered(&mut sim, 0, victim.0, victim.1));
+    assert!(!is_answered(&mut sim, 1, guest_ip(4), victim.1));
     (0..3).for_each(|port| drop(sim.received(port)));
     sim.inject(2, &ethernet(guest_mac(5), victim.1, EthernetProtocol::from(0x88b5), b"for the victim"));
     sim.settle();
@@ -437,6 +443,10 @@ fn an_offer_ends_where_somebody_has_the_address_by_hand() {
     let thief = guest_mac(4);
     let offer = dhcp(&mut sim, 1, thief, MessageType::Discover, thief, &[]).unwrap();
     let address = offer.yiaddr();
+    // It stands for a minute, so that nobody comes between.
+    announce(&mut sim, 0, address, guest_mac(3));
+    assert!(!is_answered(&mut sim, 0, address, guest_mac(3)));
+    sim.run_for(Duration::from_secs(61));
     announce(&mut sim, 0, address, guest_mac(3));
     let wish = [DhcpOption::RequestedIpAddress(address), DhcpOption::ServerIdentifier(GATEWAY)];
     assert_eq!(kind(dhcp(&mut sim, 1, thief, MessageType::Request, thief, &wish)), Some(MessageType::Nak));
@@ -602,4 +612,126 @@ fn what_one_wants_of_others_costs_them_a_few_questions() {
         sim.settle();
     }
     assert_eq!(sim.received(0).len(), 16);
+}
+
+/// It has the use of an address, by hand or leased, of a machine that is gone or silent: that makes it no owner of a lease.
+#[test]
+fn use_makes_no_lease() {
+    for is_leased in [false, true] {
+        for in_its_name in [false, true] {
+            for is_up in [false, true] {
+                let mut sim = sim(924, 2);
+                let (victim, thief) = (guest_mac(3), guest_mac(4));
+                let ip = if is_leased { lease(&mut sim, 0, 3).unwrap() } else { guest_ip(60) };
+                assert!(is_answered(&mut sim, 0, ip, victim));
+                announce(&mut sim, 1, guest_ip(4), thief);
+                let mut port = 0;
+                if !is_up {
+                    sim.unplug(0);
+                    port = sim.plug_raw(Quality::CLEAN);
+                }
+                let source = if in_its_name { victim } else { thief };
+                for _ in 0..3 {
+                    ping(&mut sim, 1, (ip, source), (GATEWAY, GATEWAY_MAC));
+                    announce(&mut sim, 1, ip, source);
+                    sim.run_for(Duration::from_millis(1100));
+                }
+                let what = [DhcpOption::RequestedIpAddress(ip)];
+                let own = [what[0].clone(), DhcpOption::ServerIdentifier(GATEWAY)];
+                for client in [victim, thief, guest_mac(44)] {
+                    for kind in [MessageType::Release, MessageType::Decline] {
+                        dhcp(&mut sim, 1, source, kind, client, &own);
+                        dhcp(&mut sim, 1, source, MessageType::Request, victim, &what);
+                        dhcp(&mut sim, 1, source, kind, client, &own);
+                    }
+                    for wish in [&what[..], &own[..]] {
+                        dhcp(&mut sim, 1, source, MessageType::Discover, client, wish);
+                        dhcp(&mut sim, 1, source, MessageType::Request, client, wish);
+                    }
+                }
+                let case = format!("leased {is_leased}, in its name {in_its_name}, its link up {is_up}");
+                let leases: Vec<_> = sim.stack.leases(sim.now).filter(|(leased, _)| *leased == ip).collect();
+                assert!(leases.iter().all(|(_, client)| *client == victim), "{case}: {leases:?}");
+                assert!(is_answered(&mut sim, port, ip, victim), "{case}");
+                assert!(!is_answered(&mut sim, 1, ip, thief), "{case}");
+                assert!(!is_answered(&mut sim, 1, ip, victim), "{case}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_lease_in_another_name_than_its_frames_is_its_ports() {
+    let mut sim = sim(925, 2);
+    // A bridge that puts its own address into the frames of those behind it.
+    let (bridge, behind) = (guest_mac(3), guest_mac(33));
+    let offer = dhcp(&mut sim, 0, bridge, MessageType::Discover, behind, &[]).unwrap();
+    let ip = offer.yiaddr();
+    let wish = [DhcpOption::RequestedIpAddress(ip), DhcpOption::ServerIdentifier(GATEWAY)];
+    assert_eq!(kind(dhcp(&mut sim, 0, bridge, MessageType::Request, behind, &wish)), Some(MessageType::Ack));
+    assert!(is_answered(&mut sim, 0, ip, bridge));
+    announce(&mut sim, 1, guest_ip(4), guest_mac(4));
+    for _ in 0..5 {
+        ping(&mut sim, 1, (ip, behind), (GATEWAY, GATEWAY_MAC));
+        announce(&mut sim, 1, ip, behind);
+        answer_arp(&mut sim, 0, ip, bridge);
+        sim.run_for(Duration::from_millis(700));
+    }
+    assert!(is_answered(&mut sim, 0, ip, bridge));
+    assert!(!is_answered(&mut sim, 1, ip, behind));
+}
+
+#[test]
+fn machines_that_came_and_went_leave_addresses_to_the_next() {
+    let mut sim = sim(926, 1);
+    let working = lease(&mut sim, 0, 3).unwrap();
+    let second = lease(&mut sim, 0, 4).unwrap();
+    announce(&mut sim, 0, guest_ip(77), guest_mac(77));
+    for number in 0..400_u32 {
+        let port = sim.plug_raw(Quality::CLEAN);
+        let [_, b, c, d] = number.to_be_bytes();
+        let mac = Mac([6, 6, 6, b, c, d]);
+        let offer = dhcp(&mut sim, port, mac, MessageType::Discover, mac, &[]).expect("an offer");
+        let wish = [DhcpOption::RequestedIpAddress(offer.yiaddr()), DhcpOption::ServerIdentifier(GATEWAY)];
+        let reply = dhcp(&mut sim, port, mac, MessageType::Request, mac, &wish);
+        assert_eq!(kind(reply), Some(MessageType::Ack), "{number}");
+        assert!(![working, second, guest_ip(77)].contains(&offer.yiaddr()), "{number}");
+        sim.unplug(port);
+    }
+    assert!(is_answered(&mut sim, 0, working, guest_mac(3)));
+    assert!(is_answered(&mut sim, 0, second, guest_mac(4)));
+}
+
+/// VRRP's address of its own, a nested machine, a bond's: what spoke first behind a link may go on elsewhere while that link is there.
+#[test]
+fn what_a_link_began_with_may_go_on_elsewhere() {
+    let mut sim = sim(927, 2);
+    let (service, virtual_mac) = (guest_ip(50), Mac([0, 0, 0x5e, 0, 1, 1]));
+    announce(&mut sim, 0, service, virtual_mac);
+    announce(&mut sim, 0, guest_ip(3), guest_mac(3));
+    announce(&mut sim, 1, guest_ip(4), guest_mac(4));
+    for _ in 0..4 {
+        announce(&mut sim, 1, service, virtual_mac);
+        sim.run_for(Duration::from_millis(700));
+    }
+    assert!(is_answered(&mut sim, 1, service, virtual_mac));
+    assert!(is_answered(&mut sim, 0, service, virtual_mac), "and back");
+}
+
+#[test]
+fn the_memory_of_who_is_gone_is_not_flooded() {
+    let mut sim = sim(928, 1);
+    announce(&mut sim, 0, guest_ip(60), guest_mac(3));
+    sim.unplug(0);
+    for _ in 0..300 {
+        let port = sim.plug_raw(Quality::CLEAN);
+        for number in 100..108 {
+            announce(&mut sim, port, guest_ip(number), guest_mac(5));
+        }
+        sim.unplug(port);
+    }
+    let thief = sim.plug_raw(Quality::CLEAN);
+    announce(&mut sim, thief, guest_ip(60), guest_mac(4));
+    let back = sim.plug_raw(Quality::CLEAN);
+    assert!(is_answered(&mut sim, back, guest_ip(60), guest_mac(3)));
 }

@@ -200,9 +200,12 @@ fn a_lease_is_ended_from_its_own_port() {
     assert!(table.bind(mac(1), ip(3), true, &at(1, &free), START));
     table.release(mac(1), ip(3), &at(2, &free), START);
     table.decline(mac(1), ip(3), &at(2, &free), START);
-    assert_eq!(table.owner(ip(3), START), Some((mac(1), false)));
+    assert_eq!(
+        table.owner(ip(3), START),
+        Some(Owner { client: mac(1), port: Some(PortId(1)), is_reserved: false, is_offer: false })
+    );
     // Its machine has come to another port.
-    let moved = Asker { port_of: &|_| Some(PortId(2)), ..at(2, &free) };
+    let moved = Asker { home_of: &|_| Some(PortId(2)), ..at(2, &free) };
     table.release(mac(1), ip(3), &moved, START);
     assert_eq!(table.owner(ip(3), START), None);
 }
