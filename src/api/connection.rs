@@ -23,7 +23,7 @@ use super::{Answer, Api, Client, TakeOver};
 use crate::relay::discard;
 
 /// Bytes of a request's head, and of what is read with it.
-const MAX_HEAD: usize = 64 << 10;
+pub(super) const MAX_HEAD: usize = 64 << 10;
 /// Lines of a request's head.
 const MAX_HEADERS: usize = 100;
 /// How long a head may take to arrive, and how long a connection without a request stays open.

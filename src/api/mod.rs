@@ -177,6 +177,7 @@ impl Api {
     }
 
     async fn try_answer(&self, client: &Client, request: Request<Incoming>) -> Result<Answer, Refusal> {
+        ensure_short(&request)?;
         ensure_one_host(&request)?;
         self.ensure_token(client, &request)?;
         if let Some(names) = &client.names {
@@ -275,6 +276,17 @@ impl Scope {
                 Asker::Guest(Guest { address, port, mac: Mac([0; 6]) })
             }
         }
+    }
+}
+
+/// RFC 6585 section 5. What reads the head stops only somewhere beyond its limit.
+fn ensure_short(request: &Request<Incoming>) -> Result<(), Refusal> {
+    let lines =
+        request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
+    let len = request.uri().to_string().len() + lines.sum::<usize>();
+    match len <= connection::MAX_HEAD {
+        true => Ok(()),
+        false => Err(Refusal::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "")),
     }
 }
 

@@ -16,7 +16,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, recv};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -28,7 +27,7 @@ use crate::dial::stream;
 use crate::listen::{Bound, RemoveOnDrop};
 use crate::logging::Limited;
 use crate::places::{Permit, Places};
-use crate::sys::{is_vsock, vsock_hung_up};
+use crate::sys::{Watched, is_vsock, vsock_hung_up};
 
 /// Clients of one socket at a time; more wait in its backlog.
 const MAX_CLIENTS: usize = 4096;
@@ -61,7 +60,7 @@ pub trait Listener: Send + Sync + 'static {
 struct ListeningSocket {
     /// Before the socket, as it must be dropped first.
     file: Option<RemoveOnDrop>,
-    socket: AsyncFd<OwnedFd>,
+    socket: Watched,
 }
 
 impl ListeningSocket {

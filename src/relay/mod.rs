@@ -23,10 +23,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use socket2::SockRef;
-use tokio::io::unix::AsyncFd;
 use tokio::io::{Interest, Ready};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
+use crate::sys::Watched;
 use pool::Pool;
 use way::{State, Way};
 
@@ -134,7 +134,7 @@ impl Relays {
 /// One of the two streams.
 #[derive(Debug)]
 struct End {
-    fd: AsyncFd<OwnedFd>,
+    fd: Watched,
     /// How it failed, as by a reset. What it sent before can still be read.
     failed: Option<io::Error>,
     /// Whether its peer can be told that no more comes, and go on sending.

@@ -549,9 +549,19 @@ impl client::Handler for Events {
         Ok(())
     }
 
-    async fn data(&mut self, _: ChannelId, _: &[u8], _: &mut client::Session) -> Result<(), Self::Error> {
+    async fn data(&mut self, _: ChannelId, data: &[u8], _: &mut client::Session) -> Result<(), Self::Error> {
         self.life.heard();
-        Ok(())
+        ensure_agreed(data)
+    }
+
+    async fn extended_data(
+        &mut self,
+        _: ChannelId,
+        _: u32,
+        data: &[u8],
+        _: &mut client::Session,
+    ) -> Result<(), Self::Error> {
+        ensure_agreed(data)
     }
 
     async fn window_adjusted(
@@ -578,6 +588,14 @@ impl client::Handler for Events {
     }
 }
 
+/// Packets wait by their number for clients that lag: longer ones than agreed would hold more memory, and end the connection.
+///
+/// # Errors
+/// It is longer.
+fn ensure_agreed(data: &[u8]) -> Result<(), russh::Error> {
+    if data.len() <= PACKET as usize { Ok(()) } else { Err(russh::Error::PacketSize(data.len())) }
+}
+
 /// A second descriptor of the connection's stream. Shutting it down is the one way to stop a russh session that is
 /// blocked on a write or in the middle of a handshake.
 struct Transport(std::os::unix::net::UnixStream);
@@ -598,5 +616,16 @@ impl Transport {
 impl Drop for Transport {
     fn drop(&mut self) {
         self.shutdown();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn longer_packets_than_agreed_end_the_connection() {
+        assert!(ensure_agreed(&[0; PACKET as usize]).is_ok());
+        assert!(matches!(ensure_agreed(&[0; PACKET as usize + 1]), Err(russh::Error::PacketSize(_))));
     }
 }

@@ -5,9 +5,11 @@ use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 use russh::keys::{Error, PrivateKey};
+use zeroize::Zeroizing;
 
 use super::Secret;
 use crate::host::files;
+use crate::sys;
 
 /// The longest file that may be a key, in bytes. A guest may name any file (`-gateway-expose-all-protocols`).
 const MAX_LEN: u64 = 1 << 20;
@@ -20,11 +22,14 @@ pub fn load(path: &Path, passphrase: Option<&Secret>) -> anyhow::Result<PrivateK
     let of_file = || format!("cannot read the ssh identity {}", path.display());
     let (text, _) = files::read(path, MAX_LEN + 1).with_context(of_file)?;
     ensure!(text.len() as u64 <= MAX_LEN, "{}: longer than {MAX_LEN} bytes", of_file());
-    let text = String::from_utf8(text).with_context(of_file)?;
-    if passphrase.is_none() && wants_passphrase(&text) {
+    // The text is wiped behind its use, and the key by its own type.
+    let text = Zeroizing::new(text);
+    sys::leave_no_core_dump();
+    let text = str::from_utf8(&text).with_context(of_file)?;
+    if passphrase.is_none() && wants_passphrase(text) {
         bail!(needs_passphrase(path));
     }
-    match russh::keys::decode_secret_key(&text, passphrase.map(|passphrase| passphrase.0.as_str())) {
+    match russh::keys::decode_secret_key(text, passphrase.map(|passphrase| passphrase.0.as_str())) {
         Ok(key) if key.is_encrypted() => bail!(needs_passphrase(path)),
         Ok(key) => Ok(key),
         Err(Error::KeyIsEncrypted) => bail!(needs_passphrase(path)),

@@ -7,7 +7,7 @@ use std::path::Path;
 #[derive(Debug)]
 pub struct NameWatch {
     #[cfg(target_os = "linux")]
-    events: Option<tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>>,
+    events: Option<super::Watched>,
 }
 
 impl NameWatch {
@@ -78,7 +78,7 @@ impl NameWatch {
     #[cfg(target_os = "linux")]
     fn add(&self, path: &Path, flags: rustix::fs::inotify::WatchFlags) -> io::Result<()> {
         match &self.events {
-            Some(fd) => Ok(rustix::fs::inotify::add_watch(fd, path, flags).map(drop)?),
+            Some(fd) => Ok(rustix::fs::inotify::add_watch(fd.get_ref(), path, flags).map(drop)?),
             None => std::fs::metadata(path).map(drop),
         }
     }

@@ -89,17 +89,47 @@ pub fn with_urgent(interest: Interest) -> Interest {
     interest
 }
 
-/// A descriptor whose readiness the control plane waits for.
+/// A descriptor whose readiness the control plane waits for. Nothing lends it to be replaced.
+#[derive(Debug)]
+pub struct Watched(AsyncFd<std::os::fd::OwnedFd>);
+
+impl Watched {
+    /// The descriptor, which is watched no more.
+    pub fn into_inner(self) -> std::os::fd::OwnedFd {
+        self.0.into_inner()
+    }
+}
+
+impl std::ops::Deref for Watched {
+    type Target = AsyncFd<std::os::fd::OwnedFd>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+/// Watches a descriptor.
 ///
 /// # Errors
 /// The system cannot watch it.
 #[expect(unsafe_code, reason = "tokio asks whoever registers a descriptor to vouch for it")]
-pub fn watch(
-    fd: std::os::fd::OwnedFd,
-    interest: tokio::io::Interest,
-) -> std::io::Result<AsyncFd<std::os::fd::OwnedFd>> {
-    // SAFETY: the descriptor is owned by what is returned, which never replaces it.
-    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+pub fn watch(fd: std::os::fd::OwnedFd, interest: tokio::io::Interest) -> std::io::Result<Watched> {
+    // SAFETY: the descriptor is owned by what is returned, which lends it only to be read: it is never replaced.
+    Ok(Watched(unsafe { AsyncFd::register_with_interest(fd, interest) }?))
+}
+
+/// From now on the process leaves no core dump, in which keys could be read. Linux takes a limit of one byte as that also where dumps go to
+/// a program, as systemd-coredump (core(5)).
+pub fn leave_no_core_dump() {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let before = getrlimit(Resource::Core);
+        if before.current != Some(0) {
+            // A smaller limit is always allowed.
+            let _ = setrlimit(Resource::Core, Rlimit { current: Some(1), ..before });
+        }
+    }
 }
 
 /// The process that connected a unix socket, or that listens where this one connected, as far as the system tells.
@@ -233,4 +263,16 @@ pub fn random_seed() -> std::io::Result<u128> {
         std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)
     })?;
     Ok(u128::from_ne_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    #[cfg(unix)]
+    #[test]
+    fn no_core_dump_is_left() {
+        use rustix::process::{Resource, getrlimit};
+        super::leave_no_core_dump();
+        // Less than any dump, and what tells Linux to start no program for one.
+        assert!(getrlimit(Resource::Core).current.is_some_and(|limit| limit <= 1));
+    }
 }
