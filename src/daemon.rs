@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use crate::api::{Api, Listener as ApiListener, Role};
 use crate::config::{Address, Config, LinkConfig, RESOLV_CONF, Source, Token};
 use crate::disk;
-use crate::engine::{Counters, Engine, Handle, Request, Traffic};
+use crate::engine::{self, Counters, Engine, Handle, Request, Traffic};
 use crate::forward::loops::OwnSockets;
 use crate::forward::registry::Registry;
 use crate::forward::{Forward, Ways};
@@ -274,15 +274,17 @@ impl Daemon {
             notifier,
             present: Presence::default(),
         });
+        let relays = Arc::new(Relays::default());
+        let known = relays.max_descriptors() + config.forwards.len() + config.port_forwards.len();
+        let places = Places::new(known + engine::ping_sockets());
         let (mut engine, handle, requests) =
-            Engine::new(config.network, seed).context("cannot start the network")?;
+            Engine::new(config.network, seed, places.clone()).context("cannot start the network")?;
         engine.limit_connects(config.connects);
         if let Some(notifier) = &terms.notifier {
             engine.notify(notifier.clone());
         }
         let capture = config.capture.as_deref().map(Capture::create).transpose()?;
         engine.tap(capture, config.frame_log.map(FrameLog::new), gateway);
-        let relays = Arc::new(Relays::default());
         let ways = Arc::new(Ways {
             engine: handle.clone(),
             subnet,
@@ -290,9 +292,7 @@ impl Daemon {
             login,
             penalties: Arc::new(Penalties::new(handle.links_attached())),
             agent: SocketAddrV4::new(config.device_ip, config.agent_port),
-            places: Places::new(
-                relays.max_descriptors() + config.forwards.len() + config.port_forwards.len(),
-            ),
+            places,
             relays,
             own: OwnSockets::default(),
         });

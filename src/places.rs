@@ -1,10 +1,10 @@
-//! How many clients forwards, tunnels and offers have together, and how many ports are exposed, as each takes descriptors that the process
-//! has only so many of.
+//! How many clients forwards, tunnels and offers have together, how many connections guests, and how many ports are exposed, as each takes
+//! descriptors that the process has only so many of.
 //!
 //! Whoever has many leaves some to others: a socket whose clients all wait for a service that hangs keeps nobody else's out.
 //!
 //! Owns: the count. May not: touch a socket; whoever has a place gives it up by dropping it.
-//! Read next: `forward/clients.rs`, whose clients wait for places.
+//! Read next: `forward/clients.rs`, whose clients wait for places; `engine/shares.rs`, where what is idle makes room.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,8 +20,11 @@ use crate::logging::Limited;
 const PER_CLIENT: usize = 2;
 /// Descriptors that clients leave alone, for listeners, links, logs, the runtime: at most these, or a quarter of all.
 const RESERVED: usize = 64;
-/// An owner that has less than so many times what is free may have another.
+/// No more, however many descriptors there may be: the network has so many flows, and some that are ending.
+const MOST: usize = netstack::tcp::MAX_FLOWS / 4 * 3;
+/// An owner that has less than so many times what is free may have another; and a stranger.
 const GREED: usize = 8;
+const GREED_OF_STRANGERS: usize = 3;
 /// This part of all places is for owners that have none.
 const FIRST: usize = 16;
 /// How often who waits looks again though nobody has told it.
@@ -37,8 +40,10 @@ pub struct Places {
     free: Arc<Semaphore>,
     /// How many descriptors one place takes.
     each: usize,
-    /// How many of them are not for this owner; but a first client's.
+    /// How many of them are not for this owner; but its first.
     leaves: usize,
+    has_first: bool,
+    greed: usize,
     freed: Arc<Notify>,
     own: Arc<AtomicUsize>,
     log: Arc<Limited>,
@@ -63,12 +68,14 @@ impl Places {
     }
 
     fn of(descriptors: usize) -> Self {
-        let count = descriptors.clamp(PER_CLIENT, Semaphore::MAX_PERMITS);
+        let count = descriptors.clamp(PER_CLIENT, MOST);
         let log = Arc::new(Limited::new(1, LOG_INTERVAL));
         Self {
             free: Arc::new(Semaphore::new(count)),
             each: PER_CLIENT,
             leaves: count / FIRST,
+            has_first: true,
+            greed: GREED,
             freed: Arc::default(),
             own: Arc::default(),
             log,
@@ -81,17 +88,23 @@ impl Places {
         Self { own: Arc::default(), ..self.clone() }
     }
 
-    /// The same descriptors for ports that the operator exposes. No port is an owner's first client.
+    /// The same descriptors for an owner whose places take `each` of them.
     #[must_use]
-    pub fn for_ports(&self) -> Self {
-        Self { each: 1, leaves: self.leaves.max(SPARE), ..self.for_another() }
+    pub fn taking(&self, each: usize) -> Self {
+        Self { each, leaves: self.leaves.max(SPARE), ..self.for_another() }
     }
 
-    /// The same for those of all guests together, which leave some to the operator's.
+    /// The same for ports that are exposed. An owner's first has no more right than others.
     #[must_use]
-    pub fn for_ports_of_guests(&self) -> Self {
-        let ports = self.for_ports();
-        Self { leaves: 2 * ports.leaves, ..ports }
+    pub fn for_ports(&self) -> Self {
+        Self { has_first: false, ..self.taking(1) }
+    }
+
+    /// The same for an owner that is not the operator: a guest, or whoever comes to an exposed port. It leaves some to the operator's, and more to
+    /// others of its kind.
+    #[must_use]
+    pub fn for_strangers(&self) -> Self {
+        Self { leaves: 2 * self.leaves, greed: GREED_OF_STRANGERS, ..self.for_another() }
     }
 
     /// How many this owner has.
@@ -135,8 +148,8 @@ impl Places {
 
     fn may_have_another(&self) -> bool {
         let (taken, free) = (self.taken(), self.free.available_permits());
-        let is_first_client = taken == 0 && self.each == PER_CLIENT;
-        is_first_client || free > self.leaves && taken * self.each < free.saturating_mul(GREED)
+        let is_first = taken == 0 && self.has_first;
+        is_first || free > self.leaves && taken * self.each < free.saturating_mul(self.greed)
     }
 
     /// Of one place.
@@ -204,19 +217,32 @@ mod tests {
         }
     }
 
-    /// A guest that exposes all it may keeps neither the operator nor clients out, and those two not each other.
+    /// A guest that exposes all it may keeps neither another one, nor the operator, nor clients out.
     #[test]
     fn ports_leave_some_to_clients() {
-        for descriptors in [30, 200, 1000] {
+        for descriptors in [60, 200, 1000] {
             let places = Places::of(descriptors);
-            let [guests, operator] = [places.for_ports_of_guests(), places.for_ports()];
-            let ports = take_all(&guests);
-            assert!(ports.len() > descriptors * 2 / 3, "{} of {descriptors}", ports.len());
-            let own = take_all(&operator);
+            let [guest, other, operator] =
+                [places.for_ports().for_strangers(), places.for_ports().for_strangers(), places.for_ports()];
+            let ports = take_all(&guest);
+            assert!(ports.len() > descriptors / 2, "{} of {descriptors}", ports.len());
+            let [others, own] = [&other, &operator].map(take_all);
             let clients = [(); 2].map(|()| places.for_another().try_take());
-            assert!(!own.is_empty() && clients.iter().all(Option::is_some), "{descriptors}");
-            assert!(guests.try_take().is_none() && operator.try_take().is_none(), "{descriptors}");
+            assert!(clients.iter().all(Option::is_some), "{descriptors}");
+            assert!(!others.is_empty() && !own.is_empty(), "{descriptors}: {} {}", others.len(), own.len());
+            assert!(guest.try_take().is_none() && operator.try_take().is_none(), "{descriptors}");
         }
+    }
+
+    /// Each of many guests has a connection, though one had all that it may.
+    #[test]
+    fn connections_of_guests_leave_some_to_others() {
+        let places = Places::of(400);
+        let greedy = take_all(&places.taking(1).for_strangers());
+        assert!((250..350).contains(&greedy.len()), "{}", greedy.len());
+        let others: Vec<_> = (0..20).map(|_| take_all(&places.taking(1).for_strangers())).collect();
+        assert!(others.iter().all(|taken| !taken.is_empty()));
+        assert!(!take_all(&places.taking(1)).is_empty() && places.for_another().try_take().is_some());
     }
 
     #[tokio::test]

@@ -41,11 +41,14 @@ struct Network {
 
 impl Network {
     fn start() -> Self {
+        Self::of(Daemon::builder())
+    }
+
+    fn of(builder: support::daemon::Builder) -> Self {
         let (host, ssh_port) = (Host::new("nameserver 127.0.0.1\n"), free_port());
         let port = ssh_port.to_string();
         let args = ["-keep-running", "-ssh-port", &port, "-listen", "unix://{dir}/api"];
-        let builder = Daemon::builder().args(args);
-        let daemon = builder.through(host.prefix()).start();
+        let daemon = builder.args(args).through(host.prefix()).start();
         let victim = Guest::start(support::net::plug(&daemon), support::guest::MAC, 1500);
         assert_eq!(victim.dhcp().ip(), VICTIM);
         let mut network = Self { thief: Wire::plug(&daemon), victim, daemon, host, ssh_port };
@@ -469,10 +472,12 @@ fn what_a_guest_exposed_leads_to_nobody_else() {
     network.victim.switch_off();
     network.daemon.log_with("machine left");
     let knocks = |network: &Network| {
-        let mut client = impatient(network.host.connect(at).expect("the port"));
-        let _ = client.write_all(b"a secret");
-        let ended = client.read(&mut [0]);
-        assert!(!matches!(ended, Ok(1..)), "{ended:?}");
+        if let Ok(client) = network.host.connect(at) {
+            let mut client = impatient(client);
+            let _ = client.write_all(b"a secret");
+            let ended = client.read(&mut [0]);
+            assert!(!matches!(ended, Ok(1..)), "{ended:?}");
+        }
         let socket = network.host.udp("127.0.0.1:0".parse().unwrap());
         socket.send_to(b"a secret", ("127.0.0.1", udp_port)).unwrap();
     };
@@ -497,4 +502,109 @@ fn what_a_guest_exposed_leads_to_nobody_else() {
     assert_eq!(exposed(), 2);
     eventually("the end of what it exposed", Duration::from_secs(90), || (exposed() == 0).then_some(()));
     assert!(network.host.connect(at).is_err(), "the port is closed");
+}
+
+/// Connections that carry nothing: a guest's to the host and to the gateway, and clients of an exposed port.
+#[test]
+fn idle_connections_leave_descriptors_to_others() {
+    const LIMIT: usize = 512;
+    let network = Network::of(Daemon::builder().descriptors(LIMIT));
+    let service = network.victim.listen("0.0.0.0:22".parse().unwrap());
+    network.assert_victim_works(&service);
+    let listener = network.host.listen("127.0.0.1:0".parse().unwrap());
+    let greedy = Guest::start(support::net::plug(&network.daemon), "5a:94:ef:00:00:07", 1500);
+    greedy.dhcp();
+    let held_by = |connect: &dyn Fn() -> std::io::Result<TcpStream>| -> Vec<TcpStream> {
+        (0..LIMIT).map_while(|_| connect().ok()).collect()
+    };
+    let assert_others_work = |network: &Network, what: &str| {
+        network.assert_victim_works(&service);
+        assert_eq!(network.api("GET", "/stats", "").status, 200, "{what}");
+        let fds = network.daemon.fds();
+        assert!(fds < LIMIT, "{what}: {fds} descriptors");
+    };
+    // Its own flows.
+    let to = (HOST, listener.local_addr().unwrap().port()).into();
+    let held = held_by(&|| greedy.connect(to));
+    eprintln!("to the host: {} connections, {} descriptors", held.len(), network.daemon.fds());
+    assert!((100..LIMIT).contains(&held.len()), "{}", held.len());
+    assert_others_work(&network, "connections to the host");
+    // What is idle makes room for what is new, of its own.
+    let another = || greedy.connect(to).ok();
+    let mut new = impatient(eventually("room", 2 * PATIENCE, another));
+    new.write_all(b"x").unwrap();
+    let first = &mut impatient(held.into_iter().next().unwrap());
+    let ended = first.read(&mut [0]);
+    assert!(ended.is_err(), "the one that was idle for the longest ends: {ended:?}");
+    assert_others_work(&network, "what is new");
+    // To the gateway, which answers names and exposes ports there.
+    let held = held_by(&|| greedy.connect((GATEWAY, 80).into()));
+    eprintln!("to the gateway: {} connections, {} descriptors", held.len(), network.daemon.fds());
+    assert_others_work(&network, "connections to the gateway");
+    // Clients of the operator's port for the victim, while the greedy one has what it has; and others than those of that port.
+    let at = ([127, 0, 0, 1], network.ssh_port).into();
+    let waiting: Vec<TcpStream> =
+        (0..LIMIT).map(|_| network.host.connect(at).expect("the backlog")).collect();
+    assert_eq!(network.api("GET", "/stats", "").status, 200);
+    assert!(network.daemon.fds() < LIMIT, "{}", network.daemon.fds());
+    let port = free_port();
+    let wish = format!(r#"{{"local":"127.0.0.1:{port}","remote":"192.168.127.2:23","protocol":"tcp"}}"#);
+    assert_eq!(network.api("POST", "/services/forwarder/expose", &wish).status, 200);
+    let other = network.victim.listen("0.0.0.0:23".parse().unwrap());
+    let outside = impatient(network.host.connect(([127, 0, 0, 1], port).into()).expect("the port"));
+    transfer(&outside, &accept(&other), 1 << 20);
+    assert!(network.victim.ping(GATEWAY, 56));
+    drop((held, waiting));
+    let log = network.daemon.stderr();
+    assert!(!log.contains("cannot accept"), "{log}");
+}
+
+/// Connections of which neither end takes anything: what is on its way waits in the daemon's memory.
+#[test]
+fn what_nobody_takes_holds_little_memory() {
+    const CONNECTIONS: usize = 1000;
+    /// In KiB: 64 MiB, and 160 KiB of each connection; without a bound it was 489 to 590 KiB for each.
+    const MOST: u64 = (64 << 10) + CONNECTIONS as u64 * 160 + (16 << 10);
+    let network = Network::start();
+    let service = network.victim.listen("0.0.0.0:22".parse().unwrap());
+    network.assert_victim_works(&service);
+    let before = network.daemon.rss_kb();
+    let greedy = Guest::start(support::net::plug(&network.daemon), "5a:94:ef:00:00:07", 1500);
+    greedy.dhcp();
+    let listener = network.host.listen("127.0.0.1:0".parse().unwrap());
+    let to = (HOST, listener.local_addr().unwrap().port()).into();
+    let mut ends = Vec::new();
+    for _ in 0..CONNECTIONS {
+        ends.push(greedy.connect(to).expect("the host"));
+        ends.push(accept(&listener));
+    }
+    ends.iter().for_each(|end| end.set_nonblocking(true).unwrap());
+    let (mut most, mut quiet) = (0, 0);
+    let chunk = vec![7; 64 << 10];
+    eventually("nothing more is taken", Duration::from_secs(60), || {
+        let taken = ends.iter().filter(|end| { *end }.write(&chunk).is_ok()).count();
+        most = most.max(network.daemon.rss_kb());
+        quiet = if taken == 0 { quiet + 1 } else { 0 };
+        (quiet == 20).then_some(())
+    });
+    eprintln!("{CONNECTIONS} connections: {before} KiB before, {most} KiB at most");
+    assert!(most < before + MOST, "{most} KiB, {before} before");
+    network.assert_victim_works(&service);
+    // Connections go on, if slowly, and lose nothing.
+    let mut first = ends.split_off(2 * CONNECTIONS - 2);
+    let (inside, outside) = (impatient(first.remove(0)), impatient(first.remove(0)));
+    for end in [&inside, &outside] {
+        end.set_nonblocking(false).unwrap();
+    }
+    for (from, to) in [(&outside, &inside), (&inside, &outside)] {
+        from.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut rest = Vec::new();
+        { to }.read_to_end(&mut rest).unwrap();
+        assert!(!rest.is_empty() && rest.iter().all(|byte| *byte == 7), "{}", rest.len());
+    }
+    // What was given to it comes back when it is gone.
+    drop((ends, greedy));
+    eventually("its memory", Duration::from_secs(60), || {
+        (network.daemon.rss_kb() < before + (32 << 10)).then_some(())
+    });
 }

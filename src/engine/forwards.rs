@@ -19,6 +19,7 @@ use slotmap::SlotMap;
 use tokio::sync::oneshot;
 
 use super::command::Command;
+use super::shares::Owner;
 use super::udp::TURN;
 use super::{EARLY_WRITE, Engine, Handle, Source};
 use crate::host::stream::HostStream;
@@ -80,6 +81,9 @@ pub(super) struct Forwards {
     waiting: Vec<ForwardId>,
     /// When to try to accept again, after there were no descriptors.
     pub(super) again: Option<Instant>,
+    /// Those whose clients have their share of the descriptors, and when to look again.
+    full: Vec<ForwardId>,
+    pub(super) full_until: Option<Instant>,
 }
 
 impl Forwards {
@@ -164,6 +168,10 @@ impl Engine {
             let Some(id) = self.forwards.receiving.pop_front() else { break };
             self.receive_forward(id);
         }
+        if self.forwards.full_until.is_some_and(|at| at <= self.now) {
+            self.forwards.full_until = None;
+            self.forwards.accepting.extend(self.forwards.full.drain(..));
+        }
         if self.forwards.again.is_some_and(|at| at > self.now) {
             return;
         }
@@ -184,6 +192,14 @@ impl Engine {
     fn accept_forward(&mut self, id: ForwardId) -> io::Result<()> {
         for _ in 0..ACCEPT_TURN {
             let Some(forward) = self.forwards.table.get(id) else { return Ok(()) };
+            let owner = forward.of.map_or(Owner::Forward(id), |guest| Owner::Guest(guest.port));
+            let Some(place) = self.place(owner) else {
+                // They wait in the backlog.
+                self.forwards.full.push(id);
+                self.forwards.full_until.get_or_insert_with(|| self.now + ACCEPT_PAUSE.into());
+                return Ok(());
+            };
+            let Some(forward) = self.forwards.table.get(id) else { return Ok(()) };
             let accepted = match &forward.socket {
                 Socket::Tcp(listener) => listener.accept().map(|(stream, _)| HostStream::accepted(stream)),
                 Socket::Udp(_) => return Ok(()),
@@ -191,7 +207,7 @@ impl Engine {
             match accepted {
                 Ok(stream) => {
                     let (remote, of) = (forward.remote, forward.of);
-                    self.forward_stream(stream, remote, of);
+                    self.forward_stream(stream, remote, of, Some(place));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.forwards.rest(id);

@@ -166,9 +166,9 @@ impl Engine {
         match self.stack.tcp_connect(to, self.now, &mut self.batches) {
             Ok(flow) => {
                 let client = HostStream::from_client(client);
-                self.adopt(flow, client, Opening::Led(Box::new(Greeting::new(said, reply))));
+                self.adopt(flow, client, Opening::Led(Box::new(Greeting::new(said, reply))), None);
                 if let Some(connection) = self.tcp.get_mut(flow) {
-                    connection._permit = Some(permit);
+                    connection.permit = Some(permit);
                 }
             }
             Err(error) => {

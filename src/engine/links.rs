@@ -16,6 +16,7 @@ use socket2::SockRef;
 use tokio::sync::oneshot;
 
 use super::attach::NewLink;
+use super::shares::Owner;
 use super::slice::Slice;
 use super::{EARLY_WRITE, Engine, Source, Traffic, udp};
 use crate::link::{Batch, FrameTooLong, Framing, Progress, Reader};
@@ -358,8 +359,18 @@ impl Engine {
             self.outbox.push(flow, payload);
             let registry = self.poll.registry();
             let limited = &mut self.no_descriptors;
-            udp::open(&datagram, &mut self.udp, &mut self.sources, registry, self.now, limited);
+            let (shares, mut is_full) = (&mut self.shares, false);
+            let permit = || {
+                let permit = shares.try_take(Owner::Guest(port));
+                is_full = permit.is_none();
+                permit
+            };
+            udp::open(&datagram, &mut self.udp, &mut self.sources, registry, self.now, limited, permit);
             self.handle_udp_sent(sent);
+            if is_full {
+                // For the next datagram.
+                drop(self.place(Owner::Guest(port)));
+            }
             if opens {
                 // What made room for the new flow is closed before the next one opens.
                 self.handle_stack_events();

@@ -19,6 +19,7 @@ mod links;
 mod own;
 mod ping;
 mod readout;
+mod shares;
 mod slice;
 mod tcp;
 mod udp;
@@ -44,11 +45,12 @@ pub use forwards::{ForwardId, Listener};
 pub use lead::{Refused, Said, Turned};
 pub use readout::Counters;
 
-use crate::host::icmp::{PingId, Pings};
+use crate::host::icmp::{PingId, Pings, max_sessions};
 use crate::host::udp::{HostUdp, Outbox};
 use crate::listen::TcpAddress;
 use crate::logging::Limited;
 use crate::notify::{Notice, Notifier};
+use crate::places::Places;
 use crate::sys::descriptor_limit;
 use crate::sys::memory::discard;
 use crate::sys::udp::Inbox;
@@ -59,6 +61,7 @@ use ending::Looks;
 use forwards::Forwards;
 use links::{Batches, Link};
 use own::OwnListeners;
+use shares::Shares;
 use slice::Slice;
 use tcp::Connection;
 use wait::Waits;
@@ -74,6 +77,14 @@ const LAST_DELIVERY: Duration = Duration::from_millis(500);
 const OPENING_SHARE: usize = 16;
 const LEAST_OPENING: usize = 16;
 const MOST_OPENING: usize = 512;
+
+/// UDP flows of guests take this part of the descriptors at most, of what there is for each guest.
+const UDP_SHARE: usize = 4;
+
+/// Descriptors that guests' pings take at most.
+pub fn ping_sockets() -> usize {
+    max_sessions()
+}
 
 /// What a token stands for.
 #[derive(Clone, Copy, Debug)]
@@ -124,6 +135,7 @@ pub struct Engine {
     /// Flows whose agent has been asked, and until when it may answer: in the order of that.
     greetings: VecDeque<(Instant, FlowId)>,
     connecting: Connecting,
+    shares: Shares,
     own: OwnListeners,
     looks: Looks,
     udp: SecondaryMap<UdpFlowId, HostUdp>,
@@ -145,11 +157,15 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine without links and forwards, the way to command it, and what it asks for.
+    /// An engine without links and forwards, the way to command it, and what it asks for. Connections take `places`.
     ///
     /// # Errors
     /// The system has no event queue to give.
-    pub fn new(network: NetworkConfig, seed: u128) -> io::Result<(Self, Handle, mpsc::Receiver<Request>)> {
+    pub fn new(
+        network: NetworkConfig,
+        seed: u128,
+        places: Places,
+    ) -> io::Result<(Self, Handle, mpsc::Receiver<Request>)> {
         let poll = Poll::new()?;
         let mut sources = Slab::new();
         let waker = Arc::new(Waker::new(poll.registry(), Token(sources.insert(Source::Waker)))?);
@@ -158,6 +174,7 @@ impl Engine {
         let (linked, links) = watch::channel(0);
         let mtu = network.mtu;
         let mut stack = Stack::new(network, seed, Instant::ZERO);
+        stack.limit_udp(descriptor_limit() / UDP_SHARE);
         stack.limit_opening((descriptor_limit() / OPENING_SHARE).clamp(LEAST_OPENING, MOST_OPENING));
         let engine = Self {
             poll,
@@ -176,6 +193,7 @@ impl Engine {
             tcp: SecondaryMap::new(),
             greetings: VecDeque::new(),
             connecting: Connecting::default(),
+            shares: Shares::new(places),
             own: OwnListeners::default(),
             looks: Looks::new(),
             udp: SecondaryMap::new(),
@@ -273,7 +291,15 @@ impl Engine {
         let retry = self.links.iter().filter_map(|link| link.retry).min();
         let greeting = self.greetings.front().map(|(until, _)| *until);
         let look = self.looks.peek().map(|Reverse((at, _))| *at);
-        let others = [self.forwards.again, self.pings.expiry, retry, greeting, self.connecting.next(), look];
+        let others = [
+            self.forwards.again,
+            self.forwards.full_until,
+            self.pings.expiry,
+            retry,
+            greeting,
+            self.connecting.next(),
+            look,
+        ];
         let next = others.into_iter().chain([self.stack.poll_timeout()]).flatten().min()?;
         Some(if next > self.now { (next - self.now).into() } else { Duration::ZERO })
     }

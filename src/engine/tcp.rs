@@ -11,15 +11,20 @@ use mio::Token;
 use mio::event::Event as Readiness;
 use mio::net::UnixStream;
 use netstack::tcp::{Abort, Phase};
-use netstack::{FlowId, Guest, Refusal};
+use netstack::{FlowId, Guest, Instant, PortId, Refusal};
 use tokio::sync::oneshot;
 
 use super::ending::Ending;
 use super::lead::Greeting;
+use super::shares::{self, Owner};
 use super::{Engine, Request, Source};
 use crate::host::stream::HostStream;
 use crate::host::tcp::{Outcome, Relay};
 use crate::places::Permit;
+use crate::sys::descriptor_limit;
+
+/// Who is charged for a connection's descriptors; nobody, where the control plane bounds them.
+pub(super) type Place = Option<(Owner, Permit)>;
 
 /// The other end of a flow.
 #[derive(Debug)]
@@ -29,8 +34,10 @@ pub(super) struct Connection {
     pub(super) opening: Opening,
     /// One side has ended, and the other has not yet had everything.
     pub(super) ending: Option<Ending>,
-    /// Of a client that was led here; it counts until the descriptor is closed.
-    pub(super) _permit: Option<Permit>,
+    /// It counts until the descriptor is closed.
+    pub(super) permit: Option<Permit>,
+    /// When it last carried something.
+    pub(super) used: Instant,
 }
 
 #[derive(Debug)]
@@ -58,12 +65,15 @@ impl Engine {
             self.stack.tcp_refuse(flow, Refusal::Silence, self.now, &mut self.batches);
             return;
         }
+        let Some(place) = self.place_of(flow, Owner::Guest) else {
+            return self.refuse(flow, &io::ErrorKind::ConnectionRefused.into());
+        };
         match HostStream::connect(to) {
             Ok((stream, false)) => {
                 self.connecting.begin(flow, self.now);
-                self.adopt(flow, stream, Opening::Host(to));
+                self.adopt(flow, stream, Opening::Host(to), place);
             }
-            Ok((stream, true)) => self.accept(flow, stream),
+            Ok((stream, true)) => self.accept(flow, stream, place),
             Err(error) => self.handle_unconnected(flow, to, &error),
         }
     }
@@ -93,6 +103,9 @@ impl Engine {
 
     /// A guest dialled the gateway: the control plane serves it, at the far end of a socket pair.
     pub(super) fn connect_gateway(&mut self, flow: FlowId, port: u16) {
+        let Some(place) = self.place_of(flow, Owner::AtGateway) else {
+            return self.refuse(flow, &io::ErrorKind::ConnectionRefused.into());
+        };
         let served = socket_pair().and_then(|(near, far)| {
             let guest = self.stack.tcp_guest(flow).ok_or(io::ErrorKind::ConnectionRefused)?;
             let request = match port {
@@ -103,14 +116,14 @@ impl Engine {
             Ok(near)
         });
         match served {
-            Ok(near) => self.accept(flow, HostStream::Unix(near)),
+            Ok(near) => self.accept(flow, HostStream::Unix(near), place),
             Err(error) => self.refuse(flow, &error),
         }
     }
 
     /// The other end of what a guest dialled is there.
-    fn accept(&mut self, flow: FlowId, stream: HostStream) {
-        self.adopt(flow, stream, Opening::Done);
+    fn accept(&mut self, flow: FlowId, stream: HostStream, place: Place) {
+        self.adopt(flow, stream, Opening::Done, place);
         self.stack.tcp_accept(flow, self.now, &mut self.batches);
     }
 
@@ -130,7 +143,7 @@ impl Engine {
         });
         match dialled {
             Ok((near, far, flow)) => {
-                self.adopt(flow, HostStream::Unix(near), Opening::Guest(Some((reply, far))));
+                self.adopt(flow, HostStream::Unix(near), Opening::Guest(Some((reply, far))), None);
             }
             Err(error) => {
                 let _ = reply.send(Err(error));
@@ -139,7 +152,13 @@ impl Engine {
     }
 
     /// A client of a forward dials a guest; what that exposed, nobody else who has its address now.
-    pub(super) fn forward_stream(&mut self, stream: HostStream, remote: SocketAddrV4, of: Option<Guest>) {
+    pub(super) fn forward_stream(
+        &mut self,
+        stream: HostStream,
+        remote: SocketAddrV4,
+        of: Option<Guest>,
+        place: Place,
+    ) {
         if of.is_some_and(|guest| self.is_replaced(guest)) {
             tracing::debug!(%remote, "cannot forward: another machine has the address");
             return stream.reset_on_close();
@@ -147,7 +166,7 @@ impl Engine {
         match self.stack.tcp_connect(remote, self.now, &mut self.batches) {
             Ok(flow) => {
                 tracing::debug!(%remote, "forwarding");
-                self.adopt(flow, stream, of.map_or(Opening::Guest(None), Opening::Exposed));
+                self.adopt(flow, stream, of.map_or(Opening::Guest(None), Opening::Exposed), place);
             }
             Err(error) => {
                 tracing::debug!(%remote, %error, "cannot forward");
@@ -218,7 +237,12 @@ impl Engine {
                         }
                     }
                 }
-                match connection.relay.move_bytes(flow, self.poll.registry(), &mut self.carried) {
+                let before = self.carried;
+                let outcome = connection.relay.move_bytes(flow, self.poll.registry(), &mut self.carried);
+                if self.carried != before {
+                    connection.used = self.now;
+                }
+                match outcome {
                     outcome @ (Outcome::Going | Outcome::Failing) => {
                         if connection.relay.wants_turn(flow) {
                             self.stack.mark_ready(id);
@@ -277,13 +301,48 @@ impl Engine {
         }
     }
 
+    /// A place for what the flow's guest dialled.
+    fn place_of(&mut self, flow: FlowId, owner: fn(PortId) -> Owner) -> Option<Place> {
+        let guest = self.stack.tcp_guest(flow)?;
+        let place = self.place(owner(guest.port));
+        if place.is_none()
+            && let Some(suppressed) = self.no_descriptors.admit(Clock::now())
+        {
+            let limit = descriptor_limit();
+            tracing::warn!(guest = %guest.address, limit, suppressed, "a guest has its share of open files: its connections are refused");
+        }
+        place.map(Some)
+    }
+
+    /// A place for one more connection of the owner's, for which an idle one of its own is reset where it has its share.
+    pub(super) fn place(&mut self, owner: Owner) -> Option<(Owner, Permit)> {
+        if let Some(permit) = self.shares.try_take(owner) {
+            return Some((owner, permit));
+        }
+        let (there, now) = (&self.tcp, self.now);
+        let is_idle = |flow| there.get(flow).map(|connection| connection.used + shares::IDLE.into() <= now);
+        let idle = self.shares.idle(owner, is_idle)?;
+        tracing::debug!(?owner, "a connection that was idle makes room");
+        if let Some(connection) = self.tcp.get_mut(idle) {
+            connection.relay.stream().reset_on_close();
+        }
+        self.close_tcp(idle, true);
+        self.shares.try_take(owner).map(|permit| (owner, permit))
+    }
+
     /// Gives the flow its descriptor.
-    pub(super) fn adopt(&mut self, flow: FlowId, stream: HostStream, opening: Opening) {
+    pub(super) fn adopt(&mut self, flow: FlowId, stream: HostStream, opening: Opening, place: Place) {
         let token = Token(self.sources.insert(Source::Tcp(flow)));
         let connected = !matches!(opening, Opening::Host(_));
         match Relay::new(stream, token, connected, self.poll.registry()) {
             Ok(relay) => {
-                self.tcp.insert(flow, Connection { relay, opening, ending: None, _permit: None });
+                let (owner, permit) = place.unzip();
+                let used = self.now;
+                self.tcp.insert(flow, Connection { relay, opening, ending: None, permit, used });
+                if let Some(owner) = owner {
+                    let there = &self.tcp;
+                    self.shares.add(owner, flow, |flow| there.contains_key(flow));
+                }
             }
             Err(error) => {
                 self.forget(token);

@@ -11,6 +11,7 @@ use slotmap::SecondaryMap;
 use super::{EARLY_WRITE, Engine, Source};
 use crate::host::udp::{Far, HostUdp, Outbox, is_refused};
 use crate::logging::Limited;
+use crate::places::Permit;
 use crate::sys::udp::MESSAGES;
 
 /// Datagrams taken from one socket in a turn, unless they fill a write before.
@@ -27,7 +28,7 @@ pub(super) enum Sent {
     Failed,
 }
 
-/// Makes the socket of a flow whose first datagram this is.
+/// Makes the socket of a flow whose first datagram this is, if there is a `permit` for it.
 ///
 /// A function of the engine's parts, since the datagram borrows from the others.
 pub(super) fn open(
@@ -37,10 +38,12 @@ pub(super) fn open(
     registry: &Registry,
     now: Instant,
     no_descriptors: &mut Limited,
+    permit: impl FnOnce() -> Option<Permit>,
 ) {
     let Some(to) = datagram.open else { return };
+    let Some(permit) = permit() else { return };
     let token = Token(sources.insert(Source::Udp(datagram.flow)));
-    match HostUdp::connect(to, token, registry, now) {
+    match HostUdp::connect(to, token, registry, now, permit) {
         Ok(host) => {
             sockets.insert(datagram.flow, host);
         }

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use netstack::Guest;
+use netstack::{Guest, PortId};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
@@ -152,8 +152,9 @@ pub struct Registry(Arc<Inner>);
 struct Inner {
     ways: Arc<Ways>,
     policy: GuestPolicy,
-    /// Descriptors for the operator's ports, and for those of all guests: one guest may have many links, and addresses.
-    ports: [Places; 2],
+    /// Descriptors for the operator's ports, and for those of each link's guests.
+    ports: Places,
+    ports_of_guests: Mutex<HashMap<PortId, Places>>,
     table: Mutex<Table>,
     /// A guest has exposed something.
     followed: Notify,
@@ -240,8 +241,16 @@ impl Registry {
     /// An empty table. Ports will be the engine's, sockets lead where `ways` knows, and guests may do as `policy` says.
     pub fn new(ways: Arc<Ways>, policy: GuestPolicy) -> Self {
         let (table, followed, changing) = Default::default();
-        let ports = [ways.places.for_ports(), ways.places.for_ports_of_guests()];
-        Self(Arc::new(Inner { ways, policy, ports, table, followed, changing }))
+        let ports = ways.places.for_ports();
+        Self(Arc::new(Inner {
+            ways,
+            policy,
+            ports,
+            ports_of_guests: Mutex::default(),
+            table,
+            followed,
+            changing,
+        }))
     }
 
     /// Exposes a TCP or UDP port while the engine does not run yet, for the operator. May wait for a name.
@@ -401,7 +410,8 @@ impl Inner {
         let (now, mut left, mut are_gone) = (Instant::now(), Vec::new(), false);
         for (key, entry) in &mut self.table().entries {
             match entry.asker.guest().and_then(|guest| found.get(&guest)) {
-                Some(Some(guest)) => (entry.asker, entry.gone) = (Asker::Guest(*guest), None),
+                // Its asker stays the one that it was: behind a new link a guest may have begun anew.
+                Some(Some(_)) => entry.gone = None,
                 Some(None) => {
                     let since = *entry.gone.get_or_insert(now);
                     match now.saturating_duration_since(since) >= ABSENCE {
@@ -463,8 +473,14 @@ impl Inner {
 
     /// A descriptor for what is to listen; some are left to clients.
     fn permit(&self, wanted: &Exposed, asker: Asker) -> Result<Permit, ExposeError> {
-        let [operators, guests] = &self.ports;
-        let places = if asker == Asker::Operator { operators } else { guests };
+        let places = match asker {
+            Asker::Operator => self.ports.clone(),
+            Asker::Guest(guest) => {
+                let mut all = self.ports_of_guests.lock().unwrap_or_else(PoisonError::into_inner);
+                all.retain(|_, places| places.taken() > 0);
+                all.entry(guest.port).or_insert_with(|| self.ports.for_strangers()).clone()
+            }
+        };
         places.try_take().ok_or_else(|| {
             let Exposed { local, protocol, .. } = wanted;
             let limit = descriptor_limit();

@@ -18,9 +18,11 @@ use slotmap::SlotMap;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::hearing::Hearing;
+use crate::sys::descriptor_limit;
 
-/// Sessions at a time, of all guests.
+/// Sessions at a time, of all guests, and the part of the descriptors that they take at most.
 const MAX_SESSIONS: usize = 256;
+const SHARE: usize = 16;
 /// Sessions that a guest may open in a second: each takes some ten microseconds of everybody's time.
 const MAX_OPENED: usize = 1024;
 const SECOND: Duration = Duration::from_secs(1);
@@ -33,6 +35,11 @@ const ECHO_REPLY: u8 = 0;
 slotmap::new_key_type! {
     /// Names a session; never used again for another one.
     pub(crate) struct PingId;
+}
+
+/// Sessions at a time: each is a descriptor.
+pub(crate) fn max_sessions() -> usize {
+    (descriptor_limit() / SHARE).clamp(1, MAX_SESSIONS)
 }
 
 /// What makes a session.
@@ -92,7 +99,7 @@ impl Pings {
 
     /// The session that has to go so that another may come.
     pub(crate) fn surplus(&self) -> Option<PingId> {
-        if self.sessions.len() < MAX_SESSIONS {
+        if self.sessions.len() < max_sessions() {
             return None;
         }
         let (most, _) = self.shares.iter().max_by_key(|(_, share)| share.sessions)?;

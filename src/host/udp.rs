@@ -12,6 +12,7 @@ use netstack::{Instant, UdpFlowId};
 
 use super::hearing::Hearing;
 use crate::dial::any_like;
+use crate::places::Permit;
 use crate::sys::udp::{Client, MAX_MESSAGE, MAX_SEGMENTS, receive_uncut, send_one, send_segments};
 
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub(crate) struct HostUdp {
     pub(crate) queued: bool,
     /// The kernel cuts one message into many datagrams on this path.
     cuts: bool,
+    /// Of a socket of this flow's own.
+    _permit: Option<Permit>,
 }
 
 /// Who is at the host's end of a flow.
@@ -45,16 +48,17 @@ impl HostUdp {
         token: Token,
         registry: &Registry,
         now: Instant,
+        permit: Permit,
     ) -> io::Result<Self> {
         let socket = connect(to, token, registry)?;
         let far = Far::Remote { to, hearing: Hearing::new(now), untried: true };
-        Ok(Self { socket: Arc::new(socket), token, far, queued: false, cuts: true })
+        Ok(Self { socket: Arc::new(socket), token, far, queued: false, cuts: true, _permit: Some(permit) })
     }
 
     /// A client's part of an exposed port's socket.
     pub(crate) fn shared(socket: &Arc<UdpSocket>, token: Token, client: Client) -> Self {
         let far = Far::Client { client, source: client.asked };
-        Self { socket: Arc::clone(socket), token, far, queued: false, cuts: true }
+        Self { socket: Arc::clone(socket), token, far, queued: false, cuts: true, _permit: None }
     }
 
     /// Whether the flow ends with a refusal: on the host's own loopback a service may come back at the other address.

@@ -11,6 +11,7 @@ use smoltcp::wire::{IpAddress, IpEndpoint, IpListenEndpoint, TcpPacket, TcpSeqNu
 
 use super::device::OneCall;
 use super::keepalive::Keepalive;
+use super::memory::Plenty;
 use super::recovery::Recovery;
 use super::window::WindowLimit;
 use super::{FlowId, GIVE_UP, GIVE_UP_SYN};
@@ -23,7 +24,7 @@ const RX_RING: usize = 512 << 10;
 const TX_RING: usize = 2 << 20;
 /// Bytes that every flow may write to its ring before that is empty again; more is for [`MAX_DEEP`](super::MAX_DEEP) of them. An
 /// empty ring is written from its start, so this is also what it takes of memory.
-const SHALLOW: usize = 256 << 10;
+pub(super) const SHALLOW: usize = 256 << 10;
 /// Bytes in the ring to a guest that is not near, or not yet known to be: what it has taken of a full ring tells. More would meet a
 /// queue on the way.
 const STEADY: usize = 512 << 10;
@@ -46,6 +47,9 @@ const FIN_LIMIT: Duration = Duration::from_secs(60);
 const RESET_PAUSE: Duration = Duration::from_millis(10);
 /// A connection that the driver dials is given up after this long.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// Bytes that went through an empty ring before it gives their memory back, where memory is scarce.
+const DRAINED: usize = 64 << 10;
 
 /// How far a flow is, as its driver sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,8 +143,22 @@ pub struct Flow {
     filled: usize,
     sent: usize,
     taken: usize,
-    /// It may use all of that ring.
+    /// Something came into its rings, or left them, since the last flush.
+    pub(super) has_moved: bool,
+    /// Bytes of each ring that have been written since its memory was given back.
+    touched: [usize; RINGS],
+    /// What its driver left in the ring from the guest.
+    unread: usize,
+    /// How much had been taken of what came from the guest when that ring gave its memory back.
+    given_back: usize,
+    /// It may use all of the ring to the guest.
     pub(super) deep: bool,
+    /// How freely it may, as of its port.
+    pub(super) plenty: Plenty,
+    /// What its port was charged for.
+    pub(super) charged: usize,
+    /// In the list of those that hold something.
+    pub(super) is_listed: bool,
     /// One past the last byte that the guest sent, in order or not.
     guest_sent: Option<TcpSeqNumber>,
     /// Our half is closed.
@@ -186,7 +204,14 @@ impl Flow {
             filled: 0,
             sent: 0,
             taken: 0,
+            has_moved: false,
+            touched: [0; RINGS],
+            unread: 0,
+            given_back: 0,
             deep: false,
+            plenty: Plenty::Ample,
+            charged: 0,
+            is_listed: false,
             guest_sent: None,
             finished: false,
             aborted: false,
@@ -245,18 +270,21 @@ impl Flow {
     /// Lends what the guest sent, in order, until there is no more or `take` takes less than it was lent.
     /// `take` says how many bytes it took.
     pub fn recv(&mut self, mut take: impl FnMut(&[u8]) -> usize) {
-        let mut moved = 0;
+        let (mut moved, mut unread) = (0, 0);
         while let Some(socket) = self.socket_mut().filter(|socket| socket.can_recv()) {
             let all = socket.recv(|bytes| {
                 let taken = take(bytes).min(bytes.len());
                 moved += taken;
                 (taken, taken == bytes.len())
             });
+            unread = socket.recv_queue();
             if all != Ok(true) {
                 break;
             }
         }
+        self.unread = unread;
         self.moved += moved;
+        self.has_moved |= moved > 0;
         self.taken = self.taken.wrapping_add(moved);
     }
 
@@ -274,6 +302,7 @@ impl Flow {
             let Ok((moved, all)) = sent else { break };
             self.filled = if was_empty { moved } else { self.filled + moved };
             self.moved += moved;
+            self.has_moved = true;
             self.sent = self.sent.wrapping_add(moved);
             if !all {
                 break;
@@ -294,12 +323,55 @@ impl Flow {
     /// Bytes that may be written to the ring to the guest.
     fn send_room(&self) -> usize {
         let Some(socket) = self.socket().filter(|socket| socket.can_send()) else { return 0 };
+        let allowance = self.plenty.allowance();
         match socket.send_queue() {
-            0 => SHALLOW,
-            _ if !self.deep => SHALLOW.saturating_sub(self.filled),
+            0 => allowance,
+            _ if !self.deep || self.plenty != Plenty::Ample => allowance.saturating_sub(self.filled),
             held if self.filled - held >= STEADY && self.recovery.is_near() => TX_RING - held,
             held => STEADY.saturating_sub(held),
         }
+    }
+
+    /// Bytes of memory that its rings take: what has been written to them since they gave it back. smoltcp goes round the one from the guest.
+    #[inline]
+    pub(super) fn note_held(&mut self) -> usize {
+        let received = self.taken.wrapping_add(self.unread).wrapping_sub(self.given_back);
+        let [from_guest, to_guest] = &mut self.touched;
+        *from_guest = received.min(RX_RING);
+        *to_guest = self.filled.min(TX_RING).max(*to_guest);
+        *from_guest + *to_guest
+    }
+
+    /// Whether the ring from the guest holds nothing, not even out of order, but much memory.
+    pub(super) fn is_drained(&self) -> bool {
+        let is_empty = self.socket().is_some_and(|socket| socket.recv_queue() == 0);
+        self.touched[0] >= DRAINED && is_empty && self.is_in_order()
+    }
+
+    /// The memory of that ring.
+    pub(super) fn drained_memory(&mut self) -> Option<IdleMemory<'_>> {
+        self.given_back = self.taken;
+        self.memory.as_mut()?.first_mut()?.idle()
+    }
+
+    /// Whether all that the guest sent came in order, as far as is known. What did not is in the ring, though the ring is empty.
+    fn is_in_order(&self) -> bool {
+        self.guest_sent.is_none_or(|end| self.window.acknowledged().is_some_and(|ack| ack >= end))
+    }
+
+    /// Its rings, which are empty, give their memory back.
+    pub(super) fn forget_touched(&mut self) {
+        (self.touched, self.filled, self.given_back) = ([0; RINGS], 0, self.taken);
+    }
+
+    /// When something in its rings was last taken, or came.
+    pub(super) fn moved_at(&self) -> Instant {
+        self.moved_at
+    }
+
+    /// What the guest sent is not wanted any more.
+    pub(super) fn discard(&mut self) {
+        self.recv(<[u8]>::len);
     }
 
     /// Whether it has written what every flow may, and goes on only when the guest has taken it all.
@@ -631,6 +703,7 @@ impl Flow {
     /// Takes note of a segment with data that ends before `end`, at `now`.
     pub(super) fn note_data(&mut self, end: TcpSeqNumber, now: Instant) {
         self.guest_sent = Some(self.guest_sent.map_or(end, |before| before.max(end)));
+        self.has_moved = true;
         self.moved_at = now;
     }
 
@@ -644,11 +717,8 @@ impl Flow {
     /// When its rings will have been empty for long enough to give their memory back, if they are empty and hold any.
     pub(super) fn idle_at(&self) -> Option<Instant> {
         let socket = self.socket()?;
-        // What came out of order is in the ring, though the ring is empty: then not everything is acknowledged.
-        let in_order =
-            self.guest_sent.is_none_or(|end| self.window.acknowledged().is_some_and(|ack| ack >= end));
         let empty = socket.recv_queue() == 0 && socket.send_queue() == 0;
-        (self.moved > 0 && empty && in_order).then(|| self.moved_at + IDLE)
+        (self.moved > 0 && empty && self.is_in_order()).then(|| self.moved_at + IDLE)
     }
 
     /// The memory of the ring with this number, of a flow that is idle. The last one ends the idleness.

@@ -7,6 +7,7 @@
 mod device;
 mod flow;
 mod keepalive;
+mod memory;
 mod recovery;
 mod replay;
 mod sequence;
@@ -37,6 +38,7 @@ use crate::timer::{Timers, earlier};
 use crate::{DropReason, FrameSink, Guest, Mac, PortId};
 use device::{Blueprint, OneCall};
 use flow::{PooledSocket, Reset, Stage};
+use memory::{Held, Plenty};
 use recovery::Verdict;
 use replay::ReplayBudget;
 use sequence::InitialSequence;
@@ -104,6 +106,7 @@ pub(crate) enum Segment {
 struct Budgets {
     window: WindowBudget,
     replay: ReplayBudget,
+    held: Held,
     /// Those that its guests are opening, the oldest first; and some that are open, or over.
     opening: VecDeque<FlowId>,
 }
@@ -118,12 +121,18 @@ pub(crate) struct Table {
     keys: HashMap<Key, FlowId, FixedState>,
     /// How many of them are deep.
     deep: usize,
+    /// Bytes that rings hold.
+    held: usize,
     /// How many of a port may be opening, about.
     max_opening: usize,
     ready: VecDeque<FlowId>,
     /// Released flows that wait for their guest, the oldest first; and some that are over.
     orphans: VecDeque<FlowId>,
     blocked: Vec<FlowId>,
+    /// A port whose flows hold too much.
+    crowded: Option<PortId>,
+    /// Flows that are to give back the ring from their guest alone, since memory is scarce.
+    drained: VecDeque<FlowId>,
     /// Flows whose rings are idle, and the next ring of each.
     idle: VecDeque<(FlowId, usize)>,
     timers: Timers<FlowId>,
@@ -156,10 +165,13 @@ impl Table {
             flows: SlotMap::with_key(),
             keys: HashMap::with_hasher(FixedState::with_seed(keys.tables)),
             deep: 0,
+            held: 0,
             max_opening: MAX_OPENING,
             ready: VecDeque::new(),
             orphans: VecDeque::new(),
             blocked: Vec::new(),
+            crowded: None,
+            drained: VecDeque::new(),
             idle: VecDeque::new(),
             timers: Timers::new(),
             questions: Timers::new(),
@@ -173,7 +185,8 @@ impl Table {
 
     pub(crate) fn attach(&mut self, port: PortId, now: Instant) {
         let (window, replay) = (WindowBudget::new(now), ReplayBudget::new(now));
-        self.budgets.insert(port, Budgets { window, replay, opening: VecDeque::new() });
+        self.budgets
+            .insert(port, Budgets { window, replay, held: Held::default(), opening: VecDeque::new() });
     }
 
     /// Ends the flows of a port that is gone. Their drivers see [`Phase::Aborted`].
@@ -243,7 +256,13 @@ impl Table {
     }
 
     pub(crate) fn get_mut(&mut self, id: FlowId) -> Option<&mut Flow> {
-        self.flows.get_mut(id)
+        let flow = self.flows.get_mut(id)?;
+        if memory::may_be_scarce(self.held)
+            && let Some(budget) = self.budgets.get(&flow.route.port)
+        {
+            flow.plenty = budget.held.plenty(self.held);
+        }
+        Some(flow)
     }
 
     /// The guest's end, and the port that it is behind.
@@ -319,7 +338,7 @@ impl Table {
                     return Err(DropReason::Tcp);
                 }
                 if let Some(budget) = self.budgets.get_mut(&route.port).filter(|_| has_data) {
-                    budget.window.count(&mut flow.window, now);
+                    budget.window.count(&mut flow.window, flow.plenty, now);
                 }
                 // As a keep-alive is, which asks for an answer.
                 is_old = (flow.window.acknowledged().filter(|ack| segment.seq_number() < *ack))
@@ -588,6 +607,9 @@ impl Table {
         now: Instant,
         sink: &mut impl FrameSink,
     ) {
+        if let Some(port) = self.crowded.take() {
+            self.make_room(port, now);
+        }
         let Some(flow) = self.flows.get_mut(id) else { return };
         if flow.is_lingering(now) {
             return;
@@ -609,7 +631,20 @@ impl Table {
             }
         }
         if let Some(budget) = self.budgets.get_mut(&flow.route.port) {
-            budget.window.share(&mut flow.window, now);
+            if core::mem::take(&mut flow.has_moved) {
+                budget.held.note(id, flow, &mut self.held);
+            }
+            flow.plenty = Plenty::Ample;
+            if memory::may_be_scarce(self.held) {
+                flow.plenty = budget.held.plenty(self.held);
+                if flow.plenty != Plenty::Ample && flow.is_drained() {
+                    self.drained.push_back(id);
+                }
+            }
+            budget.window.share(&mut flow.window, flow.plenty, now);
+            if budget.held.is_too_much() {
+                self.crowded = Some(flow.route.port);
+            }
         }
         let mut ends_at = None;
         if flow.is_ending() {
@@ -638,7 +673,7 @@ impl Table {
             self.hurry(id, now, sink);
         }
         let Some(flow) = self.flows.get_mut(id) else { return };
-        if flow.wants_depth() && self.deep < MAX_DEEP {
+        if flow.wants_depth() && self.deep < MAX_DEEP && memory::has_depth(self.held) {
             self.deep += 1;
             flow.deep = true;
             queue(&mut self.ready, id, flow);
@@ -722,6 +757,17 @@ impl Table {
         }
     }
 
+    /// Ends what holds memory that others of its port need. What it holds is lost to both ends, who are told.
+    fn make_room(&mut self, port: PortId, now: Instant) {
+        let Some(budget) = self.budgets.get_mut(&port) else { return };
+        let Some(id) = budget.held.surplus(&mut self.flows, now) else { return };
+        if let Some(flow) = self.flows.get_mut(id) {
+            flow.abort();
+            flow.discard();
+            self.mark_ready(id);
+        }
+    }
+
     /// The driver is done with the flow. What is queued is still sent, and a FIN or RST that is owed behind it; what the guest goes on to
     /// send is answered with a RST.
     pub(crate) fn release(&mut self, id: FlowId, abort: bool) {
@@ -761,6 +807,11 @@ impl Table {
 
     /// The next ring that is empty and has been for a while.
     pub(crate) fn poll_idle_memory(&mut self, now: Instant) -> Option<IdleMemory<'_>> {
+        while let Some(id) = self.drained.pop_front() {
+            if self.flows.get(id).is_some_and(Flow::is_drained) {
+                return self.flows.get_mut(id)?.drained_memory();
+            }
+        }
         loop {
             let (id, ring) = self.idle.pop_front()?;
             if self.flows.get(id).and_then(Flow::idle_at).is_some_and(|at| at <= now) {
@@ -769,6 +820,12 @@ impl Table {
                     self.idle.push_front((id, ring + 1));
                 } else if core::mem::take(&mut flow.deep) {
                     self.deep -= 1;
+                }
+                if ring + 1 == flow::RINGS
+                    && let Some(budget) = self.budgets.get_mut(&flow.route.port)
+                {
+                    flow.forget_touched();
+                    budget.held.note(id, flow, &mut self.held);
                 }
                 return flow.idle_memory(ring);
             }
@@ -827,6 +884,12 @@ impl Table {
             self.questions.clear();
         }
         self.deep -= usize::from(flow.deep);
+        if flow.is_listed {
+            match self.budgets.get_mut(&flow.route.port) {
+                Some(budget) => budget.held.forget(&flow, &self.flows, &mut self.held),
+                None => self.held -= flow.charged,
+            }
+        }
         let key = Key { guest: flow.guest, remote: flow.remote };
         if self.keys.get(&key) == Some(&id) {
             self.keys.remove(&key);

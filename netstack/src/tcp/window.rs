@@ -8,6 +8,8 @@
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{TcpPacket, TcpRepr, TcpSeqNumber};
 
+use super::memory::Plenty;
+
 /// Frames that may be on their way from a guest to a port at a time: measured, see ARCHITECTURE.md. How many bytes that is depends on the
 /// size of the guest's frames, whatever it was offered.
 const BUDGET_FRAMES: usize = 700;
@@ -42,18 +44,26 @@ impl WindowBudget {
     }
 
     /// Counts the flow that `limit` belongs to as busy.
-    pub(crate) fn count(&mut self, limit: &mut WindowLimit, now: Instant) {
+    pub(super) fn count(&mut self, limit: &mut WindowLimit, plenty: Plenty, now: Instant) {
         self.roll(now);
         if limit.epoch != Some(self.epoch) {
-            limit.epoch = Some(self.epoch);
+            let is_first = limit.epoch.replace(self.epoch).is_none();
             self.busy += 1;
+            if is_first {
+                // What the answer to it offers is never taken back.
+                self.share(limit, plenty, now);
+            }
         }
     }
 
-    /// Gives the flow that `limit` belongs to its share, if it ever sent something.
+    /// Gives the flow that `limit` belongs to its share, which is all if it never sent something.
     #[inline]
-    pub(crate) fn share(&mut self, limit: &mut WindowLimit, now: Instant) {
-        if limit.epoch.is_some() {
+    pub(super) fn share(&mut self, limit: &mut WindowLimit, plenty: Plenty, now: Instant) {
+        if plenty != Plenty::Ample {
+            limit.share = plenty.allowance().min(MIN_SHARE);
+        } else if limit.epoch.is_none() {
+            limit.share = limit.capacity;
+        } else {
             self.roll(now);
             let bytes = (limit.packet * BUDGET_FRAMES).clamp(MIN_BUDGET, MAX_BUDGET);
             limit.share = (bytes / self.busy.max(self.busy_before).max(1)).max(MIN_SHARE);

@@ -1,0 +1,180 @@
+//! What the rings of one port's flows, and of all, take of memory: most is what guests do not take, and what nobody takes of guests. Where it
+//! is much, each flow may add little; where it is too much, what has not moved for the longest makes room, of the same port.
+//!
+//! Owns: the sums, and the order of the flows that hold something. May not: end a flow. Read next: `flow.rs`, what one holds; `mod.rs`.
+
+use std::collections::VecDeque;
+
+use slotmap::SlotMap;
+use smoltcp::time::{Duration, Instant};
+
+use super::flow::SHALLOW;
+use super::{Flow, FlowId};
+
+type Flows = SlotMap<FlowId, Flow>;
+
+/// Bytes in all the rings of a port from which on its flows add little, and in those of all ports.
+const MUCH: usize = 64 << 20;
+const MUCH_OF_ALL: usize = 256 << 20;
+/// From so many on, less, and what moved nothing for a while makes room.
+const TOO_MUCH: usize = 2 * MUCH;
+const WHILE: Duration = Duration::from_secs(10);
+/// What a flow holds is counted in so many bytes.
+const UNIT: usize = 16 << 10;
+/// Flows looked at for one that takes more.
+const LOOKED_AT: usize = 16;
+
+/// What the flows of a port hold.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    bytes: usize,
+    /// Those that hold something, the one that began first in front; and some that do not any more.
+    order: VecDeque<FlowId>,
+}
+
+/// How freely flows may fill their rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Plenty {
+    /// As much as helps.
+    Ample,
+    /// A little.
+    Scarce,
+    /// Enough to go on.
+    Dire,
+}
+
+/// Whether flows may use all of their rings, where `all` ports take so much.
+pub(super) fn has_depth(all: usize) -> bool {
+    all < MUCH / 2
+}
+
+/// Whether some port's flows may not have what helps, where `all` ports take so much.
+#[inline]
+pub(super) fn may_be_scarce(all: usize) -> bool {
+    all >= MUCH
+}
+
+impl Plenty {
+    /// Bytes that a flow may write to the ring to its guest before that is empty again.
+    pub(super) fn allowance(self) -> usize {
+        match self {
+            Self::Ample => SHALLOW,
+            Self::Scarce => 64 << 10,
+            Self::Dire => 16 << 10,
+        }
+    }
+}
+
+impl Held {
+    /// Takes note of what the flow holds now; `all` is the sum of all ports.
+    #[inline]
+    pub(super) fn note(&mut self, id: FlowId, flow: &mut Flow, all: &mut usize) {
+        let held = flow.note_held() / UNIT * UNIT;
+        if held != flow.charged {
+            self.charge(id, flow, held, all);
+        }
+    }
+
+    fn charge(&mut self, id: FlowId, flow: &mut Flow, held: usize, all: &mut usize) {
+        let before = core::mem::replace(&mut flow.charged, held);
+        self.bytes = self.bytes + held - before;
+        *all = *all + held - before;
+        if !flow.is_listed {
+            flow.is_listed = true;
+            self.order.push_back(id);
+        }
+    }
+
+    /// How freely its flows may hold more.
+    pub(super) fn plenty(&self, all: usize) -> Plenty {
+        match self.bytes {
+            TOO_MUCH.. => Plenty::Dire,
+            MUCH.. => Plenty::Scarce,
+            bytes if all >= MUCH_OF_ALL && bytes >= MUCH / 8 => Plenty::Scarce,
+            _ => Plenty::Ample,
+        }
+    }
+
+    /// The flow is gone; `flows` are still there.
+    pub(super) fn forget(&mut self, flow: &Flow, flows: &Flows, all: &mut usize) {
+        self.bytes -= flow.charged;
+        *all -= flow.charged;
+        if self.order.len() > 2 * flows.len() + LOOKED_AT {
+            self.order.retain(|id| flows.contains_key(*id));
+        }
+    }
+
+    /// Whether there is more than may be.
+    pub(super) fn is_too_much(&self) -> bool {
+        self.bytes >= TOO_MUCH
+    }
+
+    /// One that has to go.
+    pub(super) fn surplus(&mut self, flows: &mut Flows, now: Instant) -> Option<FlowId> {
+        for _ in 0..LOOKED_AT.min(self.order.len()) {
+            let id = self.order.pop_front()?;
+            match flows.get_mut(id) {
+                Some(flow) if flow.charged == 0 => flow.is_listed = false,
+                Some(flow) if now >= flow.moved_at() + WHILE => {
+                    flow.is_listed = false;
+                    return Some(id);
+                }
+                Some(_) => self.order.push_back(id),
+                None => {}
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::super::flow::Stage;
+    use super::*;
+    use crate::ipv4::Route;
+
+    fn flow(port: u16) -> Flow {
+        let address = SocketAddr::from(([192, 168, 127, 2], port));
+        Flow::new(address, address, Route::NOWHERE, Stage::Dead)
+    }
+
+    #[test]
+    fn what_does_not_move_makes_room() {
+        let (mut held, mut all, mut flows) = (Held::default(), 0, Flows::with_key());
+        let ids: Vec<FlowId> = (0..40).map(|port| flows.insert(flow(port))).collect();
+        let note = |held: &mut Held, all: &mut usize, flow: &mut Flow, bytes: usize| {
+            // As a flow that lives would say.
+            (held.bytes, *all, flow.charged) =
+                (held.bytes + bytes - flow.charged, *all + bytes - flow.charged, bytes);
+        };
+        for (number, id) in ids.iter().enumerate() {
+            held.order.push_back(*id);
+            let flow = flows.get_mut(*id).unwrap();
+            flow.is_listed = true;
+            note(&mut held, &mut all, flow, 4 << 20);
+            let plenty = held.plenty(all);
+            let expected = match number + 1 {
+                ..16 => Plenty::Ample,
+                16..32 => Plenty::Scarce,
+                _ => Plenty::Dire,
+            };
+            assert_eq!(plenty, expected, "{number}");
+        }
+        assert!(held.is_too_much() && may_be_scarce(all));
+        assert_eq!(held.surplus(&mut flows, Instant::ZERO), None, "all have just moved");
+        // One of those that are looked at holds nothing any more.
+        note(&mut held, &mut all, flows.get_mut(ids[16]).unwrap(), 0);
+        assert_eq!(held.surplus(&mut flows, Instant::ZERO + WHILE), Some(ids[17]));
+        assert!(!flows[ids[16]].is_listed && !flows[ids[17]].is_listed);
+        for id in ids {
+            let flow = flows.remove(id).unwrap();
+            held.forget(&flow, &flows, &mut all);
+        }
+        assert_eq!((held.bytes, all), (0, 0));
+        assert!(held.order.len() <= LOOKED_AT, "{}", held.order.len());
+        // A port is not the less free for what others hold, but where it holds some itself.
+        assert_eq!(held.plenty(MUCH_OF_ALL), Plenty::Ample);
+    }
+}
