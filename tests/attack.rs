@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use support::cable::{Cable, Framing};
 use support::daemon::Daemon;
+use support::dns::{A, NOERROR, Scripted, answer, is_about, question, try_ask_udp};
 use support::frames::{
     ACK, ARP, BROADCAST, GATEWAY_MAC, ICMP, IPV4, SYN, TCP, UDP, Wire, arp, echo_request, ether, fragment,
     ipv4, tcp, udp,
@@ -607,4 +608,41 @@ fn what_nobody_takes_holds_little_memory() {
     eventually("its memory", Duration::from_secs(60), || {
         (network.daemon.rss_kb() < before + (32 << 10)).then_some(())
     });
+}
+
+/// Questions that nobody answers, as many as a guest can send.
+#[test]
+fn questions_of_one_guest_leave_others_their_answers() {
+    let mut network = Network::start();
+    let _server = Scripted::start(&network.host, "127.0.0.1", |question| {
+        let living = !is_about(question, "dark");
+        living.then(|| (Duration::ZERO, answer(question, NOERROR, Some([10, 1, 1, 1]))))
+    });
+    let flood: Vec<Vec<u8>> = (0..20_000_u16)
+        .map(|number| {
+            let asked = udp(1025 + number, 53, &question(&format!("dark{number}.example"), A, None));
+            ether(GATEWAY_MAC, THIEF_MAC, IPV4, &ipv4(UDP, THIEF, GATEWAY, &asked))
+        })
+        .collect();
+    let over = AtomicBool::new(false);
+    let Network { victim, thief, .. } = &mut network;
+    let answered = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                for some in flood.chunks(500) {
+                    thief.send_all(some.iter().map(Vec::as_slice));
+                }
+            }
+        });
+        let socket = victim.udp("0.0.0.0:0".parse().unwrap());
+        let is_answered = |number: &u16| {
+            let asked = question(&format!("living{number}.example"), A, None);
+            try_ask_udp(&socket, (GATEWAY, 53).into(), &asked, Duration::from_secs(2)).is_some()
+        };
+        let answered = (0..50).filter(is_answered).count();
+        over.store(true, Ordering::Relaxed);
+        answered
+    });
+    eprintln!("{answered} of 50 answered");
+    assert!(answered >= 48, "{answered} of 50 answered");
 }

@@ -26,14 +26,14 @@ mod udp;
 mod wait;
 
 use std::cmp::Reverse;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
 use mio::event::Event as Readiness;
 use mio::{Events, Poll, Token, Waker};
-use netstack::{Event, FlowId, Instant, NetworkConfig, PortId, Stack, Target, UdpFlowId};
+use netstack::{DnsClient, Event, FlowId, Instant, NetworkConfig, PortId, Stack, Target, UdpFlowId};
 use slab::Slab;
 use slotmap::SecondaryMap;
 use tokio::sync::{mpsc, watch};
@@ -146,6 +146,8 @@ pub struct Engine {
     outbox: Outbox,
     commands: mpsc::Receiver<Command>,
     requests: mpsc::Sender<Request>,
+    /// How much each port has asked since the control plane was last about to catch up.
+    asked: HashMap<PortId, usize>,
     notifier: Option<Notifier>,
     tap: Option<Tap>,
     stopped: bool,
@@ -203,6 +205,7 @@ impl Engine {
             outbox: Outbox::new(),
             commands: command_receiver,
             requests,
+            asked: HashMap::new(),
             notifier: None,
             tap: None,
             stopped: false,
@@ -369,10 +372,16 @@ impl Engine {
     }
 
     /// Asks what is lost if the control plane is behind, as on a busy server; the guest asks again. The rest of the channel is left to
-    /// connections, which would be refused.
-    fn ask(&self, request: Request) {
-        if self.requests.capacity() > REQUESTS - QUESTIONS {
-            let _ = self.requests.try_send(request);
+    /// connections, which would be refused; and half of what questions have of it, to ports that have asked little since it was behind.
+    fn ask(&mut self, client: DnsClient, message: Vec<u8>) {
+        let waiting = REQUESTS - self.requests.capacity();
+        if waiting < QUESTIONS / 4 {
+            self.asked.clear();
+        }
+        let asked = self.asked.entry(client.port()).or_default();
+        *asked += 1;
+        if waiting < QUESTIONS / 2 || waiting < QUESTIONS && *asked <= QUESTIONS / 8 {
+            let _ = self.requests.try_send(Request::DnsQuestion { client, message });
         }
     }
 
@@ -382,9 +391,7 @@ impl Engine {
                 Event::TcpOpen { flow, target: Target::Host(address) } => self.connect_host(flow, address),
                 Event::TcpOpen { flow, target: Target::Gateway(port) } => self.connect_gateway(flow, port),
                 Event::UdpClosed(flow) => self.close_udp(flow),
-                Event::DnsQuestion { client, message } => {
-                    self.ask(Request::DnsQuestion { client, message });
-                }
+                Event::DnsQuestion { client, message } => self.ask(client, message),
                 Event::Echo { echo, target } => self.handle_echo(&echo, target),
                 Event::AddressLearned(mac) => self.tell(Notice::ConnectionEstablished(mac)),
                 Event::AddressLost(mac) => self.tell(Notice::ConnectionClosed(mac)),
