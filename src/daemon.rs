@@ -21,11 +21,12 @@ use tokio::task::JoinSet;
 use crate::api::{Api, Listener as ApiListener, Role};
 use crate::config::{Address, Config, LinkConfig, RESOLV_CONF, Source, Token};
 use crate::disk;
-use crate::engine::{self, Counters, Engine, Handle, Request, Traffic};
+use crate::engine::{Counters, Engine, Handle, Request, Traffic};
 use crate::forward::loops::OwnSockets;
 use crate::forward::registry::Registry;
 use crate::forward::{Forward, Ways};
 use crate::host::dns::{Upstream, serve_stream};
+use crate::host::icmp;
 use crate::limit::Limit;
 use crate::link::Framing;
 use crate::link::listener::{Listener, Presence, Terms};
@@ -276,7 +277,7 @@ impl Daemon {
         });
         let relays = Arc::new(Relays::default());
         let known = relays.max_descriptors() + config.forwards.len() + config.port_forwards.len();
-        let places = Places::new(known + engine::ping_sockets());
+        let places = Places::new(known + icmp::max_sessions());
         let (mut engine, handle, requests) =
             Engine::new(config.network, seed, places.clone()).context("cannot start the network")?;
         engine.limit_connects(config.connects);
@@ -438,7 +439,7 @@ impl Daemon {
         }
         let mut resolving = tokio::spawn(resolve(handle.clone(), api, requests));
         let counting = tracing::enabled!(tracing::Level::DEBUG).then(|| tokio::spawn(count(handle.clone())));
-        let following = tokio::spawn(registry.clone().follow_guests());
+        let mut following = tokio::spawn(registry.clone().follow_guests());
         if let Some(notifier) = &terms.notifier {
             notifier.send(Notice::Ready);
         }
@@ -450,6 +451,7 @@ impl Daemon {
             exit = replaced(self.paths, self.has_other_ways, &handle) => Ok(exit),
             () = signals.any() => Ok(Exit::Signal),
             Some(failure) = forwarding.join_next() => forward_failure(failure),
+            Err(error) = &mut following => Err(error).context("nobody ends any more what guests exposed"),
             Err(error) = &mut resolving => Err(error).context("nobody answers guests any more"),
         };
         tracing::debug!("stopping");

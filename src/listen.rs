@@ -8,6 +8,7 @@ pub mod succession;
 use std::fs::{self, Metadata};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid, chownat, fchmod};
 use rustix::process::geteuid;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
@@ -31,6 +33,15 @@ pub use inherited::{claim, warn_of_unclaimed};
 
 /// Longest path of a socket in bytes: Linux's `sun_path` is 108 with the final zero (unix(7)).
 pub const PATH_MAX: usize = 107;
+
+/// Whether a client waits for the listening socket to take it.
+///
+/// # Errors
+/// The system cannot tell.
+pub fn has_client(socket: impl AsFd) -> io::Result<bool> {
+    let mut polled = [PollFd::new(&socket, PollFlags::IN)];
+    Ok(poll(&mut polled, Some(&Timespec::default()))? > 0)
+}
 
 /// Clients that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;

@@ -198,7 +198,7 @@ impl Guard {
 
     /// The port that speaks as `ip`.
     pub(crate) fn holder(&self, ip: Ipv4Addr) -> Option<PortId> {
-        self.claims.get(&ip).and_then(|claim| claim.port)
+        self.user(ip).map(|(port, _)| port)
     }
 
     /// The port that speaks as `ip`, and the hardware address that did last.

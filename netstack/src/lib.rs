@@ -350,11 +350,6 @@ impl Stack {
         }
     }
 
-    /// Asks every machine whether `address` is its own: who answers is [`guest_at`](Self::guest_at) from then on.
-    pub fn look_for(&mut self, address: Ipv4Addr, sink: &mut impl FrameSink) {
-        self.ask_for(address, sink);
-    }
-
     /// Has the flow named by [`poll_ready`](Self::poll_ready) again.
     pub fn mark_ready(&mut self, flow: FlowId) {
         self.tcp.mark_ready(flow);
@@ -817,6 +812,7 @@ impl Stack {
         if datagram.dst_port() == dhcp::SERVER_PORT {
             let route = Route { port, from: self.config.gateway_mac, to: header.from };
             let source = SocketAddrV4::new(packet.src_addr(), datagram.src_port());
+            // The frame is counted as refused, whatever comes of it.
             let _ = self.handle_dhcp(route, source, datagram.payload(), now, sink);
         }
     }
@@ -1174,8 +1170,8 @@ impl Stack {
         }
     }
 
-    /// Asks every port who has `ip`.
-    fn ask_for(&mut self, ip: Ipv4Addr, sink: &mut impl FrameSink) {
+    /// Asks every port who has `ip`: who answers is [`guest_at`](Self::guest_at) from then on.
+    pub fn ask_for(&mut self, ip: Ipv4Addr, sink: &mut impl FrameSink) {
         for number in 0..self.switch.ports().len() {
             if let Some(port) = self.switch.ports().get(number) {
                 self.ask_port(ip, *port, sink);

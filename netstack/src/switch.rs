@@ -3,7 +3,7 @@
 //! Read next: `guard.rs`, who may have what; `lib.rs`, `Stack::handle_frame`; `mtu.rs`, what a frame shows.
 
 use core::net::Ipv4Addr;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use foldhash::fast::FixedState;
 use smoltcp::time::Instant;
@@ -48,9 +48,9 @@ pub(crate) struct Switch {
     /// Several machines have spoken.
     is_shared: bool,
     addresses: HashMap<Mac, Entry, FixedState>,
-    /// What was behind ports that are gone, in the order of that, and how often it is in there.
+    /// What was behind ports that are gone, each once: in the order of that, and to be found.
     kept: VecDeque<Mac>,
-    kept_count: HashMap<Mac, usize, FixedState>,
+    is_kept: HashSet<Mac, FixedState>,
     /// What is behind each port.
     sources: HashMap<PortId, Sources, FixedState>,
     assumed_mtu: u16,
@@ -82,9 +82,9 @@ impl Switch {
     pub(crate) fn new(assumed_mtu: u16, seed: u64) -> Self {
         let hasher = || FixedState::with_seed(seed);
         let (addresses, sources) = (HashMap::with_hasher(hasher()), HashMap::with_hasher(hasher()));
-        let (kept, kept_count) = (VecDeque::new(), HashMap::with_hasher(hasher()));
+        let (kept, is_kept) = (VecDeque::new(), HashSet::with_hasher(hasher()));
         let ports = Vec::new();
-        Self { ports, next_port: 0, is_shared: false, addresses, kept, kept_count, sources, assumed_mtu }
+        Self { ports, next_port: 0, is_shared: false, addresses, kept, is_kept, sources, assumed_mtu }
     }
 
     pub(crate) fn attach(&mut self) -> PortId {
@@ -101,16 +101,13 @@ impl Switch {
         let of_port = sources.own.into_iter().chain(sources.order.into_iter().rev());
         let of_port = of_port.filter(|mac| self.addresses.get(mac).is_some_and(|entry| entry.port == port));
         for mac in of_port.take(KEPT_OF_PORT) {
+            if !self.is_kept.insert(mac) {
+                self.kept.retain(|kept| *kept != mac);
+            }
             self.kept.push_back(mac);
-            *self.kept_count.entry(mac).or_default() += 1;
-        }
-        while self.kept.len() > MAX_KEPT {
-            let oldest = self.kept.pop_front();
-            if let Some((mac, count)) = oldest.and_then(|mac| Some((mac, self.kept_count.get_mut(&mac)?))) {
-                *count -= 1;
-                if *count == 0 {
-                    self.kept_count.remove(&mac);
-                }
+            let oldest = if self.kept.len() > MAX_KEPT { self.kept.pop_front() } else { None };
+            if let Some(oldest) = oldest {
+                self.is_kept.remove(&oldest);
             }
         }
         let lost = self.addresses.extract_if(|_, entry| entry.port == port);
@@ -155,7 +152,7 @@ impl Switch {
         let is_own = own.is_none_or(|own| own == source);
         let Some(known) = self.addresses.get(&source) else {
             // A machine that comes back begins a link; who only speaks as one that is gone has the use of its address.
-            let first = if is_own || !self.kept_count.contains_key(&source) { port } else { GONE };
+            let first = if is_own || !self.is_kept.contains(&source) { port } else { GONE };
             return Learned::New(self.put(source, port, first, now));
         };
         let holder = known.port;
@@ -348,13 +345,23 @@ mod tests {
         let back = switch.attach();
         assert_eq!(switch.learn(a, back, now), Learned::Moved(two));
         assert_eq!(switch.home_of(a, now), Some(back));
-        for _ in 0..3 * MAX_KEPT {
+        // One whose link is made anew all the time takes the place of no other.
+        let mut gone = |high: u8, low: u8| {
             let port = switch.attach();
             for last in 0..2 * KEPT_OF_PORT as u8 {
-                switch.learn(Mac([4, 0, 0, 0, 0, last]), port, now);
+                switch.learn(Mac([4, 0, 0, high, low, last]), port, now);
             }
             assert_eq!(switch.detach(port).count(), 2 * KEPT_OF_PORT);
-        }
-        assert_eq!((switch.kept.len(), switch.kept_count.values().sum::<usize>()), (MAX_KEPT, MAX_KEPT));
+        };
+        (0..=u8::MAX).for_each(|_| gone(0, 0));
+        (0..=u8::MAX).for_each(|low| gone(1, low));
+        assert_eq!((switch.kept.len(), switch.is_kept.len()), (MAX_KEPT, MAX_KEPT));
+        assert_eq!(switch.detach(back).collect::<Vec<_>>(), [a]);
+        (0..=u8::MAX).for_each(|_| {
+            let port = switch.attach();
+            switch.learn(b, port, now);
+            drop(switch.detach(port));
+        });
+        assert!(switch.is_kept.contains(&a) && switch.kept.len() == MAX_KEPT);
     }
 }

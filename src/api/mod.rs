@@ -21,10 +21,9 @@ mod stats;
 mod tunnel;
 mod unexpose;
 
-use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -41,7 +40,7 @@ use crate::forward::registry::{Asker, Registry};
 use crate::limit::{Limit, Place};
 use crate::link::Framing;
 use crate::logging::Limited;
-use crate::places::Places;
+use crate::places::Owners;
 use crate::relay::Relays;
 use crate::sys::descriptor_limit;
 use crate::vm::status::Board;
@@ -67,9 +66,8 @@ pub struct Api {
     registry: Registry,
     connect_framing: Framing,
     board: Board,
-    places: Places,
-    /// Those of the tunnels to each port of a guest.
-    tunnels: Mutex<HashMap<SocketAddrV4, Places>>,
+    /// Of those that lead to one port of a guest each, so that a service that hangs keeps nobody from another.
+    tunnels: Owners<SocketAddrV4>,
     gateway: Limit<Peer>,
     token: Option<Token>,
     /// Whether guests have to send it.
@@ -130,8 +128,7 @@ impl Api {
             registry,
             connect_framing,
             board,
-            places: ways.places.clone(),
-            tunnels: Mutex::default(),
+            tunnels: Owners::new(ways.places.clone()),
             gateway: limit(MAX_GATEWAY_CONNECTIONS),
             token: None,
             token_at_gateway: false,
@@ -283,7 +280,8 @@ impl Scope {
 fn ensure_short(request: &Request<Incoming>) -> Result<(), Refusal> {
     let lines =
         request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
-    let len = request.uri().to_string().len() + lines.sum::<usize>();
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    let len = target + lines.sum::<usize>();
     match len <= connection::MAX_HEAD {
         true => Ok(()),
         false => Err(Refusal::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "")),

@@ -2,7 +2,6 @@
 //! has been dialled; what the client sent behind its request is the first that the guest gets. Read next: `crate::engine::Handle::lead`.
 
 use std::net::SocketAddrV4;
-use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -14,7 +13,7 @@ use super::listener::Stream;
 use super::path::value;
 use super::reply::Refusal;
 use crate::engine::{Said, Turned};
-use crate::places::{Permit, Places};
+use crate::places::Permit;
 use crate::relay::discard;
 use crate::text::quote;
 
@@ -27,20 +26,13 @@ pub(super) struct Tunnel {
     permit: Permit,
 }
 
-/// Those that lead to one port, so that a service that hangs keeps nobody from another.
-fn places(api: &Api, to: SocketAddrV4) -> Places {
-    let mut tunnels = api.tunnels.lock().unwrap_or_else(PoisonError::into_inner);
-    tunnels.retain(|_, places| places.taken() > 0);
-    tunnels.entry(to).or_insert_with(|| api.places.for_another()).clone()
-}
-
 impl Tunnel {
     /// # Errors
     /// The query names no port of a guest, or there are as many clients as descriptors allow.
     pub(super) fn new(api: &Api, query: Option<&str>) -> Result<Self, Refusal> {
         let to = target(query.unwrap_or_default())
             .map_err(|text| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, text))?;
-        let permit = places(api, to).try_take().ok_or_else(|| {
+        let permit = api.tunnels.places(to).try_take().ok_or_else(|| {
             Refusal::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "as many connections as the limit of open files allows",

@@ -24,6 +24,7 @@ use super::udp::TURN;
 use super::{EARLY_WRITE, Engine, Handle, Source};
 use crate::host::stream::HostStream;
 use crate::host::udp::HostUdp;
+use crate::listen::has_client;
 use crate::sys::udp::{Client, MESSAGES, receive_uncut, tell_asked};
 
 /// Connections taken from one listener in a turn.
@@ -192,6 +193,12 @@ impl Engine {
     fn accept_forward(&mut self, id: ForwardId) -> io::Result<()> {
         for _ in 0..ACCEPT_TURN {
             let Some(forward) = self.forwards.table.get(id) else { return Ok(()) };
+            let Socket::Tcp(listener) = &forward.socket else { return Ok(()) };
+            // Nothing makes room for nobody.
+            if !has_client(listener)? {
+                self.forwards.rest(id);
+                return Ok(());
+            }
             let owner = forward.of.map_or(Owner::Forward(id), |guest| Owner::Guest(guest.port));
             let Some(place) = self.place(owner) else {
                 // They wait in the backlog.
@@ -259,7 +266,7 @@ impl Engine {
                     let is_due = forward.sought.is_none_or(|before| self.now >= before + SEEK_PAUSE.into());
                     if found.is_none() && is_due {
                         forward.sought = Some(self.now);
-                        self.stack.look_for(guest.address, &mut self.batches);
+                        self.stack.ask_for(guest.address, &mut self.batches);
                     }
                     if !found.is_some_and(|found| found.is(guest)) {
                         continue;

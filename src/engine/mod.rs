@@ -45,7 +45,7 @@ pub use forwards::{ForwardId, Listener};
 pub use lead::{Refused, Said, Turned};
 pub use readout::Counters;
 
-use crate::host::icmp::{PingId, Pings, max_sessions};
+use crate::host::icmp::{PingId, Pings};
 use crate::host::udp::{HostUdp, Outbox};
 use crate::listen::TcpAddress;
 use crate::logging::Limited;
@@ -78,13 +78,8 @@ const OPENING_SHARE: usize = 16;
 const LEAST_OPENING: usize = 16;
 const MOST_OPENING: usize = 512;
 
-/// UDP flows of guests take this part of the descriptors at most, of what there is for each guest.
+/// UDP flows of guests are no more than this part of the descriptors.
 const UDP_SHARE: usize = 4;
-
-/// Descriptors that guests' pings take at most.
-pub fn ping_sockets() -> usize {
-    max_sessions()
-}
 
 /// What a token stands for.
 #[derive(Clone, Copy, Debug)]

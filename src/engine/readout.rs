@@ -55,7 +55,7 @@ impl Engine {
     fn find_guest(&mut self, guest: Guest) -> Option<Guest> {
         let found = self.stack.find_guest(guest);
         if found.is_none() {
-            self.stack.look_for(guest.address, &mut self.batches);
+            self.stack.ask_for(guest.address, &mut self.batches);
         }
         found
     }

@@ -74,7 +74,11 @@ impl Engine {
                 self.adopt(flow, stream, Opening::Host(to), place);
             }
             Ok((stream, true)) => self.accept(flow, stream, place),
-            Err(error) => self.handle_unconnected(flow, to, &error),
+            Err(error) => {
+                // It may want another.
+                drop(place);
+                self.handle_unconnected(flow, to, &error);
+            }
         }
     }
 

@@ -12,7 +12,6 @@ use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, recv};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::Interest;
@@ -24,7 +23,7 @@ use tracing::{debug, info, warn};
 
 use crate::config::Dest;
 use crate::dial::stream;
-use crate::listen::{Bound, RemoveOnDrop};
+use crate::listen::{Bound, RemoveOnDrop, has_client};
 use crate::logging::Limited;
 use crate::places::{Permit, Places};
 use crate::sys::{Watched, is_vsock, vsock_hung_up};
@@ -77,12 +76,9 @@ impl Listener for ListeningSocket {
     type Client = UnixStream;
 
     async fn ready(&self) -> io::Result<()> {
-        let waits = |socket: &OwnedFd| {
-            let mut polled = [PollFd::new(socket, PollFlags::IN)];
-            match poll(&mut polled, Some(&Timespec::default()))? {
-                0 => Err(io::ErrorKind::WouldBlock.into()),
-                _ => Ok(()),
-            }
+        let waits = |socket: &OwnedFd| match has_client(socket)? {
+            true => Ok(()),
+            false => Err(io::ErrorKind::WouldBlock.into()),
         };
         self.socket.async_io(Interest::READABLE, waits).await
     }

@@ -27,7 +27,7 @@ use crate::config::{Dest, SocketForward, Source, SshDest};
 use crate::disk;
 use crate::engine::{Engine, ForwardId, Listener};
 use crate::listen::{is_in_use, patiently};
-use crate::places::{Permit, Places};
+use crate::places::{Owners, Permit, Places};
 use crate::sys::descriptor_limit;
 use crate::text::{quote, reason};
 
@@ -154,7 +154,7 @@ struct Inner {
     policy: GuestPolicy,
     /// Descriptors for the operator's ports, and for those of each link's guests.
     ports: Places,
-    ports_of_guests: Mutex<HashMap<PortId, Places>>,
+    ports_of_guests: Owners<PortId>,
     table: Mutex<Table>,
     /// A guest has exposed something.
     followed: Notify,
@@ -242,15 +242,8 @@ impl Registry {
     pub fn new(ways: Arc<Ways>, policy: GuestPolicy) -> Self {
         let (table, followed, changing) = Default::default();
         let ports = ways.places.for_ports();
-        Self(Arc::new(Inner {
-            ways,
-            policy,
-            ports,
-            ports_of_guests: Mutex::default(),
-            table,
-            followed,
-            changing,
-        }))
+        let ports_of_guests = Owners::new(ports.for_strangers());
+        Self(Arc::new(Inner { ways, policy, ports, ports_of_guests, table, followed, changing }))
     }
 
     /// Exposes a TCP or UDP port while the engine does not run yet, for the operator. May wait for a name.
@@ -475,11 +468,7 @@ impl Inner {
     fn permit(&self, wanted: &Exposed, asker: Asker) -> Result<Permit, ExposeError> {
         let places = match asker {
             Asker::Operator => self.ports.clone(),
-            Asker::Guest(guest) => {
-                let mut all = self.ports_of_guests.lock().unwrap_or_else(PoisonError::into_inner);
-                all.retain(|_, places| places.taken() > 0);
-                all.entry(guest.port).or_insert_with(|| self.ports.for_strangers()).clone()
-            }
+            Asker::Guest(guest) => self.ports_of_guests.places(guest.port),
         };
         places.try_take().ok_or_else(|| {
             let Exposed { local, protocol, .. } = wanted;

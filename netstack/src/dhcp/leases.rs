@@ -177,7 +177,7 @@ impl Leases {
     pub(super) fn withdraw(&mut self, client: Mac, asker: &Asker<'_>, now: Duration) {
         if let Some((_, lease)) = self.lease_mut(client)
             && matches!(lease.state, State::Offered | State::Awarded)
-            && asker.leases_to(client, lease.port) == asker.port
+            && asker.may_end(client, lease.port)
         {
             lease.until = now;
         }
@@ -187,7 +187,7 @@ impl Leases {
     pub(super) fn release(&mut self, client: Mac, address: Ipv4Addr, asker: &Asker<'_>, now: Duration) {
         if let Some((own, lease)) = self.lease_mut(client)
             && own == address
-            && asker.leases_to(client, lease.port) == asker.port
+            && asker.may_end(client, lease.port)
         {
             lease.until = now;
         }
@@ -204,7 +204,7 @@ impl Leases {
     pub(super) fn decline(&mut self, client: Mac, address: Ipv4Addr, asker: &Asker<'_>, now: Duration) {
         if let Some((own, lease)) = self.lease_mut(client)
             && own == address
-            && asker.leases_to(client, lease.port) == asker.port
+            && asker.may_end(client, lease.port)
         {
             (lease.state, lease.until) = (State::Declined, now + DECLINE_TIME);
             self.by_client.remove(&client);

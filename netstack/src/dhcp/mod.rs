@@ -104,6 +104,11 @@ impl Asker<'_> {
     fn leases_to(&self, client: Mac, leased_to: PortId) -> PortId {
         if (self.home_of)(client) == Some(self.port) { self.port } else { leased_to }
     }
+
+    /// Whether what it says of that lease counts.
+    fn may_end(&self, client: Mac, leased_to: PortId) -> bool {
+        self.leases_to(client, leased_to) == self.port
+    }
 }
 
 /// Why a message gets no reply.

@@ -145,8 +145,8 @@ pub struct Flow {
     taken: usize,
     /// Something came into its rings, or left them, since the last flush.
     pub(super) has_moved: bool,
-    /// Bytes of each ring that have been written since its memory was given back.
-    touched: [usize; RINGS],
+    /// Bytes of the ring to the guest that have been written since its memory was given back.
+    written: usize,
     /// What its driver left in the ring from the guest.
     unread: usize,
     /// How much had been taken of what came from the guest when that ring gave its memory back.
@@ -205,7 +205,7 @@ impl Flow {
             sent: 0,
             taken: 0,
             has_moved: false,
-            touched: [0; RINGS],
+            written: 0,
             unread: 0,
             given_back: 0,
             deep: false,
@@ -335,22 +335,24 @@ impl Flow {
     /// Bytes of memory that its rings take: what has been written to them since they gave it back. smoltcp goes round the one from the guest.
     #[inline]
     pub(super) fn note_held(&mut self) -> usize {
-        let received = self.taken.wrapping_add(self.unread).wrapping_sub(self.given_back);
-        let [from_guest, to_guest] = &mut self.touched;
-        *from_guest = received.min(RX_RING);
-        *to_guest = self.filled.min(TX_RING).max(*to_guest);
-        *from_guest + *to_guest
+        self.written = self.filled.min(TX_RING).max(self.written);
+        self.received() + self.written
+    }
+
+    /// Of that, the ring from the guest.
+    #[inline]
+    fn received(&self) -> usize {
+        self.taken.wrapping_add(self.unread).wrapping_sub(self.given_back).min(RX_RING)
     }
 
     /// Whether the ring from the guest holds nothing, not even out of order, but much memory.
     pub(super) fn is_drained(&self) -> bool {
         let is_empty = self.socket().is_some_and(|socket| socket.recv_queue() == 0);
-        self.touched[0] >= DRAINED && is_empty && self.is_in_order()
+        self.received() >= DRAINED && is_empty && self.is_in_order()
     }
 
-    /// The memory of that ring.
+    /// The memory of that ring, which is given back.
     pub(super) fn drained_memory(&mut self) -> Option<IdleMemory<'_>> {
-        self.given_back = self.taken;
         self.memory.as_mut()?.first_mut()?.idle()
     }
 
@@ -359,9 +361,15 @@ impl Flow {
         self.guest_sent.is_none_or(|end| self.window.acknowledged().is_some_and(|ack| ack >= end))
     }
 
-    /// Its rings, which are empty, give their memory back.
-    pub(super) fn forget_touched(&mut self) {
-        (self.touched, self.filled, self.given_back) = ([0; RINGS], 0, self.taken);
+    /// The ring from the guest, which is empty, gives its memory back.
+    pub(super) fn forget_received(&mut self) {
+        self.given_back = self.taken;
+    }
+
+    /// So do both.
+    pub(super) fn forget_written(&mut self) {
+        self.forget_received();
+        (self.written, self.filled) = (0, 0);
     }
 
     /// When something in its rings was last taken, or came.

@@ -39,7 +39,7 @@ pub(super) enum Plenty {
     Ample,
     /// A little.
     Scarce,
-    /// Enough to go on.
+    /// Enough to go on; and something has to go.
     Dire,
 }
 
@@ -86,7 +86,11 @@ impl Held {
     }
 
     /// How freely its flows may hold more.
+    #[inline]
     pub(super) fn plenty(&self, all: usize) -> Plenty {
+        if !may_be_scarce(all) {
+            return Plenty::Ample;
+        }
         match self.bytes {
             TOO_MUCH.. => Plenty::Dire,
             MUCH.. => Plenty::Scarce,
@@ -102,11 +106,6 @@ impl Held {
         if self.order.len() > 2 * flows.len() + LOOKED_AT {
             self.order.retain(|id| flows.contains_key(*id));
         }
-    }
-
-    /// Whether there is more than may be.
-    pub(super) fn is_too_much(&self) -> bool {
-        self.bytes >= TOO_MUCH
     }
 
     /// One that has to go.
@@ -162,7 +161,7 @@ mod tests {
             };
             assert_eq!(plenty, expected, "{number}");
         }
-        assert!(held.is_too_much() && may_be_scarce(all));
+        assert!(held.plenty(all) == Plenty::Dire && may_be_scarce(all));
         assert_eq!(held.surplus(&mut flows, Instant::ZERO), None, "all have just moved");
         // One of those that are looked at holds nothing any more.
         note(&mut held, &mut all, flows.get_mut(ids[16]).unwrap(), 0);

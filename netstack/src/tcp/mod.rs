@@ -634,17 +634,14 @@ impl Table {
             if core::mem::take(&mut flow.has_moved) {
                 budget.held.note(id, flow, &mut self.held);
             }
-            flow.plenty = Plenty::Ample;
-            if memory::may_be_scarce(self.held) {
-                flow.plenty = budget.held.plenty(self.held);
-                if flow.plenty != Plenty::Ample && flow.is_drained() {
-                    self.drained.push_back(id);
-                }
+            flow.plenty = budget.held.plenty(self.held);
+            if flow.plenty != Plenty::Ample && flow.is_drained() {
+                self.drained.push_back(id);
             }
-            budget.window.share(&mut flow.window, flow.plenty, now);
-            if budget.held.is_too_much() {
+            if flow.plenty == Plenty::Dire {
                 self.crowded = Some(flow.route.port);
             }
+            budget.window.share(&mut flow.window, flow.plenty, now);
         }
         let mut ends_at = None;
         if flow.is_ending() {
@@ -809,7 +806,12 @@ impl Table {
     pub(crate) fn poll_idle_memory(&mut self, now: Instant) -> Option<IdleMemory<'_>> {
         while let Some(id) = self.drained.pop_front() {
             if self.flows.get(id).is_some_and(Flow::is_drained) {
-                return self.flows.get_mut(id)?.drained_memory();
+                let flow = self.flows.get_mut(id)?;
+                flow.forget_received();
+                if let Some(budget) = self.budgets.get_mut(&flow.route.port) {
+                    budget.held.note(id, flow, &mut self.held);
+                }
+                return flow.drained_memory();
             }
         }
         loop {
@@ -824,7 +826,7 @@ impl Table {
                 if ring + 1 == flow::RINGS
                     && let Some(budget) = self.budgets.get_mut(&flow.route.port)
                 {
-                    flow.forget_touched();
+                    flow.forget_written();
                     budget.held.note(id, flow, &mut self.held);
                 }
                 return flow.idle_memory(ring);
