@@ -5,12 +5,11 @@
 # GUEST=bookworm boots the machine of Debian 12 instead of 13's. ACCEL=kvm|tcg replaces the choice made here, CPU, SMP and
 # MEM (MiB) the machine's size. VSOCK=SOCKET gives it a vsock device, served at that socket: by vhost-device-vsock, which
 # reads the machine's memory and therefore shares it.
+# Without arguments it only finds out what the next boot would wait for: whether KVM works, and QEMU's file.
 set -euo pipefail
 
 cache=$(cd "$(dirname "$0")" && pwd)/cache
 guest=$cache/${GUEST:-trixie}
-socket=$1 console=$2
-shift 2
 if [ ! -f "$cache/stamp" ]; then
     echo "boot.sh: there is no guest yet: run 'make guest'" >&2
     exit 1
@@ -35,6 +34,12 @@ kvm_works() {
     [ "$(sed -n 2p "$cache/kvm")" = yes ]
 }
 
+if [ $# = 0 ]; then
+    kvm_works || true
+    exec qemu-system-x86_64 -version
+fi
+socket=$1 console=$2
+shift 2
 if [ -z "${ACCEL:-}" ]; then
     if kvm_works; then ACCEL=kvm; else ACCEL=tcg; fi
 fi

@@ -125,6 +125,7 @@ impl User {
             (text(&user.output("id", &["-u"])).0.trim() == UID).then_some(())
         });
         user.make_disk();
+        user.make_ready();
         user
     }
 
@@ -167,6 +168,13 @@ impl User {
         let words = [&words[..], &[disk, self.disk()]].concat();
         let words: Vec<_> = words.iter().map(|word: &PathBuf| word.to_str().expect("UTF-8")).collect();
         let output = self.output("qemu-img", &words);
+        assert!(output.status.success(), "{output:?}");
+    }
+
+    /// podman 4.3 gives QEMU three seconds to begin, of which `boot.sh` may not take five to find out about KVM.
+    #[track_caller]
+    fn make_ready(&self) {
+        let output = self.output(repository("tests/guest/boot.sh").to_str().expect("UTF-8"), &[]);
         assert!(output.status.success(), "{output:?}");
     }
 
