@@ -564,7 +564,7 @@ fn idle_connections_leave_descriptors_to_others() {
 #[test]
 fn what_nobody_takes_holds_little_memory() {
     const CONNECTIONS: usize = 1000;
-    /// In KiB: 64 MiB, and 160 KiB of each connection; without a bound it was 489 to 590 KiB for each.
+    /// In KiB: 64 MiB, and 160 KiB of each connection, as neither end reads; without a bound it was 489 to 590 KiB for each.
     const MOST: u64 = (64 << 10) + CONNECTIONS as u64 * 160 + (16 << 10);
     let network = Network::start();
     let service = network.victim.listen("0.0.0.0:22".parse().unwrap());

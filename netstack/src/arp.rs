@@ -9,7 +9,7 @@ use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{ArpHardware, ArpOperation, ArpPacket, EthernetProtocol};
 
 use crate::ether::{self, EtherType};
-use crate::{DropReason, FlowId, FrameSink, Mac, PortId, UdpFlowId};
+use crate::{DropReason, FlowId, FrameSink, Guest, Mac, PortId, UdpFlowId};
 
 /// Bytes of an ARP packet for Ethernet and IPv4.
 const PACKET_LEN: usize = 28;
@@ -78,7 +78,14 @@ pub(crate) fn send(
 
 /// A flow that waits for its guest's hardware address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Waiter {
+pub(crate) struct Waiter {
+    pub(crate) flow: WaitingFlow,
+    /// It is for this machine, and for no other that has its address.
+    pub(crate) of: Option<Guest>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WaitingFlow {
     Tcp(FlowId),
     Udp(UdpFlowId),
 }

@@ -10,6 +10,7 @@ use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{IpProtocol, Ipv4Packet};
 
 use crate::ether::{self, EtherType};
+use crate::link::most_frequent;
 use crate::{DropReason, FrameSink, Mac, PortId};
 
 /// Bytes of a header without options; this stack sends no others.
@@ -18,7 +19,7 @@ pub(crate) const HEADER_LEN: usize = 20;
 pub(crate) const DEFAULT_TTL: u8 = 64;
 /// How long an incomplete datagram is kept (RFC 1122 3.3.2 asks for 60 to 120 s, Linux and the original take 30).
 const REASSEMBLY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Incomplete datagrams kept at most, of 64 KiB at most each; the oldest makes room.
+/// Incomplete datagrams kept at most, of 64 KiB at most each; the oldest of the port that has most makes room.
 const MAX_INCOMPLETE: usize = 64;
 /// Pieces of one datagram that are not yet joined, at most.
 const MAX_PIECES: usize = 64;
@@ -225,8 +226,9 @@ impl Reassembly {
         };
         if !self.incomplete.contains_key(&key) {
             if self.incomplete.len() >= MAX_INCOMPLETE {
-                let oldest =
-                    self.incomplete.iter().min_by_key(|(_, datagram)| datagram.expires).map(|(key, _)| *key);
+                let most = most_frequent(self.incomplete.keys().map(|key| key.port).collect());
+                let of_most = self.incomplete.iter().filter(|(key, _)| Some(key.port) == most);
+                let oldest = of_most.min_by_key(|(_, datagram)| datagram.expires).map(|(key, _)| *key);
                 oldest.map(|key| self.incomplete.remove(&key));
             }
             let header = Header {
@@ -319,6 +321,24 @@ mod tests {
 
     fn add(table: &mut Reassembly, bytes: &[u8], ms: i64) -> Result<Option<Vec<u8>>, DropReason> {
         table.add(PortId(0), &Ipv4Packet::new_checked(bytes).unwrap(), Instant::from_millis(ms))
+    }
+
+    #[test]
+    fn what_one_port_leaves_incomplete_makes_room_by_its_own() {
+        let mut table = Reassembly::new(1);
+        let mut add_of = |port, ident: u16, offset, more, ms| {
+            let mut bytes = fragment(offset, &[7; 16], more);
+            let mut packet = Ipv4Packet::new_unchecked(&mut bytes);
+            packet.set_ident(ident);
+            table.add(PortId(port), &Ipv4Packet::new_checked(&bytes[..]).unwrap(), Instant::from_millis(ms))
+        };
+        assert!(add_of(1, 1, 0, true, 0).unwrap().is_none());
+        for ident in 0..1000 {
+            assert!(add_of(2, ident, 0, true, 1 + i64::from(ident)).unwrap().is_none());
+        }
+        assert!(add_of(1, 1, 16, false, 2000).unwrap().is_some(), "the oldest of all, and another's");
+        assert!(add_of(2, 0, 16, false, 2000).unwrap().is_none(), "it made room");
+        assert!(add_of(2, 999, 16, false, 2000).unwrap().is_some());
     }
 
     #[test]

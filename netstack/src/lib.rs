@@ -49,7 +49,7 @@ pub use nat::Target;
 pub use tcp::{FlowId, Refusal};
 pub use udp::{Datagram, UdpFlowId};
 
-use arp::{Due, Neighbours, Resolved, Waiter};
+use arp::{Due, Neighbours, Resolved, Waiter, WaitingFlow};
 use ether::EtherType;
 use guard::{Claimed, Contest, Guard, Title};
 use ipv4::{Header, Reassembly, Route};
@@ -336,17 +336,14 @@ impl Stack {
         self.tcp.guest(flow)
     }
 
-    /// Who speaks as `address` now.
-    pub fn guest_at(&self, address: Ipv4Addr) -> Option<Guest> {
-        let (port, mac) = self.guard.user(address)?;
-        Some(Guest { address, port, mac })
-    }
-
     /// Where that guest is now, if it is there: its port, or the one that its machine came back to.
     pub fn find_guest(&self, guest: Guest) -> Option<Guest> {
         match self.switch.ports().contains(&guest.port) {
             true => Some(guest),
-            false => self.guest_at(guest.address).filter(|found| found.is(guest)),
+            false => {
+                let (port, mac) = self.guard.user(guest.address)?;
+                Some(Guest { port, mac, ..guest }).filter(|found| found.is(guest))
+            }
         }
     }
 
@@ -391,9 +388,32 @@ impl Stack {
         now: Instant,
         sink: &mut impl FrameSink,
     ) -> Result<FlowId, ConnectError> {
+        self.dial_tcp(local, guest, None, now, sink)
+    }
+
+    /// As [`tcp_connect`](Self::tcp_connect), to that machine alone: who else has its address sees nothing of it.
+    pub fn tcp_connect_to(
+        &mut self,
+        guest: Guest,
+        port: u16,
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) -> Result<FlowId, ConnectError> {
+        let at = SocketAddrV4::new(guest.address, port);
+        self.dial_tcp(self.config.gateway, at, Some(guest), now, sink)
+    }
+
+    fn dial_tcp(
+        &mut self,
+        local: Ipv4Addr,
+        guest: SocketAddrV4,
+        of: Option<Guest>,
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) -> Result<FlowId, ConnectError> {
         self.ensure_guest(*guest.ip())?;
         let flow = self.tcp.dial(SocketAddr::V4(guest), IpAddr::V4(local)).map_err(|_| ConnectError::Busy)?;
-        self.resolve(*guest.ip(), Waiter::Tcp(flow), now, sink);
+        self.resolve(*guest.ip(), Waiter { flow: WaitingFlow::Tcp(flow), of }, now, sink);
         Ok(flow)
     }
 
@@ -411,12 +431,33 @@ impl Stack {
         now: Instant,
         sink: &mut impl FrameSink,
     ) -> Result<UdpFlowId, ConnectError> {
+        self.dial_udp(guest, None, now, sink)
+    }
+
+    /// The same to that machine alone, as [`tcp_connect_to`](Self::tcp_connect_to).
+    pub fn udp_connect_to(
+        &mut self,
+        guest: Guest,
+        port: u16,
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) -> Result<UdpFlowId, ConnectError> {
+        self.dial_udp(SocketAddrV4::new(guest.address, port), Some(guest), now, sink)
+    }
+
+    fn dial_udp(
+        &mut self,
+        guest: SocketAddrV4,
+        of: Option<Guest>,
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) -> Result<UdpFlowId, ConnectError> {
         self.ensure_guest(*guest.ip())?;
         let flow = self
             .udp
             .dial(SocketAddr::V4(guest), IpAddr::V4(self.config.gateway), now)
             .ok_or(ConnectError::Busy)?;
-        self.resolve(*guest.ip(), Waiter::Udp(flow), now, sink);
+        self.resolve(*guest.ip(), Waiter { flow: WaitingFlow::Udp(flow), of }, now, sink);
         Ok(flow)
     }
 
@@ -1136,32 +1177,36 @@ impl Stack {
         if is_guest { Ok(()) } else { Err(ConnectError::NoRoute) }
     }
 
-    /// Finds out who has `ip`, for `flow`.
-    fn resolve(&mut self, ip: Ipv4Addr, flow: Waiter, now: Instant, sink: &mut impl FrameSink) {
-        match self.neighbours.resolve(ip, flow, now) {
+    /// Finds out who has `ip`, for `waiter`.
+    fn resolve(&mut self, ip: Ipv4Addr, waiter: Waiter, now: Instant, sink: &mut impl FrameSink) {
+        match self.neighbours.resolve(ip, waiter, now) {
             Resolved::Known { mac, port, ask } => {
                 if ask {
                     self.ask_for(ip, sink);
                 }
-                self.resolved(flow, Some((mac, port)), now, sink);
+                self.resolved(waiter, Some((mac, port)), now, sink);
             }
             Resolved::Pending { ask: false } => {}
             Resolved::Pending { ask: true } => self.ask_for(ip, sink),
-            Resolved::Refused => self.resolved(flow, None, now, sink),
+            Resolved::Refused => self.resolved(waiter, None, now, sink),
         }
     }
 
     /// The guest of a flow that started here has been found, or not.
     fn resolved(
         &mut self,
-        flow: Waiter,
+        waiter: Waiter,
         neighbour: Option<(Mac, PortId)>,
         now: Instant,
         sink: &mut impl FrameSink,
     ) {
-        match flow {
-            Waiter::Tcp(flow) => self.tcp.resolved(flow, neighbour, now),
-            Waiter::Udp(flow) => {
+        let is_meant = |(mac, port): &(Mac, PortId)| {
+            waiter.of.is_none_or(|guest| guest.is(Guest { mac: *mac, port: *port, ..guest }))
+        };
+        let neighbour = neighbour.filter(is_meant);
+        match waiter.flow {
+            WaitingFlow::Tcp(flow) => self.tcp.resolved(flow, neighbour, now),
+            WaitingFlow::Udp(flow) => {
                 let route = neighbour.map(|(to, port)| Route { port, from: self.config.gateway_mac, to });
                 for datagram in self.udp.resolved(flow, route) {
                     self.udp_send(flow, &datagram, now, sink);
@@ -1170,7 +1215,7 @@ impl Stack {
         }
     }
 
-    /// Asks every port who has `ip`: who answers is [`guest_at`](Self::guest_at) from then on.
+    /// Asks every port who has `ip`: [`find_guest`](Self::find_guest) knows who answers from then on.
     pub fn ask_for(&mut self, ip: Ipv4Addr, sink: &mut impl FrameSink) {
         for number in 0..self.switch.ports().len() {
             if let Some(port) = self.switch.ports().get(number) {

@@ -16,6 +16,12 @@ impl fmt::Display for PortId {
     }
 }
 
+/// The port that is there most often.
+pub(crate) fn most_frequent(mut ports: Vec<PortId>) -> Option<PortId> {
+    ports.sort_unstable();
+    ports.chunk_by(PortId::eq).max_by_key(|those| those.len()).and_then(|those| those.first().copied())
+}
+
 /// The driver's batch buffers: one for each port, written in place.
 ///
 /// A port that cannot take more says so through [`has_room`](Self::has_room), and whoever has more to send waits until the

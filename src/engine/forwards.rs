@@ -29,8 +29,6 @@ use crate::sys::udp::{Client, MESSAGES, receive_uncut, tell_asked};
 
 /// Connections taken from one listener in a turn.
 const ACCEPT_TURN: usize = 64;
-/// How often a guest is asked for that exposed a port for datagrams and has said nothing since its link was made anew.
-const SEEK_PAUSE: Duration = Duration::from_secs(1);
 /// How long accepting pauses when there are no more descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -61,8 +59,6 @@ struct Forward {
     remote: SocketAddrV4,
     /// The guest that exposed it, and whom alone it leads to.
     of: Option<Guest>,
-    /// When its address was last asked for, as nobody has it.
-    sought: Option<Instant>,
     /// In one of the lists of those that may have something.
     queued: bool,
     /// A client that asks two addresses of the host has two flows.
@@ -146,8 +142,8 @@ impl Engine {
                 Socket::Udp(Arc::new(socket))
             }
         };
-        let (clients, latest, sought) = (HashMap::new(), None, None);
-        let forward = Forward { socket, token, remote, of, sought, queued: false, clients, latest };
+        let (clients, latest) = (HashMap::new(), None);
+        let forward = Forward { socket, token, remote, of, queued: false, clients, latest };
         let id = self.forwards.table.insert(forward);
         self.sources.insert(Source::Forward(id));
         Ok(id)
@@ -261,18 +257,11 @@ impl Engine {
                 taken += 1;
                 let Some(client) = client else { continue };
                 let known = forward.clients.get(&client).copied();
-                if let (None, Some(guest)) = (known, forward.of) {
-                    let found = self.stack.guest_at(guest.address);
-                    let is_due = forward.sought.is_none_or(|before| self.now >= before + SEEK_PAUSE.into());
-                    if found.is_none() && is_due {
-                        forward.sought = Some(self.now);
-                        self.stack.ask_for(guest.address, &mut self.batches);
-                    }
-                    if !found.is_some_and(|found| found.is(guest)) {
-                        continue;
-                    }
-                }
-                let opened = || self.stack.udp_connect(forward.remote, self.now, &mut self.batches);
+                let (port, now) = (forward.remote.port(), self.now);
+                let opened = || match forward.of {
+                    Some(guest) => self.stack.udp_connect_to(guest, port, now, &mut self.batches),
+                    None => self.stack.udp_connect(forward.remote, now, &mut self.batches),
+                };
                 let flow = match known.map_or_else(opened, Ok) {
                     Ok(flow) => flow,
                     Err(error) => {

@@ -48,8 +48,6 @@ pub(super) enum Opening {
     Host(SocketAddr),
     /// The guest's side of a flow that this side dialled; whoever asked for it gets the far end of the pair.
     Guest(Option<(oneshot::Sender<io::Result<StdUnixStream>>, StdUnixStream)>),
-    /// The guest's side of a flow to what this very guest exposed.
-    Exposed(Guest),
     /// The same for a client that comes back if it fails; and perhaps the word of the guest's agent.
     Led(Box<Greeting>),
 }
@@ -155,7 +153,7 @@ impl Engine {
         }
     }
 
-    /// A client of a forward dials a guest; what that exposed, nobody else who has its address now.
+    /// A client of a forward dials a guest: the one that exposed it, and nobody else who has its address now.
     pub(super) fn forward_stream(
         &mut self,
         stream: HostStream,
@@ -163,14 +161,14 @@ impl Engine {
         of: Option<Guest>,
         place: Place,
     ) {
-        if of.is_some_and(|guest| self.is_replaced(guest)) {
-            tracing::debug!(%remote, "cannot forward: another machine has the address");
-            return stream.reset_on_close();
-        }
-        match self.stack.tcp_connect(remote, self.now, &mut self.batches) {
+        let dialled = match of {
+            Some(guest) => self.stack.tcp_connect_to(guest, remote.port(), self.now, &mut self.batches),
+            None => self.stack.tcp_connect(remote, self.now, &mut self.batches),
+        };
+        match dialled {
             Ok(flow) => {
                 tracing::debug!(%remote, "forwarding");
-                self.adopt(flow, stream, of.map_or(Opening::Guest(None), Opening::Exposed), place);
+                self.adopt(flow, stream, Opening::Guest(None), place);
             }
             Err(error) => {
                 tracing::debug!(%remote, %error, "cannot forward");
@@ -204,17 +202,7 @@ impl Engine {
         self.stack.flush(id, self.now, &mut self.batches);
     }
 
-    /// Whether another one has the guest's address.
-    pub(super) fn is_replaced(&self, guest: Guest) -> bool {
-        self.stack.guest_at(guest.address).is_some_and(|found| !found.is(guest))
-    }
-
     fn move_flow(&mut self, id: FlowId) {
-        if let Some(Connection { opening: Opening::Exposed(guest), .. }) = self.tcp.get(id)
-            && self.is_replaced(*guest)
-        {
-            return self.turn_from_stranger(id);
-        }
         let (Some(connection), Some(flow)) = (self.tcp.get_mut(id), self.stack.flow(id)) else { return };
         match flow.phase() {
             Phase::Connecting => {}
@@ -229,7 +217,6 @@ impl Engine {
                         }
                         connection.opening = Opening::Done;
                     }
-                    Opening::Exposed(_) => connection.opening = Opening::Done,
                     Opening::Led(greeting) => {
                         let (over, begins) = (greeting.advance(flow), !greeting.begun);
                         greeting.begun = true;
@@ -263,14 +250,6 @@ impl Engine {
         }
     }
 
-    /// The machine that a client has come to is not the one that it was for, and gets nothing of it.
-    fn turn_from_stranger(&mut self, id: FlowId) {
-        if let Some(connection) = self.tcp.get_mut(id) {
-            connection.relay.stream().reset_on_close();
-        }
-        self.close_tcp(id, true);
-    }
-
     /// The guest has ended the flow, or is gone: what it sent before is delivered, then the reset.
     fn end_aborted(&mut self, id: FlowId) {
         let (Some(connection), Some(flow)) = (self.tcp.get_mut(id), self.stack.flow(id)) else { return };
@@ -294,7 +273,7 @@ impl Engine {
                 let opened = if has_spoken { Ok(far) } else { Err(why().into()) };
                 let _ = reply.send(opened);
             }
-            Opening::Guest(None) | Opening::Exposed(_) | Opening::Host(_) | Opening::Done => {}
+            Opening::Guest(None) | Opening::Host(_) | Opening::Done => {}
         }
         let delivered = connection.relay.deliver(flow, self.poll.registry(), &mut self.carried);
         if delivered || !self.look_again(id) {

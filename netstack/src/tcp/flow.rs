@@ -145,6 +145,8 @@ pub struct Flow {
     taken: usize,
     /// Something came into its rings, or left them, since the last flush.
     pub(super) has_moved: bool,
+    /// When that was last seen.
+    pub(super) stirred_at: Instant,
     /// Bytes of the ring to the guest that have been written since its memory was given back.
     written: usize,
     /// What its driver left in the ring from the guest.
@@ -205,6 +207,7 @@ impl Flow {
             sent: 0,
             taken: 0,
             has_moved: false,
+            stirred_at: Instant::ZERO,
             written: 0,
             unread: 0,
             given_back: 0,
@@ -370,11 +373,6 @@ impl Flow {
     pub(super) fn forget_written(&mut self) {
         self.forget_received();
         (self.written, self.filled) = (0, 0);
-    }
-
-    /// When something in its rings was last taken, or came.
-    pub(super) fn moved_at(&self) -> Instant {
-        self.moved_at
     }
 
     /// What the guest sent is not wanted any more.

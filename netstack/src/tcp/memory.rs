@@ -16,9 +16,11 @@ type Flows = SlotMap<FlowId, Flow>;
 /// Bytes in all the rings of a port from which on its flows add little, and in those of all ports.
 const MUCH: usize = 64 << 20;
 const MUCH_OF_ALL: usize = 256 << 20;
-/// From so many on, less, and what moved nothing for a while makes room.
-const TOO_MUCH: usize = 2 * MUCH;
-const WHILE: Duration = Duration::from_secs(10);
+/// From so many on they add less.
+const VERY_MUCH: usize = 2 * MUCH;
+/// From so many on what moved nothing for a while makes room.
+const TOO_MUCH: usize = 8 * MUCH;
+const WHILE: Duration = Duration::from_secs(60);
 /// What a flow holds is counted in so many bytes.
 const UNIT: usize = 16 << 10;
 /// Flows looked at for one that takes more.
@@ -39,7 +41,7 @@ pub(super) enum Plenty {
     Ample,
     /// A little.
     Scarce,
-    /// Enough to go on; and something has to go.
+    /// Enough to go on.
     Dire,
 }
 
@@ -68,7 +70,8 @@ impl Plenty {
 impl Held {
     /// Takes note of what the flow holds now; `all` is the sum of all ports.
     #[inline]
-    pub(super) fn note(&mut self, id: FlowId, flow: &mut Flow, all: &mut usize) {
+    pub(super) fn note(&mut self, id: FlowId, flow: &mut Flow, all: &mut usize, now: Instant) {
+        flow.stirred_at = now;
         let held = flow.note_held() / UNIT * UNIT;
         if held != flow.charged {
             self.charge(id, flow, held, all);
@@ -92,7 +95,7 @@ impl Held {
             return Plenty::Ample;
         }
         match self.bytes {
-            TOO_MUCH.. => Plenty::Dire,
+            VERY_MUCH.. => Plenty::Dire,
             MUCH.. => Plenty::Scarce,
             bytes if all >= MUCH_OF_ALL && bytes >= MUCH / 8 => Plenty::Scarce,
             _ => Plenty::Ample,
@@ -108,13 +111,18 @@ impl Held {
         }
     }
 
-    /// One that has to go.
+    /// Whether something has to go.
+    pub(super) fn is_too_much(&self) -> bool {
+        self.bytes >= TOO_MUCH
+    }
+
+    /// What has to go, if it is there.
     pub(super) fn surplus(&mut self, flows: &mut Flows, now: Instant) -> Option<FlowId> {
         for _ in 0..LOOKED_AT.min(self.order.len()) {
             let id = self.order.pop_front()?;
             match flows.get_mut(id) {
                 Some(flow) if flow.charged == 0 => flow.is_listed = false,
-                Some(flow) if now >= flow.moved_at() + WHILE => {
+                Some(flow) if now >= flow.stirred_at + WHILE => {
                     flow.is_listed = false;
                     return Some(id);
                 }
@@ -142,7 +150,7 @@ mod tests {
     #[test]
     fn what_does_not_move_makes_room() {
         let (mut held, mut all, mut flows) = (Held::default(), 0, Flows::with_key());
-        let ids: Vec<FlowId> = (0..40).map(|port| flows.insert(flow(port))).collect();
+        let ids: Vec<FlowId> = (0..130).map(|port| flows.insert(flow(port))).collect();
         let note = |held: &mut Held, all: &mut usize, flow: &mut Flow, bytes: usize| {
             // As a flow that lives would say.
             (held.bytes, *all, flow.charged) =
@@ -161,7 +169,7 @@ mod tests {
             };
             assert_eq!(plenty, expected, "{number}");
         }
-        assert!(held.plenty(all) == Plenty::Dire && may_be_scarce(all));
+        assert!(held.is_too_much() && may_be_scarce(all));
         assert_eq!(held.surplus(&mut flows, Instant::ZERO), None, "all have just moved");
         // One of those that are looked at holds nothing any more.
         note(&mut held, &mut all, flows.get_mut(ids[16]).unwrap(), 0);

@@ -34,6 +34,7 @@ use crate::ether::{self, EtherType};
 use crate::icmp::{Fault, Report};
 use crate::ipv4::{self, Route};
 use crate::keys::Keys;
+use crate::link::most_frequent;
 use crate::timer::{Timers, earlier};
 use crate::{DropReason, FrameSink, Guest, Mac, PortId};
 use device::{Blueprint, OneCall};
@@ -50,7 +51,8 @@ slotmap::new_key_type! {
 
 /// Flows at most. Beyond, a SYN is dropped, and the guest will send it again.
 pub const MAX_FLOWS: usize = 65_536;
-/// Released flows that wait for their guest, at most: as Linux bounds them (`tcp_max_orphans`).
+/// Released flows that wait for their guests, at most, whether to take something or to acknowledge the end: as Linux bounds them
+/// (`tcp_max_orphans`).
 const MAX_ORPHANS: usize = 4096;
 /// Flows of a port that its guests are opening, unless the driver says less: see [`Table::limit_opening`].
 const MAX_OPENING: usize = 512;
@@ -632,13 +634,13 @@ impl Table {
         }
         if let Some(budget) = self.budgets.get_mut(&flow.route.port) {
             if core::mem::take(&mut flow.has_moved) {
-                budget.held.note(id, flow, &mut self.held);
+                budget.held.note(id, flow, &mut self.held, now);
             }
             flow.plenty = budget.held.plenty(self.held);
             if flow.plenty != Plenty::Ample && flow.is_drained() {
                 self.drained.push_back(id);
             }
-            if flow.plenty == Plenty::Dire {
+            if flow.plenty == Plenty::Dire && budget.held.is_too_much() {
                 self.crowded = Some(flow.route.port);
             }
             budget.window.share(&mut flow.window, flow.plenty, now);
@@ -779,27 +781,36 @@ impl Table {
             }
             false => {}
         }
-        if waits {
+        if flow.phase() == Phase::Open {
             self.bound_orphans(id);
         }
         self.mark_ready(id);
     }
 
-    /// Resets the oldest of the flows that nobody hears any more, if they are too many with this one.
+    /// If with this one too many flows wait that nobody hears any more, the oldest are reset of the port that has most of them.
     fn bound_orphans(&mut self, id: FlowId) {
         self.orphans.push_back(id);
         if self.orphans.len() <= MAX_ORPHANS {
             return;
         }
-        self.orphans.retain(|id| self.flows.get(*id).is_some_and(Flow::waits_for_guest));
-        if self.orphans.len() > MAX_ORPHANS {
-            for id in self.orphans.drain(..MAX_ORPHANS / 8) {
-                if let Some(flow) = self.flows.get_mut(id) {
-                    flow.abort();
-                    queue(&mut self.ready, id, flow);
-                }
-            }
+        let flows = &mut self.flows;
+        self.orphans.retain(|id| flows.get(*id).is_some_and(|flow| flow.phase() == Phase::Open));
+        if self.orphans.len() <= MAX_ORPHANS {
+            return;
         }
+        let ports = self.orphans.iter().filter_map(|id| flows.get(*id)).map(|flow| flow.route.port);
+        let most = most_frequent(ports.collect());
+        let mut surplus = MAX_ORPHANS / 8;
+        self.orphans.retain(|id| {
+            let Some(flow) = flows.get_mut(*id) else { return false };
+            let goes = surplus > 0 && Some(flow.route.port) == most;
+            if goes {
+                surplus -= 1;
+                flow.abort();
+                queue(&mut self.ready, *id, flow);
+            }
+            !goes
+        });
     }
 
     /// The next ring that is empty and has been for a while.
@@ -809,7 +820,7 @@ impl Table {
                 let flow = self.flows.get_mut(id)?;
                 flow.forget_received();
                 if let Some(budget) = self.budgets.get_mut(&flow.route.port) {
-                    budget.held.note(id, flow, &mut self.held);
+                    budget.held.note(id, flow, &mut self.held, now);
                 }
                 return flow.drained_memory();
             }
@@ -827,7 +838,7 @@ impl Table {
                     && let Some(budget) = self.budgets.get_mut(&flow.route.port)
                 {
                     flow.forget_written();
-                    budget.held.note(id, flow, &mut self.held);
+                    budget.held.note(id, flow, &mut self.held, now);
                 }
                 return flow.idle_memory(ring);
             }

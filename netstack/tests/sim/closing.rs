@@ -168,6 +168,32 @@ fn what_hosts_left_is_bounded() {
 }
 
 #[test]
+fn what_hosts_left_of_one_guest_makes_room_by_its_own() {
+    let mut sim = Sim::new(339);
+    let (slow, greedy) = (sim.plug(Quality::CLEAN), sim.plug(Quality::CLEAN));
+    sim.serve = Box::new(|_| End::open(pattern(2, 1000)));
+    let connection = sim.guest(slow).connect(outside(80), End::open(Vec::new()));
+    leaves_after(&mut sim, 1000);
+    sim.serve = Box::new(|_| End::open(Vec::new()));
+    for round in 0..50 {
+        for _ in 0..100 {
+            let _ = sim.guest(greedy).connect(outside(81 + round), End::open(Vec::new()));
+        }
+        sim.settle();
+        let held: Vec<_> =
+            sim.host_flows().into_iter().filter(|flow| sim.host(*flow).outcome.is_none()).collect();
+        held.into_iter().for_each(|flow| sim.leave(flow));
+        sim.settle();
+    }
+    let (flows, _) = sim.stack.flows();
+    assert!((3000..=4096).contains(&flows), "{flows} flows");
+    sim.guest(slow).end(connection).closes = true;
+    sim.settle();
+    let end = sim.guest(slow).end(connection);
+    assert!(end.got == pattern(2, 1000) && !end.reset, "the first of all, and another's");
+}
+
+#[test]
 fn a_guest_that_ends_after_a_host_that_left_ends_in_order() {
     let mut sim = Sim::new(334);
     let port = sim.plug(Quality::CLEAN);
