@@ -32,6 +32,7 @@ use crate::logging::frames::Extent;
 use crate::text::{quote, reason};
 
 use addresses::Addresses;
+pub(crate) use dest::PORT_DIGITS;
 use dest::SSH_PORT;
 pub use endpoint::Endpoint;
 use stack::Settings;

@@ -52,8 +52,9 @@ const LAST_NOTICES: Duration = Duration::from_secs(1);
 const COUNTED_EVERY: Duration = Duration::from_secs(5);
 /// How long it may take to take cards out of virtual machines.
 const LAST_CARDS: Duration = Duration::from_secs(4);
-/// Questions of guests to the host's resolvers at a time, each with a socket or a few of the host.
+/// Questions of guests to the host's resolvers at a time, each with up to six sockets of the host, and one for so many descriptors at most.
 const MAX_DNS_QUESTIONS: usize = 512;
+const DNS_QUESTION_SHARE: usize = 32;
 /// DNS connections of guests at a time, and the part of the descriptors that they may take at most.
 const MAX_DNS_STREAMS: usize = 1024;
 const DNS_STREAM_SHARE: usize = 8;
@@ -567,7 +568,8 @@ async fn count(handle: Handle) {
 /// Serves what the engine asks: questions about names, and what guests ask the gateway itself.
 async fn resolve(handle: Handle, api: Arc<Api>, mut requests: mpsc::Receiver<Request>) {
     let upstream = Arc::new(Upstream::new(PathBuf::from(RESOLV_CONF), PathBuf::from(HOSTS)));
-    let questions = Arc::new(Limit::new(MAX_DNS_QUESTIONS, Duration::ZERO));
+    let max_questions = MAX_DNS_QUESTIONS.min(descriptor_limit() / DNS_QUESTION_SHARE).max(1);
+    let questions = Arc::new(Limit::new(max_questions, Duration::ZERO));
     let max_streams = MAX_DNS_STREAMS.min(descriptor_limit() / DNS_STREAM_SHARE).max(1);
     let streams = Limit::new(max_streams, Duration::ZERO);
     while let Some(request) = requests.recv().await {

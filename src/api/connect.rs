@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::AsyncReadExt as _;
@@ -13,17 +13,13 @@ use super::listener::Stream;
 use super::{Api, Peer};
 use crate::limit::Place;
 use crate::link::Framing;
-use crate::link::listener::report;
-use crate::logging::Limited;
+use crate::link::listener::{report, report_begin, report_refusal};
 
 /// How long a client may take to show its framing. A guest's first frame follows its link at once.
 const FRAMING_TIME: Duration = Duration::from_secs(10);
 
 /// Makes the connection a link and waits for its end; that of the daemon ends it too. `place` is its own until it is a link.
 pub(super) async fn run(api: &Api, place: Place<Peer>, mut stream: Stream, early: Bytes) {
-    // Who connects again and again is not to fill the log.
-    static CAME: Limited = Limited::new(10, Duration::from_secs(60));
-    static REFUSED: Limited = Limited::new(10, Duration::from_secs(60));
     let mut early = Vec::from(early);
     place.set_idle();
     let framing = tokio::select! {
@@ -38,17 +34,10 @@ pub(super) async fn run(api: &Api, place: Place<Peer>, mut stream: Stream, early
     match attached {
         Ok(mut link) => {
             let port = link.port();
-            if let Some(suppressed) = CAME.admit(Instant::now()) {
-                let suppressed = (suppressed > 0).then_some(suppressed);
-                tracing::info!(%port, suppressed, "virtual machine connected");
-            }
+            report_begin(port);
             report(port, &link.ended().await);
         }
-        Err(error) => {
-            if let Some(suppressed) = REFUSED.admit(Instant::now()) {
-                tracing::warn!(%error, suppressed, "cannot attach a virtual machine");
-            }
-        }
+        Err(error) => report_refusal(&error),
     }
 }
 

@@ -154,12 +154,16 @@ fn number(text: &str, what: &str) -> Result<u32, String> {
     text.parse().map_err(|_| format!("invalid {what} {}, want vsock://CID:PORT", quote(text)))
 }
 
+/// Digits of a port that are read, leading zeros among them: what is exposed is kept as it was written.
+pub(crate) const PORT_DIGITS: usize = 16;
+
 /// As Go's `strconv.ParseUint` does, and says.
 pub(crate) fn parse_port(text: &str) -> Result<u16, String> {
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
         return Err(format!("strconv.ParseUint: parsing {}: invalid syntax", quote(text)));
     }
-    text.parse().map_err(|_| format!("strconv.ParseUint: parsing {}: value out of range", quote(text)))
+    let number = text.parse().ok().filter(|_| text.len() <= PORT_DIGITS);
+    number.ok_or_else(|| format!("strconv.ParseUint: parsing {}: value out of range", quote(text)))
 }
 
 /// A URL's parts, not decoded but for the scheme's case.

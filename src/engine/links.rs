@@ -288,6 +288,10 @@ impl Engine {
     pub(super) fn await_room(&mut self, port: PortId, flow: UdpFlowId) {
         if let Some(link) = find(&mut self.links, port) {
             link.udp_waiting.push(flow);
+            // Those that are over while they wait are left out, at the latest when they are half of all.
+            if link.udp_waiting.len() > 2 * self.udp.len() {
+                link.udp_waiting.retain(|flow| self.udp.contains_key(*flow));
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use socket2::{Domain, Socket, Type};
 
+use crate::config::PORT_DIGITS;
 use crate::text::reason;
 
 /// Clients that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
@@ -222,7 +223,7 @@ fn parse_port(port: &str, protocol: &str) -> Result<u16, String> {
         return Err(format!("lookup {protocol}/{port}: unknown port"));
     }
     match digits.parse::<u16>() {
-        Ok(number) if number == 0 || !port.starts_with('-') => Ok(number),
+        Ok(number) if digits.len() <= PORT_DIGITS && (number == 0 || !port.starts_with('-')) => Ok(number),
         _ => Err(format!("address {port}: invalid port")),
     }
 }
@@ -257,6 +258,14 @@ mod tests {
         ] {
             assert_eq!(parse(text), Ok((host, port)), "{text}");
         }
+    }
+
+    /// Each number of zeros would be another port, kept as it was written.
+    #[test]
+    fn leading_zeros_end() {
+        assert_eq!(parse(":0000000000000080"), Ok((Host::Any, 80)));
+        let text = format!(":{}80", "0".repeat(15));
+        assert_eq!(parse(&text), Err(format!("address {}: invalid port", &text[1..])));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //!
 //! Owns: the listening sockets and their files. May not: read a frame. Read next: `vfkit.rs`, `vpnkit.rs`; `engine/attach.rs`.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -200,7 +201,7 @@ impl Listener {
                 let attached = engine.attach_pair(input, output, Framing::Hyperkit).await;
                 let mut attachment = attached.context("cannot attach standard input and output")?;
                 let port = attachment.port();
-                tracing::info!(%port, "virtual machine connected");
+                report_begin(port);
                 let ended = attachment.ended().await;
                 if terms.keep_running {
                     // Who waits may have others to wait for.
@@ -224,9 +225,26 @@ pub(super) async fn follow(mut attachment: Attachment) {
     report(attachment.port(), &ended);
 }
 
+/// Says that a link has begun.
+pub(crate) fn report_begin(port: PortId) {
+    // Who connects again and again is not to fill the log; nor by what follows.
+    static CAME: Limited = Limited::new(10, Duration::from_secs(60));
+    if let Some(suppressed) = CAME.admit(Instant::now()) {
+        let suppressed = (suppressed > 0).then_some(suppressed);
+        tracing::info!(%port, suppressed, "virtual machine connected");
+    }
+}
+
+/// Says that a link among others could not begin.
+pub(crate) fn report_refusal(error: &(dyn Display + Send + Sync)) {
+    static REFUSED: Limited = Limited::new(10, Duration::from_secs(60));
+    if let Some(suppressed) = REFUSED.admit(Instant::now()) {
+        tracing::warn!(%error, suppressed, "cannot attach a virtual machine");
+    }
+}
+
 /// Says how a link among others ended.
 pub(crate) fn report(port: PortId, ended: &Result<()>) {
-    // Who connects and sends nonsense, again and again, is not to fill the log.
     static FAILED: Limited = Limited::new(10, Duration::from_secs(60));
     static LEFT: Limited = Limited::new(10, Duration::from_secs(60));
     match ended {
@@ -245,6 +263,7 @@ pub(crate) fn report(port: PortId, ended: &Result<()>) {
 }
 
 async fn accept(guests: Guests, listener: &Socket, engine: &Handle, terms: &Arc<Terms>) -> Result<()> {
+    static AGAIN: Limited = Limited::new(10, Duration::from_secs(60));
     listener.set_nonblocking(true)?;
     let is_single = !terms.keep_running && guests != Guests::Vpnkit;
     let readiness = watch(listener.try_clone()?.into(), Interest::READABLE)?;
@@ -265,7 +284,9 @@ async fn accept(guests: Guests, listener: &Socket, engine: &Handle, terms: &Arc<
                 if !std::mem::replace(&mut failing, true) {
                     terms.tell_failure();
                 }
-                tracing::warn!(%error, "cannot accept a virtual machine, trying again");
+                if let Some(suppressed) = AGAIN.admit(Instant::now()) {
+                    tracing::warn!(%error, suppressed, "cannot accept a virtual machine, trying again");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
@@ -284,7 +305,7 @@ async fn accept(guests: Guests, listener: &Socket, engine: &Handle, terms: &Arc<
         let present = terms.present.enter();
         match engine.attach(stream, framing).await {
             Ok(mut attachment) => {
-                tracing::info!(port = %attachment.port(), "virtual machine connected");
+                report_begin(attachment.port());
                 if is_single {
                     return attachment.ended().await;
                 }
@@ -294,7 +315,7 @@ async fn accept(guests: Guests, listener: &Socket, engine: &Handle, terms: &Arc<
                 });
             }
             Err(error) if is_single => return Err(error).context("cannot attach the virtual machine"),
-            Err(error) => tracing::warn!(%error, "cannot attach a virtual machine"),
+            Err(error) => report_refusal(&error),
         }
     }
 }

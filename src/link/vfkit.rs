@@ -17,7 +17,7 @@ use tokio::io::Interest;
 use tokio::time::sleep;
 
 use super::Framing;
-use super::listener::{Terms, report};
+use super::listener::{Terms, report, report_begin};
 use crate::engine::Handle;
 use crate::logging::Limited;
 use crate::sys::datagram::{Sender, pass_senders, peek};
@@ -53,7 +53,7 @@ pub(super) async fn serve(socket: &Socket, engine: &Handle, terms: &Terms) -> Re
         let attached = engine.attach(socket.try_clone()?, Framing::Vfkit).await;
         let mut attachment = attached.context("cannot attach the virtual machine")?;
         let port = attachment.port();
-        tracing::info!(%port, "virtual machine connected");
+        report_begin(port);
         let ended = tokio::select! {
             ended = attachment.ended() => ended,
             () = gone(socket, &guest, process) => Ok(()),

@@ -13,7 +13,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::Framing;
-use super::listener::{Terms, follow};
+use super::listener::{Terms, follow, report_begin};
 use crate::engine::Handle;
 use crate::logging::Limited;
 use crate::sys::watch;
@@ -42,7 +42,7 @@ pub(super) async fn serve(stream: Socket, engine: Handle, terms: Arc<Terms>) {
     };
     match attached {
         Ok(attachment) => {
-            tracing::info!(port = %attachment.port(), "virtual machine connected");
+            report_begin(attachment.port());
             follow(attachment).await;
         }
         Err(error) => {
