@@ -22,7 +22,7 @@ pub enum DropReason {
     /// A source or destination that may not appear on the wire (RFC 1122 3.2.1.3).
     #[error("martian address")]
     Martian,
-    /// A fragment that overlaps, does not fit, or came when the table was full.
+    /// A fragment that overlaps or does not fit.
     #[error("fragment refused")]
     Fragment,
     /// A malformed ICMP message, or one of a type that nobody here answers.
@@ -43,7 +43,7 @@ pub enum DropReason {
     /// A segment for a flow that belongs to another port.
     #[error("flow of another port")]
     OtherPort,
-    /// The flow table is full of flows that are not idle.
+    /// The flow table is full.
     #[error("too many flows")]
     Flows,
     /// No DHCP answer; the DHCP server has the details.
