@@ -60,7 +60,7 @@ impl WindowBudget {
     #[inline]
     pub(super) fn share(&mut self, limit: &mut WindowLimit, plenty: Plenty, now: Instant) {
         if plenty != Plenty::Ample {
-            limit.share = MIN_SHARE;
+            limit.share = plenty.allowance().min(MIN_SHARE);
         } else if limit.epoch.is_none() {
             limit.share = limit.capacity;
         } else {
