@@ -8,12 +8,14 @@ use dhcproto::v4::{DhcpOption, Flags, Message, MessageType, Opcode};
 use dhcproto::{Decodable, Decoder, Encodable};
 use netstack::Mac;
 use smoltcp::wire::{
-    ArpOperation, EthernetProtocol, IpProtocol, TcpControl, TcpPacket, TcpRepr, TcpTimestampRepr,
+    ArpOperation, EthernetProtocol, Icmpv4Packet, IpProtocol, TcpControl, TcpPacket, TcpRepr,
+    TcpTimestampRepr,
 };
 
+use crate::config::{GATEWAY, GATEWAY_MAC, HOST};
 use crate::frames::{arp, echo_request, ethernet, fragment, ipv4, packet, udp};
 use crate::random::Random;
-use crate::round::{ADDRESS, GATEWAY, GATEWAY_MAC, HOST};
+use crate::round::ADDRESS;
 use crate::segments::{PLAIN, number, tcp};
 use crate::victim;
 
@@ -386,13 +388,7 @@ impl Attacker {
         };
         let mut message = echo_request(0, random.one(&[0, 68, 552, 1400]), &quoted);
         (message[0], message[1]) = (random.one(&[3, 3, 3, 4, 5, 11, 12]), random.next() as u8 % 5);
-        message[2..4].fill(0);
-        let sum: u32 = message
-            .chunks(2)
-            .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)])))
-            .sum();
-        let folded = (sum & 0xffff) + (sum >> 16);
-        message[2..4].copy_from_slice(&(!(((folded & 0xffff) + (folded >> 16)) as u16)).to_be_bytes());
+        Icmpv4Packet::new_unchecked(&mut message).fill_checksum();
         self.packet(random, IpProtocol::Icmp, &message)
     }
 

@@ -7,10 +7,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
 mod attacker;
-#[path = "../sim/frames.rs"]
-#[allow(dead_code, reason = "those of `sim` use more of them")]
+#[path = "../shared/config.rs"]
+mod config;
+#[path = "../shared/frames.rs"]
 mod frames;
 mod random;
+#[path = "../shared/rng.rs"]
+mod rng;
 mod round;
 mod segments;
 mod victim;

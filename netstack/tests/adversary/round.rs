@@ -3,19 +3,17 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use netstack::tcp::Phase;
-use netstack::{Event, FlowId, FrameSink, Instant, Mac, NetworkConfig, PortId, Refusal, Stack, UdpFlowId};
+use netstack::{DropReason, Event, FlowId, FrameSink, Instant, PortId, Refusal, Stack};
 
 use crate::attacker::Attacker;
+use crate::config::{GATEWAY_MAC, config};
 use crate::random::Random;
 use crate::victim::{self, Victim};
 
-pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 1);
-pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 254);
-pub(crate) const GATEWAY_MAC: Mac = Mac([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xdd]);
 /// The victim's, as it is the first.
 pub(crate) const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 2);
 const MTU: u16 = 1500;
@@ -101,7 +99,6 @@ pub(crate) struct Round {
     pending: VecDeque<FlowId>,
     /// What the host says back to the victim's.
     echoes: HashMap<FlowId, Vec<u8>>,
-    udp: VecDeque<UdpFlowId>,
     tally: Tally,
     digest: DefaultHasher,
 }
@@ -109,20 +106,7 @@ pub(crate) struct Round {
 impl Round {
     pub(crate) fn new(seed: u64) -> Self {
         let now = Instant::from_millis(0);
-        let config = NetworkConfig {
-            mtu: MTU,
-            assumed_mtu: MTU,
-            subnet: (Ipv4Addr::new(192, 168, 127, 0), 24),
-            gateway: GATEWAY,
-            gateway_mac: GATEWAY_MAC,
-            gateway_virtual_ips: vec![HOST],
-            nat: vec![(HOST.into(), Ipv4Addr::LOCALHOST.into())],
-            static_leases: Vec::new(),
-            zones: Vec::new(),
-            search_domains: Vec::new(),
-            ec2_metadata_access: false,
-        };
-        let mut stack = Stack::new(config, seed.into(), now);
+        let mut stack = Stack::new(config(MTU), seed.into(), now);
         let attacking = stack.attach_port(now);
         let mut round = Self {
             random: Random::new(seed),
@@ -135,7 +119,6 @@ impl Round {
             victim: Victim::default(),
             pending: VecDeque::new(),
             echoes: HashMap::new(),
-            udp: VecDeque::new(),
             tally: Tally::default(),
             digest: DefaultHasher::new(),
         };
@@ -161,7 +144,7 @@ impl Round {
             }
         }
         self.tally.leases = self.attacker.leases;
-        self.tally.refused = self.stack.drops().of(netstack::DropReason::Claimed);
+        self.tally.refused = self.stack.drops().of(DropReason::Claimed);
         self.tally.digest = self.digest.finish();
         self.tally
     }
@@ -196,9 +179,12 @@ impl Round {
             6..=200 => self.random.below(20),
             _ => 0,
         };
-        if millis == 0 {
-            return;
+        if millis > 0 {
+            self.wait(millis);
         }
+    }
+
+    fn wait(&mut self, millis: usize) {
         self.now += Duration::from_millis(millis as u64).into();
         while self.stack.poll_timeout().is_some_and(|due| due <= self.now) {
             let before = self.stack.poll_timeout();
@@ -254,7 +240,7 @@ impl Round {
     }
 
     fn dial_the_victim(&mut self) {
-        let to = std::net::SocketAddrV4::new(ADDRESS, victim::LISTENS);
+        let to = SocketAddrV4::new(ADDRESS, victim::LISTENS);
         let flow = self.stack.tcp_connect(to, self.now, &mut self.sink).expect("a flow");
         self.settle();
         assert_eq!(self.victim.syns(), 1, "what was dialled is somebody else");
@@ -269,9 +255,8 @@ impl Round {
         for _ in 0..self.random.below(100) {
             self.attack();
         }
-        self.now += Duration::from_millis(self.random.below(100_000) as u64).into();
-        self.stack.handle_timeout(self.now, &mut self.sink);
-        self.settle();
+        let millis = self.random.below(100_000);
+        self.wait(millis);
         for _ in 0..self.random.below(100) {
             self.attack();
         }
@@ -294,9 +279,6 @@ impl Round {
         let Some(datagram) = self.stack.handle_frame(port, frame, self.now, &mut self.sink) else { return };
         let (flow, payload) = (datagram.flow, datagram.payload.to_vec());
         self.tally.datagrams += 1;
-        if datagram.open.is_some() {
-            self.udp.push_back(flow);
-        }
         if Some(port) == self.working || self.random.once_in(2) {
             self.stack.udp_send(flow, &payload, self.now, &mut self.sink);
         } else if self.random.once_in(4) {
@@ -337,13 +319,13 @@ impl Round {
                     self.decide(flow);
                 }
             }
-            Event::UdpClosed(flow) => self.udp.retain(|other| *other != flow),
             Event::DnsQuestion { client, message } => self.stack.dns_answer(client, &message, &mut self.sink),
             Event::Echo { echo, .. } => {
                 let data = echo.message().to_vec();
                 self.stack.echo_reply(&echo.head(), echo.ident(), &data, &mut self.sink);
             }
-            Event::AddressLearned(_)
+            Event::UdpClosed(_)
+            | Event::AddressLearned(_)
             | Event::AddressLost(_)
             | Event::AddressMoved { .. }
             | Event::AddressRefused { .. } => {}
@@ -364,12 +346,12 @@ impl Round {
 
     /// What a driver does for a flow that is ready.
     fn carry(&mut self, id: FlowId) {
-        let mut echo = self.echoes.get_mut(&id);
+        let echo = self.echoes.get_mut(&id);
         let lot = self.random.below(64);
         let Some(flow) = self.stack.flow(id) else { return };
         match flow.phase() {
             Phase::Connecting => {}
-            Phase::Open => match &mut echo {
+            Phase::Open => match echo {
                 Some(echo) => {
                     flow.recv(|bytes| {
                         echo.extend_from_slice(bytes);

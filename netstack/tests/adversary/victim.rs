@@ -11,8 +11,8 @@ use smoltcp::wire::{
     TcpPacket, TcpRepr, UdpPacket,
 };
 
+use crate::config::{GATEWAY, GATEWAY_MAC, HOST};
 use crate::frames::{arp, echo_request, ethernet, fragment, ipv4, packet, udp};
-use crate::round::{GATEWAY, GATEWAY_MAC, HOST};
 use crate::segments::{PLAIN, number, tcp};
 
 pub(crate) const MAC: Mac = Mac([0x5a, 0x94, 0xef, 0, 0, 3]);

@@ -17,11 +17,14 @@ use smoltcp::wire::{
     Ipv4Packet, Ipv4Repr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber, UdpPacket,
 };
 
+// By its path from here: a fuzzer's target has this file alone.
+#[path = "../shared/config.rs"]
+mod config;
+
+use config::{GATEWAY, GATEWAY_MAC, HOST, config};
+
 const MTU: u16 = 1500;
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 1);
-const ALIAS: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 254);
 const GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 2);
-const GATEWAY_MAC: Mac = Mac([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xdd]);
 const GUEST_MAC: Mac = Mac([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee]);
 /// Frames that a port's batch holds.
 const BATCH: usize = 64;
@@ -99,19 +102,7 @@ struct Driver<'a> {
 impl<'a> Driver<'a> {
     fn new(program: &'a [u8]) -> Self {
         let now = Instant::from_millis(0);
-        let config = NetworkConfig {
-            mtu: MTU,
-            assumed_mtu: MTU,
-            subnet: (Ipv4Addr::new(192, 168, 127, 0), 24),
-            gateway: GATEWAY,
-            gateway_mac: GATEWAY_MAC,
-            gateway_virtual_ips: vec![ALIAS],
-            nat: vec![(ALIAS.into(), Ipv4Addr::LOCALHOST.into())],
-            static_leases: vec![(GUEST, GUEST_MAC)],
-            zones: Vec::new(),
-            search_domains: Vec::new(),
-            ec2_metadata_access: false,
-        };
+        let config = NetworkConfig { static_leases: vec![(GUEST, GUEST_MAC)], ..config(MTU) };
         let mut stack = Stack::new(config, 7, now);
         let ports = vec![stack.attach_port(now)];
         Self {
@@ -268,7 +259,7 @@ impl<'a> Driver<'a> {
     }
 
     fn ipv4(&mut self, protocol: IpProtocol, payload: &[u8]) -> Vec<u8> {
-        let to = [GATEWAY, ALIAS, ALIAS, Ipv4Addr::new(1, 2, 3, 4)][usize::from(self.byte() % 4)];
+        let to = [GATEWAY, HOST, HOST, Ipv4Addr::new(1, 2, 3, 4)][usize::from(self.byte() % 4)];
         ipv4(protocol, to, payload)
     }
 
@@ -303,13 +294,13 @@ impl<'a> Driver<'a> {
         let mut bytes = vec![0; repr.buffer_len()];
         let mut segment = TcpPacket::new_unchecked(&mut bytes);
         // Checksums of a local hypervisor's frames are not looked at.
-        repr.emit(&mut segment, &GUEST.into(), &ALIAS.into(), &ChecksumCapabilities::ignored());
+        repr.emit(&mut segment, &GUEST.into(), &HOST.into(), &ChecksumCapabilities::ignored());
         if skew == 0 {
             let counted = payload.len() + usize::from(matches!(control, TcpControl::Syn | TcpControl::Fin));
             let next = Peer { next: sequence.wrapping_add(counted as u32), acknowledged };
             self.peers.insert((local, remote), next);
         }
-        let packet = ipv4(IpProtocol::Tcp, ALIAS, &bytes);
+        let packet = ipv4(IpProtocol::Tcp, HOST, &bytes);
         self.frame(&ethernet(EthernetProtocol::Ipv4, &packet));
     }
 

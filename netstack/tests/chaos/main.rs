@@ -5,9 +5,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
 mod driver;
+#[path = "../shared/rng.rs"]
+mod rng;
 
 use std::panic::catch_unwind;
 use std::path::Path;
+
+use rng::Rng;
 
 const PROGRAMS: u64 = 1000;
 /// Bytes of a program: some hundred operations.
@@ -53,15 +57,7 @@ fn seed() -> u64 {
     std::env::var("SEED").map_or_else(|_| any(), |text| text.parse().expect("SEED is a number"))
 }
 
-/// SplitMix64's bytes.
 fn random(seed: u64) -> Vec<u8> {
-    let mut state = seed;
-    let next = || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)).to_le_bytes()
-    };
-    std::iter::repeat_with(next).take(LENGTH / 8).flatten().collect()
+    let mut rng = Rng::new(seed);
+    std::iter::repeat_with(|| rng.draw().to_le_bytes()).take(LENGTH / 8).flatten().collect()
 }

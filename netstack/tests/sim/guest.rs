@@ -52,7 +52,7 @@ impl End {
 
 /// `len` bytes that no other seed gives.
 pub(crate) fn pattern(seed: u64, len: usize) -> Vec<u8> {
-    let mut rng = crate::link::Rng::new(seed ^ 0x5eed);
+    let mut rng = crate::rng::Rng::new(seed ^ 0x5eed);
     let mut bytes = Vec::with_capacity(len + 8);
     while bytes.len() < len {
         bytes.extend_from_slice(&rng.draw().to_le_bytes());

@@ -11,8 +11,11 @@
 )]
 
 mod checker;
+#[path = "../shared/config.rs"]
+mod config;
 mod errors;
 mod field;
+#[path = "../shared/frames.rs"]
 mod frames;
 mod guest;
 mod keepalive;
@@ -20,6 +23,8 @@ mod link;
 mod loss;
 mod network;
 mod raw;
+#[path = "../shared/rng.rs"]
+mod rng;
 
 mod backpressure;
 mod closing;

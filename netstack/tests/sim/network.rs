@@ -13,13 +13,11 @@ use netstack::{
 use smoltcp::time::{Duration, Instant};
 
 use crate::checker::Checker;
+pub(crate) use crate::config::{GATEWAY, GATEWAY_MAC, HOST, config};
 use crate::guest::{End, Guest};
-use crate::link::{Quality, Rng, Wire};
+use crate::link::{Quality, Wire};
+use crate::rng::Rng;
 
-pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 1);
-pub(crate) const GATEWAY_MAC: Mac = Mac([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xdd]);
-/// The gateway's other address, which stands for the host's loopback.
-pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 254);
 /// Somewhere outside.
 pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
 
@@ -40,22 +38,6 @@ pub(crate) fn guest_mac(number: u8) -> Mac {
 
 pub(crate) fn outside(port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(OUTSIDE, port)
-}
-
-pub(crate) fn config(mtu: u16) -> NetworkConfig {
-    NetworkConfig {
-        mtu,
-        assumed_mtu: mtu,
-        subnet: (Ipv4Addr::new(192, 168, 127, 0), 24),
-        gateway: GATEWAY,
-        gateway_mac: GATEWAY_MAC,
-        gateway_virtual_ips: vec![HOST],
-        nat: vec![(HOST.into(), Ipv4Addr::LOCALHOST.into())],
-        static_leases: Vec::new(),
-        zones: Vec::new(),
-        search_domains: Vec::new(),
-        ec2_metadata_access: false,
-    }
 }
 
 /// A network that offers more than its guests may take.

@@ -8,8 +8,9 @@ use smoltcp::socket::tcp::State;
 use smoltcp::time::Duration;
 
 use crate::guest::{End, pattern};
-use crate::link::{Quality, Rng};
+use crate::link::Quality;
 use crate::network::{Outcome, Sim, config, guest_ip, outside};
+use crate::rng::Rng;
 
 /// One pair of ends, and what may be expected of it.
 struct Pair {

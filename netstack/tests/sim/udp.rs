@@ -11,8 +11,9 @@ use smoltcp::wire::{
 
 use crate::frames::{arp, ethernet, fragment, ipv4, packet, udp as datagram};
 use crate::guest::pattern;
-use crate::link::{Quality, Rng};
+use crate::link::Quality;
 use crate::network::{GATEWAY, GATEWAY_MAC, HOST, OUTSIDE, Sim, guest_ip, guest_mac, outside};
+use crate::rng::Rng;
 
 /// The most that fits an IPv4 packet.
 const LONGEST: usize = 65_507;

@@ -1,4 +1,5 @@
 //! Frames made by hand, and their parts.
+#![allow(dead_code, reason = "each test uses some of it")]
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
