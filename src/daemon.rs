@@ -41,7 +41,7 @@ use crate::places::Places;
 use crate::relay::Relays;
 use crate::reverse::Reverse;
 use crate::ssh::Penalties;
-use crate::sys::{UnlessIgnored, descriptor_limit};
+use crate::sys::{UnlessIgnored, descriptor_share};
 use crate::vm::status::Board;
 use crate::vm::{Machine, QemuLink, Surroundings};
 
@@ -568,10 +568,9 @@ async fn count(handle: Handle) {
 /// Serves what the engine asks: questions about names, and what guests ask the gateway itself.
 async fn resolve(handle: Handle, api: Arc<Api>, mut requests: mpsc::Receiver<Request>) {
     let upstream = Arc::new(Upstream::new(PathBuf::from(RESOLV_CONF), PathBuf::from(HOSTS)));
-    let max_questions = MAX_DNS_QUESTIONS.min(descriptor_limit() / DNS_QUESTION_SHARE).max(1);
-    let questions = Arc::new(Limit::new(max_questions, Duration::ZERO));
-    let max_streams = MAX_DNS_STREAMS.min(descriptor_limit() / DNS_STREAM_SHARE).max(1);
-    let streams = Limit::new(max_streams, Duration::ZERO);
+    let questions = descriptor_share(DNS_QUESTION_SHARE, MAX_DNS_QUESTIONS);
+    let questions = Arc::new(Limit::new(questions, Duration::ZERO));
+    let streams = Limit::new(descriptor_share(DNS_STREAM_SHARE, MAX_DNS_STREAMS), Duration::ZERO);
     while let Some(request) = requests.recv().await {
         let (handle, upstream) = (handle.clone(), Arc::clone(&upstream));
         match request {

@@ -81,7 +81,7 @@ pub(crate) fn send(
 pub(crate) struct Waiter {
     pub(crate) flow: WaitingFlow,
     /// It is for this machine, and for no other that has its address.
-    pub(crate) of: Option<Guest>,
+    pub(crate) only: Option<Guest>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -391,29 +391,28 @@ impl Stack {
         self.dial_tcp(local, guest, None, now, sink)
     }
 
-    /// As [`tcp_connect`](Self::tcp_connect), to that machine alone: who else has its address sees nothing of it.
+    /// As [`tcp_connect`](Self::tcp_connect); if it is for `only` one machine, who else has its address sees nothing of it.
     pub fn tcp_connect_to(
         &mut self,
-        guest: Guest,
-        port: u16,
+        guest: SocketAddrV4,
+        only: Option<Guest>,
         now: Instant,
         sink: &mut impl FrameSink,
     ) -> Result<FlowId, ConnectError> {
-        let at = SocketAddrV4::new(guest.address, port);
-        self.dial_tcp(self.config.gateway, at, Some(guest), now, sink)
+        self.dial_tcp(self.config.gateway, guest, only, now, sink)
     }
 
     fn dial_tcp(
         &mut self,
         local: Ipv4Addr,
         guest: SocketAddrV4,
-        of: Option<Guest>,
+        only: Option<Guest>,
         now: Instant,
         sink: &mut impl FrameSink,
     ) -> Result<FlowId, ConnectError> {
         self.ensure_guest(*guest.ip())?;
         let flow = self.tcp.dial(SocketAddr::V4(guest), IpAddr::V4(local)).map_err(|_| ConnectError::Busy)?;
-        self.resolve(*guest.ip(), Waiter { flow: WaitingFlow::Tcp(flow), of }, now, sink);
+        self.resolve(*guest.ip(), Waiter { flow: WaitingFlow::Tcp(flow), only }, now, sink);
         Ok(flow)
     }
 
@@ -431,24 +430,14 @@ impl Stack {
         now: Instant,
         sink: &mut impl FrameSink,
     ) -> Result<UdpFlowId, ConnectError> {
-        self.dial_udp(guest, None, now, sink)
+        self.udp_connect_to(guest, None, now, sink)
     }
 
-    /// The same to that machine alone, as [`tcp_connect_to`](Self::tcp_connect_to).
+    /// The same, as [`tcp_connect_to`](Self::tcp_connect_to).
     pub fn udp_connect_to(
         &mut self,
-        guest: Guest,
-        port: u16,
-        now: Instant,
-        sink: &mut impl FrameSink,
-    ) -> Result<UdpFlowId, ConnectError> {
-        self.dial_udp(SocketAddrV4::new(guest.address, port), Some(guest), now, sink)
-    }
-
-    fn dial_udp(
-        &mut self,
         guest: SocketAddrV4,
-        of: Option<Guest>,
+        only: Option<Guest>,
         now: Instant,
         sink: &mut impl FrameSink,
     ) -> Result<UdpFlowId, ConnectError> {
@@ -457,7 +446,7 @@ impl Stack {
             .udp
             .dial(SocketAddr::V4(guest), IpAddr::V4(self.config.gateway), now)
             .ok_or(ConnectError::Busy)?;
-        self.resolve(*guest.ip(), Waiter { flow: WaitingFlow::Udp(flow), of }, now, sink);
+        self.resolve(*guest.ip(), Waiter { flow: WaitingFlow::Udp(flow), only }, now, sink);
         Ok(flow)
     }
 
@@ -1201,7 +1190,7 @@ impl Stack {
         sink: &mut impl FrameSink,
     ) {
         let is_meant = |(mac, port): &(Mac, PortId)| {
-            waiter.of.is_none_or(|guest| guest.is(Guest { mac: *mac, port: *port, ..guest }))
+            waiter.only.is_none_or(|guest| guest.is(Guest { mac: *mac, port: *port, ..guest }))
         };
         let neighbour = neighbour.filter(is_meant);
         match waiter.flow {

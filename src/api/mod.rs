@@ -42,7 +42,7 @@ use crate::link::Framing;
 use crate::logging::Limited;
 use crate::places::Owners;
 use crate::relay::Relays;
-use crate::sys::descriptor_limit;
+use crate::sys::descriptor_share;
 use crate::vm::status::Board;
 
 use dns::Change;
@@ -315,7 +315,7 @@ fn ensure_no_body(request: &Request<Incoming>) -> Result<(), Refusal> {
 
 /// `max` connections, or fewer where descriptors are few.
 fn limit(max: usize) -> Limit<Peer> {
-    Limit::new(max.min(descriptor_limit() / SHARE).max(1), GRACE)
+    Limit::new(descriptor_share(SHARE, max), GRACE)
 }
 
 #[cfg(test)]

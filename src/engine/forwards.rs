@@ -257,11 +257,8 @@ impl Engine {
                 taken += 1;
                 let Some(client) = client else { continue };
                 let known = forward.clients.get(&client).copied();
-                let (port, now) = (forward.remote.port(), self.now);
-                let opened = || match forward.of {
-                    Some(guest) => self.stack.udp_connect_to(guest, port, now, &mut self.batches),
-                    None => self.stack.udp_connect(forward.remote, now, &mut self.batches),
-                };
+                let (remote, of) = (forward.remote, forward.of);
+                let opened = || self.stack.udp_connect_to(remote, of, self.now, &mut self.batches);
                 let flow = match known.map_or_else(opened, Ok) {
                     Ok(flow) => flow,
                     Err(error) => {

@@ -161,11 +161,7 @@ impl Engine {
         of: Option<Guest>,
         place: Place,
     ) {
-        let dialled = match of {
-            Some(guest) => self.stack.tcp_connect_to(guest, remote.port(), self.now, &mut self.batches),
-            None => self.stack.tcp_connect(remote, self.now, &mut self.batches),
-        };
-        match dialled {
+        match self.stack.tcp_connect_to(remote, of, self.now, &mut self.batches) {
             Ok(flow) => {
                 tracing::debug!(%remote, "forwarding");
                 self.adopt(flow, stream, Opening::Guest(None), place);

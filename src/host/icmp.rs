@@ -18,7 +18,7 @@ use slotmap::SlotMap;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::hearing::Hearing;
-use crate::sys::descriptor_limit;
+use crate::sys::descriptor_share;
 
 /// Sessions at a time, of all guests, and the part of the descriptors that they take at most.
 const MAX_SESSIONS: usize = 256;
@@ -39,7 +39,7 @@ slotmap::new_key_type! {
 
 /// Sessions at a time: each is a descriptor.
 pub(crate) fn max_sessions() -> usize {
-    (descriptor_limit() / SHARE).clamp(1, MAX_SESSIONS)
+    descriptor_share(SHARE, MAX_SESSIONS)
 }
 
 /// What makes a session.

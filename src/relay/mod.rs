@@ -81,7 +81,7 @@ pub struct Ended {
 impl Default for Relays {
     /// As many pipes as pay, and not so many that descriptors get scarce.
     fn default() -> Self {
-        Self::new(pool::MOST.min(crate::sys::descriptor_limit() / 16))
+        Self::new(crate::sys::descriptor_share(16, pool::MOST))
     }
 }
 

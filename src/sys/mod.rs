@@ -77,6 +77,11 @@ pub fn descriptor_limit() -> usize {
     usize::MAX
 }
 
+/// That part of [`descriptor_limit`]: one, and `most` at most.
+pub fn descriptor_share(part: usize, most: usize) -> usize {
+    (descriptor_limit() / part).clamp(1, most)
+}
+
 /// Whether an event can tell of urgent data on a stream. Only then does a read of less than asked for mean that there is no more: it also
 /// ends at urgent data, and what is behind that brings no event of its own.
 pub const TELLS_URGENT: bool = cfg!(target_os = "linux");

@@ -640,7 +640,7 @@ impl Table {
             if flow.plenty != Plenty::Ample && flow.is_drained() {
                 self.drained.push_back(id);
             }
-            if flow.plenty == Plenty::Dire && budget.held.is_too_much() {
+            if budget.held.is_too_much() {
                 self.crowded = Some(flow.route.port);
             }
             budget.window.share(&mut flow.window, flow.plenty, now);
