@@ -37,7 +37,7 @@ use crate::logging::frames::FrameLog;
 use crate::notify::{Notice, Notifier};
 use crate::pcap::Capture;
 use crate::pidfile::PidFile;
-use crate::places::Places;
+use crate::places::{Owners, Places};
 use crate::relay::Relays;
 use crate::reverse::Reverse;
 use crate::ssh::Penalties;
@@ -52,9 +52,10 @@ const LAST_NOTICES: Duration = Duration::from_secs(1);
 const COUNTED_EVERY: Duration = Duration::from_secs(5);
 /// How long it may take to take cards out of virtual machines.
 const LAST_CARDS: Duration = Duration::from_secs(4);
-/// Questions of guests to the host's resolvers at a time, each with up to six sockets of the host, and one for so many descriptors at most.
+/// Questions of guests to the host's resolvers at a time, those that wait for descriptors among them.
 const MAX_DNS_QUESTIONS: usize = 512;
-const DNS_QUESTION_SHARE: usize = 32;
+/// Descriptors that one takes: a socket for each server.
+const PER_DNS_QUESTION: usize = 3;
 /// DNS connections of guests at a time, and the part of the descriptors that they may take at most.
 const MAX_DNS_STREAMS: usize = 1024;
 const DNS_STREAM_SHARE: usize = 8;
@@ -413,6 +414,7 @@ impl Daemon {
             reversing.spawn(reverse.run(left.clone()));
         }
         let board = Board::default();
+        let places = self.ways.places.clone();
         let mut api = Api::new(self.ways, registry.clone(), self.connect_framing, board.clone());
         if let Some(token) = self.api_token {
             api.ask_for(token, self.api_token_gateway);
@@ -438,7 +440,7 @@ impl Daemon {
         for machine in self.machines {
             followed.spawn(machine.run(with.clone()));
         }
-        let mut resolving = tokio::spawn(resolve(handle.clone(), api, requests));
+        let mut resolving = tokio::spawn(resolve(handle.clone(), api, places, requests));
         let counting = tracing::enabled!(tracing::Level::DEBUG).then(|| tokio::spawn(count(handle.clone())));
         let mut following = tokio::spawn(registry.clone().follow_guests());
         if let Some(notifier) = &terms.notifier {
@@ -565,20 +567,38 @@ async fn count(handle: Handle) {
     }
 }
 
+/// Questions of guests about names that the host is to answer.
+struct Questions {
+    upstream: Upstream,
+    admitted: Limit<PortId>,
+    sockets: Owners<PortId>,
+}
+
+impl Questions {
+    /// The answer, if there is one. Where descriptors are few it waits for some.
+    async fn ask(&self, port: PortId, message: &[u8], transport: Transport) -> Option<Vec<u8>> {
+        let _sockets = self.sockets.places(port).wait().await;
+        self.upstream.ask(message, transport).await
+    }
+}
+
 /// Serves what the engine asks: questions about names, and what guests ask the gateway itself.
-async fn resolve(handle: Handle, api: Arc<Api>, mut requests: mpsc::Receiver<Request>) {
-    let upstream = Arc::new(Upstream::new(PathBuf::from(RESOLV_CONF), PathBuf::from(HOSTS)));
-    let questions = descriptor_share(DNS_QUESTION_SHARE, MAX_DNS_QUESTIONS);
-    let questions = Arc::new(Limit::new(questions, Duration::ZERO));
+async fn resolve(handle: Handle, api: Arc<Api>, places: Places, mut requests: mpsc::Receiver<Request>) {
+    let questions = Arc::new(Questions {
+        upstream: Upstream::new(PathBuf::from(RESOLV_CONF), PathBuf::from(HOSTS)),
+        admitted: Limit::new(MAX_DNS_QUESTIONS, Duration::ZERO),
+        sockets: Owners::new(places.taking(PER_DNS_QUESTION).for_strangers()),
+    });
     let streams = Limit::new(descriptor_share(DNS_STREAM_SHARE, MAX_DNS_STREAMS), Duration::ZERO);
     while let Some(request) = requests.recv().await {
-        let (handle, upstream) = (handle.clone(), Arc::clone(&upstream));
+        let (handle, questions) = (handle.clone(), Arc::clone(&questions));
         match request {
             Request::DnsQuestion { client, message } => {
                 // Of this very task, so that no more of them are there than places.
-                let Some(place) = questions.admit(client.port()) else { continue };
+                let Some(place) = questions.admitted.admit(client.port()) else { continue };
+                let port = client.port();
                 tokio::spawn(place.hold(async move {
-                    if let Some(answer) = upstream.ask(&message, Transport::Udp).await {
+                    if let Some(answer) = questions.ask(port, &message, Transport::Udp).await {
                         handle.dns_answer(client, answer).await;
                     }
                 }));
@@ -589,9 +609,8 @@ async fn resolve(handle: Handle, api: Arc<Api>, mut requests: mpsc::Receiver<Req
             Request::DnsStream { link, stream } => {
                 let Some(place) = streams.admit(link) else { continue };
                 let Ok(stream) = UnixStream::from_std(stream) else { continue };
-                let questions = Arc::clone(&questions);
                 tokio::spawn(serve_stream(stream, place, move |message| {
-                    answer(handle.clone(), Arc::clone(&upstream), Arc::clone(&questions), link, message)
+                    answer(handle.clone(), Arc::clone(&questions), link, message)
                 }));
             }
         }
@@ -601,15 +620,16 @@ async fn resolve(handle: Handle, api: Arc<Api>, mut requests: mpsc::Receiver<Req
 /// Answers one DNS message that came by TCP.
 async fn answer(
     handle: Handle,
-    upstream: Arc<Upstream>,
-    questions: Arc<Limit<PortId>>,
+    questions: Arc<Questions>,
     link: PortId,
     message: Vec<u8>,
 ) -> Option<Vec<u8>> {
     let (verdict, reply) = handle.dns_query(message.clone()).await;
     match verdict {
         Verdict::Reply => Some(reply),
-        Verdict::Forward => questions.admit(link)?.hold(upstream.ask(&message, Transport::Tcp)).await?,
+        Verdict::Forward => {
+            questions.admitted.admit(link)?.hold(questions.ask(link, &message, Transport::Tcp)).await?
+        }
         Verdict::Drop => None,
     }
 }

@@ -1,5 +1,5 @@
-//! How many clients forwards, tunnels and offers have together, how many connections guests, and how many ports are exposed, as each takes
-//! descriptors that the process has only so many of.
+//! How many clients forwards, tunnels and offers have together, how many connections and questions guests, and how many ports are exposed, as each
+//! takes descriptors that the process has only so many of.
 //!
 //! Whoever has many leaves some to others: a socket whose clients all wait for a service that hangs keeps nobody else's out.
 //!
@@ -49,7 +49,7 @@ pub struct Places {
     log: Arc<Limited>,
 }
 
-/// The places of many owners of one kind, each known as long as it has one.
+/// The places of many owners of one kind, each known as long as it has one, or waits for one.
 #[derive(Debug)]
 pub struct Owners<K> {
     like: Places,
@@ -65,7 +65,7 @@ impl<K: Eq + Hash> Owners<K> {
     /// Those of one of them.
     pub fn places(&self, owner: K) -> Places {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|_, places| places.taken() > 0);
+        known.retain(|_, places| Arc::strong_count(&places.own) > 1);
         known.entry(owner).or_insert_with(|| self.like.for_another()).clone()
     }
 }
@@ -152,6 +152,11 @@ impl Places {
                 "forward: as many clients as the limit of open files allows; others wait until one leaves"
             );
         }
+        self.wait().await
+    }
+
+    /// Waits for one, in turn with other owners.
+    pub async fn wait(&self) -> Permit {
         loop {
             let freed = self.freed.notified();
             if self.may_have_another() {
@@ -265,6 +270,19 @@ mod tests {
         let others: Vec<_> = (0..20).map(|_| take_all(&places.taking(1).for_strangers())).collect();
         assert!(others.iter().all(|taken| !taken.is_empty()));
         assert!(!take_all(&places.taking(1)).is_empty() && places.for_another().try_take().is_some());
+    }
+
+    /// Who waits for a place is the same owner as who asks next: both together have one first.
+    #[test]
+    fn an_owner_is_known_while_it_waits() {
+        let places = Places::of(40);
+        let owners = Owners::new(places.for_another());
+        let others = take_all(&places);
+        let (first, next) = (owners.places(1), owners.places(1));
+        assert!(first.try_take().is_some_and(|_place| next.taken() == 1 && next.try_take().is_none()));
+        drop((first, next, others));
+        assert_eq!(owners.places(2).taken(), 0);
+        assert_eq!(owners.known.lock().unwrap().len(), 1);
     }
 
     #[tokio::test]

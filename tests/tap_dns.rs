@@ -424,6 +424,34 @@ fn answers_1000_questions_at_once() {
     assert!(missing.is_empty(), "{} questions were never answered", missing.len());
 }
 
+/// As glibc asks: 5 s, twice.
+#[test]
+fn a_burst_of_questions_is_answered_where_descriptors_are_few() {
+    const QUESTIONS: u16 = 150;
+    let host = Host::new("nameserver 127.0.0.1\n");
+    let _server = Scripted::start(&host, "127.0.0.1", |question| {
+        Some((Duration::from_millis(300), answer(question, NOERROR, Some([10, 1, 1, 1]))))
+    });
+    let net = Net::with(host, Daemon::builder().descriptors(256), 1500);
+    let socket = net.guest.udp("0.0.0.0:0".parse().unwrap());
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    for id in 0..QUESTIONS {
+        let mut question = question(&format!("name{id}.example"), A, None);
+        question[..2].copy_from_slice(&id.to_be_bytes());
+        socket.send_to(&question, GATEWAY_DNS).unwrap();
+    }
+    let mut answered = std::collections::BTreeSet::new();
+    let mut answer = [0; 512];
+    while let Ok(length) = socket.recv(&mut answer) {
+        assert_eq!((code(&answer[..length]), count(&answer[..length])), (NOERROR, 1));
+        answered.insert([answer[0], answer[1]]);
+        if answered.len() == usize::from(QUESTIONS) {
+            return;
+        }
+    }
+    panic!("{} of {QUESTIONS} answered", answered.len());
+}
+
 #[test]
 fn garbage_costs_only_the_connection_that_it_came_on() {
     let (net, _server) = start();
