@@ -43,7 +43,7 @@ enum Direction {
 struct Setup {
     guest: Guest,
     other: Option<Guest>,
-    _daemon: Option<Daemon>,
+    daemon: Option<Daemon>,
     _wire: Wire,
     host: Option<Host>,
 }
@@ -66,7 +66,7 @@ impl Setup {
         let (wire, end) = Wire::before(near, quality, seed);
         let guest = Guest::start(end, guest::MAC, 1500);
         guest.configure("192.168.127.2/24", None);
-        Self { guest, other, _daemon: daemon, _wire: wire, host }
+        Self { guest, other, daemon, _wire: wire, host }
     }
 
     /// A connection with Linux's `congestion` control: the guest's end, and the other.
@@ -197,6 +197,69 @@ fn one_percent_lost_over_50_ms() {
 #[test]
 fn out_of_order_over_20_ms() {
     compare(SLOW.late(50).delay(10), 3, Duration::from_secs(2));
+}
+
+/// Where other connections of the guest fill what it may have of the daemon's memory, rings give back what they have no use for while bytes are in
+/// them, and others are missing.
+#[test]
+fn nothing_is_lost_where_memory_is_scarce() {
+    /// Of a stream that is checked; and what each of those that nobody reads has at least, of which 64 MiB are needed.
+    const BYTES: usize = 4 << 20;
+    const UNREAD: usize = 256 << 10;
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let quality = Quality { rate: None, ..Quality::CLEAN }.loss(10).late(50);
+    let setup = Setup::start(Stack::Ours, quality, 3);
+    let rss = || setup.daemon.as_ref().unwrap().rss_kb();
+    let before = rss();
+    let unread: Vec<_> = (0..600).map(|_| setup.pair("cubic")).collect();
+    for (guest, other) in &unread {
+        SockRef::from(guest).set_recv_buffer_size(4096).unwrap();
+        other.set_nonblocking(true).unwrap();
+    }
+    support::eventually("much memory", PATIENCE, || {
+        for (_, other) in &unread {
+            let mut other = other;
+            let _ = other.write(&[0x5a; UNREAD]);
+        }
+        (rss() > before + (72 << 10)).then_some(())
+    });
+    // Little fits into the daemon's sockets, and who reads waits for the guest's answer before each piece: rings are not empty for long.
+    let host = setup.host.as_ref().unwrap();
+    host.run(["sh", "-c", "echo 4096 8192 8192 >/proc/sys/net/ipv4/tcp_wmem"]);
+    // Each byte says at which place of its stream it is.
+    let pattern: Vec<u8> = (0..=250).cycle().take(BYTES).collect();
+    let (echo, asker) = setup.pair("cubic");
+    let (guest, other) = setup.pair("cubic");
+    for end in [&guest, &other, &asker] {
+        SockRef::from(end).set_recv_buffer_size(32 << 10).unwrap();
+        end.set_read_timeout(Some(PATIENCE)).unwrap();
+        end.set_write_timeout(Some(PATIENCE)).unwrap();
+    }
+    let echo = std::thread::spawn(move || std::io::copy(&mut &echo, &mut &echo));
+    std::thread::scope(|scope| {
+        for (mut from, mut to) in [(&guest, &other), (&other, &guest)] {
+            let (pattern, mut asker) = (&pattern, &asker);
+            scope.spawn(move || {
+                from.write_all(pattern).unwrap();
+                from.shutdown(Shutdown::Write).unwrap();
+            });
+            scope.spawn(move || {
+                let mut buffer = vec![0; 20_000];
+                let (mut got, mut piece) = (0, 0);
+                while got < BYTES {
+                    asker.write_all(&[1]).unwrap();
+                    asker.read_exact(&mut [0]).unwrap();
+                    piece = (piece + 977) % buffer.len();
+                    let read = to.read(&mut buffer[..=piece]).unwrap();
+                    assert!(read > 0, "the end, behind {got}");
+                    assert!(buffer[..read] == pattern[got..got + read], "wrong bytes behind {got}");
+                    got += read;
+                }
+            });
+        }
+    });
+    drop(asker);
+    echo.join().unwrap().unwrap();
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! [`crate::Stack::poll_idle_memory`].
 
 use core::marker::PhantomData;
+use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
@@ -21,15 +22,26 @@ impl RingMemory {
         (ring, Self { start, len })
     }
 
-    /// The bytes as memory that holds nothing. `&mut self` stands for the ring: whoever has it has the flow, and so nobody reads or
-    /// writes the ring meanwhile.
-    pub(crate) fn idle(&mut self) -> Option<IdleMemory<'_>> {
-        let start = NonNull::new(self.start.load(Ordering::Relaxed))?;
-        Some(IdleMemory { start, len: self.len, ring: PhantomData })
+    /// Bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// At which of its bytes these begin, which are some of it.
+    pub(crate) fn position(&self, bytes: &[u8]) -> usize {
+        bytes.as_ptr().addr().wrapping_sub(self.start.load(Ordering::Relaxed).addr()) % self.len
+    }
+
+    /// Those of its bytes as memory that holds nothing. `&mut self` stands for the ring: whoever has it has the flow, and so nobody
+    /// reads or writes the ring meanwhile.
+    pub(crate) fn idle(&mut self, range: Range<usize>) -> Option<IdleMemory<'_>> {
+        let end = range.end.min(self.len);
+        let start = NonNull::new(self.start.load(Ordering::Relaxed).wrapping_add(range.start.min(end)))?;
+        Some(IdleMemory { start, len: end.saturating_sub(range.start), ring: PhantomData })
     }
 }
 
-/// Memory that belongs to an empty ring: its bytes may become anything. An exclusive borrow of them, as long as it lives.
+/// Memory that belongs to a ring, which has nothing in it: its bytes may become anything. An exclusive borrow of them, as long as it lives.
 #[derive(Debug)]
 pub struct IdleMemory<'a> {
     start: NonNull<u8>,
@@ -44,7 +56,7 @@ impl IdleMemory<'_> {
     }
 
     /// Bytes.
-    #[expect(clippy::len_without_is_empty, reason = "no ring is empty")]
+    #[expect(clippy::len_without_is_empty, reason = "what is asked is how much, which may be nothing")]
     pub fn len(&self) -> usize {
         self.len
     }

@@ -3,6 +3,7 @@
 //! Read next: `mod.rs`, which finds the flow for a segment.
 
 use core::net::SocketAddr;
+use core::ops::Range;
 
 use smoltcp::iface::{Interface, SocketHandle, SocketSet, SocketStorage};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
@@ -48,7 +49,7 @@ const RESET_PAUSE: Duration = Duration::from_millis(10);
 /// A connection that the driver dials is given up after this long.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
-/// Bytes that went through an empty ring before it gives their memory back, where memory is scarce.
+/// Bytes of memory that a ring has no use for before it gives them back, where memory is scarce.
 const DRAINED: usize = 64 << 10;
 
 /// How far a flow is, as its driver sees it.
@@ -348,15 +349,37 @@ impl Flow {
         self.taken.wrapping_add(self.unread).wrapping_sub(self.given_back).min(RX_RING)
     }
 
-    /// Whether the ring from the guest holds nothing, not even out of order, but much memory.
-    pub(super) fn is_drained(&self) -> bool {
-        let is_empty = self.socket().is_some_and(|socket| socket.recv_queue() == 0);
-        self.received() >= DRAINED && is_empty && self.is_in_order()
+    /// Whether the ring from the guest takes much more memory than what is in it.
+    pub(super) fn is_littered(&self) -> bool {
+        let queue = self.socket().map_or(0, Socket::recv_queue);
+        self.received() >= queue + DRAINED
     }
 
-    /// The memory of that ring, which is given back.
-    pub(super) fn drained_memory(&mut self) -> Option<IdleMemory<'_>> {
-        self.memory.as_mut()?.first_mut()?.idle()
+    /// The memory of that ring in which there is nothing, nor what came out of order or may come: in two parts, since it is a ring.
+    pub(super) fn litter(&mut self) -> [Range<usize>; 2] {
+        let is_in_order = self.is_in_order();
+        let out_of_order = self.guest_sent.zip(self.window.acknowledged()).filter(|(end, ack)| end > ack);
+        let ahead = self.window.offered().max(out_of_order.map_or(0, |(end, ack)| end - ack));
+        let (Some([ring, _]), Stage::Live(sockets, handle)) = (&self.memory, &mut self.stage) else {
+            return [0..0, 0..0];
+        };
+        let socket = sockets.get_mut::<Socket<'_>>(*handle);
+        let (len, queue) = (ring.len(), socket.recv_queue());
+        let start = match socket.peek(1) {
+            Ok(bytes @ [_, ..]) => ring.position(bytes),
+            _ if is_in_order => return [0..len, 0..0],
+            _ => return [0..0, 0..0],
+        };
+        match start + queue + ahead {
+            end if end <= len => [end..len, 0..start],
+            end if end < start + len => [end - len..start, 0..0],
+            _ => [0..0, 0..0],
+        }
+    }
+
+    /// Memory of that ring, which is given back.
+    pub(super) fn littered_memory(&mut self, range: Range<usize>) -> Option<IdleMemory<'_>> {
+        self.memory.as_mut()?.first_mut()?.idle(range)
     }
 
     /// Whether all that the guest sent came in order, as far as is known. What did not is in the ring, though the ring is empty.
@@ -364,7 +387,7 @@ impl Flow {
         self.guest_sent.is_none_or(|end| self.window.acknowledged().is_some_and(|ack| ack >= end))
     }
 
-    /// The ring from the guest, which is empty, gives its memory back.
+    /// The ring from the guest gives back the memory that holds nothing.
     pub(super) fn forget_received(&mut self) {
         self.given_back = self.taken;
     }
@@ -732,7 +755,8 @@ impl Flow {
         if ring + 1 == RINGS {
             self.moved = 0;
         }
-        self.memory.as_mut()?.get_mut(ring)?.idle()
+        let memory = self.memory.as_mut()?.get_mut(ring)?;
+        memory.idle(0..memory.len())
     }
 }
 

@@ -14,7 +14,7 @@ mod sequence;
 mod window;
 
 use core::net::{Ipv4Addr, SocketAddr};
-use core::ops::RangeInclusive;
+use core::ops::{Range, RangeInclusive};
 use std::collections::{HashMap, VecDeque};
 
 use foldhash::fast::FixedState;
@@ -133,8 +133,8 @@ pub(crate) struct Table {
     blocked: Vec<FlowId>,
     /// A port whose flows hold too much.
     crowded: Option<PortId>,
-    /// Flows that are to give back the ring from their guest alone, since memory is scarce.
-    drained: VecDeque<FlowId>,
+    /// Flows that are to give back what the ring from their guest has no use for, since memory is scarce, and the next part of it.
+    littered: VecDeque<(FlowId, usize)>,
     /// Flows whose rings are idle, and the next ring of each.
     idle: VecDeque<(FlowId, usize)>,
     timers: Timers<FlowId>,
@@ -173,7 +173,7 @@ impl Table {
             orphans: VecDeque::new(),
             blocked: Vec::new(),
             crowded: None,
-            drained: VecDeque::new(),
+            littered: VecDeque::new(),
             idle: VecDeque::new(),
             timers: Timers::new(),
             questions: Timers::new(),
@@ -637,8 +637,8 @@ impl Table {
                 budget.held.note(id, flow, &mut self.held, now);
             }
             flow.plenty = budget.held.plenty(self.held);
-            if flow.plenty != Plenty::Ample && flow.is_drained() {
-                self.drained.push_back(id);
+            if flow.plenty != Plenty::Ample && flow.is_littered() {
+                self.littered.push_back((id, 0));
             }
             if budget.held.is_too_much() {
                 self.crowded = Some(flow.route.port);
@@ -815,14 +815,20 @@ impl Table {
 
     /// The next ring that is empty and has been for a while.
     pub(crate) fn poll_idle_memory(&mut self, now: Instant) -> Option<IdleMemory<'_>> {
-        while let Some(id) = self.drained.pop_front() {
-            if self.flows.get(id).is_some_and(Flow::is_drained) {
+        while let Some((id, part)) = self.littered.pop_front() {
+            let littered = self.flows.get_mut(id).filter(|flow| flow.is_littered());
+            let parts = littered.map_or([0..0, 0..0], Flow::litter);
+            if let Some(range) = parts.get(part).cloned().filter(|_| !parts.iter().all(Range::is_empty)) {
                 let flow = self.flows.get_mut(id)?;
-                flow.forget_received();
-                if let Some(budget) = self.budgets.get_mut(&flow.route.port) {
-                    budget.held.note(id, flow, &mut self.held, now);
+                if part == 0 {
+                    self.littered.push_front((id, 1));
+                } else {
+                    flow.forget_received();
+                    if let Some(budget) = self.budgets.get_mut(&flow.route.port) {
+                        budget.held.note(id, flow, &mut self.held, now);
+                    }
                 }
-                return flow.drained_memory();
+                return flow.littered_memory(range);
             }
         }
         loop {

@@ -151,6 +151,12 @@ impl WindowLimit {
         self.edge = Some(self.promised(ack, usize::from(window) << shift));
     }
 
+    /// Bytes that the guest may send, beyond what is acknowledged to it.
+    pub(super) fn offered(&self) -> usize {
+        let ends = self.edge.zip(self.acknowledged());
+        ends.filter(|(edge, ack)| edge > ack).map_or(0, |(edge, ack)| edge - ack)
+    }
+
     /// The last acknowledgement that went out.
     pub(super) fn acknowledged(&self) -> Option<TcpSeqNumber> {
         self.last.map(|(_, ack)| ack)
