@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use netstack::PortId;
-use netstack::dns::{Transport, Verdict};
+use netstack::dns::{Transport, Verdict, server_failure};
 use tokio::net::UnixStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -27,13 +27,13 @@ use crate::forward::registry::Registry;
 use crate::forward::{Forward, Ways};
 use crate::host::dns::{Upstream, serve_stream};
 use crate::host::icmp;
-use crate::limit::Limit;
+use crate::limit::{Limit, Place};
 use crate::link::Framing;
 use crate::link::listener::{Listener, Presence, Terms};
 use crate::listen::succession::{Paths, Predecessors};
 use crate::listen::{self, RemoveOnDrop, at_start};
-use crate::logging::Log;
 use crate::logging::frames::FrameLog;
+use crate::logging::{Limited, Log};
 use crate::notify::{Notice, Notifier};
 use crate::pcap::Capture;
 use crate::pidfile::PidFile;
@@ -52,8 +52,9 @@ const LAST_NOTICES: Duration = Duration::from_secs(1);
 const COUNTED_EVERY: Duration = Duration::from_secs(5);
 /// How long it may take to take cards out of virtual machines.
 const LAST_CARDS: Duration = Duration::from_secs(4);
-/// Questions of guests to the host's resolvers at a time, those that wait for descriptors among them.
-const MAX_DNS_QUESTIONS: usize = 512;
+/// Questions of guests to the host's resolvers at a time, those that wait for descriptors among them; and as many at the least, however few there are.
+const MAX_DNS_QUESTIONS: usize = 4096;
+const MIN_DNS_QUESTIONS: usize = 512;
 /// Descriptors that one takes: a socket for each server.
 const PER_DNS_QUESTION: usize = 3;
 /// DNS connections of guests at a time, and the part of the descriptors that they may take at most.
@@ -572,13 +573,32 @@ struct Questions {
     upstream: Upstream,
     admitted: Limit<PortId>,
     sockets: Owners<PortId>,
+    failed: Limited,
 }
 
 impl Questions {
-    /// The answer, if there is one. Where descriptors are few it waits for some.
-    async fn ask(&self, port: PortId, message: &[u8], transport: Transport) -> Option<Vec<u8>> {
-        let _sockets = self.sockets.places(port).wait().await;
-        self.upstream.ask(message, transport).await
+    /// The answer, if there is one. Where descriptors are few it waits for some; where its place is wanted for another it is SERVFAIL.
+    async fn ask(
+        &self,
+        port: PortId,
+        place: &Place<PortId>,
+        message: &[u8],
+        transport: Transport,
+    ) -> Option<Vec<u8>> {
+        let answer = async {
+            let _sockets = self.sockets.places(port).wait().await;
+            self.upstream.ask(message, transport).await
+        };
+        tokio::select! {
+            biased;
+            answer = answer => answer,
+            () = place.told_to_close() => {
+                if let Some(suppressed) = self.failed.admit(std::time::Instant::now()) {
+                    tracing::warn!(%port, suppressed, "a guest has as many questions about names on their way as it may: the oldest fails");
+                }
+                server_failure(message, transport)
+            }
+        }
     }
 }
 
@@ -586,8 +606,12 @@ impl Questions {
 async fn resolve(handle: Handle, api: Arc<Api>, places: Places, mut requests: mpsc::Receiver<Request>) {
     let questions = Arc::new(Questions {
         upstream: Upstream::new(PathBuf::from(RESOLV_CONF), PathBuf::from(HOSTS)),
-        admitted: Limit::new(MAX_DNS_QUESTIONS, Duration::ZERO),
+        admitted: Limit::new(
+            descriptor_share(PER_DNS_QUESTION, MAX_DNS_QUESTIONS).max(MIN_DNS_QUESTIONS),
+            Duration::ZERO,
+        ),
         sockets: Owners::new(places.taking(PER_DNS_QUESTION).for_strangers()),
+        failed: Limited::new(1, Duration::from_secs(60)),
     });
     let streams = Limit::new(descriptor_share(DNS_STREAM_SHARE, MAX_DNS_STREAMS), Duration::ZERO);
     while let Some(request) = requests.recv().await {
@@ -595,13 +619,18 @@ async fn resolve(handle: Handle, api: Arc<Api>, places: Places, mut requests: mp
         match request {
             Request::DnsQuestion { client, message } => {
                 // Of this very task, so that no more of them are there than places.
-                let Some(place) = questions.admitted.admit(client.port()) else { continue };
                 let port = client.port();
-                tokio::spawn(place.hold(async move {
-                    if let Some(answer) = questions.ask(port, &message, Transport::Udp).await {
+                let Some(place) = questions.admitted.admit(port) else {
+                    if let Some(answer) = server_failure(&message, Transport::Udp) {
                         handle.dns_answer(client, answer).await;
                     }
-                }));
+                    continue;
+                };
+                tokio::spawn(async move {
+                    if let Some(answer) = questions.ask(port, &place, &message, Transport::Udp).await {
+                        handle.dns_answer(client, answer).await;
+                    }
+                });
             }
             Request::HttpStream { guest, stream } => {
                 tokio::spawn(Arc::clone(&api).serve_guest(guest, stream));
@@ -628,7 +657,10 @@ async fn answer(
     match verdict {
         Verdict::Reply => Some(reply),
         Verdict::Forward => {
-            questions.admitted.admit(link)?.hold(questions.ask(link, &message, Transport::Tcp)).await?
+            let Some(place) = questions.admitted.admit(link) else {
+                return server_failure(&message, Transport::Tcp);
+            };
+            questions.ask(link, &place, &message, Transport::Tcp).await
         }
         Verdict::Drop => None,
     }

@@ -21,7 +21,7 @@ use super::readout::Readout;
 pub(super) const COMMANDS: usize = 512;
 /// Requests that may be: a burst of questions about names, which come faster than the control plane is woken, and the rest.
 pub(super) const REQUESTS: usize = QUESTIONS + 512;
-pub(super) const QUESTIONS: usize = 2048;
+pub(super) const QUESTIONS: usize = 4096;
 
 /// What the control plane asks of the engine.
 #[derive(Debug)]

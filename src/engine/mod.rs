@@ -366,8 +366,9 @@ impl Engine {
         }
     }
 
-    /// Asks what is lost if the control plane is behind, as on a busy server; the guest asks again. The rest of the channel is left to
-    /// connections, which would be refused; and half of what questions have of it, to ports that have asked little since it was behind.
+    /// Asks what is lost if the control plane is behind, which it is for a moment: the guest asks again, where a failure would be the end of
+    /// it. The rest of the channel is left to connections, which would be refused; and half of what questions have of it, to ports that have
+    /// asked little since it was behind.
     fn ask(&mut self, client: DnsClient, message: Vec<u8>) {
         let waiting = REQUESTS - self.requests.capacity();
         if waiting < QUESTIONS / 4 {

@@ -7,13 +7,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use netstack::{FlowId, PortId};
+use netstack::{FlowId, Instant, PortId};
 
 use super::forwards::ForwardId;
 use crate::places::{Permit, Places};
 
 /// What carried nothing for this long makes room for another where there is none.
-pub(super) const IDLE: Duration = Duration::from_secs(10);
+const IDLE: Duration = Duration::from_secs(10);
 /// Connections looked at for one that is new.
 const LOOKED_AT: usize = 64;
 
@@ -76,17 +76,52 @@ impl Shares {
         }
     }
 
-    /// One of the owner's that `is_idle`, by the order in which they came; `None` stands for one that is over.
-    pub(super) fn idle(&mut self, owner: Owner, is_idle: impl Fn(FlowId) -> Option<bool>) -> Option<FlowId> {
+    /// The one of the owner's that has been idle for the longest `now`, and for [`IDLE`], of those that are looked at in turn. `used` says when
+    /// that one was used, if it is not over.
+    pub(super) fn idle(
+        &mut self,
+        owner: Owner,
+        now: Instant,
+        used: impl Fn(FlowId) -> Option<Instant>,
+    ) -> Option<FlowId> {
         let order = &mut self.share(owner).order;
+        let mut first: Option<(Instant, FlowId)> = None;
         for _ in 0..LOOKED_AT.min(order.len()) {
             let flow = order.pop_front()?;
-            match is_idle(flow) {
-                Some(true) => return Some(flow),
-                Some(false) => order.push_back(flow),
-                None => {}
+            let Some(used) = used(flow) else { continue };
+            if used + IDLE.into() <= now && first.is_none_or(|(before, _)| used < before) {
+                order.extend(first.replace((used, flow)).map(|(_, flow)| flow));
+            } else {
+                order.push_back(flow);
             }
         }
-        None
+        first.map(|(_, flow)| flow)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use slotmap::{Key as _, KeyData};
+
+    use super::*;
+
+    #[test]
+    fn what_has_been_idle_for_the_longest_makes_room() {
+        let owner = Owner::Guest(PortId(0));
+        let mut shares = Shares::new(Places::new(0));
+        // When each was used, in seconds; that of 0 is over.
+        let used = [3, 0, 50, 1, 48, 2];
+        let flows: Vec<_> =
+            (1..).map(|id| FlowId::from(KeyData::from_ffi(1 << 32 | id))).take(used.len()).collect();
+        let mut there: HashMap<_, _> = flows.iter().zip(used).filter(|(_, used)| *used > 0).collect();
+        assert!(flows.iter().all(|flow| !flow.is_null()));
+        flows.iter().for_each(|flow| shares.add(owner, *flow, |_| true));
+        let mut gone = Vec::new();
+        while let Some(flow) = shares
+            .idle(owner, Instant::from_secs(59), |flow| there.get(&flow).copied().map(Instant::from_secs))
+        {
+            gone.extend(there.remove(&flow));
+        }
+        assert_eq!(gone, [1, 2, 3, 48]);
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use super::ending::Ending;
 use super::lead::Greeting;
-use super::shares::{self, Owner};
+use super::shares::Owner;
 use super::{Engine, Request, Source};
 use crate::host::stream::HostStream;
 use crate::host::tcp::{Outcome, Relay};
@@ -299,8 +299,8 @@ impl Engine {
             return Some((owner, permit));
         }
         let (there, now) = (&self.tcp, self.now);
-        let is_idle = |flow| there.get(flow).map(|connection| connection.used + shares::IDLE.into() <= now);
-        let idle = self.shares.idle(owner, is_idle)?;
+        let used = |flow| there.get(flow).map(|connection| connection.used);
+        let idle = self.shares.idle(owner, now, used)?;
         tracing::debug!(?owner, "a connection that was idle makes room");
         if let Some(connection) = self.tcp.get_mut(idle) {
             connection.relay.stream().reset_on_close();

@@ -47,6 +47,7 @@ pub(crate) const CAA: u16 = 257;
 
 pub(crate) const NOERROR: u8 = 0;
 pub(crate) const FORMERR: u8 = 1;
+pub(crate) const SERVFAIL: u8 = 2;
 pub(crate) const NXDOMAIN: u8 = 3;
 
 /// A DNS server in a namespace.

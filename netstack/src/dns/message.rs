@@ -236,6 +236,15 @@ impl<'a> Query<'a> {
     }
 }
 
+/// The answer to a query that nobody is asked about, since too many are on their way: SERVFAIL (RFC 1035 4.1.1). `None` for a message that is no
+/// query.
+pub fn server_failure(message: &[u8], transport: Transport) -> Option<Vec<u8>> {
+    let query = Query::parse(message).ok()?;
+    let mut answer = Vec::new();
+    query.write_reply(Rcode::ServFail, &[], transport, &mut answer);
+    Some(answer)
+}
+
 /// Bytes of an OPT record without options.
 const OPT_LEN: usize = 11;
 

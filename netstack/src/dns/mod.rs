@@ -6,7 +6,7 @@
 pub mod message;
 mod zones;
 
-pub use message::{Query, Rcode, Transport};
+pub use message::{Query, Rcode, Transport, server_failure};
 pub use zones::{Record, Verdict, Zone, ZoneChange, ZoneError, Zones};
 
 /// Bytes of the longest question that comes over UDP: as large as datagrams of DNS are made (RFC 6891 6.2.5).
