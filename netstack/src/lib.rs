@@ -327,6 +327,7 @@ impl Stack {
     }
 
     /// A TCP flow.
+    #[inline]
     pub fn flow(&mut self, flow: FlowId) -> Option<&mut tcp::Flow> {
         self.tcp.get_mut(flow)
     }

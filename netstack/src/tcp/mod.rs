@@ -257,6 +257,7 @@ impl Table {
         self.flows.len()
     }
 
+    #[inline]
     pub(crate) fn get_mut(&mut self, id: FlowId) -> Option<&mut Flow> {
         let flow = self.flows.get_mut(id)?;
         if memory::may_be_scarce(self.held)
@@ -637,11 +638,13 @@ impl Table {
                 budget.held.note(id, flow, &mut self.held, now);
             }
             flow.plenty = budget.held.plenty(self.held);
-            if flow.plenty != Plenty::Ample && flow.is_littered() {
-                self.littered.push_back((id, 0));
-            }
-            if budget.held.is_too_much() {
-                self.crowded = Some(flow.route.port);
+            if flow.plenty != Plenty::Ample {
+                if flow.is_littered() {
+                    self.littered.push_back((id, 0));
+                }
+                if budget.held.is_too_much() {
+                    self.crowded = Some(flow.route.port);
+                }
             }
             budget.window.share(&mut flow.window, flow.plenty, now);
         }
@@ -896,16 +899,11 @@ impl Table {
     }
 
     fn remove(&mut self, id: FlowId) -> Option<Flow> {
-        let flow = self.flows.remove(id)?;
-        if self.flows.is_empty() {
-            // So that nothing wakes a daemon that has nothing to do.
-            self.timers.clear();
-            self.questions.clear();
-        }
+        let flow = self.flows.get(id)?;
         self.deep -= usize::from(flow.deep);
         if flow.is_listed {
             match self.budgets.get_mut(&flow.route.port) {
-                Some(budget) => budget.held.forget(&flow, &self.flows, &mut self.held),
+                Some(budget) => budget.held.forget(flow, &self.flows, &mut self.held),
                 None => self.held -= flow.charged,
             }
         }
@@ -913,7 +911,12 @@ impl Table {
         if self.keys.get(&key) == Some(&id) {
             self.keys.remove(&key);
         }
-        Some(flow)
+        if self.flows.len() == 1 {
+            // So that nothing wakes a daemon that has nothing to do.
+            self.timers.clear();
+            self.questions.clear();
+        }
+        self.flows.remove(id)
     }
 }
 
