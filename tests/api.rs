@@ -274,13 +274,20 @@ mod ours {
         let daemon = ours();
         let [long, longer] = [66_000, 200_000]
             .map(|len| format!("GET /cam HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "a".repeat(len)));
+        // With the two before them a hundred, and one more.
+        let [most, more] = [98, 99].map(|lines| {
+            format!("GET /cam HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{}\r\n", "X: y\r\n".repeat(lines))
+        });
+        let ask = |bytes: &str| Answer::of(&exchange(connect(&daemon, "api"), bytes.as_bytes()));
+        assert_eq!(ask(&most).status, 200);
         for (bytes, status) in [
+            (&more[..], 431),
             ("garbage\r\n\r\n", 400),
             ("GET /cam HTTP/1.1\r\nHost: \r\nbad header\r\n\r\n", 400),
             (&long, 431),
             (&longer, 431),
         ] {
-            let answer = Answer::of(&exchange(connect(&daemon, "api"), bytes.as_bytes()));
+            let answer = ask(bytes);
             assert_eq!((answer.status, answer.body.trim_end()), (status, ""), "{answer:?}");
         }
     }

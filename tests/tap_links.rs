@@ -371,6 +371,50 @@ fn a_vpnkit_client_that_does_not_greet_costs_only_itself() {
 }
 
 #[test]
+fn vpnkit_clients_that_do_not_greet_keep_nobody_out() {
+    let mut daemon = Kind::Vpnkit.builder().start();
+    let (guest, address) = guest(Kind::Vpnkit.plug(&mut daemon), 1);
+    let path = Kind::Vpnkit.socket(&daemon);
+    // More than a listener has places.
+    let silent: Vec<_> = (0..300).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    let started = Instant::now();
+    let (other, _) = self::guest(Kind::Vpnkit.plug(&mut daemon), 2);
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(other.ping(address, 56), "who was there is there");
+    drop((silent, guest));
+}
+
+#[test]
+fn a_link_too_many_is_closed_and_the_others_stay() {
+    const MOST: usize = 256;
+    let daemon = Daemon::builder().without_qemu().args(["-listen", "unix://{dir}/api"]).start();
+    let connect = || {
+        let path = daemon.dir().join("api");
+        let mut stream = eventually("the API", AT_ONCE, || UnixStream::connect(&path).ok());
+        stream.write_all(b"POST /connect HTTP/1.1\r\nHost: \r\n\r\n").unwrap();
+        stream
+    };
+    let (guest, _) = guest(Cable::new(connect(), Framing::Little16), 1);
+    let links: Vec<_> = (0..MOST).map(|_| connect()).collect();
+    links.iter().for_each(|link| link.set_nonblocking(true).unwrap());
+    // Frames to everybody come before.
+    let has_ended = |mut link: &UnixStream| loop {
+        match link.read(&mut [0; 4096]) {
+            Ok(0) => return true,
+            Ok(_) => {}
+            Err(_) => return false,
+        }
+    };
+    let mut ended = 0;
+    eventually("one that is closed", Duration::from_secs(10), || {
+        ended = links.iter().filter(|link| has_ended(link)).count();
+        (ended > 0).then_some(())
+    });
+    assert!(ended == 1 && guest.ping(GATEWAY, 56), "{ended}");
+    assert!(daemon.log_with("cannot attach").contains("256 virtual machines are connected already"));
+}
+
+#[test]
 fn vfkit_listens_to_its_guest_alone() {
     let host = host();
     let kind = Kind::Vfkit(true);

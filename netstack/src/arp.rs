@@ -224,3 +224,76 @@ impl Neighbours {
         Some(Due::Ask(resolution.ip))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use slotmap::Key as _;
+
+    use super::*;
+
+    const PORT: PortId = PortId(0);
+    const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+
+    fn waiter() -> Waiter {
+        Waiter { flow: WaitingFlow::Tcp(FlowId::null()), only: None }
+    }
+
+    fn ip(number: usize) -> Ipv4Addr {
+        Ipv4Addr::from_bits(0x0a00_0000 + number as u32)
+    }
+
+    #[test]
+    fn addresses_that_nobody_has_are_given_up_and_leave_room() {
+        let (mut table, waiter) = (Neighbours::new(1), waiter());
+        let mut now = Instant::ZERO;
+        table.learn(ip(0), MAC, PORT, now);
+        for number in 1..=MAX_RESOLVING {
+            assert_eq!(table.resolve(ip(number), waiter, now), Resolved::Pending { ask: true });
+        }
+        let one_more = ip(MAX_RESOLVING + 1);
+        assert_eq!(table.resolve(one_more, waiter, now), Resolved::Refused);
+        assert_eq!(table.resolve(ip(1), waiter, now), Resolved::Pending { ask: false });
+        assert!(
+            matches!(table.resolve(ip(0), waiter, now), Resolved::Known { .. }),
+            "who is known is reached"
+        );
+        assert_eq!(table.learn(ip(2), MAC, PORT, now), [waiter]);
+        assert_eq!(table.resolve(one_more, waiter, now), Resolved::Pending { ask: true });
+        let mut given_up = 0;
+        for _ in 0..TRIES {
+            now += RETRY;
+            while let Some(due) = table.handle_timeout(now) {
+                given_up += usize::from(matches!(due, Due::Failed(_)));
+            }
+        }
+        assert_eq!((given_up, table.poll_timeout()), (MAX_RESOLVING, None));
+    }
+
+    #[test]
+    fn so_many_wait_for_an_address() {
+        let (mut table, waiter) = (Neighbours::new(1), waiter());
+        for number in 0..MAX_WAITING {
+            let asked = table.resolve(ip(1), waiter, Instant::ZERO);
+            assert_eq!(asked, Resolved::Pending { ask: number == 0 });
+        }
+        assert_eq!(table.resolve(ip(1), waiter, Instant::ZERO), Resolved::Refused);
+        assert_eq!(table.resolve(ip(2), waiter, Instant::ZERO), Resolved::Pending { ask: true }, "another's");
+        assert_eq!(table.learn(ip(1), MAC, PORT, Instant::ZERO).len(), MAX_WAITING);
+    }
+
+    #[test]
+    fn one_that_is_not_remembered_is_found_all_the_same() {
+        let (mut table, waiter) = (Neighbours::new(1), waiter());
+        for number in 0..MAX_NEIGHBOURS {
+            table.learn(ip(number), MAC, PORT, Instant::ZERO);
+        }
+        let newest = ip(MAX_NEIGHBOURS);
+        for _ in 0..2 {
+            assert_eq!(table.resolve(newest, waiter, Instant::ZERO), Resolved::Pending { ask: true });
+            assert_eq!(table.learn(newest, MAC, PORT, Instant::ZERO), [waiter]);
+        }
+        let later = Instant::ZERO + REACHABLE;
+        table.learn(newest, MAC, PORT, later);
+        assert!(matches!(table.resolve(newest, waiter, later), Resolved::Known { .. }));
+    }
+}

@@ -430,6 +430,18 @@ mod tests {
     }
 
     #[test]
+    fn of_one_that_is_gone_so_many_are_kept() {
+        let mut guard = Guard::new(1);
+        let ip = |number: usize| Ipv4Addr::from_bits(0x0a00_0000 + number as u32);
+        for number in 0..=MAX_KEPT {
+            claim(&mut guard, ip(number), A, Title::Open, at(0));
+        }
+        guard.detach(A, at(0));
+        let kept = (0..=MAX_KEPT).filter(|number| guard.owner(ip(*number), at(1)) == Some(mac(A)));
+        assert!(kept.eq(0..MAX_KEPT));
+    }
+
+    #[test]
     fn a_title_decides() {
         let mut guard = Guard::new(1);
         let nobody = Claimed::Refused { holder: None, ask: false };

@@ -342,6 +342,17 @@ mod tests {
     }
 
     #[test]
+    fn a_datagram_in_too_many_pieces_is_none() {
+        let mut table = Reassembly::new(1);
+        for piece in 0..MAX_PIECES {
+            assert_eq!(add(&mut table, &fragment(16 * piece, &[7; 8], true), 0), Ok(None));
+        }
+        let one_more = fragment(16 * MAX_PIECES, &[7; 8], true);
+        assert_eq!(add(&mut table, &one_more, 0), Err(DropReason::Fragment));
+        assert!(table.incomplete.is_empty());
+    }
+
+    #[test]
     fn any_order_gives_the_datagram() {
         let payload: Vec<u8> = (0..40).collect();
         for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {

@@ -270,6 +270,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_file_is_so_long() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("gvproxy.yaml");
+        let read = |len| {
+            std::fs::write(&path, "#".repeat(len)).unwrap();
+            File::read(&path).map(drop).map_err(|error| error.to_string())
+        };
+        assert_eq!(read(1 << 20), Ok(()));
+        let said = read((1 << 20) + 1).unwrap_err();
+        assert!(said.ends_with("gvproxy.yaml: larger than 1048576 bytes"), "{said}");
+    }
+
+    #[test]
     fn encodings_of_editors() {
         let text = "stack:\n  gatewayIP: é😀\n";
         let utf16 = |order: fn(u16) -> [u8; 2]| {

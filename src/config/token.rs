@@ -124,6 +124,7 @@ mod tests {
             (&format!("{shortest} {shortest}"), 0o600, "without blanks"),
             (&"é".repeat(32), 0o600, "visible ASCII"),
             (&String::new(), 0o600, "not 0"),
+            (&"x".repeat(5000), 0o600, "32 to 256 characters, not 4096"),
         ] {
             let said = read(text, mode).unwrap_err();
             assert!(said.contains(why) && !said.contains("xxx"), "{text}: {said}");

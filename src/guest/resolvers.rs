@@ -98,7 +98,7 @@ impl Resolvers {
                 Err(error) => return Err(error),
             },
         };
-        let written = compose(interface, &before, servers, search);
+        let written = checked(compose(interface, &before, servers, search))?;
         match &before {
             Before::Link(_) if path.is_symlink() => {
                 let new = path.with_file_name(NEW);
@@ -258,7 +258,15 @@ fn parse(text: &[u8]) -> Option<(String, Before)> {
 
 /// What stands there, unless it is no file or does not answer: nobody waits for a FIFO, or for a file system that has gone.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
-    files::read_within(path, MAX_LEN, PATIENCE)
+    checked(files::read_within(path, MAX_LEN + 1, PATIENCE)?)
+}
+
+/// A text that can be read again: of a longer one only a part would come back.
+fn checked(text: Vec<u8>) -> io::Result<Vec<u8>> {
+    match text.len() as u64 > MAX_LEN {
+        true => Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is too large")),
+        false => Ok(text),
+    }
 }
 
 #[cfg(test)]
@@ -330,6 +338,26 @@ mod tests {
             recover(&path, |_| false);
             assert_eq!(content(dir.path()), before, "{name}: there is nothing to do");
         }
+    }
+
+    #[test]
+    fn what_is_too_large_to_come_back_stays() {
+        for lines in [60_000, 100_000] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("conf");
+            fs::write(&path, "options edns0\n".repeat(lines)).unwrap();
+            let before = content(dir.path());
+            match Resolvers::write(&path, "tap0", &SERVER, &[]) {
+                Ok(resolvers) => assert!(lines == 60_000 && resolvers.is_some()),
+                Err(error) => assert_eq!((lines, error.kind()), (100_000, io::ErrorKind::FileTooLarge)),
+            }
+            assert!(content(dir.path()) == before, "{lines}");
+        }
+        let (dir, text) = (tempfile::tempdir().unwrap(), "x\n".repeat(MAX_LEN as usize / 2));
+        let path = dir.path().join("conf");
+        fs::write(&path, &text).unwrap();
+        assert!(Resolvers::write(&path, "tap0", &SERVER, &[]).is_err(), "with what marks its lines it is");
+        assert!(fs::read_to_string(&path).unwrap() == text);
     }
 
     #[test]

@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use super::{Framing, vfkit, vpnkit};
 use crate::config::{Address, LinkConfig};
 use crate::engine::{Attachment, Handle};
+use crate::limit::Limit;
 use crate::listen::{RemoveOnDrop, TcpAddress, as_made, tcp_listener, unix_socket};
 use crate::logging::Limited;
 use crate::notify::{Notice, Notifier};
@@ -29,7 +30,7 @@ use crate::sys::watch;
 
 /// The mode of the sockets that hypervisors connect to.
 const MODE: u32 = 0o600;
-/// Connections of one listener at a time; more wait in its backlog.
+/// Connections of one listener at a time; more wait in its backlog. Of VPNKit's clients those that say nothing make room.
 const MAX_GUESTS: usize = 256;
 /// The pause after the process ran out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -268,11 +269,12 @@ async fn accept(guests: Guests, listener: &Socket, engine: &Handle, terms: &Arc<
     let is_single = !terms.keep_running && guests != Guests::Vpnkit;
     let readiness = watch(listener.try_clone()?.into(), Interest::READABLE)?;
     let mut following = JoinSet::new();
+    let clients = Limit::new(MAX_GUESTS, Duration::ZERO);
     let mut failing = false;
     loop {
         let accepted = tokio::select! {
             accepted = readiness.async_io(Interest::READABLE, |_| listener.accept()),
-                if following.len() < MAX_GUESTS => accepted,
+                if guests == Guests::Vpnkit || following.len() < MAX_GUESTS => accepted,
             Some(_) = following.join_next() => continue,
         };
         let stream = match accepted {
@@ -295,7 +297,12 @@ async fn accept(guests: Guests, listener: &Socket, engine: &Handle, terms: &Arc<
             Guests::Qemu => Framing::Qemu,
             Guests::Bess => Framing::Bess,
             Guests::Vpnkit => {
-                following.spawn(vpnkit::serve(stream, engine.clone(), Arc::clone(terms)));
+                match clients.admit(()) {
+                    Some(place) => {
+                        following.spawn(vpnkit::serve(stream, place, engine.clone(), Arc::clone(terms)));
+                    }
+                    None => report_refusal(&"as many VPNKit clients as may be"),
+                }
                 continue;
             }
         };

@@ -6,15 +6,17 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use netstack::Mac;
 use socket2::Socket;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::sleep;
 
 use super::Framing;
 use super::listener::{Terms, follow, report_begin};
 use crate::engine::Handle;
+use crate::limit::Place;
 use crate::logging::Limited;
 use crate::sys::watch;
 
@@ -33,12 +35,18 @@ const ETHERNET: u16 = 14;
 /// Refusals in the log.
 static REFUSED: Limited = Limited::new(10, Duration::from_secs(60));
 
-/// Serves one client to its end.
-pub(super) async fn serve(stream: Socket, engine: Handle, terms: Arc<Terms>) {
-    let attached = match tokio::time::timeout(PATIENCE, greet(stream, &terms)).await {
-        Ok(Ok(stream)) => engine.attach(stream, Framing::Hyperkit).await.context("cannot attach"),
-        Ok(Err(error)) => Err(error),
-        Err(_) => Err(anyhow::anyhow!("no handshake within {PATIENCE:?}")),
+/// Serves one client to its end, or until its `place` is wanted before it has greeted.
+pub(super) async fn serve(stream: Socket, place: Place<()>, engine: Handle, terms: Arc<Terms>) {
+    let greeted = tokio::select! {
+        biased;
+        greeted = greet(stream, &terms) => greeted,
+        () = place.told_to_close() => Err(anyhow!("no handshake, and others wait")),
+        () = sleep(PATIENCE) => Err(anyhow!("no handshake within {PATIENCE:?}")),
+    };
+    place.set_busy();
+    let attached = match greeted {
+        Ok(stream) => engine.attach(stream, Framing::Hyperkit).await.context("cannot attach"),
+        Err(error) => Err(error),
     };
     match attached {
         Ok(attachment) => {
