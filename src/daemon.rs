@@ -8,7 +8,7 @@ use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use netstack::PortId;
@@ -585,20 +585,19 @@ impl Questions {
         message: &[u8],
         transport: Transport,
     ) -> Option<Vec<u8>> {
-        let answer = async {
+        let answer = place.hold(async {
             let _sockets = self.sockets.places(port).wait().await;
             self.upstream.ask(message, transport).await
-        };
-        tokio::select! {
-            biased;
-            answer = answer => answer,
-            () = place.told_to_close() => {
-                if let Some(suppressed) = self.failed.admit(std::time::Instant::now()) {
-                    tracing::warn!(%port, suppressed, "a guest has as many questions about names on their way as it may: the oldest fails");
-                }
-                server_failure(message, transport)
-            }
+        });
+        answer.await.unwrap_or_else(|| self.fail(port, message, transport))
+    }
+
+    /// SERVFAIL, for one that has no place, or no longer.
+    fn fail(&self, port: PortId, message: &[u8], transport: Transport) -> Option<Vec<u8>> {
+        if let Some(suppressed) = self.failed.admit(Instant::now()) {
+            tracing::warn!(%port, suppressed, "a guest has as many questions about names on their way as it may: some fail");
         }
+        server_failure(message, transport)
     }
 }
 
@@ -618,10 +617,10 @@ async fn resolve(handle: Handle, api: Arc<Api>, places: Places, mut requests: mp
         let (handle, questions) = (handle.clone(), Arc::clone(&questions));
         match request {
             Request::DnsQuestion { client, message } => {
-                // Of this very task, so that no more of them are there than places.
                 let port = client.port();
+                // Of this very task, so that no more of them are there than places.
                 let Some(place) = questions.admitted.admit(port) else {
-                    if let Some(answer) = server_failure(&message, Transport::Udp) {
+                    if let Some(answer) = questions.fail(port, &message, Transport::Udp) {
                         handle.dns_answer(client, answer).await;
                     }
                     continue;
@@ -658,7 +657,7 @@ async fn answer(
         Verdict::Reply => Some(reply),
         Verdict::Forward => {
             let Some(place) = questions.admitted.admit(link) else {
-                return server_failure(&message, Transport::Tcp);
+                return questions.fail(link, &message, Transport::Tcp);
             };
             questions.ask(link, &place, &message, Transport::Tcp).await
         }

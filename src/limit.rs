@@ -175,6 +175,15 @@ impl<K: Copy + Eq + Hash> Place<K> {
         self.close.notified().await;
     }
 
+    /// What `work` gives; `None` if the place is wanted before it is done.
+    pub async fn hold<F: Future>(&self, work: F) -> Option<F::Output> {
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            () = self.told_to_close() => None,
+        }
+    }
+
     fn set(&self, state: State) {
         lock(&self.table).set(self.id, state);
     }
@@ -304,5 +313,14 @@ mod tests {
         };
         let (few, many) = (cost(16), cost(4096));
         assert!(many < few * 20, "{few:?} with 16 places, {many:?} with 4096");
+    }
+
+    #[tokio::test]
+    async fn work_ends_when_its_place_is_wanted() {
+        let limit = Limit::new(1, Duration::ZERO);
+        assert_eq!(limit.admit('a').unwrap().hold(async { 7 }).await, Some(7));
+        let first = limit.admit('a').unwrap();
+        let _second = limit.admit('b').unwrap();
+        assert_eq!(first.hold(std::future::pending::<()>()).await, None);
     }
 }

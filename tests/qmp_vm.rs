@@ -126,6 +126,8 @@ impl Drop for Machine {
                     String::from_utf8_lossy(&text[text.len().saturating_sub(2000)..])
                 );
             }
+        } else {
+            vm::assert_unharmed(&self.path("console"));
         }
     }
 }

@@ -20,7 +20,7 @@ use socket2::SockRef;
 use support::daemon::Daemon;
 use support::guest::{self, Guest};
 use support::net::{HOST, Host, plug};
-use support::traffic::accept;
+use support::traffic::{accept, check, send_from};
 use support::wire::{Quality, Wire};
 
 /// Who ends the guest's connections.
@@ -199,12 +199,28 @@ fn out_of_order_over_20_ms() {
     compare(SLOW.late(50).delay(10), 3, Duration::from_secs(2));
 }
 
+/// Reads a piece whenever `asker` has had an answer.
+struct Slow<'a> {
+    from: &'a TcpStream,
+    asker: &'a TcpStream,
+    piece: usize,
+}
+
+impl Read for Slow<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.asker.write_all(&[1])?;
+        self.asker.read_exact(&mut [0])?;
+        self.piece = (self.piece + 977) % 20_000;
+        self.from.read(&mut buffer[..=self.piece])
+    }
+}
+
 /// Where other connections of the guest fill what it may have of the daemon's memory, rings give back what they have no use for while bytes are in
 /// them, and others are missing.
 #[test]
 fn nothing_is_lost_where_memory_is_scarce() {
     /// Of a stream that is checked; and what each of those that nobody reads has at least, of which 64 MiB are needed.
-    const BYTES: usize = 4 << 20;
+    const BYTES: u64 = 4 << 20;
     const UNREAD: usize = 256 << 10;
     const PATIENCE: Duration = Duration::from_secs(60);
     let quality = Quality { rate: None, ..Quality::CLEAN }.loss(10).late(50);
@@ -226,8 +242,6 @@ fn nothing_is_lost_where_memory_is_scarce() {
     // Little fits into the daemon's sockets, and who reads waits for the guest's answer before each piece: rings are not empty for long.
     let host = setup.host.as_ref().unwrap();
     host.run(["sh", "-c", "echo 4096 8192 8192 >/proc/sys/net/ipv4/tcp_wmem"]);
-    // Each byte says at which place of its stream it is.
-    let pattern: Vec<u8> = (0..=250).cycle().take(BYTES).collect();
     let (echo, asker) = setup.pair("cubic");
     let (guest, other) = setup.pair("cubic");
     for end in [&guest, &other, &asker] {
@@ -237,25 +251,13 @@ fn nothing_is_lost_where_memory_is_scarce() {
     }
     let echo = std::thread::spawn(move || std::io::copy(&mut &echo, &mut &echo));
     std::thread::scope(|scope| {
-        for (mut from, mut to) in [(&guest, &other), (&other, &guest)] {
-            let (pattern, mut asker) = (&pattern, &asker);
+        for (from, to) in [(&guest, &other), (&other, &guest)] {
+            let asker = &asker;
             scope.spawn(move || {
-                from.write_all(pattern).unwrap();
+                send_from(from, 0, BYTES).unwrap();
                 from.shutdown(Shutdown::Write).unwrap();
             });
-            scope.spawn(move || {
-                let mut buffer = vec![0; 20_000];
-                let (mut got, mut piece) = (0, 0);
-                while got < BYTES {
-                    asker.write_all(&[1]).unwrap();
-                    asker.read_exact(&mut [0]).unwrap();
-                    piece = (piece + 977) % buffer.len();
-                    let read = to.read(&mut buffer[..=piece]).unwrap();
-                    assert!(read > 0, "the end, behind {got}");
-                    assert!(buffer[..read] == pattern[got..got + read], "wrong bytes behind {got}");
-                    got += read;
-                }
-            });
+            scope.spawn(move || assert_eq!(check(Slow { from: to, asker, piece: 0 }).unwrap(), BYTES));
         }
     });
     drop(asker);

@@ -264,7 +264,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 /// A text that can be read again: of a longer one only a part would come back.
 fn checked(text: Vec<u8>) -> io::Result<Vec<u8>> {
     match text.len() as u64 > MAX_LEN {
-        true => Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is too large")),
+        true => Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than {MAX_LEN} bytes"))),
         false => Ok(text),
     }
 }

@@ -11,7 +11,7 @@ use netstack::Mac;
 use socket2::Socket;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::time::sleep;
+use tokio::time::timeout;
 
 use super::Framing;
 use super::listener::{Terms, follow, report_begin};
@@ -37,16 +37,14 @@ static REFUSED: Limited = Limited::new(10, Duration::from_secs(60));
 
 /// Serves one client to its end, or until its `place` is wanted before it has greeted.
 pub(super) async fn serve(stream: Socket, place: Place<()>, engine: Handle, terms: Arc<Terms>) {
-    let greeted = tokio::select! {
-        biased;
-        greeted = greet(stream, &terms) => greeted,
-        () = place.told_to_close() => Err(anyhow!("no handshake, and others wait")),
-        () = sleep(PATIENCE) => Err(anyhow!("no handshake within {PATIENCE:?}")),
-    };
-    place.set_busy();
-    let attached = match greeted {
-        Ok(stream) => engine.attach(stream, Framing::Hyperkit).await.context("cannot attach"),
-        Err(error) => Err(error),
+    let attached = match place.hold(timeout(PATIENCE, greet(stream, &terms))).await {
+        Some(Ok(Ok(stream))) => {
+            place.set_busy();
+            engine.attach(stream, Framing::Hyperkit).await.context("cannot attach")
+        }
+        Some(Ok(Err(error))) => Err(error),
+        Some(Err(_)) => Err(anyhow!("no handshake within {PATIENCE:?}")),
+        None => Err(anyhow!("no handshake, and others wait")),
     };
     match attached {
         Ok(attachment) => {

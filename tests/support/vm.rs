@@ -188,8 +188,18 @@ impl Drop for Vm {
                 let tail = text.len().saturating_sub(4000);
                 eprintln!("--- {name} ---\n{}", String::from_utf8_lossy(&text[tail..]));
             }
+        } else {
+            assert_unharmed(&self.files.path().join("console"));
         }
     }
+}
+
+/// Fails where the machine's kernel panicked: it starts again, but for one reason only, which is QEMU's (`boot.sh`).
+#[track_caller]
+pub(crate) fn assert_unharmed(console: &Path) {
+    let said = std::fs::read(console).unwrap_or_default();
+    let said = String::from_utf8_lossy(&said);
+    assert!(!said.contains("Kernel panic") || said.contains("Oops: int3"), "{said}");
 }
 
 /// Copies a program of the host into root's home, without what only a debugger reads.

@@ -358,8 +358,7 @@ impl Flow {
     /// The memory of that ring in which there is nothing, nor what came out of order or may come: in two parts, since it is a ring.
     pub(super) fn litter(&mut self) -> [Range<usize>; 2] {
         let is_in_order = self.is_in_order();
-        let out_of_order = self.guest_sent.zip(self.window.acknowledged()).filter(|(end, ack)| end > ack);
-        let ahead = self.window.offered().max(out_of_order.map_or(0, |(end, ack)| end - ack));
+        let ahead = self.window.offered().max(self.window.ahead(self.guest_sent));
         let (Some([ring, _]), Stage::Live(sockets, handle)) = (&self.memory, &mut self.stage) else {
             return [0..0, 0..0];
         };

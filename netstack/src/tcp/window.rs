@@ -153,8 +153,12 @@ impl WindowLimit {
 
     /// Bytes that the guest may send, beyond what is acknowledged to it.
     pub(super) fn offered(&self) -> usize {
-        let ends = self.edge.zip(self.acknowledged());
-        ends.filter(|(edge, ack)| edge > ack).map_or(0, |(edge, ack)| edge - ack)
+        self.ahead(self.edge)
+    }
+
+    /// Bytes up to `end`, beyond what is acknowledged to the guest.
+    pub(super) fn ahead(&self, end: Option<TcpSeqNumber>) -> usize {
+        self.acknowledged().map_or(0, |ack| distance(ack, end))
     }
 
     /// The last acknowledgement that went out.
@@ -164,9 +168,7 @@ impl WindowLimit {
 
     /// The window field for a ring with `held` bytes in it.
     fn window(&self, ack: TcpSeqNumber, held: usize, shift: u8) -> u16 {
-        let distance =
-            |edge: Option<TcpSeqNumber>| edge.filter(|edge| *edge > ack).map_or(0, |edge| edge - ack);
-        let (promised, accepted) = (distance(self.edge), distance(self.accepted));
+        let (promised, accepted) = (distance(ack, self.edge), distance(ack, self.accepted));
         let reserve = if shift == 0 { 0 } else { RESERVE << shift };
         let mut field = accepted.saturating_sub(reserve).min(self.share.saturating_sub(held)) >> shift;
         if field << shift < promised {
@@ -209,13 +211,12 @@ impl WindowLimit {
     /// Whether the guest has used up most of what it was offered while the ring, with `held` bytes in it, has room again. smoltcp
     /// does not know, since it offered more.
     pub(super) fn wants_update(&self, held: usize) -> bool {
-        let (Some((_, ack)), Some(edge), Some(accepted)) = (self.last, self.edge, self.accepted) else {
+        let (Some((_, ack)), Some(_), Some(_)) = (self.last, self.edge, self.accepted) else {
             return false;
         };
-        let distance = |edge: TcpSeqNumber| if edge > ack { edge - ack } else { 0 };
         let share = self.share.min(self.capacity);
-        let free = share.saturating_sub(held).min(distance(accepted));
-        free >= share / 2 && distance(edge) < free / 2
+        let free = share.saturating_sub(held).min(distance(ack, self.accepted));
+        free >= share / 2 && distance(ack, self.edge) < free / 2
     }
 
     /// Sequence and acknowledgement number, and the window field, of a segment that only updates the window.
@@ -225,4 +226,9 @@ impl WindowLimit {
         self.edge = Some(self.promised(ack, usize::from(window) << self.shift));
         Some((seq, ack, window))
     }
+}
+
+/// Bytes from `ack` to `end`, if that is beyond it.
+fn distance(ack: TcpSeqNumber, end: Option<TcpSeqNumber>) -> usize {
+    end.filter(|end| *end > ack).map_or(0, |end| end - ack)
 }
