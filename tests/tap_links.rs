@@ -376,7 +376,18 @@ fn vpnkit_clients_that_do_not_greet_keep_nobody_out() {
     let (guest, address) = guest(Kind::Vpnkit.plug(&mut daemon), 1);
     let path = Kind::Vpnkit.socket(&daemon);
     // More than a listener has places.
-    let silent: Vec<_> = (0..300).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    let mut silent: Vec<_> = (0..300).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    // One that takes its time, while others come that say nothing.
+    let mut slow = UnixStream::connect(&path).unwrap();
+    slow.set_read_timeout(Some(AT_ONCE)).unwrap();
+    let parts = [(&[0; 10][..], 0), (&[0; 39], 49), (&[0; 10], 0), (&[0; 31], 258)];
+    for (said, answer) in parts {
+        silent.extend((0..100).map(|_| UnixStream::connect(&path).unwrap()));
+        // Whoever is answered has come behind them.
+        greet(&UnixStream::connect(&path).unwrap(), "00000000-0208-11ea-9fd7-f2189899ab08").unwrap();
+        slow.write_all(said).expect("it may still speak");
+        slow.read_exact(&mut vec![0; answer]).expect("its answer");
+    }
     let started = Instant::now();
     let (other, _) = self::guest(Kind::Vpnkit.plug(&mut daemon), 2);
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());

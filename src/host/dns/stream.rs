@@ -66,7 +66,12 @@ where
             return stream.shutdown().await;
         }
         tokio::select! {
-            read = stream.read_buf(&mut received), if listening => client_done = read? == 0,
+            read = stream.read_buf(&mut received), if listening => {
+                client_done = read? == 0;
+                if pending.is_empty() {
+                    place.set_receiving();
+                }
+            }
             Some(answer) = pending.join_next() => {
                 if let Ok(Some(answer)) = answer {
                     let len = u16::try_from(answer.len()).map_err(io::Error::other)?;

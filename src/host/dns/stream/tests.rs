@@ -186,3 +186,25 @@ async fn what_is_idle_makes_room() {
     assert_eq!(read_message(&mut new).await, b"new");
     assert_eq!(read_message(&mut busy).await, b"slow");
 }
+
+#[tokio::test(start_paused = true)]
+async fn one_that_speaks_slowly_is_no_silent_one() {
+    let limit = Limit::new(2, Duration::ZERO);
+    let connect = || {
+        let (client, server) = tokio::io::duplex(64);
+        let place = limit.admit(()).unwrap();
+        (client, tokio::spawn(serve_stream(server, place, async |message| Some(message))))
+    };
+    let pause = || tokio::time::sleep(Duration::from_millis(100));
+    let (mut slow, _server) = connect();
+    pause().await;
+    let (mut silent, _other) = connect();
+    pause().await;
+    let frame = framed(&[b"slow"]);
+    slow.write_all(&frame[..3]).await.unwrap();
+    pause().await;
+    let _newest = connect();
+    assert_eq!(silent.read(&mut [0]).await.unwrap(), 0, "it makes room");
+    slow.write_all(&frame[3..]).await.unwrap();
+    assert_eq!(read_message(&mut slow).await, b"slow");
+}
