@@ -480,6 +480,22 @@ mod same_path {
         assert!(first.is_running() && !first.stderr().contains("connected"), "{}", first.stderr());
     }
 
+    /// A daemon that lost its path to another one says so, and serves the machine that has it in the end.
+    #[test]
+    fn a_path_that_another_gvproxy_takes_over_is_told_of() {
+        let bench = Bench::new();
+        let mut first = builder(&bench).spawn();
+        eventually("its socket", PATIENCE, || bench.path("q").exists().then_some(()));
+        std::fs::remove_file(bench.path("q")).unwrap();
+        let mut second = Daemon::builder().without_qemu().args(["-listen-qemu", &bench.url("q")]).spawn();
+        first.log_with("another gvproxy has it now");
+        assert!(second.terminate().success());
+        assert!(!second.stderr().contains("connected"), "{}", second.stderr());
+        let _qemu = bench.qemu(&[Q35, &["-S"]].concat());
+        bench.machine_until("let go", |machine| machine["connection"] == "let-go");
+        assert!(first.terminate().success());
+    }
+
     /// With -qmp the session is kept.
     #[test]
     fn a_session_that_is_asked_for_is_kept() {

@@ -5,7 +5,7 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -60,6 +60,8 @@ struct Machine {
     /// Card, netdev and address.
     cards: BTreeMap<String, (String, String)>,
     faults: usize,
+    /// Firmware runs, or nothing: whatever is to be taken out stays.
+    has_no_system: bool,
     /// The sessions that there were.
     sessions: Vec<UnixStream>,
 }
@@ -69,6 +71,15 @@ impl Machine {
         self.netdevs.len() == 1
             && self.cards.len() == 1
             && self.cards.values().all(|(netdev, _)| self.netdevs.contains_key(netdev))
+    }
+
+    /// Whether a card's netdev is connected to somebody who is still there.
+    fn is_linked(&self) -> bool {
+        self.is_attached()
+            && self.netdevs.values().all(|stream| {
+                stream.set_nonblocking(true).unwrap();
+                (&mut &*stream).take(1 << 20).read_to_end(&mut Vec::new()).is_err()
+            })
     }
 
     fn is_clean(&self) -> bool {
@@ -129,6 +140,7 @@ impl Machine {
                 Ok(json!({}))
             }
             "device_add" => Err("no such netdev"),
+            "device_del" if self.has_no_system && self.cards.contains_key(&text("id")) => Ok(json!({})),
             "device_del" if self.cards.remove(&text("id")).is_some() => {
                 events.push(json!({"event": "DEVICE_DELETED", "data": {"device": text("id"), "path": "/"}}));
                 Ok(json!({}))
@@ -170,7 +182,11 @@ impl Bench {
     }
 
     fn daemon(&self) -> Daemon {
-        Daemon::builder().without_qemu().args(["-qmp", &format!("unix://{}", self.path().display())]).spawn()
+        self.daemon_told_by("-qmp")
+    }
+
+    fn daemon_told_by(&self, flag: &str) -> Daemon {
+        Daemon::builder().without_qemu().args([flag, &format!("unix://{}", self.path().display())]).spawn()
     }
 
     /// Reports an event.
@@ -288,6 +304,13 @@ fn recovers(script: Script) {
     assert!(machine.is_clean(), "{machine:?}");
 }
 
+#[track_caller]
+fn says_attached(daemon: &Daemon) {
+    eventually("an attached machine in the log", PATIENCE, || {
+        daemon.stderr().contains("virtual machine attached").then_some(())
+    });
+}
+
 fn once(commands: &[&'static str], faults: &[Fault]) -> Vec<Script> {
     let at = |at: &&'static str| faults.iter().map(move |fault| (*at, *fault)).collect::<Vec<_>>();
     commands.iter().flat_map(at).map(|(at, fault)| Script { at, fault, always: false }).collect()
@@ -315,6 +338,41 @@ fn silence_at_each_step() {
     let faults = [Fault::Silence { done: false }, Fault::Silence { done: true }];
     each(once(&NEEDED, &faults), recovers);
     each(once(&["greeting", "qmp_capabilities"], &faults[..1]), recovers);
+}
+
+/// The path of `-listen-qemu` is a QMP socket's: what the daemon was told is the same, and it goes on as patiently.
+#[test]
+fn silence_at_each_step_to_who_found_the_socket() {
+    let faults = [Fault::Silence { done: false }, Fault::Silence { done: true }];
+    each(once(&NEEDED, &faults), |script| {
+        let bench = Bench::new(Some(script));
+        let mut daemon = bench.daemon_told_by("-listen-qemu");
+        bench.machine_until("the fault", |machine| machine.faults > 0);
+        says_attached(&daemon);
+        bench.machine_until("a machine with a link", Machine::is_linked);
+        assert!(daemon.terminate().success());
+        let machine = bench.machine.lock().unwrap();
+        assert!(machine.is_clean(), "{machine:?}");
+    });
+}
+
+/// The reply comes too late, and no system is there yet that would let go of a card: the one that came is the machine's.
+#[test]
+fn a_card_that_came_without_a_reply_keeps_its_link() {
+    let script = Script { at: "device_add", fault: Fault::Silence { done: true }, always: false };
+    std::thread::scope(|scope| {
+        for flag in ["-qmp", "-listen-qemu"] {
+            scope.spawn(move || {
+                let bench = Bench::new(Some(script));
+                bench.machine.lock().unwrap().has_no_system = true;
+                let daemon = bench.daemon_told_by(flag);
+                bench.machine_until("the fault", |machine| machine.faults > 0);
+                says_attached(&daemon);
+                let machine = bench.machine.lock().unwrap();
+                assert!(machine.is_linked(), "{flag}: {machine:?}");
+            });
+        }
+    });
 }
 
 #[test]

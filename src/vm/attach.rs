@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail};
 use netstack::Mac;
 use qmp::qapi::qmp::{netdev_del, qom_get, set_link};
-use qmp::{Client, Netdev, Network, Nic, UnplugError, netdev_stream, virtio_net};
+use qmp::{Client, ExecuteError, Netdev, Network, Nic, UnplugError, netdev_stream, virtio_net};
 use tokio::time::{Instant, timeout};
 
 use super::place::hash;
@@ -169,12 +169,17 @@ async fn add(client: &mut Client, card: &Card) -> Result<Device> {
         Ok(card.device(card.nic.clone(), card.netdev.clone()))
     };
     let plugged: Result<Device> = plugged.await;
-    if plugged.is_err() {
-        // The command may have been carried out after its time.
+    // A command without a reply may be carried out yet. Firmware takes no card out, so one that comes late is to be found connected.
+    if plugged.as_ref().is_err_and(|error| !is_silence(error)) {
         let _ = client.unplug(&card.nic, LAST_UNPLUG).await;
         remove_netdev(client, &card.netdev).await;
     }
     plugged
+}
+
+/// Whether a command had no reply in its time: what QEMU has done is not known, until another session asks.
+pub(super) fn is_silence(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(ExecuteError::Timeout { .. })))
 }
 
 /// Waits until QEMU has connected the netdev.

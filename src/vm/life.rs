@@ -9,7 +9,7 @@ use qmp::qapi::qmp::{
     MIGRATION, MigrationCapability, MigrationCapabilityStatus, MigrationStatus, SHUTDOWN,
     migrate_set_capabilities,
 };
-use qmp::{Client, Event, ExecuteError, Lost};
+use qmp::{Client, Event, Lost};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::attach::{self, Card};
@@ -167,7 +167,7 @@ impl Life<'_> {
                 self.entry.change(|status| (status.device, status.problem) = (Some(device), None));
                 Ok(true)
             }
-            Err(error) if is_silence(&error) => Err(error),
+            Err(error) if attach::is_silence(&error) => Err(error),
             Err(error) => {
                 let problem = format!("{error:#}");
                 // The end of the session is told where it is noticed.
@@ -274,9 +274,4 @@ impl Life<'_> {
             tracing::info!(qmp = %self.qmp, reason, suppressed, "{what}");
         }
     }
-}
-
-/// Whether a command had no reply in its time.
-fn is_silence(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(ExecuteError::Timeout { .. })))
 }

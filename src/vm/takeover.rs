@@ -24,7 +24,7 @@ use super::{Surroundings, VmChange, bind_beside};
 use crate::config::{Address, DEVICE_MAC, LinkConfig};
 use crate::disk;
 use crate::link::listener::{Listener, Presence, Terms};
-use crate::listen::{RemoveOnDrop, ensure_vacant};
+use crate::listen::{Made, RemoveOnDrop, ensure_vacant};
 use crate::sys::follow::NameWatch;
 use crate::sys::owner;
 
@@ -143,7 +143,7 @@ impl QemuLink {
                 biased;
                 () = with.stopped() => return Ok(()),
                 knock = listener.knock() => knock.context("cannot watch the listener").map(|()| false)?,
-                () = taken_over(&listener, &path) => matches!(Owner::of_new(&path).await, Owner::Other { .. }),
+                () = taken_over(&listener, &path) => true,
             };
             if !is_taken {
                 return tokio::select! {
@@ -168,7 +168,7 @@ impl QemuLink {
                 Err(error) => error,
             };
             with.terms.tell_failure();
-            if !with.terms.keep_running && error.chain().any(|cause| cause.is::<SlotError>()) {
+            if !with.terms.keep_running && has_no_room(&error) {
                 return Err(error);
             }
             let text = format!("{error:#}");
@@ -184,12 +184,38 @@ impl QemuLink {
     }
 }
 
-/// Waits until another socket is in the place of the listener's own.
+/// Whether it is the machine's own shape that is in the way, which no other attempt will find changed.
+fn has_no_room(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| matches!(cause.downcast_ref(), Some(SlotError::NoneFree(_))))
+}
+
+/// Waits until the socket of somebody who may be connected to is in the place of the listener's own.
 async fn taken_over(listener: &Listener, path: &Path) {
     let Some(file) = listener.file().map(RemoveOnDrop::made) else { return std::future::pending().await };
+    replaced(file, path).await;
+    let (mut pause, mut is_told) = (PAUSE.0, false);
+    loop {
+        let why = match Owner::of_new(path).await {
+            Owner::Other { .. } => return,
+            Owner::Gvproxy => "another gvproxy has it now",
+            Owner::Unknown => {
+                "nobody can be seen who serves what is there now; -qmp attaches to it nevertheless"
+            }
+        };
+        if !is_told {
+            tracing::warn!(path = %path.display(), why, "no virtual machine can connect here any more");
+            is_told = true;
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSE.1);
+    }
+}
+
+/// Waits until the file that was made at `path` is gone, and another is there.
+async fn replaced(file: &Made, path: &Path) {
+    // What does not answer is not replaced either.
     let is_there = async || {
         let file = file.clone();
-        // What does not answer is not taken over either.
         disk::ask(path, move || file.is_there()).await.unwrap_or(true)
     };
     let name = path.to_owned();
@@ -197,23 +223,20 @@ async fn taken_over(listener: &Listener, path: &Path) {
     while is_there().await {
         match &watch {
             Ok(watch) => watch.changed().await,
-            Err(error) if is_there().await => {
-                tracing::warn!(%error, "cannot watch the socket: QEMU must not bind its own there");
-                return std::future::pending().await;
-            }
-            Err(_) => {}
+            Err(_) => sleep(PAUSE.0).await,
         }
     }
     loop {
         let name = path.to_owned();
         let look = move || {
+            // Before the look, so that nothing that comes after it is missed.
             let watch = name.parent().map(NameWatch::of_directory);
             (watch, name.exists())
         };
         match disk::ask(path, look).await {
-            Ok((Some(Ok(_)), true)) => return,
+            Ok((_, true)) => return,
             Ok((Some(Ok(watch)), false)) => watch.changed().await,
-            _ => return std::future::pending().await,
+            _ => sleep(PAUSE.0).await,
         }
     }
 }
@@ -254,21 +277,42 @@ async fn serve_attached(
     with: &Surroundings,
     mut serving: Pin<&mut impl Future<Output = Result<()>>>,
 ) -> Result<()> {
-    let attached = {
-        let attaching = attach_once(&mut session, card, entry, with);
-        tokio::pin!(attaching);
-        tokio::select! {
-            // That the link ended is not why it failed.
-            ended = &mut serving => return attaching.await.and(ended),
-            attached = &mut attaching => Some(attached),
-            () = with.stopped() => None,
-        }
-    };
-    match attached {
-        Some(attached) => attached.with_context(|| format!("cannot attach the virtual machine of {qmp}"))?,
-        None => {
-            with.leave(qmp, card, Some(session)).await;
-            return Ok(());
+    loop {
+        let attached = {
+            let attaching = attach_once(&mut session, card, entry, with);
+            tokio::pin!(attaching);
+            tokio::select! {
+                // That the link ended is not why it failed.
+                ended = &mut serving => tokio::select! {
+                    attached = &mut attaching => return attached.and(ended),
+                    () = with.stopped() => None,
+                },
+                attached = &mut attaching => Some(attached),
+                () = with.stopped() => None,
+            }
+        };
+        match attached {
+            None => {
+                with.leave(qmp, card, Some(session)).await;
+                return Ok(());
+            }
+            // The card may have come after all. It is looked for in another session, and its link stays.
+            Some(Err(error)) if attach::is_silence(&error) => {
+                tracing::warn!(%qmp, error = format!("{error:#}"), "the QMP session failed");
+                drop(session);
+                session = tokio::select! {
+                    ended = &mut serving => return ended,
+                    session = session::wait(qmp) => session,
+                    () = with.stopped() => {
+                        with.leave(qmp, card, None).await;
+                        return Ok(());
+                    }
+                };
+            }
+            Some(attached) => {
+                attached.with_context(|| format!("cannot attach the virtual machine of {qmp}"))?;
+                break;
+            }
         }
     }
     drop(session);

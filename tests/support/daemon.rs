@@ -17,7 +17,7 @@ use super::process::Process;
 const START: Duration = Duration::from_secs(10);
 /// How long it may take to end after SIGTERM.
 const END: Duration = Duration::from_secs(5);
-/// Lines of its log that a failed test shows.
+/// Lines of its log that a failed test shows, of its beginning and of its end.
 const SHOWN: usize = 40;
 
 /// The binary under test: `GVPROXY` where it is set, so that the same tests run against the original.
@@ -302,13 +302,13 @@ impl Drop for Daemon {
         if std::thread::panicking() {
             let stderr = self.stderr();
             let lines: Vec<_> = stderr.lines().collect();
-            let last = &lines[lines.len().saturating_sub(SHOWN)..];
-            eprintln!(
-                "--- stderr of the daemon, {} of {} lines ---\n{}\n---",
-                last.len(),
-                lines.len(),
-                last.join("\n")
-            );
+            let (first, rest) = lines.split_at(lines.len().min(SHOWN));
+            let left_out = rest.len().saturating_sub(SHOWN);
+            eprintln!("--- stderr of the daemon ---\n{}", first.join("\n"));
+            if left_out > 0 {
+                eprintln!("--- {left_out} lines left out ---");
+            }
+            eprintln!("{}\n---", rest[left_out..].join("\n"));
         }
     }
 }
