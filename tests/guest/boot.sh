@@ -3,7 +3,7 @@
 # card on the daemon's unix socket SOCKET and its serial console written to the file CONSOLE. Nothing that the guest
 # writes is kept. Where SOCKET is `-`, disk, network and size are among the arguments, as `podman machine` gives them.
 # GUEST=bookworm boots the machine of Debian 12 instead of 13's. ACCEL=kvm|tcg replaces the choice made here, CPU, SMP and
-# MEM (MiB) the machine's size. VSOCK=SOCKET gives it a vsock device, served at that socket: by vhost-device-vsock, which
+# MEM (MiB) the machine's size, MAC its hardware address. VSOCK=SOCKET gives it a vsock device, served at that socket: by vhost-device-vsock, which
 # reads the machine's memory and therefore shares it.
 # Without arguments it only finds out what the next boot would wait for: whether KVM works, and QEMU's file.
 set -euo pipefail
@@ -60,7 +60,7 @@ if [ "$socket" != - ]; then
     machine+=(-smp "${SMP:-2}" -m "$MEM"
         -drive "file=$guest/root.img,format=raw,if=none,id=root,snapshot=on,cache=unsafe" -device "virtio-blk-pci,drive=root"
         -netdev "stream,id=vlan,server=off,addr.type=unix,addr.path=$socket"
-        -device "virtio-net-pci,netdev=vlan,mac=5a:94:ef:e4:0c:ee")
+        -device "virtio-net-pci,netdev=vlan,mac=${MAC:-5a:94:ef:e4:0c:ee}")
     [ -z "${VSOCK:-}" ] || machine+=(
         -object "memory-backend-memfd,id=mem,size=${MEM}M,share=on" -machine memory-backend=mem
         -chardev "socket,id=vsock,path=$VSOCK" -device "vhost-user-vsock-pci,chardev=vsock")

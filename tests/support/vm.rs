@@ -66,6 +66,63 @@ pub(crate) struct Vm {
     _alone: MutexGuard<'static, ()>,
 }
 
+/// One more machine on a daemon's QEMU socket; ends with this.
+#[derive(Debug)]
+pub(crate) struct Neighbour {
+    qemu: Child,
+    files: tempfile::TempDir,
+}
+
+impl Neighbour {
+    /// Starts it with this hardware address.
+    #[track_caller]
+    pub(crate) fn power_on(daemon: &Daemon, mac: &str) -> Self {
+        let files = tempfile::tempdir().expect("a temporary directory");
+        let mut boot = boot(daemon, files.path());
+        Self { qemu: start(boot.env("MAC", mac), files.path()), files }
+    }
+
+    /// Sends its QEMU a signal.
+    #[track_caller]
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.qemu), signal).expect("a QEMU that runs");
+    }
+}
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+        end(self.files.path());
+    }
+}
+
+/// What starts a machine on the daemon's QEMU socket that has its console in `files`.
+fn boot(daemon: &Daemon, files: &Path) -> Command {
+    let mut boot = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/boot.sh"));
+    boot.arg(daemon.qemu_socket()).arg(files.join("console"));
+    boot
+}
+
+#[track_caller]
+fn start(boot: &mut Command, files: &Path) -> Child {
+    let log = File::create(files.join("qemu")).expect("a file for QEMU's stderr");
+    boot.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("tests/guest/boot.sh")
+}
+
+/// What a machine left in `files`: is shown where the test failed, and looked at where it did not.
+#[track_caller]
+fn end(files: &Path) {
+    if !std::thread::panicking() {
+        return assert_unharmed(&files.join("console"));
+    }
+    for name in ["console", "qemu"] {
+        let text = std::fs::read(files.join(name)).unwrap_or_default();
+        let tail = text.len().saturating_sub(4000);
+        eprintln!("--- {name} ---\n{}", String::from_utf8_lossy(&text[tail..]));
+    }
+}
+
 /// Which sockets of the machine the daemon brings to the host: name on the host, user, path in the machine.
 const FORWARDS: [(&str, &str, &str); 3] = [
     ("podman.sock", "core", "/run/user/1000/podman/podman.sock"),
@@ -97,17 +154,14 @@ impl Vm {
             .args(args)
             .start();
         let files = tempfile::tempdir().expect("a temporary directory");
-        let mut boot = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/boot.sh"));
-        boot.arg(daemon.qemu_socket()).arg(files.path().join("console"));
+        let boot = boot(&daemon, files.path());
         Self { boot, qemu: None, files, daemon, ssh_port, _alone: alone }
     }
 
     /// Starts the machine and waits for its sshd.
     #[track_caller]
     pub(crate) fn power_on(&mut self) {
-        let log = File::create(self.files.path().join("qemu")).expect("a file for QEMU's stderr");
-        let qemu = self.boot.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
-        self.qemu = Some(qemu.expect("tests/guest/boot.sh"));
+        self.qemu = Some(start(&mut self.boot, self.files.path()));
         self.wait_for_sshd();
     }
 
@@ -182,15 +236,7 @@ impl Drop for Vm {
             let _ = kill_process(Pid::from_child(qemu), Signal::KILL);
             let _ = qemu.wait();
         }
-        if std::thread::panicking() {
-            for name in ["console", "qemu"] {
-                let text = std::fs::read(self.files.path().join(name)).unwrap_or_default();
-                let tail = text.len().saturating_sub(4000);
-                eprintln!("--- {name} ---\n{}", String::from_utf8_lossy(&text[tail..]));
-            }
-        } else {
-            assert_unharmed(&self.files.path().join("console"));
-        }
+        end(self.files.path());
     }
 }
 
