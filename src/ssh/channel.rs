@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::io::{self, IoSlice};
+use std::mem;
 use std::os::fd::AsFd as _;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,6 +19,7 @@ use tokio::io::{Interest, Ready};
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
+use super::backlog::Share;
 use super::chunk::Chunks;
 use super::tunnel::Lease;
 use crate::relay::{PATIENCE, settle};
@@ -34,19 +36,20 @@ const BATCH: usize = 16;
 #[derive(Debug)]
 pub struct Channel {
     channel: russh::Channel<Msg>,
+    share: Share,
     lease: Lease,
 }
 
 impl Channel {
-    pub(super) fn new(channel: russh::Channel<Msg>, lease: Lease) -> Self {
-        Self { channel, lease }
+    pub(super) fn new((channel, share): (russh::Channel<Msg>, Share), lease: Lease) -> Self {
+        Self { channel, share, lease }
     }
 
     /// Closes a channel that nobody came to use.
     pub(super) async fn close(self) {
-        let Self { channel, lease } = self;
+        let Self { channel, share, lease } = self;
         let (from_guest, to_guest) = channel.split();
-        abort(from_guest, &to_guest, &lease).await;
+        abort(from_guest, share, &to_guest, &lease).await;
     }
 
     /// Carries bytes and half-close both ways until both sides are done or one of them fails.
@@ -54,7 +57,7 @@ impl Channel {
     /// # Errors
     /// The client's socket failed; the channel is closed then, as it is at any other end.
     pub async fn relay(self, client: UnixStream) -> io::Result<()> {
-        let Self { channel, lease } = self;
+        let Self { channel, share, lease } = self;
         let (mut from_guest, to_guest) = channel.split();
 
         // What the client has still to say is for the guest, also when it takes nothing any more.
@@ -65,11 +68,11 @@ impl Channel {
         let result = {
             let mut up = pin!(client_to_guest(&client, &to_guest, &lease.connection().chunks, &sent));
             let mut down = pin!(async {
-                let end =
-                    guest_to_client(&mut from_guest, &client, &ended, &lease.connection().lagging).await;
+                let lagging = &lease.connection().lagging;
+                let end = guest_to_client(&mut from_guest, &client, &ended, &share, lagging).await;
                 if end.is_err() && sending.load(Ordering::Relaxed) {
                     lost.store(true, Ordering::Relaxed);
-                    closed(&mut from_guest).await;
+                    closed(&mut from_guest, &share).await;
                 }
                 end
             });
@@ -95,6 +98,7 @@ impl Channel {
                         }
                     },
                     () = &mut stands_still, if left => break Some(Ok(())),
+                    () = share.given_up() => break Some(Err(io::ErrorKind::TimedOut.into())),
                     () = &mut alive => return Ok(()),
                 }
             }
@@ -103,18 +107,23 @@ impl Channel {
             settle(client.as_fd()).await;
             return Ok(());
         };
-        abort(from_guest, &to_guest, &lease).await;
+        abort(from_guest, share, &to_guest, &lease).await;
         result
     }
 }
 
 /// Closes the channel before the guest does.
-async fn abort(mut from_guest: ChannelReadHalf, to_guest: &ChannelWriteHalf<Msg>, lease: &Lease) {
+async fn abort(
+    mut from_guest: ChannelReadHalf,
+    share: Share,
+    to_guest: &ChannelWriteHalf<Msg>,
+    lease: &Lease,
+) {
     let closing = lease.connection().note_abort();
     // Its sshd may have something for a service that hangs, which would be lost with the connection. Nobody reads what the guest still
     // sends, and the connection does not wait for that.
     tokio::spawn(async move {
-        let _ = timeout(PATIENCE, closed(&mut from_guest)).await;
+        let _ = timeout(PATIENCE, closed(&mut from_guest, &share)).await;
         drop(closing);
     });
     // Fails only when the connection has ended, and the channel with it.
@@ -122,8 +131,16 @@ async fn abort(mut from_guest: ChannelReadHalf, to_guest: &ChannelWriteHalf<Msg>
 }
 
 /// Reads in vain until the guest closes the channel.
-async fn closed(from_guest: &mut ChannelReadHalf) {
-    while !matches!(from_guest.wait().await, Some(ChannelMsg::Close) | None) {}
+async fn closed(from_guest: &mut ChannelReadHalf, share: &Share) {
+    loop {
+        match from_guest.wait().await {
+            Some(ChannelMsg::Data { data } | ChannelMsg::ExtendedData { data, .. }) => {
+                share.took(1, data.len());
+            }
+            Some(ChannelMsg::Close) | None => return,
+            Some(_) => {}
+        }
+    }
 }
 
 /// Waits until the client has closed both ways, or one of them where the other was closed here. It takes the note of there being room from the
@@ -187,21 +204,24 @@ async fn guest_to_client(
     guest: &mut ChannelReadHalf,
     client: &UnixStream,
     ended: &AtomicBool,
+    share: &Share,
     lagging: &AtomicUsize,
 ) -> io::Result<()> {
-    let mut batch: Vec<Bytes> = Vec::new();
+    let mut batch = Batch { packets: Vec::new(), bytes: 0, share };
     loop {
         let mut end = None;
         let mut next = guest.wait().await;
         loop {
             match next {
                 Some(ChannelMsg::Data { data }) => batch.push(data),
+                // A unix socket has no second stream.
+                Some(ChannelMsg::ExtendedData { data, .. }) => share.took(1, data.len()),
                 Some(ChannelMsg::Eof) => end = Some(End::Eof),
                 Some(ChannelMsg::Close) | None => end = Some(End::Close),
-                // A unix socket has no second stream, no exit status, and its window is russh's business.
+                // Nor an exit status, and its window is russh's business.
                 Some(_) => {}
             }
-            if end.is_some() || batch.len() >= BATCH {
+            if end.is_some() || batch.packets.len() >= BATCH {
                 break;
             }
             next = match try_wait(guest) {
@@ -209,7 +229,8 @@ async fn guest_to_client(
                 Poll::Pending => break,
             };
         }
-        write_all(client, &mut batch, lagging).await?;
+        write_all(client, &mut batch.packets, share, lagging).await?;
+        batch.clear();
         match end {
             None => {}
             // One that is gone needs no telling; what it sent before is read.
@@ -232,8 +253,40 @@ fn try_wait(guest: &mut ChannelReadHalf) -> Poll<Option<ChannelMsg>> {
     pin!(guest.wait()).poll(&mut Context::from_waker(Waker::noop()))
 }
 
-/// Writes `batch` and empties it; counts the client as lagging for as long as it does not take what there is.
-async fn write_all(client: &UnixStream, batch: &mut Vec<Bytes>, lagging: &AtomicUsize) -> io::Result<()> {
+/// Packets on their way to the client; they count until it has them, or it is given up.
+struct Batch<'a> {
+    packets: Vec<Bytes>,
+    bytes: usize,
+    share: &'a Share,
+}
+
+impl Batch<'_> {
+    fn push(&mut self, data: Bytes) {
+        self.bytes += data.len();
+        self.packets.push(data);
+    }
+
+    fn clear(&mut self) {
+        if !self.packets.is_empty() {
+            self.share.took(self.packets.len(), mem::take(&mut self.bytes));
+            self.packets.clear();
+        }
+    }
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// Writes `batch`; counts the client as lagging for as long as it does not take what there is.
+async fn write_all(
+    client: &UnixStream,
+    batch: &mut [Bytes],
+    share: &Share,
+    lagging: &AtomicUsize,
+) -> io::Result<()> {
     let mut first = 0;
     let mut lag = None;
     while first < batch.len() {
@@ -248,6 +301,10 @@ async fn write_all(client: &UnixStream, batch: &mut Vec<Bytes>, lagging: &Atomic
         };
         match written {
             Ok(mut written) => {
+                if lag.is_some() {
+                    // Slow is not still.
+                    share.took(0, 0);
+                }
                 while let Some(data) = batch.get_mut(first).filter(|data| data.len() <= written) {
                     written -= data.len();
                     data.clear();
@@ -261,7 +318,6 @@ async fn write_all(client: &UnixStream, batch: &mut Vec<Bytes>, lagging: &Atomic
             Err(error) => return Err(error),
         }
     }
-    batch.clear();
     Ok(())
 }
 

@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info};
 
+use super::backlog::{Backlog, CAPACITY, Share};
 use super::chunk::Chunks;
 use super::penalties::{NO_LOGIN, REFUSED, Ticket};
 use super::{Secret, Target, key};
@@ -44,8 +45,6 @@ const WINDOW: u32 = 8 << 20;
 const PACKET: u32 = 32 << 10;
 /// Read from the connection at once, in bytes; russh alone would read each packet's length and rest by themselves.
 const READ_AHEAD: usize = 256 << 10;
-/// Packets that a client may lag behind before the whole connection waits for it (at most 8 MiB).
-pub const LAG_PACKETS: usize = 256;
 /// Channels that we closed before the guest did. russh keeps a small entry for each as long as the connection lives.
 const MAX_ABORTED: usize = 256;
 
@@ -129,6 +128,8 @@ pub(super) struct Connection {
     pub(super) lagging: AtomicUsize,
     /// For what its clients send.
     pub(super) chunks: Chunks,
+    /// What they have still to take.
+    backlog: Backlog,
     aborted: AtomicUsize,
     asking: AtomicBool,
 }
@@ -176,11 +177,12 @@ impl Connection {
 
         // Should the limit pass, `transport` is dropped, which ends russh's task as well.
         let life = Arc::new(Life::new());
+        let backlog = Backlog::default();
         let handle = timeout(HANDSHAKE_LIMIT, async {
             let mut words = None;
             let _ = timeout(FIRST_WORDS, hear_version(&stream, &mut words)).await;
             let known_hosts = target.known_hosts.clone().map(|file| (file, target.addr.clone()));
-            let events = Events { life: Arc::clone(&life), known_hosts, opened };
+            let events = Events { life: Arc::clone(&life), backlog: backlog.clone(), known_hosts, opened };
             let mut handle = client::connect_stream(
                 Arc::new(config()),
                 BufReader::with_capacity(READ_AHEAD, stream),
@@ -234,6 +236,7 @@ impl Connection {
             closing: AtomicUsize::new(0),
             lagging: AtomicUsize::new(0),
             chunks: Chunks::default(),
+            backlog,
             aborted: AtomicUsize::new(0),
             asking: AtomicBool::new(false),
         })
@@ -245,8 +248,17 @@ impl Connection {
     }
 
     /// Opens a channel to the unix socket `dest` in the guest.
-    pub(super) async fn open(&self, dest: &str) -> Result<russh::Channel<Msg>, russh::Error> {
-        self.handle.channel_open_direct_streamlocal(dest).await
+    pub(super) async fn open(&self, dest: &str) -> Result<(russh::Channel<Msg>, Share), russh::Error> {
+        let opening = self.backlog.opening();
+        let channel = self.handle.channel_open_direct_streamlocal(dest).await?;
+        drop(opening);
+        let share = self.share(&channel);
+        Ok((channel, share))
+    }
+
+    /// Where what comes on the channel is counted, which is to be had before it is accepted where the guest opened it.
+    pub(super) fn share(&self, channel: &russh::Channel<Msg>) -> Share {
+        self.backlog.share(channel.id().into())
     }
 
     /// Whether new channels may be put on it.
@@ -361,7 +373,7 @@ fn config() -> client::Config {
     client::Config {
         window_size: WINDOW,
         maximum_packet_size: PACKET,
-        channel_buffer_size: LAG_PACKETS,
+        channel_buffer_size: CAPACITY,
         preferred: Preferred {
             // By speed: the wire is a virtual network inside this process. The NIST curves are for guests in FIPS mode. But sshd (since
             // 10.1) warns in the guest's log of each connection whose key exchange a quantum computer could undo.
@@ -429,6 +441,7 @@ impl fmt::Debug for Opened {
 /// What russh tells about the connection.
 struct Events {
     life: Arc<Life>,
+    backlog: Backlog,
     known_hosts: Option<(PathBuf, Place)>,
     /// Gone with the session, which tells the other end that it has ended.
     opened: Option<mpsc::Sender<Opened>>,
@@ -540,28 +553,39 @@ impl client::Handler for Events {
 
     async fn channel_open_confirmation(
         &mut self,
-        _: ChannelId,
+        channel: ChannelId,
         _: u32,
         _: u32,
         _: &mut client::Session,
     ) -> Result<(), Self::Error> {
         self.life.heard();
+        // Before anything can come on it.
+        self.backlog.enter(channel.into());
         Ok(())
     }
 
-    async fn data(&mut self, _: ChannelId, data: &[u8], _: &mut client::Session) -> Result<(), Self::Error> {
+    async fn data(
+        &mut self,
+        channel: ChannelId,
+        data: &[u8],
+        _: &mut client::Session,
+    ) -> Result<(), Self::Error> {
         self.life.heard();
-        ensure_agreed(data)
+        ensure_agreed(data)?;
+        self.backlog.add(channel.into(), data.len()).await;
+        Ok(())
     }
 
     async fn extended_data(
         &mut self,
-        _: ChannelId,
+        channel: ChannelId,
         _: u32,
         data: &[u8],
         _: &mut client::Session,
     ) -> Result<(), Self::Error> {
-        ensure_agreed(data)
+        ensure_agreed(data)?;
+        self.backlog.add(channel.into(), data.len()).await;
+        Ok(())
     }
 
     async fn window_adjusted(
@@ -588,7 +612,7 @@ impl client::Handler for Events {
     }
 }
 
-/// Packets wait by their number for clients that lag: longer ones than agreed would hold more memory, and end the connection.
+/// A packet that is longer than agreed is more than what may wait beside the backlog, and ends the connection.
 ///
 /// # Errors
 /// It is longer.

@@ -6,11 +6,13 @@
 //! Why a few connections and not one: russh credits a channel's window when data arrives, not when it is consumed,
 //! so the only way to hold back a fast guest from a slow client is to stop reading the connection, and with it
 //! every channel on it. A client therefore gets a connection to itself while fewer than [`MAX_CONNECTIONS`] are
-//! busy; above that clients share, and each may lag by [`LAG_PACKETS`] before the others on its connection wait.
+//! busy, not counting those that wait for a slow one; above that clients share, and what they have not taken may be so much together
+//! (`backlog.rs`) before they wait for each other.
 //!
 //! Owns: keys, connections, channels, when to try again, and how often (`penalties.rs`). May not: listen on the host.
 //! Read next: `tunnel.rs`, then `connection.rs` and `channel.rs`; `offer.rs`. `crate::forward::ssh` and `crate::reverse` use it.
 
+mod backlog;
 mod channel;
 mod chunk;
 mod connection;
@@ -25,11 +27,11 @@ use std::path::PathBuf;
 use crate::dial::Place;
 
 pub use self::channel::Channel;
-pub use self::connection::{ConnectError, LAG_PACKETS};
+pub use self::connection::ConnectError;
 pub use self::key::load as load_key;
 pub use self::offer::{Arrival, Offer, OfferError};
 pub use self::penalties::{Penalties, Record};
-pub use self::tunnel::{MAX_CONNECTIONS, OpenError, Tunnel};
+pub use self::tunnel::{MAX_CONNECTIONS, MAX_LOGINS, OpenError, Tunnel};
 
 /// Who to log in as, where, and with which key.
 #[derive(Clone, Debug, PartialEq, Eq)]

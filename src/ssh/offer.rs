@@ -132,7 +132,7 @@ impl Offer {
         // A daemon that was killed says no good-bye: its session in the guest lives on and listens, until it sends something and is told
         // that nobody is there. This connection makes it send something.
         match timeout(ANSWER_LIMIT, self.connection.open(&self.path)).await {
-            Ok(Ok(channel)) => {
+            Ok(Ok((channel, _share))) => {
                 let _ = channel.close().await;
                 return Err(OfferError::InUse);
             }
@@ -159,6 +159,7 @@ impl Offer {
     async fn remove(&self) -> Result<u32, String> {
         let failed = |error: russh::Error| error.to_string();
         let mut channel = self.connection.handle().channel_open_session().await.map_err(failed)?;
+        let _share = self.connection.share(&channel);
         let path = self.path.replace('\'', r"'\''");
         channel.exec(true, format!("sh -c '{REMOVE}' sh '{path}'")).await.map_err(failed)?;
         let (mut status, mut words) = (None, Vec::new());
@@ -220,8 +221,9 @@ impl Arrival {
     /// Lets it in.
     pub async fn accept(self) -> Channel {
         let Self { opened: Opened { channel, reply, .. }, connection } = self;
+        let share = connection.share(&channel);
         reply.accept().await;
-        Channel::new(channel, Lease::of(&connection))
+        Channel::new((channel, share), Lease::of(&connection))
     }
 
     /// Sends it away, as nobody listens on the host.

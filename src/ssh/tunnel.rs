@@ -20,8 +20,10 @@ use super::penalties::{Standing, With};
 use super::{Channel, ConnectError, Penalties, Record, Target};
 use crate::dial::Dial;
 
-/// Connections to one guest at most. Each costs the guest two sshd processes while it is busy.
+/// Connections to one guest of which none waits for a slow client. Each costs the guest two sshd processes while it is busy.
 pub const MAX_CONNECTIONS: usize = 8;
+/// Connections to one guest at most, with those that do, and those that its sshd has left with too much to close.
+pub const MAX_LOGINS: usize = 16;
 /// The pause after the first failed attempt; it doubles with each.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause: a guest that begins to answer is found within this and a handshake.
@@ -238,7 +240,7 @@ impl<D: Dial> Pool<D> {
                 {
                     return Err(error.clone().into());
                 }
-                if state.connector.is_none() {
+                if state.connector.is_none() && state.connections.len() < MAX_LOGINS {
                     state.connector = Some(tokio::spawn(connect(Arc::clone(self))).abort_handle());
                 }
                 if waiting.is_none() {
@@ -306,8 +308,14 @@ impl State {
             }
             keep
         });
-        let full = self.connections.len() >= MAX_CONNECTIONS
+        let usable = || self.connections.iter().filter(|spare| spare.connection.is_usable());
+        let lags = |spare: &&Spare| spare.connection.lagging.load(Ordering::Relaxed) > 0;
+        let full = self.connections.len() >= MAX_LOGINS
+            || usable().filter(|spare| !lags(spare)).count() >= MAX_CONNECTIONS
             || self.full_at.is_some_and(|at| at.elapsed() < SHARE_AFTER_FAILURE);
+        if self.connections.len() >= MAX_LOGINS && usable().next().is_none() {
+            self.give_one_up();
+        }
         let load = |spare: &Spare| {
             let lagging = spare.connection.lagging.load(Ordering::Relaxed) > 0;
             (lagging, spare.connection.channels.load(Ordering::Relaxed))
@@ -322,6 +330,17 @@ impl State {
         spare.used = now;
         spare.connection.channels.fetch_add(1, Ordering::Relaxed);
         Some(Arc::clone(&spare.connection))
+    }
+}
+
+impl State {
+    /// Ends the connection unused longest of those without clients: what its sshd has still to close there is all that is lost.
+    fn give_one_up(&mut self) {
+        let spares = self.connections.iter().enumerate();
+        let unused = spares.filter(|(_, spare)| spare.connection.channels.load(Ordering::Relaxed) == 0);
+        if let Some((index, _)) = unused.min_by_key(|(_, spare)| spare.used) {
+            self.connections.remove(index).connection.kill();
+        }
     }
 }
 

@@ -1,0 +1,263 @@
+//! What the guest has sent on one connection, and its clients have not taken.
+//!
+//! Owns: how much that may be, and which clients are given up so that the others go on. May not: touch bytes (`channel.rs`).
+
+use std::collections::HashMap;
+use std::fmt;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tracing::info;
+
+/// Bytes that may wait for the clients of a connection. What is more stays in the connection, and all of them wait for it.
+pub(super) const MAX_BACKLOG: usize = 8 << 20;
+/// What a packet costs beside its bytes.
+const PACKET_COST: usize = 256;
+/// The most packets that can wait, so that they never do by their number.
+pub(super) const CAPACITY: usize = MAX_BACKLOG / PACKET_COST;
+/// How long one more waits to be let in for those that take nothing, before these are given up: less than that may take.
+const STALL: Duration = Duration::from_secs(8);
+/// As many times that is how long others wait, who may have nothing to come.
+const STALLS: u32 = 8;
+
+/// The backlog of one connection. Clones are the same one.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Backlog(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    state: Mutex<State>,
+    room: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    held: usize,
+    /// Channels that are being opened.
+    opening: usize,
+    clients: HashMap<u32, Client>,
+}
+
+#[derive(Debug, Default)]
+struct Client {
+    held: usize,
+    /// As many times [`STALL`] it has taken nothing of that.
+    stalls: u32,
+    given_up: Arc<Notify>,
+}
+
+impl Backlog {
+    /// Counts what comes on this channel from now on, until its [`Share`] is dropped.
+    pub(super) fn enter(&self, channel: u32) {
+        self.state().clients.insert(channel, Client::default());
+    }
+
+    /// The channel's part of it.
+    pub(super) fn share(&self, channel: u32) -> Share {
+        let given_up = self.state().clients.entry(channel).or_default().given_up.clone();
+        Share { backlog: self.clone(), channel, given_up }
+    }
+
+    /// Counts a packet that came, and waits for as long as there is too much.
+    pub(super) async fn add(&self, channel: u32, bytes: usize) {
+        {
+            let mut state = self.state();
+            // What comes on a channel that nobody has any more is gone already.
+            let Some(client) = state.clients.get_mut(&channel) else { return };
+            client.held += bytes + PACKET_COST;
+            state.held += bytes + PACKET_COST;
+        }
+        loop {
+            let mut room = pin!(self.0.room.notified());
+            room.as_mut().enable();
+            if self.state().held <= MAX_BACKLOG {
+                return;
+            }
+            if timeout(STALL, room).await.is_err() {
+                self.give_up();
+            }
+        }
+    }
+
+    /// Gives up those that take nothing and have more than their part to take, once anybody else has waited for long enough.
+    fn give_up(&self) {
+        let mut state = self.state();
+        let part = MAX_BACKLOG / state.clients.len().max(1);
+        let patience = match state.opening {
+            0 if state.clients.values().all(|client| client.held > 0) => u32::MAX,
+            0 => STALLS,
+            _ => 1,
+        };
+        for client in state.clients.values_mut().filter(|client| client.held >= part) {
+            client.stalls = client.stalls.saturating_add(1);
+            if client.stalls >= patience {
+                client.given_up.notify_one();
+            }
+        }
+    }
+
+    /// Counts one more channel that is being opened, until what it gives is dropped.
+    pub(super) fn opening(&self) -> Opening<'_> {
+        self.state().opening += 1;
+        Opening(self)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.state();
+        let was_full = state.held > MAX_BACKLOG;
+        change(&mut state);
+        if was_full && state.held <= MAX_BACKLOG {
+            self.0.room.notify_one();
+        }
+    }
+}
+
+/// A channel that is being opened.
+#[derive(Debug)]
+pub(super) struct Opening<'a>(&'a Backlog);
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.0.state().opening -= 1;
+    }
+}
+
+/// What one channel's client has still to take. Nothing counts any more once it is dropped.
+pub(super) struct Share {
+    backlog: Backlog,
+    channel: u32,
+    given_up: Arc<Notify>,
+}
+
+impl fmt::Debug for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Share").field("channel", &self.channel).finish_non_exhaustive()
+    }
+}
+
+impl Share {
+    /// Packets of so many bytes together wait no more.
+    pub(super) fn took(&self, packets: usize, bytes: usize) {
+        self.backlog.change(|state| {
+            let Some(client) = state.clients.get_mut(&self.channel) else { return };
+            let taken = (bytes + packets * PACKET_COST).min(client.held);
+            client.held -= taken;
+            client.stalls = 0;
+            state.held -= taken;
+        });
+    }
+
+    /// Waits until the client is given up for the others of its connection.
+    pub(super) async fn given_up(&self) {
+        self.given_up.notified().await;
+        info!("ssh: a client that takes nothing is closed, as others of its connection wait for it");
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.backlog.change(|state| {
+            let left = state.clients.remove(&self.channel).map_or(0, |client| client.held);
+            state.held -= left;
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    const PACKET: usize = 32 << 10;
+
+    /// A backlog of so many channels, and their shares.
+    fn backlog(channels: u32) -> (Backlog, Vec<Share>) {
+        let backlog = Backlog::default();
+        let shares = (0..channels).map(|number| {
+            backlog.enter(number);
+            backlog.share(number)
+        });
+        let shares = shares.collect();
+        (backlog, shares)
+    }
+
+    async fn fill(backlog: &Backlog, channel: u32) {
+        for _ in 0..MAX_BACKLOG / (PACKET + PACKET_COST) {
+            backlog.add(channel, PACKET).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_waits_for_its_clients_and_gives_up_who_takes_nothing() {
+        let (backlog, shares) = backlog(3);
+        fill(&backlog, 0).await;
+        let start = Instant::now();
+        // The third has nothing, and waits.
+        let mut more = pin!(backlog.add(1, PACKET));
+        assert!(timeout(STALL / 2, &mut more).await.is_err());
+        let gone = async {
+            shares[0].given_up().await;
+            shares[0].took(CAPACITY, MAX_BACKLOG);
+        };
+        tokio::join!(more, gone);
+        assert!(start.elapsed() >= STALL * STALLS, "{:?}", start.elapsed());
+        drop(shares);
+        assert_eq!(backlog.state().held, 0);
+        assert!(backlog.state().clients.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_slow_or_alone_is_waited_for() {
+        let (backlog, shares) = backlog(2);
+        fill(&backlog, 0).await;
+        let mut more = pin!(backlog.add(1, PACKET));
+        for _ in 0..4 * STALLS {
+            shares[0].took(0, 1);
+            let given_up = timeout(STALL / 2, shares[0].given_up());
+            tokio::select! {
+                () = &mut more => panic!("there is no room"),
+                given_up = given_up => assert!(given_up.is_err(), "it moves"),
+            }
+        }
+        shares[0].took(1, PACKET);
+        more.await;
+
+        // All have something to take, until one more is to be let in.
+        let (backlog, shares) = self::backlog(1);
+        fill(&backlog, 0).await;
+        let mut more = pin!(backlog.add(0, PACKET));
+        tokio::select! {
+            () = &mut more => panic!("there is no room"),
+            given_up = timeout(STALL * 2 * STALLS, shares[0].given_up()) => assert!(given_up.is_err(), "nobody waits for it"),
+        }
+        let _opening = backlog.opening();
+        tokio::select! {
+            () = &mut more => panic!("there is no room"),
+            given_up = timeout(STALL * 2, shares[0].given_up()) => assert!(given_up.is_ok(), "one waits for it"),
+        }
+        shares[0].took(1, PACKET);
+        more.await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn small_packets_count_and_those_for_nobody_do_not() {
+        let (backlog, shares) = backlog(1);
+        for _ in 0..CAPACITY {
+            backlog.add(0, 0).await;
+        }
+        assert!(timeout(STALL, backlog.add(0, 0)).await.is_err(), "a packet has its cost");
+        drop(shares);
+        for _ in 0..2 * CAPACITY {
+            backlog.add(0, PACKET).await;
+        }
+        assert_eq!(backlog.state().held, 0);
+    }
+}
