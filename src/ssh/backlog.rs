@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::info;
 
 /// Bytes that may wait for the clients of a connection. What is more stays in the connection, and all of them wait for it.
@@ -19,9 +19,11 @@ const PACKET_COST: usize = 256;
 /// The most packets that can wait, so that they never do by their number.
 pub(super) const CAPACITY: usize = MAX_BACKLOG / PACKET_COST;
 /// How long one more waits to be let in for those that take nothing, before these are given up: less than that may take.
-const STALL: Duration = Duration::from_secs(8);
-/// As many times that is how long others wait, who may have nothing to come.
-const STALLS: u32 = 8;
+const OPENING: Duration = Duration::from_secs(8);
+/// How long others wait, who may have nothing to come.
+const OTHERS: Duration = Duration::from_secs(60);
+/// How often it is looked whether that is so.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The backlog of one connection. Clones are the same one.
 #[derive(Clone, Debug, Default)]
@@ -44,15 +46,37 @@ struct State {
 #[derive(Debug, Default)]
 struct Client {
     held: usize,
-    /// As many times [`STALL`] it has taken nothing of that.
-    stalls: u32,
+    /// When it last took something of that.
+    moved: Option<Instant>,
     given_up: Arc<Notify>,
+}
+
+impl State {
+    fn note(&self, opening: &mut Option<Instant>, others: &mut Option<Instant>) {
+        let now = Instant::now();
+        let since = |is_so: bool, since: Option<Instant>| is_so.then(|| since.unwrap_or(now));
+        *opening = since(self.opening > 0, *opening);
+        *others = since(self.clients.values().any(|client| client.held == 0), *others);
+    }
+
+    /// Gives up those that have taken nothing for so long and have more than their part to take, where somebody has waited for as long.
+    fn give_up(&self, waited: Option<Instant>, patience: Duration) {
+        if waited.is_none_or(|since| since.elapsed() < patience) {
+            return;
+        }
+        let part = MAX_BACKLOG / self.clients.len().max(1);
+        for client in self.clients.values().filter(|client| client.held >= part) {
+            if client.moved.is_none_or(|moved| moved.elapsed() >= patience) {
+                client.given_up.notify_one();
+            }
+        }
+    }
 }
 
 impl Backlog {
     /// Counts what comes on this channel from now on, until its [`Share`] is dropped.
     pub(super) fn enter(&self, channel: u32) {
-        self.state().clients.insert(channel, Client::default());
+        self.state().clients.entry(channel).or_default();
     }
 
     /// The channel's part of it.
@@ -70,33 +94,27 @@ impl Backlog {
             client.held += bytes + PACKET_COST;
             state.held += bytes + PACKET_COST;
         }
+        // Since when one more is to be let in, and since when others have nothing to take.
+        let (mut opening, mut others) = (None, None);
         loop {
             let mut room = pin!(self.0.room.notified());
             room.as_mut().enable();
-            if self.state().held <= MAX_BACKLOG {
-                return;
+            {
+                let state = self.state();
+                if state.held <= MAX_BACKLOG {
+                    return;
+                }
+                state.note(&mut opening, &mut others);
+                state.give_up(opening, OPENING);
+                state.give_up(others, OTHERS);
             }
-            if timeout(STALL, room).await.is_err() {
-                self.give_up();
-            }
+            let _ = timeout(LOOK, room).await;
         }
     }
 
-    /// Gives up those that take nothing and have more than their part to take, once anybody else has waited for long enough.
-    fn give_up(&self) {
-        let mut state = self.state();
-        let part = MAX_BACKLOG / state.clients.len().max(1);
-        let patience = match state.opening {
-            0 if state.clients.values().all(|client| client.held > 0) => u32::MAX,
-            0 => STALLS,
-            _ => 1,
-        };
-        for client in state.clients.values_mut().filter(|client| client.held >= part) {
-            client.stalls = client.stalls.saturating_add(1);
-            if client.stalls >= patience {
-                client.given_up.notify_one();
-            }
-        }
+    /// Channels that are being opened.
+    pub(super) fn being_opened(&self) -> usize {
+        self.state().opening
     }
 
     /// Counts one more channel that is being opened, until what it gives is dropped.
@@ -149,7 +167,7 @@ impl Share {
             let Some(client) = state.clients.get_mut(&self.channel) else { return };
             let taken = (bytes + packets * PACKET_COST).min(client.held);
             client.held -= taken;
-            client.stalls = 0;
+            client.moved = Some(Instant::now());
             state.held -= taken;
         });
     }
@@ -172,8 +190,6 @@ impl Drop for Share {
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::Instant;
-
     use super::*;
 
     const PACKET: usize = 32 << 10;
@@ -202,13 +218,13 @@ mod tests {
         let start = Instant::now();
         // The third has nothing, and waits.
         let mut more = pin!(backlog.add(1, PACKET));
-        assert!(timeout(STALL / 2, &mut more).await.is_err());
+        assert!(timeout(OPENING, &mut more).await.is_err());
         let gone = async {
             shares[0].given_up().await;
             shares[0].took(CAPACITY, MAX_BACKLOG);
         };
         tokio::join!(more, gone);
-        assert!(start.elapsed() >= STALL * STALLS, "{:?}", start.elapsed());
+        assert!(start.elapsed() >= OTHERS, "{:?}", start.elapsed());
         drop(shares);
         assert_eq!(backlog.state().held, 0);
         assert!(backlog.state().clients.is_empty());
@@ -219,9 +235,10 @@ mod tests {
         let (backlog, shares) = backlog(2);
         fill(&backlog, 0).await;
         let mut more = pin!(backlog.add(1, PACKET));
-        for _ in 0..4 * STALLS {
+        let _opening = backlog.opening();
+        for _ in 0..32 {
             shares[0].took(0, 1);
-            let given_up = timeout(STALL / 2, shares[0].given_up());
+            let given_up = timeout(OPENING - LOOK, shares[0].given_up());
             tokio::select! {
                 () = &mut more => panic!("there is no room"),
                 given_up = given_up => assert!(given_up.is_err(), "it moves"),
@@ -230,18 +247,19 @@ mod tests {
         shares[0].took(1, PACKET);
         more.await;
 
-        // All have something to take, until one more is to be let in.
-        let (backlog, shares) = self::backlog(1);
+        // All have something to take, as who has left does not count, until one more is to be let in.
+        let (backlog, mut shares) = self::backlog(2);
+        shares.truncate(1);
         fill(&backlog, 0).await;
         let mut more = pin!(backlog.add(0, PACKET));
         tokio::select! {
             () = &mut more => panic!("there is no room"),
-            given_up = timeout(STALL * 2 * STALLS, shares[0].given_up()) => assert!(given_up.is_err(), "nobody waits for it"),
+            given_up = timeout(OTHERS * 2, shares[0].given_up()) => assert!(given_up.is_err(), "nobody waits for it"),
         }
         let _opening = backlog.opening();
         tokio::select! {
             () = &mut more => panic!("there is no room"),
-            given_up = timeout(STALL * 2, shares[0].given_up()) => assert!(given_up.is_ok(), "one waits for it"),
+            given_up = timeout(OPENING * 2, shares[0].given_up()) => assert!(given_up.is_ok(), "one waits for it"),
         }
         shares[0].took(1, PACKET);
         more.await;
@@ -253,7 +271,7 @@ mod tests {
         for _ in 0..CAPACITY {
             backlog.add(0, 0).await;
         }
-        assert!(timeout(STALL, backlog.add(0, 0)).await.is_err(), "a packet has its cost");
+        assert!(timeout(OPENING, backlog.add(0, 0)).await.is_err(), "a packet has its cost");
         drop(shares);
         for _ in 0..2 * CAPACITY {
             backlog.add(0, PACKET).await;

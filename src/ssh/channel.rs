@@ -72,7 +72,7 @@ impl Channel {
                 let end = guest_to_client(&mut from_guest, &client, &ended, &share, lagging).await;
                 if end.is_err() && sending.load(Ordering::Relaxed) {
                     lost.store(true, Ordering::Relaxed);
-                    closed(&mut from_guest, &share).await;
+                    in_vain(&mut from_guest, &share).await;
                 }
                 end
             });
@@ -119,28 +119,41 @@ async fn abort(
     to_guest: &ChannelWriteHalf<Msg>,
     lease: &Lease,
 ) {
+    // Nobody has what still comes, which is read in vain; and who is gone waits for nothing.
+    drop(share);
     let closing = lease.connection().note_abort();
     // Its sshd may have something for a service that hangs, which would be lost with the connection. Nobody reads what the guest still
     // sends, and the connection does not wait for that.
     tokio::spawn(async move {
-        let _ = timeout(PATIENCE, closed(&mut from_guest, &share)).await;
+        let _ = timeout(PATIENCE, closed(&mut from_guest)).await;
         drop(closing);
     });
     // Fails only when the connection has ended, and the channel with it.
     let _ = to_guest.close().await;
 }
 
-/// Reads in vain until the guest closes the channel.
-async fn closed(from_guest: &mut ChannelReadHalf, share: &Share) {
+/// Reads what nobody takes any more while the client still sends, until the guest closes the channel.
+async fn in_vain(from_guest: &mut ChannelReadHalf, share: &Share) {
     loop {
         match from_guest.wait().await {
-            Some(ChannelMsg::Data { data } | ChannelMsg::ExtendedData { data, .. }) => {
-                share.took(1, data.len());
-            }
             Some(ChannelMsg::Close) | None => return,
-            Some(_) => {}
+            Some(message) => share.took(1, length(&message)),
         }
     }
+}
+
+/// The bytes that a message counts.
+fn length(message: &ChannelMsg) -> usize {
+    match message {
+        ChannelMsg::Data { data } | ChannelMsg::ExtendedData { data, .. } => data.len(),
+        ChannelMsg::ExitSignal { error_message, lang_tag, .. } => error_message.len() + lang_tag.len(),
+        _ => 0,
+    }
+}
+
+/// Reads in vain until the guest closes the channel.
+async fn closed(from_guest: &mut ChannelReadHalf) {
+    while !matches!(from_guest.wait().await, Some(ChannelMsg::Close) | None) {}
 }
 
 /// Waits until the client has closed both ways, or one of them where the other was closed here. It takes the note of there being room from the
@@ -214,12 +227,10 @@ async fn guest_to_client(
         loop {
             match next {
                 Some(ChannelMsg::Data { data }) => batch.push(data),
-                // A unix socket has no second stream.
-                Some(ChannelMsg::ExtendedData { data, .. }) => share.took(1, data.len()),
                 Some(ChannelMsg::Eof) => end = Some(End::Eof),
                 Some(ChannelMsg::Close) | None => end = Some(End::Close),
-                // Nor an exit status, and its window is russh's business.
-                Some(_) => {}
+                // A unix socket has no second stream, no exit status, and its window is russh's business.
+                Some(message) => share.took(1, length(&message)),
             }
             if end.is_some() || batch.packets.len() >= BATCH {
                 break;

@@ -47,6 +47,10 @@ const PACKET: u32 = 32 << 10;
 const READ_AHEAD: usize = 256 << 10;
 /// Channels that we closed before the guest did. russh keeps a small entry for each as long as the connection lives.
 const MAX_ABORTED: usize = 256;
+/// Channels that the guest refused: russh keeps half a kilobyte of each as long.
+const MAX_REFUSED: usize = 4096;
+/// Channels that are being opened at a time; a guest that lags answers none.
+const MAX_OPENING: usize = 1024;
 
 /// What sshd says instead of its version to an address that it penalizes, quoted,
 const NOT_ALLOWED: &str = r#""Not allowed at this time""#;
@@ -131,6 +135,7 @@ pub(super) struct Connection {
     /// What they have still to take.
     backlog: Backlog,
     aborted: AtomicUsize,
+    refused: AtomicUsize,
     asking: AtomicBool,
 }
 
@@ -238,6 +243,7 @@ impl Connection {
             chunks: Chunks::default(),
             backlog,
             aborted: AtomicUsize::new(0),
+            refused: AtomicUsize::new(0),
             asking: AtomicBool::new(false),
         })
     }
@@ -250,7 +256,9 @@ impl Connection {
     /// Opens a channel to the unix socket `dest` in the guest.
     pub(super) async fn open(&self, dest: &str) -> Result<(russh::Channel<Msg>, Share), russh::Error> {
         let opening = self.backlog.opening();
-        let channel = self.handle.channel_open_direct_streamlocal(dest).await?;
+        let channel = self.handle.channel_open_direct_streamlocal(dest).await.inspect_err(|_| {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        })?;
         drop(opening);
         let share = self.share(&channel);
         Ok((channel, share))
@@ -263,7 +271,10 @@ impl Connection {
 
     /// Whether new channels may be put on it.
     pub(super) fn is_usable(&self) -> bool {
-        !self.handle.is_closed() && self.aborted.load(Ordering::Relaxed) < MAX_ABORTED
+        !self.handle.is_closed()
+            && self.aborted.load(Ordering::Relaxed) < MAX_ABORTED
+            && self.refused.load(Ordering::Relaxed) < MAX_REFUSED
+            && self.backlog.being_opened() < MAX_OPENING
     }
 
     /// Whether it has ended.
@@ -376,7 +387,8 @@ fn config() -> client::Config {
         channel_buffer_size: CAPACITY,
         preferred: Preferred {
             // By speed: the wire is a virtual network inside this process. The NIST curves are for guests in FIPS mode. But sshd (since
-            // 10.1) warns in the guest's log of each connection whose key exchange a quantum computer could undo.
+            // 10.1) warns in the guest's log of each connection whose key exchange a quantum computer could undo. A group of the
+            // server's choice may be so large that everything else waits for it.
             kex: Cow::Borrowed(&[
                 kex::MLKEM768X25519_SHA256,
                 kex::CURVE25519,
@@ -384,7 +396,6 @@ fn config() -> client::Config {
                 kex::ECDH_SHA2_NISTP256,
                 kex::ECDH_SHA2_NISTP384,
                 kex::ECDH_SHA2_NISTP521,
-                kex::DH_GEX_SHA256,
                 kex::DH_G16_SHA512,
                 kex::DH_G14_SHA256,
                 kex::EXTENSION_SUPPORT_AS_CLIENT,
@@ -590,11 +601,70 @@ impl client::Handler for Events {
 
     async fn window_adjusted(
         &mut self,
-        _: ChannelId,
+        channel: ChannelId,
         _: u32,
         _: &mut client::Session,
     ) -> Result<(), Self::Error> {
         self.life.heard();
+        self.backlog.add(channel.into(), 0).await;
+        Ok(())
+    }
+
+    // What else russh has wait for a client counts too.
+
+    async fn channel_eof(&mut self, channel: ChannelId, _: &mut client::Session) -> Result<(), Self::Error> {
+        self.backlog.add(channel.into(), 0).await;
+        Ok(())
+    }
+
+    async fn channel_success(
+        &mut self,
+        channel: ChannelId,
+        _: &mut client::Session,
+    ) -> Result<(), Self::Error> {
+        self.backlog.add(channel.into(), 0).await;
+        Ok(())
+    }
+
+    async fn channel_failure(
+        &mut self,
+        channel: ChannelId,
+        _: &mut client::Session,
+    ) -> Result<(), Self::Error> {
+        self.backlog.add(channel.into(), 0).await;
+        Ok(())
+    }
+
+    async fn xon_xoff(
+        &mut self,
+        channel: ChannelId,
+        _: bool,
+        _: &mut client::Session,
+    ) -> Result<(), Self::Error> {
+        self.backlog.add(channel.into(), 0).await;
+        Ok(())
+    }
+
+    async fn exit_status(
+        &mut self,
+        channel: ChannelId,
+        _: u32,
+        _: &mut client::Session,
+    ) -> Result<(), Self::Error> {
+        self.backlog.add(channel.into(), 0).await;
+        Ok(())
+    }
+
+    async fn exit_signal(
+        &mut self,
+        channel: ChannelId,
+        _: russh::Sig,
+        _: bool,
+        words: &str,
+        language: &str,
+        _: &mut client::Session,
+    ) -> Result<(), Self::Error> {
+        self.backlog.add(channel.into(), words.len() + language.len()).await;
         Ok(())
     }
 

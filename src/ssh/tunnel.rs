@@ -308,13 +308,15 @@ impl State {
             }
             keep
         });
-        let usable = || self.connections.iter().filter(|spare| spare.connection.is_usable());
-        let lags = |spare: &&Spare| spare.connection.lagging.load(Ordering::Relaxed) > 0;
+        let is_usable = |spare: &Spare| spare.connection.is_usable();
+        let lags = |spare: &Spare| spare.connection.lagging.load(Ordering::Relaxed) > 0;
+        let at_work = self.connections.iter().filter(|spare| is_usable(spare) && !lags(spare)).count();
         let full = self.connections.len() >= MAX_LOGINS
-            || usable().filter(|spare| !lags(spare)).count() >= MAX_CONNECTIONS
+            || at_work >= MAX_CONNECTIONS
             || self.full_at.is_some_and(|at| at.elapsed() < SHARE_AFTER_FAILURE);
-        if self.connections.len() >= MAX_LOGINS && usable().next().is_none() {
-            self.give_one_up();
+        let is_left_over = self.connections.len() >= MAX_LOGINS && !self.connections.iter().any(is_usable);
+        if is_left_over && self.give_one_up() {
+            return None;
         }
         let load = |spare: &Spare| {
             let lagging = spare.connection.lagging.load(Ordering::Relaxed) > 0;
@@ -324,7 +326,7 @@ impl State {
         let spare = self
             .connections
             .iter_mut()
-            .filter(|spare| spare.connection.is_usable())
+            .filter(|spare| is_left_over && !spare.connection.is_closed() || is_usable(spare))
             .min_by_key(|spare| (load(spare), now - spare.used))
             .filter(|spare| full || load(spare).1 == 0)?;
         spare.used = now;
@@ -334,13 +336,14 @@ impl State {
 }
 
 impl State {
-    /// Ends the connection unused longest of those without clients: what its sshd has still to close there is all that is lost.
-    fn give_one_up(&mut self) {
+    /// Ends the connection unused longest of those without clients: what its sshd has still to close there is all that is lost. Whether there
+    /// was one.
+    fn give_one_up(&mut self) -> bool {
         let spares = self.connections.iter().enumerate();
         let unused = spares.filter(|(_, spare)| spare.connection.channels.load(Ordering::Relaxed) == 0);
-        if let Some((index, _)) = unused.min_by_key(|(_, spare)| spare.used) {
-            self.connections.remove(index).connection.kill();
-        }
+        let Some((index, _)) = unused.min_by_key(|(_, spare)| spare.used) else { return false };
+        self.connections.remove(index).connection.kill();
+        true
     }
 }
 
