@@ -45,6 +45,7 @@ pub(super) async fn follow(qmp: &qmp::Address, card: &Card, entry: &Entry, with:
             }
         };
         begun = true;
+        let start = Clock::now();
         let end = tokio::select! {
             end = life.live(&mut session) => end,
             () = with.stopped() => return with.leave(qmp, card, Some(session)).await,
@@ -59,7 +60,7 @@ pub(super) async fn follow(qmp: &qmp::Address, card: &Card, entry: &Entry, with:
                 () = with.stopped() => return with.leave(qmp, card, None).await,
             }
         }
-        tracing::info!(%qmp, "virtual machine ended");
+        life.log("virtual machine ended", None);
         life.taken_out = false;
         entry.change(|status| {
             (status.device, status.problem, status.version) = (None, None, None);
@@ -69,6 +70,13 @@ pub(super) async fn follow(qmp: &qmp::Address, card: &Card, entry: &Entry, with:
         with.engine.end_lease(card.mac).await;
         if with.exit_with_vm {
             return;
+        }
+        // What greets and leaves is no machine, and is not met as often as it likes.
+        if start.elapsed() < ANEW {
+            tokio::select! {
+                () = sleep(ANEW) => {}
+                () = with.stopped() => return with.leave(qmp, card, None).await,
+            }
         }
     }
 }
@@ -107,7 +115,10 @@ impl Life<'_> {
         status.connection = Connection::Connected;
         status.learn(session).await;
         let (name, version, pid) = (status.name.clone(), status.version.clone(), status.pid);
-        tracing::info!(qmp = %self.qmp, name, version, pid, state = status.state, "virtual machine found");
+        if let Some(suppressed) = self.limited.admit(Clock::now()) {
+            let state = &status.state;
+            tracing::info!(qmp = %self.qmp, name, version, pid, state, suppressed, "virtual machine found");
+        }
         self.entry.change(|entry| *entry = status);
 
         let client = &mut session.client;
