@@ -312,6 +312,75 @@ fn a_flood_of_any_kind_leaves_others_their_time() {
     }
 }
 
+/// Connections on which a guest sends a byte each, again and again: each of them costs the daemon a write.
+#[test]
+fn thousands_of_busy_connections_take_nobodys_turn() {
+    const CONNECTIONS: u16 = 3000;
+    /// It was 80 ms and more, and grew with the connections.
+    const BOUND: Duration = Duration::from_millis(25);
+    let mut network = Network::start();
+    let [sink, echo] = [(); 2].map(|()| network.host.listen("127.0.0.1:0".parse().unwrap()));
+    let [to_sink, to_echo] = [&sink, &echo].map(|listener| listener.local_addr().unwrap().port());
+    let to_host = |segment: &[u8]| ether(GATEWAY_MAC, THIEF_MAC, IPV4, &ipv4(TCP, THIEF, HOST, segment));
+    let ports = 10_000..10_000 + CONNECTIONS;
+    let accepted = std::thread::spawn(move || {
+        (0..CONNECTIONS).map(|_| sink.accept().expect("a connection").0).collect::<Vec<_>>()
+    });
+    // The host's first sequence number of each.
+    let mut numbers = Vec::new();
+    for port in ports.clone() {
+        network.thief.send(&to_host(&tcp(port, to_sink, 1, 0, SYN, &[])));
+        let is_answer = |frame: &[u8]| {
+            frame.len() >= 54
+                && frame[23] == TCP
+                && frame[36..38] == port.to_be_bytes()
+                && frame[47] & SYN != 0
+        };
+        let answer = network.thief.receive(PATIENCE, is_answer).expect("a SYN-ACK");
+        let number = u32::from_be_bytes(answer[38..42].try_into().unwrap()).wrapping_add(1);
+        network.thief.send(&to_host(&tcp(port, to_sink, 2, number, ACK, &[])));
+        numbers.push(number);
+    }
+    let held = accepted.join().unwrap();
+
+    let client = impatient(network.victim.connect((HOST, to_echo).into()).expect("the host"));
+    let mut server = accept(&echo);
+    std::thread::spawn(move || std::io::copy(&mut server.try_clone().unwrap(), &mut server));
+    client.set_nodelay(true).unwrap();
+    let over = AtomicBool::new(false);
+    let mut waits: Vec<Duration> = std::thread::scope(|scope| {
+        let thief = &mut network.thief;
+        scope.spawn(|| {
+            for round in 2.. {
+                let segment =
+                    |(port, number): (u16, &u32)| to_host(&tcp(port, to_sink, round, *number, ACK, b"x"));
+                let frames: Vec<_> = ports.clone().zip(&numbers).map(segment).collect();
+                for some in frames.chunks(100) {
+                    if over.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    thief.send_all(some.iter().map(Vec::as_slice));
+                }
+            }
+        });
+        let begin = Instant::now();
+        let waits = std::iter::from_fn(|| {
+            let start = Instant::now();
+            (&client).write_all(b"x").unwrap();
+            (&client).read_exact(&mut [0]).unwrap();
+            (begin.elapsed() < Duration::from_secs(3)).then(|| start.elapsed())
+        });
+        let waits = waits.collect();
+        over.store(true, Ordering::Relaxed);
+        waits
+    });
+    waits.sort_unstable();
+    let (middle, last) = (waits[waits.len() / 2], waits[waits.len() * 99 / 100]);
+    eprintln!("{CONNECTIONS} busy connections: a byte there and back takes {middle:?}, at p99 {last:?}");
+    assert!(middle < BOUND, "{middle:?}, at p99 {last:?}");
+    drop(held);
+}
+
 #[test]
 fn no_guest_reaches_what_is_for_the_operator() {
     let host = Host::new("nameserver 127.0.0.1\n");

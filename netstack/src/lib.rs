@@ -27,6 +27,7 @@ mod nat;
 mod switch;
 pub mod tcp;
 mod timer;
+mod turns;
 pub mod udp;
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -47,6 +48,7 @@ pub use icmp::Echo;
 pub use link::{FrameSink, Guest, PortId};
 pub use nat::Target;
 pub use tcp::{FlowId, Refusal};
+pub use turns::Turns;
 pub use udp::{Datagram, UdpFlowId};
 
 use arp::{Due, Neighbours, Resolved, Waiter, WaitingFlow};

@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 
 use super::command::Command;
 use super::shares::Owner;
+use super::slice::Slice;
 use super::udp::TURN;
 use super::{EARLY_WRITE, Engine, Handle, Source};
 use crate::host::stream::HostStream;
@@ -161,9 +162,13 @@ impl Engine {
 
     /// Takes what the forwards' sockets have.
     pub(super) fn serve_forwards(&mut self) {
+        let slice = Slice::new(self.links.len());
         for _ in 0..self.forwards.receiving.len() {
             let Some(id) = self.forwards.receiving.pop_front() else { break };
             self.receive_forward(id);
+            if slice.is_over() {
+                break;
+            }
         }
         if self.forwards.full_until.is_some_and(|at| at <= self.now) {
             self.forwards.full_until = None;
@@ -173,6 +178,7 @@ impl Engine {
             return;
         }
         self.forwards.again = None;
+        let slice = Slice::new(self.links.len());
         for _ in 0..self.forwards.accepting.len() {
             let Some(id) = self.forwards.accepting.pop_front() else { break };
             if let Err(error) = self.accept_forward(id) {
@@ -182,6 +188,9 @@ impl Engine {
                 self.forwards.accepting.push_front(id);
                 self.forwards.again = Some(self.now + ACCEPT_PAUSE.into());
                 return;
+            }
+            if slice.is_over() {
+                break;
             }
         }
     }

@@ -397,7 +397,7 @@ impl Engine {
             let before = batch.len();
             if link.write(batch, self.now, self.poll.registry()) {
                 self.stack.handle_room(*port);
-                self.udp_ready.extend(link.udp_waiting.drain(..));
+                link.udp_waiting.drain(..).for_each(|flow| self.udp_ready.push(*port, flow));
                 self.forwards.handle_room();
             }
             self.carried += before.saturating_sub(batch.len());
@@ -418,6 +418,7 @@ impl Engine {
             }
             self.forget(link.token);
             self.stack.detach_port(link.port, self.now);
+            self.udp_ready.tidy();
             self.handle_stack_events();
             let end = link.told.take().zip(link.over.take());
             // First its descriptors, so that whoever is told finds them given up.

@@ -33,7 +33,7 @@ use std::time::{Duration, Instant as Clock};
 
 use mio::event::Event as Readiness;
 use mio::{Events, Poll, Token, Waker};
-use netstack::{DnsClient, Event, FlowId, Instant, NetworkConfig, PortId, Stack, Target, UdpFlowId};
+use netstack::{DnsClient, Event, FlowId, Instant, NetworkConfig, PortId, Stack, Target, Turns, UdpFlowId};
 use slab::Slab;
 use slotmap::SecondaryMap;
 use tokio::sync::{mpsc, watch};
@@ -134,7 +134,7 @@ pub struct Engine {
     own: OwnListeners,
     looks: Looks,
     udp: SecondaryMap<UdpFlowId, HostUdp>,
-    udp_ready: VecDeque<UdpFlowId>,
+    udp_ready: Turns<UdpFlowId>,
     pings: Pings,
     /// The datagrams read last, and those to be sent together.
     inbox: Inbox,
@@ -194,7 +194,7 @@ impl Engine {
             own: OwnListeners::default(),
             looks: Looks::new(),
             udp: SecondaryMap::new(),
-            udp_ready: VecDeque::new(),
+            udp_ready: Turns::default(),
             pings: Pings::default(),
             inbox: Inbox::new(),
             outbox: Outbox::new(),
@@ -348,7 +348,7 @@ impl Engine {
         }
         let slice = Slice::new(self.links.len());
         for _ in 0..self.udp_ready.len() {
-            let Some(flow) = self.udp_ready.pop_front() else { break };
+            let Some(flow) = self.udp_ready.pop() else { break };
             self.serve_udp(flow);
             self.write_links(EARLY_WRITE);
             if slice.is_over() {

@@ -4,7 +4,7 @@ use std::io;
 use std::time::Instant as Clock;
 
 use mio::{Registry, Token};
-use netstack::{Datagram, Instant, UdpFlowId};
+use netstack::{Datagram, Instant, PortId, UdpFlowId};
 use slab::Slab;
 use slotmap::SecondaryMap;
 
@@ -16,6 +16,8 @@ use crate::sys::udp::MESSAGES;
 
 /// Datagrams taken from one socket in a turn, unless they fill a write before.
 pub(super) const TURN: usize = 512;
+/// The port of flows that are not known to have one.
+const NOWHERE: PortId = PortId(u32::MAX);
 
 /// What became of a flow's datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +91,7 @@ impl Engine {
             && !host.queued
         {
             host.queued = true;
-            self.udp_ready.push_back(flow);
+            self.udp_ready.push(self.stack.udp_port(flow).unwrap_or(NOWHERE), flow);
         }
     }
 

@@ -102,13 +102,17 @@ impl Held {
         }
     }
 
-    /// The flow is gone; `flows` are still there.
-    pub(super) fn forget(&mut self, flow: &Flow, flows: &Flows, all: &mut usize) {
-        self.bytes -= flow.charged;
-        *all -= flow.charged;
+    /// A flow holds what it was charged with no more; `flows` are still there.
+    pub(super) fn forget(&mut self, charged: usize, flows: &Flows) {
+        self.bytes -= charged;
         if self.order.len() > 2 * flows.len() + LOOKED_AT {
             self.order.retain(|id| flows.contains_key(*id));
         }
+    }
+
+    /// Whether nothing is charged.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.bytes == 0
     }
 
     /// Whether something has to go.
@@ -176,8 +180,9 @@ mod tests {
         assert_eq!(held.surplus(&mut flows, Instant::ZERO + WHILE), Some(ids[17]));
         assert!(!flows[ids[16]].is_listed && !flows[ids[17]].is_listed);
         for id in ids {
-            let flow = flows.remove(id).unwrap();
-            held.forget(&flow, &flows, &mut all);
+            let charged = flows.remove(id).unwrap().charged;
+            all -= charged;
+            held.forget(charged, &flows);
         }
         assert_eq!((held.bytes, all), (0, 0));
         assert!(held.order.len() <= LOOKED_AT, "{}", held.order.len());

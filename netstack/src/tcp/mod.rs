@@ -36,6 +36,7 @@ use crate::ipv4::{self, Route};
 use crate::keys::Keys;
 use crate::link::most_frequent;
 use crate::timer::{Timers, earlier};
+use crate::turns::Turns;
 use crate::{DropReason, FrameSink, Guest, Mac, PortId};
 use device::{Blueprint, OneCall};
 use flow::{PooledSocket, Reset, Stage};
@@ -127,7 +128,7 @@ pub(crate) struct Table {
     held: usize,
     /// How many of a port may be opening, about.
     max_opening: usize,
-    ready: VecDeque<FlowId>,
+    ready: Turns<FlowId>,
     /// Released flows that wait for their guest, the oldest first; and some that are over.
     orphans: VecDeque<FlowId>,
     blocked: Vec<FlowId>,
@@ -169,7 +170,7 @@ impl Table {
             deep: 0,
             held: 0,
             max_opening: MAX_OPENING,
-            ready: VecDeque::new(),
+            ready: Turns::default(),
             orphans: VecDeque::new(),
             blocked: Vec::new(),
             crowded: None,
@@ -195,6 +196,7 @@ impl Table {
     pub(crate) fn detach(&mut self, port: PortId) {
         self.budgets.remove(&port);
         self.cut_off(|flow| flow.route.port == port);
+        self.ready.tidy();
     }
 
     /// The guest with this address is behind `port` now: where it was before nobody is reached any more.
@@ -214,6 +216,7 @@ impl Table {
 
     /// Nothing reaches the flow's guest any more.
     fn give_up(&mut self, id: FlowId) {
+        self.uncharge(id);
         let Some(flow) = self.flows.get_mut(id) else { return };
         flow.cut_off();
         // The guest may come back, and call another connection by the same name.
@@ -570,7 +573,7 @@ impl Table {
     /// The next flow that has something to do.
     pub(crate) fn poll_ready(&mut self) -> Option<FlowId> {
         loop {
-            let id = self.ready.pop_front()?;
+            let id = self.ready.pop()?;
             if let Some(flow) = self.flows.get_mut(id) {
                 flow.queued = false;
                 return Some(id);
@@ -898,20 +901,27 @@ impl Table {
         }
     }
 
+    /// Gives back what the flow is charged with, while its route still tells to which port.
+    fn uncharge(&mut self, id: FlowId) {
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        let (charged, port) = (core::mem::take(&mut flow.charged), flow.route.port);
+        self.held -= charged;
+        if let Some(budget) = self.budgets.get_mut(&port) {
+            budget.held.forget(charged, &self.flows);
+        }
+    }
+
     fn remove(&mut self, id: FlowId) -> Option<Flow> {
+        self.uncharge(id);
         let flow = self.flows.get(id)?;
         self.deep -= usize::from(flow.deep);
-        if flow.is_listed {
-            match self.budgets.get_mut(&flow.route.port) {
-                Some(budget) => budget.held.forget(flow, &self.flows, &mut self.held),
-                None => self.held -= flow.charged,
-            }
-        }
         let key = Key { guest: flow.guest, remote: flow.remote };
         if self.keys.get(&key) == Some(&id) {
             self.keys.remove(&key);
         }
         if self.flows.len() == 1 {
+            debug_assert_eq!(self.held, 0, "nothing holds what is charged");
+            debug_assert!(self.budgets.values().all(|budget| budget.held.is_nothing()));
             // So that nothing wakes a daemon that has nothing to do.
             self.timers.clear();
             self.questions.clear();
@@ -926,9 +936,9 @@ fn parse<'a>(segment: &TcpPacket<&'a [u8]>, from: SocketAddr, to: SocketAddr) ->
 }
 
 /// Puts the flow into the list of those that have something to do, once.
-fn queue(ready: &mut VecDeque<FlowId>, id: FlowId, flow: &mut Flow) {
+fn queue(ready: &mut Turns<FlowId>, id: FlowId, flow: &mut Flow) {
     if !core::mem::replace(&mut flow.queued, true) {
-        ready.push_back(id);
+        ready.push(flow.route.port, id);
     }
 }
 

@@ -1,0 +1,92 @@
+//! What waits for its turn, by port: one that has thousands of things to do holds up none of another's.
+//! Owns: the order. May not: know what it is.
+
+use std::collections::VecDeque;
+
+use crate::PortId;
+
+/// Queues of ports, of which each gives one in turn.
+#[derive(Debug)]
+pub struct Turns<T> {
+    /// As few as there are links, and looked through for that.
+    queues: Vec<(PortId, VecDeque<T>)>,
+    /// Whose turn it is.
+    next: usize,
+    len: usize,
+}
+
+impl<T> Default for Turns<T> {
+    fn default() -> Self {
+        Self { queues: Vec::new(), next: 0, len: 0 }
+    }
+}
+
+impl<T> Turns<T> {
+    /// Puts it behind the others of its port.
+    #[inline]
+    pub fn push(&mut self, port: PortId, item: T) {
+        self.len += 1;
+        match self.queues.iter_mut().find(|(owner, _)| *owner == port) {
+            Some((_, queue)) => queue.push_back(item),
+            None => self.queues.push((port, VecDeque::from([item]))),
+        }
+    }
+
+    /// The first of the next port that has something.
+    #[inline]
+    pub fn pop(&mut self) -> Option<T> {
+        if self.len == 0 {
+            return None;
+        }
+        loop {
+            if self.next >= self.queues.len() {
+                self.next = 0;
+            }
+            let (_, queue) = self.queues.get_mut(self.next)?;
+            self.next += 1;
+            if let Some(item) = queue.pop_front() {
+                self.len -= 1;
+                return Some(item);
+            }
+        }
+    }
+
+    /// How many wait, of all ports.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Forgets the queues that have nothing: those of ports that are gone among them.
+    pub fn tidy(&mut self) {
+        self.queues.retain(|(_, queue)| !queue.is_empty());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_of_each_port_in_turn() {
+        let (mut turns, few, many) = (Turns::default(), PortId(1), PortId(2));
+        (0..1000).for_each(|number| turns.push(many, number));
+        turns.push(few, 1000);
+        turns.push(few, 1001);
+        assert_eq!(turns.len(), 1002);
+        let first: Vec<i32> = (0..6).filter_map(|_| turns.pop()).collect();
+        assert_eq!(first, [0, 1000, 1, 1001, 2, 3]);
+        turns.push(few, 1002);
+        assert_eq!([turns.pop(), turns.pop()], [Some(1002), Some(4)]);
+        turns.tidy();
+        assert_eq!(turns.queues.len(), 1);
+        assert_eq!(core::iter::from_fn(|| turns.pop()).count(), 995);
+        turns.tidy();
+        assert!(turns.is_empty() && turns.queues.is_empty() && turns.pop().is_none());
+    }
+}
