@@ -166,7 +166,7 @@ async fn two_hundred_clients_at_once() {
     while let Some(client) = soon("a client", clients.join_next()).await {
         client.unwrap();
     }
-    assert!(sshd.dials.load(Ordering::Relaxed) <= gvproxy::ssh::MAX_LOGINS);
+    assert!(sshd.dials.load(Ordering::Relaxed) <= gvproxy::ssh::MAX_CONNECTIONS);
 }
 
 #[tokio::test]

@@ -42,7 +42,7 @@ pub(crate) struct Route {
 
 impl Route {
     /// The route of a flow whose guest has not been found yet; nothing is sent along it.
-    pub(crate) const NOWHERE: Self = Self { port: PortId(u32::MAX), from: Mac([0; 6]), to: Mac([0; 6]) };
+    pub(crate) const NOWHERE: Self = Self { port: PortId::NOWHERE, from: Mac([0; 6]), to: Mac([0; 6]) };
 }
 
 /// Sends one datagram, in fragments where it is larger than `mtu`. `write` fills the payload, all of it, once.

@@ -10,6 +10,11 @@ use crate::Mac;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortId(pub u32);
 
+impl PortId {
+    /// No attachment's: of what has not found its port, or has lost it.
+    pub const NOWHERE: Self = Self(u32::MAX);
+}
+
 impl fmt::Display for PortId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

@@ -16,8 +16,6 @@ use crate::sys::udp::MESSAGES;
 
 /// Datagrams taken from one socket in a turn, unless they fill a write before.
 pub(super) const TURN: usize = 512;
-/// The port of flows that are not known to have one.
-const NOWHERE: PortId = PortId(u32::MAX);
 
 /// What became of a flow's datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +89,7 @@ impl Engine {
             && !host.queued
         {
             host.queued = true;
-            self.udp_ready.push(self.stack.udp_port(flow).unwrap_or(NOWHERE), flow);
+            self.udp_ready.push(self.stack.udp_port(flow).unwrap_or(PortId::NOWHERE), flow);
         }
     }
 

@@ -72,7 +72,7 @@ impl Channel {
                 let end = guest_to_client(&mut from_guest, &client, &ended, &share, lagging).await;
                 if end.is_err() && sending.load(Ordering::Relaxed) {
                     lost.store(true, Ordering::Relaxed);
-                    in_vain(&mut from_guest, &share).await;
+                    closed(&mut from_guest, Some(&share)).await;
                 }
                 end
             });
@@ -125,21 +125,11 @@ async fn abort(
     // Its sshd may have something for a service that hangs, which would be lost with the connection. Nobody reads what the guest still
     // sends, and the connection does not wait for that.
     tokio::spawn(async move {
-        let _ = timeout(PATIENCE, closed(&mut from_guest)).await;
+        let _ = timeout(PATIENCE, closed(&mut from_guest, None)).await;
         drop(closing);
     });
     // Fails only when the connection has ended, and the channel with it.
     let _ = to_guest.close().await;
-}
-
-/// Reads what nobody takes any more while the client still sends, until the guest closes the channel.
-async fn in_vain(from_guest: &mut ChannelReadHalf, share: &Share) {
-    loop {
-        match from_guest.wait().await {
-            Some(ChannelMsg::Close) | None => return,
-            Some(message) => share.took(1, length(&message)),
-        }
-    }
 }
 
 /// The bytes that a message counts.
@@ -151,9 +141,14 @@ fn length(message: &ChannelMsg) -> usize {
     }
 }
 
-/// Reads in vain until the guest closes the channel.
-async fn closed(from_guest: &mut ChannelReadHalf) {
-    while !matches!(from_guest.wait().await, Some(ChannelMsg::Close) | None) {}
+/// Reads in vain until the guest closes the channel; what comes is taken from `share` where it still counts.
+async fn closed(from_guest: &mut ChannelReadHalf, share: Option<&Share>) {
+    loop {
+        match from_guest.wait().await {
+            Some(ChannelMsg::Close) | None => return,
+            Some(message) => share.iter().for_each(|share| share.took(1, length(&message))),
+        }
+    }
 }
 
 /// Waits until the client has closed both ways, or one of them where the other was closed here. It takes the note of there being room from the

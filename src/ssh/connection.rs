@@ -583,8 +583,7 @@ impl client::Handler for Events {
     ) -> Result<(), Self::Error> {
         self.life.heard();
         ensure_agreed(data)?;
-        self.backlog.add(channel.into(), data.len()).await;
-        Ok(())
+        self.count(channel, data.len()).await
     }
 
     async fn extended_data(
@@ -595,8 +594,7 @@ impl client::Handler for Events {
         _: &mut client::Session,
     ) -> Result<(), Self::Error> {
         ensure_agreed(data)?;
-        self.backlog.add(channel.into(), data.len()).await;
-        Ok(())
+        self.count(channel, data.len()).await
     }
 
     async fn window_adjusted(
@@ -606,15 +604,13 @@ impl client::Handler for Events {
         _: &mut client::Session,
     ) -> Result<(), Self::Error> {
         self.life.heard();
-        self.backlog.add(channel.into(), 0).await;
-        Ok(())
+        self.count(channel, 0).await
     }
 
     // What else russh has wait for a client counts too.
 
     async fn channel_eof(&mut self, channel: ChannelId, _: &mut client::Session) -> Result<(), Self::Error> {
-        self.backlog.add(channel.into(), 0).await;
-        Ok(())
+        self.count(channel, 0).await
     }
 
     async fn channel_success(
@@ -622,8 +618,7 @@ impl client::Handler for Events {
         channel: ChannelId,
         _: &mut client::Session,
     ) -> Result<(), Self::Error> {
-        self.backlog.add(channel.into(), 0).await;
-        Ok(())
+        self.count(channel, 0).await
     }
 
     async fn channel_failure(
@@ -631,8 +626,7 @@ impl client::Handler for Events {
         channel: ChannelId,
         _: &mut client::Session,
     ) -> Result<(), Self::Error> {
-        self.backlog.add(channel.into(), 0).await;
-        Ok(())
+        self.count(channel, 0).await
     }
 
     async fn xon_xoff(
@@ -641,8 +635,7 @@ impl client::Handler for Events {
         _: bool,
         _: &mut client::Session,
     ) -> Result<(), Self::Error> {
-        self.backlog.add(channel.into(), 0).await;
-        Ok(())
+        self.count(channel, 0).await
     }
 
     async fn exit_status(
@@ -651,8 +644,7 @@ impl client::Handler for Events {
         _: u32,
         _: &mut client::Session,
     ) -> Result<(), Self::Error> {
-        self.backlog.add(channel.into(), 0).await;
-        Ok(())
+        self.count(channel, 0).await
     }
 
     async fn exit_signal(
@@ -664,8 +656,7 @@ impl client::Handler for Events {
         language: &str,
         _: &mut client::Session,
     ) -> Result<(), Self::Error> {
-        self.backlog.add(channel.into(), words.len() + language.len()).await;
-        Ok(())
+        self.count(channel, words.len() + language.len()).await
     }
 
     async fn channel_close(&mut self, _: ChannelId, _: &mut client::Session) -> Result<(), Self::Error> {
@@ -678,6 +669,14 @@ impl client::Handler for Events {
         reason: client::DisconnectReason<Self::Error>,
     ) -> Result<(), Self::Error> {
         debug!(?reason, "ssh: connection ended");
+        Ok(())
+    }
+}
+
+impl Events {
+    /// Something of so many bytes waits for the channel's client, beside what waits already.
+    async fn count(&self, channel: ChannelId, bytes: usize) -> Result<(), russh::Error> {
+        self.backlog.add(channel.into(), bytes).await;
         Ok(())
     }
 }

@@ -318,10 +318,7 @@ impl State {
         if is_left_over && self.give_one_up() {
             return None;
         }
-        let load = |spare: &Spare| {
-            let lagging = spare.connection.lagging.load(Ordering::Relaxed) > 0;
-            (lagging, spare.connection.channels.load(Ordering::Relaxed))
-        };
+        let load = |spare: &Spare| (lags(spare), spare.connection.channels.load(Ordering::Relaxed));
         let now = Instant::now();
         let spare = self
             .connections
@@ -333,9 +330,7 @@ impl State {
         spare.connection.channels.fetch_add(1, Ordering::Relaxed);
         Some(Arc::clone(&spare.connection))
     }
-}
 
-impl State {
     /// Ends the connection unused longest of those without clients: what its sshd has still to close there is all that is lost. Whether there
     /// was one.
     fn give_one_up(&mut self) -> bool {

@@ -20,7 +20,7 @@ use crate::logging::Limited;
 
 /// The pause before the card is looked after again, which doubles each time that it was in vain.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
-/// The pause before a session is tried again that failed.
+/// The pause before a session is tried again that failed, or was shorter.
 const ANEW: Duration = Duration::from_secs(1);
 /// A card that worked for so long is a new beginning.
 const LASTING: Duration = Duration::from_secs(60);
@@ -52,27 +52,29 @@ pub(super) async fn follow(qmp: &qmp::Address, card: &Card, entry: &Entry, with:
         };
         drop(session);
         entry.change(|status| status.connection = Connection::Waiting);
-        if let End::Session(error) = end {
-            // QEMU is still there, as far as anybody knows.
-            tracing::warn!(%qmp, error = format!("{error:#}"), "the QMP session failed");
-            tokio::select! {
-                () = sleep(ANEW) => continue,
-                () = with.stopped() => return with.leave(qmp, card, None).await,
+        let is_machine = match end {
+            End::Machine => true,
+            End::Session(error) => {
+                // QEMU is still there, as far as anybody knows.
+                tracing::warn!(%qmp, error = format!("{error:#}"), "the QMP session failed");
+                false
+            }
+        };
+        if is_machine {
+            life.log("virtual machine ended", None);
+            life.taken_out = false;
+            entry.change(|status| {
+                (status.device, status.problem, status.version) = (None, None, None);
+                (status.pid, status.state) = (None, None);
+            });
+            with.tell(VmChange::Ended, card);
+            with.engine.end_lease(card.mac).await;
+            if with.exit_with_vm {
+                return;
             }
         }
-        life.log("virtual machine ended", None);
-        life.taken_out = false;
-        entry.change(|status| {
-            (status.device, status.problem, status.version) = (None, None, None);
-            (status.pid, status.state) = (None, None);
-        });
-        with.tell(VmChange::Ended, card);
-        with.engine.end_lease(card.mac).await;
-        if with.exit_with_vm {
-            return;
-        }
-        // What greets and leaves is no machine, and is not met as often as it likes.
-        if start.elapsed() < ANEW {
+        // What greets and leaves is not met as often as it likes.
+        if !is_machine || start.elapsed() < ANEW {
             tokio::select! {
                 () = sleep(ANEW) => {}
                 () = with.stopped() => return with.leave(qmp, card, None).await,
