@@ -10,7 +10,7 @@ mod sshd;
 
 use gvproxy::ssh::MAX_LOGINS;
 use process::Process;
-use sshd::{PATIENCE, Sshd};
+use sshd::{PATIENCE, Sshd, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -18,7 +18,7 @@ use tokio::time::timeout;
 const CLIENTS: usize = 60;
 const MIB: u64 = 1 << 20;
 
-/// What they hold has a sum, and they do not keep out one who comes after them.
+/// What they hold has a sum, they do not keep out one who comes after them, and when they have left it is the system's again.
 #[tokio::test]
 async fn clients_that_take_nothing_hold_so_much_together_and_make_room() {
     let sshd = Sshd::new().await;
@@ -46,4 +46,6 @@ async fn clients_that_take_nothing_hold_so_much_together_and_make_room() {
     eprintln!("{} of {CLIENTS} served, {took} MiB", stalled.len());
     assert!(took < bound, "{took} MiB, and the bound is {bound}");
     assert!(sshd.dials.load(std::sync::atomic::Ordering::Relaxed) >= MAX_LOGINS);
+    drop(stalled);
+    eventually("its memory", || own.rss_kb() < before + (32 << 10)).await;
 }

@@ -13,28 +13,13 @@ use std::time::Duration;
 
 use gvproxy::ssh::{OpenError, Target, Tunnel};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use sshd::{PATIENCE, Pattern, Sshd, run, sum, text};
+use sshd::{PATIENCE, Pattern, Sshd, eventually, run, soon, sum, text};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 const MIB: u64 = 1 << 20;
-
-/// Bounds a step that must come to an end.
-async fn soon<F: Future>(what: &str, step: F) -> F::Output {
-    timeout(PATIENCE, step).await.unwrap_or_else(|_| panic!("{what} takes too long"))
-}
-
-/// Waits until `met` holds.
-async fn eventually(what: &str, met: impl Fn() -> bool) {
-    soon(what, async {
-        while !met() {
-            sleep(Duration::from_millis(20)).await;
-        }
-    })
-    .await;
-}
 
 /// Asserts that the client is closed without having been sent a byte.
 async fn closed(mut client: UnixStream) {

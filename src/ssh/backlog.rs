@@ -8,9 +8,12 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::info;
+
+use crate::sys::memory::give_back;
 
 /// Bytes that may wait for the clients of a connection. What is more stays in the connection, and all of them wait for it.
 pub(super) const MAX_BACKLOG: usize = 8 << 20;
@@ -24,6 +27,10 @@ const OPENING: Duration = Duration::from_secs(8);
 const OTHERS: Duration = Duration::from_secs(60);
 /// How often it is looked whether that is so.
 const LOOK: Duration = Duration::from_secs(1);
+/// A backlog of so much leaves freed memory between what is in use, which the allocator would keep.
+const MUCH: usize = MAX_BACKLOG / 4;
+/// How long after that has gone it is given back: others may be leaving too.
+const SETTLE: Duration = Duration::from_secs(5);
 
 /// The backlog of one connection. Clones are the same one.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +45,8 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     held: usize,
+    /// It has been [`MUCH`] since memory was given back.
+    was_much: bool,
     /// Channels that are being opened.
     opening: usize,
     clients: HashMap<u32, Client>,
@@ -93,6 +102,7 @@ impl Backlog {
             let Some(client) = state.clients.get_mut(&channel) else { return };
             client.held += bytes + PACKET_COST;
             state.held += bytes + PACKET_COST;
+            state.was_much |= state.held >= MUCH;
         }
         // Since when one more is to be let in, and since when others have nothing to take.
         let (mut opening, mut others) = (None, None);
@@ -181,10 +191,20 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
+        let mut is_over = false;
         self.backlog.change(|state| {
             let left = state.clients.remove(&self.channel).map_or(0, |client| client.held);
             state.held -= left;
+            is_over = state.was_much && state.held < MUCH;
+            state.was_much &= !is_over;
         });
+        // At the end of the process there is no runtime any more, nor a need.
+        if let Some(runtime) = is_over.then(Handle::try_current).and_then(Result::ok) {
+            runtime.spawn(async {
+                sleep(SETTLE).await;
+                give_back();
+            });
+        }
     }
 }
 

@@ -96,6 +96,13 @@ pub(super) fn keep_freed() {
     let _ = unsafe { libc::mallopt(libc::M_TRIM_THRESHOLD, KEEP_FREED) };
 }
 
+/// Gives back to the system what its allocator keeps of what was freed, wherever that lies: for after a peak, as it looks at all of it.
+pub fn give_back() {
+    // SAFETY: it gives pages back that nothing lies on.
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    let _ = unsafe { libc::malloc_trim(0) };
+}
+
 /// Gives the pages of an empty ring back to the system; they read as zeroes from now on, and cost nothing until they are written.
 /// Only pages that lie in it whole.
 pub fn discard(memory: IdleMemory<'_>) {

@@ -30,6 +30,21 @@ use tokio::time::{Instant, sleep, timeout};
 /// Longer than anything here takes on a loaded machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Bounds a step that must come to an end.
+pub(crate) async fn soon<F: Future>(what: &str, step: F) -> F::Output {
+    timeout(PATIENCE, step).await.unwrap_or_else(|_| panic!("{what} takes too long"))
+}
+
+/// Waits until `met` holds.
+pub(crate) async fn eventually(what: &str, met: impl Fn() -> bool) {
+    soon(what, async {
+        while !met() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
 /// An sshd, its keys, and a service on a unix socket.
 pub(crate) struct Sshd {
     pub(crate) dir: TempDir,
