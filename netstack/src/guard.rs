@@ -21,6 +21,8 @@ use crate::{Mac, PortId};
 /// How long who uses an address has to answer; and where nobody could be asked, to say something.
 const PATIENCE: Duration = Duration::from_secs(1);
 const LONG_PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is asked meanwhile: one frame may be lost.
+const QUESTIONS: u32 = 4;
 /// Longer than a machine asks whether an address is free (RFC 5227 2.1.1, 2.3).
 const PROBING: Duration = Duration::from_secs(10);
 /// Who has used an address for so long owns it.
@@ -35,8 +37,8 @@ pub(crate) const CROWD: usize = 8;
 const MAX_KEPT: usize = 64;
 /// Addresses kept of machines that are gone.
 const MAX_ABSENT: usize = 1024;
-/// Addresses that one port may want of others at a time; so it has others asked no more often than that in a second.
-const MAX_CONTESTS: usize = 16;
+/// Addresses that one port may want of others at a time; so it has others asked 16 times in a second at most.
+const MAX_CONTESTS: usize = 4;
 
 /// What a port wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,14 +177,14 @@ impl Guard {
         self.contests.begin(Address::Hardware(mac), (by, mac), patience, now)
     }
 
-    /// The next contest whose time is over, until there is none: see [`Self::settle`].
-    pub(crate) fn poll_contest(&mut self, now: Instant) -> Option<Contest> {
+    /// The next contest that has something to do, until there is none.
+    pub(crate) fn poll_contest(&mut self, now: Instant) -> Option<Due> {
         self.contests.poll(now)
     }
 
     /// When [`Self::poll_contest`] has the next one.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        self.contests.0.iter().map(|contest| contest.until).min()
+        self.contests.0.iter().map(|contest| contest.next).min()
     }
 
     /// Gives the address to who wanted it, if who had it said nothing: that port comes back.
@@ -304,7 +306,18 @@ pub(crate) struct Contest {
     pub(crate) mac: Mac,
     /// Whoever has it and was not heard since then has it no more.
     pub(crate) since: Instant,
+    /// When whoever has it is asked again, or has had its time.
+    next: Instant,
     until: Instant,
+}
+
+/// What there is to do about a contest.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Due {
+    /// Whoever has the address is asked again: the question before or its answer may have been lost.
+    Ask(Contest),
+    /// Its time is over: see [`Guard::settle`].
+    Settle(Contest),
 }
 
 impl Contests {
@@ -319,14 +332,20 @@ impl Contests {
         let mut own = self.0.iter().filter(|contest| contest.by == by);
         let is_new = own.clone().count() < MAX_CONTESTS && own.all(|contest| contest.address != address);
         if is_new {
-            self.0.push(Contest { address, by, mac, since: now, until: now + patience });
+            let next = now + patience / QUESTIONS;
+            self.0.push(Contest { address, by, mac, since: now, next, until: now + patience });
         }
         is_new
     }
 
-    fn poll(&mut self, now: Instant) -> Option<Contest> {
-        let at = self.0.iter().position(|contest| contest.until <= now)?;
-        Some(self.0.swap_remove(at))
+    fn poll(&mut self, now: Instant) -> Option<Due> {
+        let at = self.0.iter().position(|contest| contest.next <= now)?;
+        let contest = self.0.get_mut(at)?;
+        if contest.until <= now {
+            return Some(Due::Settle(self.0.swap_remove(at)));
+        }
+        contest.next = (now + (contest.until - contest.since) / QUESTIONS).min(contest.until);
+        Some(Due::Ask(*contest))
     }
 }
 
@@ -359,7 +378,8 @@ mod tests {
     /// Who loses which address.
     fn settle(guard: &mut Guard, now: Instant) -> Vec<(Address, Option<PortId>)> {
         let mut all = Vec::new();
-        while let Some(contest) = guard.poll_contest(now) {
+        while let Some(due) = guard.poll_contest(now) {
+            let Due::Settle(contest) = due else { continue };
             let Address::Ip(ip) = contest.address else { panic!("{contest:?}") };
             all.push((contest.address, guard.settle(ip, &contest, now)));
         }
@@ -387,7 +407,9 @@ mod tests {
         assert_eq!(settle(&mut guard, at(5999)), []);
         assert_eq!(settle(&mut guard, at(6000)), lost(None), "it was heard");
         assert_eq!(claim(&mut guard, IP, B, Title::Open, at(6000)), refused(A, true));
-        assert_eq!(guard.poll_timeout(), Some(at(7000)));
+        assert_eq!(guard.poll_timeout(), Some(at(6250)));
+        assert!(matches!(guard.poll_contest(at(6250)), Some(Due::Ask(_))), "once more");
+        assert!(guard.poll_contest(at(6250)).is_none());
         assert_eq!(settle(&mut guard, at(7000)), lost(Some(A)));
         assert_eq!(claim(&mut guard, IP, B, Title::Open, at(7100)), Claimed::Held);
         assert_eq!(claim(&mut guard, IP, C, Title::Open, at(7200)), refused(B, true));

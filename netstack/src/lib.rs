@@ -287,8 +287,11 @@ impl Stack {
                 Due::Failed(flows) => flows.into_iter().for_each(|flow| self.resolved(flow, None, now, sink)),
             }
         }
-        while let Some(contest) = self.guard.poll_contest(now) {
-            self.settle(&contest, now, sink);
+        while let Some(due) = self.guard.poll_contest(now) {
+            match due {
+                guard::Due::Ask(contest) => self.ask_about(contest.address, sink),
+                guard::Due::Settle(contest) => self.settle(&contest, now, sink),
+            }
         }
     }
 
@@ -307,7 +310,7 @@ impl Stack {
         self.tcp.poll_ready()
     }
 
-    /// How many flows [`poll_ready`](Self::poll_ready) has.
+    /// How many flows [`poll_ready`](Self::poll_ready) has, about; none where it is 0.
     pub fn ready_len(&self) -> usize {
         self.tcp.ready_len()
     }
@@ -315,6 +318,11 @@ impl Stack {
     /// Memory of a ring that has been empty for a while, until `None`: to be given back to the system.
     pub fn poll_idle_memory(&mut self, now: Instant) -> Option<IdleMemory<'_>> {
         self.tcp.poll_idle_memory(now)
+    }
+
+    /// Whether [`poll_idle_memory`](Self::poll_idle_memory) may have some.
+    pub fn has_idle_memory(&self) -> bool {
+        self.tcp.has_idle_memory()
     }
 
     /// When to call [`handle_timeout`](Self::handle_timeout), if at all.
@@ -710,9 +718,9 @@ impl Stack {
             }
             Learned::Moved(from) => from,
             Learned::Elsewhere(holder) => {
-                let asked: Vec<Ipv4Addr> = self.guard.addresses(holder, mac).take(MAX_ASKED).collect();
-                if self.guard.want(mac, port, !asked.is_empty(), now) {
-                    asked.into_iter().for_each(|ip| self.ask_port(ip, holder, sink));
+                let can_be_asked = self.guard.addresses(holder, mac).next().is_some();
+                if self.guard.want(mac, port, can_be_asked, now) {
+                    self.ask_about(address, sink);
                 }
                 self.refuse(address, port, Some(holder));
                 return Err(DropReason::Claimed);
@@ -747,8 +755,8 @@ impl Stack {
             Claimed::Held => {}
             Claimed::Taken(from) => self.moved(ip, from, port),
             Claimed::Refused { holder, ask } => {
-                if let Some(holder) = holder.filter(|_| ask) {
-                    self.ask_port(ip, holder, sink);
+                if ask {
+                    self.ask_about(Address::Ip(ip), sink);
                 }
                 self.refuse(Address::Ip(ip), port, holder);
                 return Err(DropReason::Claimed);
@@ -756,6 +764,22 @@ impl Stack {
         }
         self.switch.may_speak_as(mac, ip, self.guard.epoch());
         Ok(())
+    }
+
+    /// Asks whoever has an address that another one wants.
+    fn ask_about(&mut self, address: Address, sink: &mut impl FrameSink) {
+        match address {
+            Address::Hardware(mac) => {
+                let Some(holder) = self.switch.port_of(mac) else { return };
+                let asked: Vec<Ipv4Addr> = self.guard.addresses(holder, mac).take(MAX_ASKED).collect();
+                asked.into_iter().for_each(|ip| self.ask_port(ip, holder, sink));
+            }
+            Address::Ip(ip) => {
+                if let Some(holder) = self.guard.holder(ip) {
+                    self.ask_port(ip, holder, sink);
+                }
+            }
+        }
     }
 
     /// Another port than before has `ip`: nothing leads to the old one any more.

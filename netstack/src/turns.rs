@@ -51,6 +51,14 @@ impl<T> Turns<T> {
         }
     }
 
+    /// The first of one port.
+    pub fn pop_of(&mut self, port: PortId) -> Option<T> {
+        let (_, queue) = self.queues.iter_mut().find(|(owner, _)| *owner == port)?;
+        let item = queue.pop_front()?;
+        self.len -= 1;
+        Some(item)
+    }
+
     /// How many wait, of all ports.
     #[inline]
     pub fn len(&self) -> usize {
@@ -83,9 +91,10 @@ mod tests {
         assert_eq!(first, [0, 1000, 1, 1001, 2, 3]);
         turns.push(few, 1002);
         assert_eq!([turns.pop(), turns.pop()], [Some(1002), Some(4)]);
+        assert_eq!([turns.pop_of(few), turns.pop_of(many)], [None, Some(5)]);
         turns.tidy();
         assert_eq!(turns.queues.len(), 1);
-        assert_eq!(core::iter::from_fn(|| turns.pop()).count(), 995);
+        assert_eq!(core::iter::from_fn(|| turns.pop()).count(), 994);
         turns.tidy();
         assert!(turns.is_empty() && turns.queues.is_empty() && turns.pop().is_none());
     }

@@ -281,6 +281,7 @@ impl Engine {
     fn timeout(&self) -> Option<Duration> {
         let busy = self.stack.ready_len() > 0
             || !self.udp_ready.is_empty()
+            || self.stack.has_idle_memory()
             || self.links.iter().any(|link| link.readable || link.backlog)
             || self.forwards.is_busy();
         if busy {
@@ -356,8 +357,12 @@ impl Engine {
             }
         }
         self.handle_stack_events();
+        let slice = Slice::new(self.links.len());
         while let Some(memory) = self.stack.poll_idle_memory(self.now) {
             discard(memory);
+            if slice.is_over() {
+                break;
+            }
         }
         self.write_links(1);
         self.detach_links();

@@ -10,6 +10,7 @@ use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{IpAddress, IpEndpoint, IpListenEndpoint, TcpPacket, TcpSeqNumber};
 
+use super::blocked::Blocked;
 use super::device::OneCall;
 use super::keepalive::Keepalive;
 use super::memory::Plenty;
@@ -720,11 +721,10 @@ impl Flow {
         })
     }
 
-    /// Waits for room at its port.
-    pub(super) fn block(&mut self, id: FlowId, blocked: &mut Vec<FlowId>) {
-        if !self.blocked {
-            self.blocked = true;
-            blocked.push(id);
+    /// Waits for room at its port, which has some or none.
+    pub(super) fn block(&mut self, id: FlowId, blocked: &mut Blocked, room: bool) {
+        if !core::mem::replace(&mut self.blocked, true) {
+            blocked.push(self.route.port, id, room);
         }
     }
 

@@ -4,6 +4,7 @@
 //! A guest's SYN is held until the driver has connected the other end, so that what the guest sees is what happened:
 //! connected, refused, unreachable, or silence.
 
+mod blocked;
 mod device;
 mod flow;
 mod keepalive;
@@ -38,6 +39,7 @@ use crate::link::most_frequent;
 use crate::timer::{Timers, earlier};
 use crate::turns::Turns;
 use crate::{DropReason, FrameSink, Guest, Mac, PortId};
+use blocked::Blocked;
 use device::{Blueprint, OneCall};
 use flow::{PooledSocket, Reset, Stage};
 use memory::{Held, Plenty};
@@ -71,6 +73,8 @@ const GIVE_UP_SYN: Duration = Duration::from_secs(60);
 const MIN_PATH_MTU: u16 = 552;
 /// What ways take that do not say how much (RFC 1191 7).
 const PLATEAUS: [u16; 7] = [32_000, 17_914, 8166, 4352, 2002, 1492, 1006];
+/// Timers that are looked at in one call.
+const DUE_AT_ONCE: usize = 1024;
 /// When to look again at a flow that is due and yet sends nothing.
 const RETRY: Duration = Duration::from_millis(10);
 
@@ -131,7 +135,7 @@ pub(crate) struct Table {
     ready: Turns<FlowId>,
     /// Released flows that wait for their guest, the oldest first; and some that are over.
     orphans: VecDeque<FlowId>,
-    blocked: Vec<FlowId>,
+    blocked: Blocked,
     /// A port whose flows hold too much.
     crowded: Option<PortId>,
     /// Flows that are to give back what the ring from their guest has no use for, since memory is scarce, and the next part of it.
@@ -172,7 +176,7 @@ impl Table {
             max_opening: MAX_OPENING,
             ready: Turns::default(),
             orphans: VecDeque::new(),
-            blocked: Vec::new(),
+            blocked: Blocked::default(),
             crowded: None,
             littered: VecDeque::new(),
             idle: VecDeque::new(),
@@ -197,6 +201,7 @@ impl Table {
         self.budgets.remove(&port);
         self.cut_off(|flow| flow.route.port == port);
         self.ready.tidy();
+        self.blocked.forget(port);
     }
 
     /// The guest with this address is behind `port` now: where it was before nobody is reached any more.
@@ -581,8 +586,9 @@ impl Table {
         }
     }
 
+    /// How many those are, about; none where it is 0.
     pub(crate) fn ready_len(&self) -> usize {
-        self.ready.len()
+        self.ready.len() + usize::from(self.blocked.is_waking())
     }
 
     pub(crate) fn mark_ready(&mut self, id: FlowId) {
@@ -593,16 +599,17 @@ impl Table {
 
     /// The port may have room again.
     pub(crate) fn handle_room(&mut self, port: PortId) {
-        for id in core::mem::take(&mut self.blocked) {
-            match self.flows.get_mut(id) {
-                Some(flow) if flow.route.port == port => {
-                    flow.blocked = false;
-                    self.mark_ready(id);
-                }
-                Some(_) => self.blocked.push(id),
-                None => {}
+        self.blocked.note_room(port);
+        self.wake();
+    }
+
+    fn wake(&mut self) {
+        self.blocked.wake(|id| {
+            if let Some(flow) = self.flows.get_mut(id) {
+                flow.blocked = false;
+                queue(&mut self.ready, id, flow);
             }
-        }
+        });
     }
 
     /// Sends what the flow has to send, up to its turn, and arms its timer. `seen` says when the machine with an address last sent a frame.
@@ -628,7 +635,7 @@ impl Table {
         }
         if flow.keepalive.is_silent(now) && flow.keep_alive_at().is_some_and(|at| at <= now) {
             if !sink.has_room(flow.route.port, ether::HEADER_LEN + flow.window.packet()) {
-                flow.block(id, &mut self.blocked);
+                flow.block(id, &mut self.blocked, false);
             } else if flow.keepalive.ask(seen(flow.route.to), now) {
                 flow.abort();
                 return self.mark_ready(id);
@@ -704,7 +711,7 @@ impl Table {
                 send_update(sink, flow, seq, ack, window, None);
                 room = sink.has_room(flow.route.port, ether::HEADER_LEN + mtu);
             } else {
-                flow.block(id, &mut self.blocked);
+                flow.block(id, &mut self.blocked, room);
             }
         }
         if flow.released && flow.is_over(due, now) {
@@ -739,9 +746,9 @@ impl Table {
         flow.recovery.set_room(room, now);
         match flow.recovery.due() {
             Some(at) => self.timers.arm(id, at, &mut flow.armed),
-            None if flow.recovery.is_waiting_for_room() => flow.block(id, &mut self.blocked),
+            None if flow.recovery.is_waiting_for_room() => flow.block(id, &mut self.blocked, room),
             None => match flow.persist_at() {
-                Some(_) if !room => flow.block(id, &mut self.blocked),
+                Some(_) if !room => flow.block(id, &mut self.blocked, false),
                 Some(at) => self.timers.arm(id, at.max(now + RETRY), &mut flow.armed),
                 None => {}
             },
@@ -757,7 +764,7 @@ impl Table {
             Some(at) if at > now => self.timers.arm(id, at, &mut flow.armed),
             Some(_) if segments == 0 => self.mark_ready(id),
             // `handle_room` goes on.
-            Some(_) if !room => flow.block(id, &mut self.blocked),
+            Some(_) if !room => flow.block(id, &mut self.blocked, false),
             Some(_) => self.timers.arm(id, now + RETRY, &mut flow.armed),
         }
     }
@@ -857,23 +864,33 @@ impl Table {
         }
     }
 
+    /// Whether [`poll_idle_memory`](Self::poll_idle_memory) may have something.
+    pub(crate) fn has_idle_memory(&self) -> bool {
+        !(self.littered.is_empty() && self.idle.is_empty())
+    }
+
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         earlier(self.timers.next(), self.questions.next())
     }
 
-    /// Marks the flows whose timers are due.
+    /// Marks flows whose timers are due, and those that wait for room where there is some: so many of each, and the rest the next time.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        if self.blocked.is_waking() {
+            self.wake();
+        }
         if self.poll_timeout().is_none_or(|at| at > now) {
             return;
         }
-        while let Some((deadline, id)) = self.timers.pop_due(now) {
+        for _ in 0..DUE_AT_ONCE {
+            let Some((deadline, id)) = self.timers.pop_due(now) else { break };
             let Some(flow) = self.flows.get_mut(id) else { continue };
             if flow.armed == Some(deadline) {
                 flow.armed = None;
                 self.mark_ready(id);
             }
         }
-        while let Some((deadline, id)) = self.questions.pop_due(now) {
+        for _ in 0..DUE_AT_ONCE {
+            let Some((deadline, id)) = self.questions.pop_due(now) else { break };
             let Some(flow) = self.flows.get_mut(id) else { continue };
             if flow.asked_at == Some(deadline) {
                 flow.asked_at = None;

@@ -32,6 +32,30 @@ fn a_small_batch_delivers_everything() {
     }
 }
 
+/// More than are woken at a time.
+#[test]
+fn hundreds_that_wait_for_room_all_go_on() {
+    const EACH: usize = 32 << 10;
+    for limit in [1514, 100_000] {
+        let mut sim = Sim::new(79);
+        let port = sim.plug(Quality::CLEAN);
+        sim.limit(port, limit);
+        sim.serve = Box::new(|_| End::new(pattern(2, EACH)));
+        let connections: Vec<usize> = (0..700).map(|_| download(&mut sim, port)).collect();
+        sim.run_for(Duration::from_millis(5));
+        sim.block(port, true);
+        sim.run_for(SECOND);
+        sim.block(port, false);
+        sim.run_until("all is read", SECOND * 60, |sim| {
+            connections.iter().all(|connection| sim.guest(port).end(*connection).eof)
+        });
+        for connection in connections {
+            assert!(sim.guest(port).end(connection).got == pattern(2, EACH));
+        }
+        sim.run_until("all are gone", SECOND * 5, |sim| sim.stack.flows() == (0, 0));
+    }
+}
+
 #[test]
 fn a_blocked_port_waits_without_a_spin_and_goes_on() {
     let mut sim = Sim::new(72);

@@ -89,6 +89,24 @@ fn nobody_takes_an_address_whose_guest_answers() {
     sim.stack.tcp_release(flow, true);
 }
 
+/// A frame may be lost: the one that asks it, or its answer.
+#[test]
+fn who_misses_a_question_is_asked_again() {
+    let (victim, thief) = ((guest_ip(3), guest_mac(3)), (guest_ip(4), guest_mac(4)));
+    for wanted in [(victim.0, thief.1), (thief.0, victim.1)] {
+        let mut sim = sim(925, 2);
+        announce(&mut sim, 0, victim.0, victim.1);
+        announce(&mut sim, 1, thief.0, thief.1);
+        sim.run_for(Duration::from_secs(1));
+        announce(&mut sim, 1, wanted.0, wanted.1);
+        assert!(!sim.received(0).is_empty(), "a question, which it misses");
+        sim.run_for(Duration::from_millis(700));
+        assert!(answer_arp(&mut sim, 0, victim.0, victim.1), "another one");
+        sim.run_for(Duration::from_secs(2));
+        assert!(sim.asked.moved.is_empty(), "{:?}", sim.asked.moved);
+    }
+}
+
 #[test]
 fn a_guests_own_hardware_address_is_nobody_elses() {
     let mut sim = sim(902, 3);
@@ -602,7 +620,7 @@ fn what_one_wants_of_others_costs_them_a_few_questions() {
         announce(&mut sim, 0, guest_ip(number), guest_mac(number));
     }
     sim.received(0);
-    // Within a second.
+    let second = sim.now + Duration::from_millis(999);
     for _ in 0..20 {
         for number in 3..253 {
             let message =
@@ -611,6 +629,7 @@ fn what_one_wants_of_others_costs_them_a_few_questions() {
         }
         sim.settle();
     }
+    sim.run_for(second - sim.now);
     assert_eq!(sim.received(0).len(), 16);
 }
 
