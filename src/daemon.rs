@@ -15,13 +15,13 @@ use netstack::PortId;
 use netstack::dns::{Transport, Verdict, server_failure};
 use tokio::net::UnixStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::api::{Api, Listener as ApiListener, Role};
 use crate::config::{Address, Config, LinkConfig, RESOLV_CONF, Source, Token};
 use crate::disk;
-use crate::engine::{Counters, Engine, Handle, Request, Traffic};
+use crate::engine::{Counters, Engine, Handle, Request, Requests, Traffic};
 use crate::forward::loops::OwnSockets;
 use crate::forward::registry::Registry;
 use crate::forward::{Forward, Ways};
@@ -215,7 +215,7 @@ impl Signals {
 struct Daemon {
     engine: Engine,
     handle: Handle,
-    requests: mpsc::Receiver<Request>,
+    requests: Arc<Requests>,
     registry: Registry,
     ways: Arc<Ways>,
     forwards: Vec<Forward>,
@@ -602,7 +602,7 @@ impl Questions {
 }
 
 /// Serves what the engine asks: questions about names, and what guests ask the gateway itself.
-async fn resolve(handle: Handle, api: Arc<Api>, places: Places, mut requests: mpsc::Receiver<Request>) {
+async fn resolve(handle: Handle, api: Arc<Api>, places: Places, requests: Arc<Requests>) {
     let questions = Arc::new(Questions {
         upstream: Upstream::new(PathBuf::from(RESOLV_CONF), PathBuf::from(HOSTS)),
         admitted: Limit::new(
@@ -613,7 +613,8 @@ async fn resolve(handle: Handle, api: Arc<Api>, places: Places, mut requests: mp
         failed: Limited::new(1, Duration::from_secs(60)),
     });
     let streams = Limit::new(descriptor_share(DNS_STREAM_SHARE, MAX_DNS_STREAMS), Duration::ZERO);
-    while let Some(request) = requests.recv().await {
+    loop {
+        let request = requests.next().await;
         let (handle, questions) = (handle.clone(), Arc::clone(&questions));
         match request {
             Request::DnsQuestion { client, message } => {
@@ -637,9 +638,11 @@ async fn resolve(handle: Handle, api: Arc<Api>, places: Places, mut requests: mp
             Request::DnsStream { link, stream } => {
                 let Some(place) = streams.admit(link) else { continue };
                 let Ok(stream) = UnixStream::from_std(stream) else { continue };
-                tokio::spawn(serve_stream(stream, place, move |message| {
-                    answer(handle.clone(), Arc::clone(&questions), link, message)
-                }));
+                tokio::spawn(async move {
+                    let turn = || handle.turn_of(link);
+                    let resolve = |message| answer(handle.clone(), Arc::clone(&questions), link, message);
+                    serve_stream(stream, place, turn, resolve).await;
+                });
             }
         }
     }

@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
 use support::cable::{Cable, Framing};
 use support::daemon::Daemon;
@@ -379,6 +380,79 @@ fn thousands_of_busy_connections_take_nobodys_turn() {
     eprintln!("{CONNECTIONS} busy connections: a byte there and back takes {middle:?}, at p99 {last:?}");
     assert!(middle < BOUND, "{middle:?}, at p99 {last:?}");
     drop(held);
+}
+
+/// What the daemon's other thread does for a guest: requests to the gateway, and questions by TCP, on hundreds of connections as fast as
+/// their answers come.
+#[test]
+fn what_a_guest_asks_without_end_keeps_nobody_waiting() {
+    /// In the middle it was 40 ms and more, and grew with the connections.
+    const BOUND: Duration = Duration::from_millis(20);
+    let network = Network::start();
+    let _server = Scripted::start(&network.host, "127.0.0.1", |question| {
+        Some((Duration::ZERO, answer(question, NOERROR, Some([10, 1, 1, 1]))))
+    });
+    let greedy = Guest::start(support::net::plug(&network.daemon), "5a:94:ef:00:00:07", 1500);
+    greedy.dhcp();
+    let request = b"GET /services/forwarder/all HTTP/1.1\r\nHost: gateway\r\n\r\n".repeat(16);
+    let asked = question("greedy.example", A, None);
+    let by_tcp = [&u16::try_from(asked.len()).unwrap().to_be_bytes(), &asked[..]].concat().repeat(32);
+    for (what, port, words) in [("requests", 80, request), ("questions", 53, by_tcp)] {
+        let connect = || {
+            let stream = greedy.connect((GATEWAY, port).into()).expect("the gateway");
+            stream.set_nonblocking(true).unwrap();
+            stream
+        };
+        let mut streams: Vec<TcpStream> = (0..600).map(|_| connect()).collect();
+        let over = AtomicBool::new(false);
+        let waits = std::thread::scope(|scope| {
+            let flood = scope.spawn(|| {
+                let (mut answers, mut buffer) = (0, vec![0; 64 << 10]);
+                streams.iter_mut().for_each(|stream| drop(stream.write(&words)));
+                while !over.load(Ordering::Relaxed) {
+                    let mut polled: Vec<_> =
+                        streams.iter().map(|stream| PollFd::new(stream, PollFlags::IN)).collect();
+                    poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 100_000_000 })).unwrap();
+                    let ready: Vec<bool> = polled.iter().map(|one| !one.revents().is_empty()).collect();
+                    for (stream, _) in streams.iter_mut().zip(ready).filter(|(_, ready)| *ready) {
+                        match stream.read(&mut buffer) {
+                            Ok(read @ 1..) => answers += read,
+                            // It may ask so much on one connection.
+                            _ => *stream = connect(),
+                        }
+                        let _ = stream.write(&words);
+                    }
+                }
+                answers
+            });
+            let socket = network.victim.udp("0.0.0.0:0".parse().unwrap());
+            let begin = Instant::now();
+            let mut waits = [Vec::new(), Vec::new()];
+            for number in 0.. {
+                if begin.elapsed() > Duration::from_secs(5) {
+                    break;
+                }
+                let [operator, name] = &mut waits;
+                let start = Instant::now();
+                assert_eq!(network.api("GET", "/stats", "").status, 200);
+                operator.push(start.elapsed());
+                let (start, asked) = (Instant::now(), question(&format!("living{number}.example"), A, None));
+                try_ask_udp(&socket, (GATEWAY, 53).into(), &asked, PATIENCE).expect("an answer");
+                name.push(start.elapsed());
+            }
+            over.store(true, Ordering::Relaxed);
+            let answers = flood.join().unwrap();
+            eprintln!("{what}: {answers} bytes of answers");
+            assert!(answers > 100_000, "it is answered, too");
+            waits
+        });
+        for (whose, mut waits) in ["the operator's request", "another's name"].into_iter().zip(waits) {
+            waits.sort_unstable();
+            let (middle, last) = (waits[waits.len() / 2], waits[waits.len() * 99 / 100]);
+            eprintln!("{what}: {whose} takes {middle:?}, at p99 {last:?}, of {}", waits.len());
+            assert!(middle < BOUND, "{what}: {whose} takes {middle:?}, at p99 {last:?}");
+        }
+    }
 }
 
 #[test]

@@ -167,6 +167,9 @@ impl Api {
     }
 
     async fn answer(&self, client: &Client, request: Request<Incoming>) -> Answer {
+        if let Scope::Gateway(guest) = client.scope {
+            self.handle.turn_of(guest.port).await;
+        }
         match self.try_answer(client, request).await {
             Ok(answer) => answer,
             Err(refusal) => Answer::Reply(refusal.into()),

@@ -1,5 +1,5 @@
-//! Between the engine and the control plane. Owns: the two bounded channels' types. May not: do anything itself.
-//! Read next: `mod.rs`, which serves commands; `daemon.rs`, which serves requests.
+//! What the control plane asks of the engine. Owns: the bounded channel's types. May not: do anything itself.
+//! Read next: `mod.rs`, which serves commands; `requests.rs`, the other way.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -9,19 +9,17 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use mio::Waker;
-use netstack::{DnsClient, Guest, Mac, PortId, dns};
+use netstack::{DnsClient, Mac, PortId, dns};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::attach::NewLink;
 use super::forwards::ForwardCommand;
 use super::lead::Wish;
 use super::readout::Readout;
+use super::requests::Requests;
 
 /// Commands that may be under way at once.
 pub(super) const COMMANDS: usize = 512;
-/// Requests that may be: a burst of questions about names, which come faster than the control plane is woken, and the rest.
-pub(super) const REQUESTS: usize = QUESTIONS + 512;
-pub(super) const QUESTIONS: usize = 4096;
 
 /// What the control plane asks of the engine.
 #[derive(Debug)]
@@ -32,7 +30,7 @@ pub(super) enum Command {
     Lead(Wish),
     /// Asks the gateway's own zones.
     DnsQuery { message: Vec<u8>, reply: oneshot::Sender<(dns::Verdict, Vec<u8>)> },
-    /// Answers [`Request::DnsQuestion`].
+    /// Answers [`Request::DnsQuestion`](super::Request::DnsQuestion).
     DnsAnswer { client: DnsClient, message: Vec<u8> },
     /// Ends the run.
     Stop,
@@ -48,37 +46,12 @@ pub(super) enum Command {
     Detach(PortId),
 }
 
-/// What the engine asks of the control plane.
-#[derive(Debug)]
-pub enum Request {
-    /// A question for the host's resolvers, answered by [`Handle::dns_answer`].
-    DnsQuestion {
-        /// Who asked.
-        client: DnsClient,
-        /// The message as it came.
-        message: Vec<u8>,
-    },
-    /// A guest connected to the gateway's DNS port.
-    DnsStream {
-        /// The port that the guest is behind: unlike its address it cannot be forged.
-        link: PortId,
-        /// The near end for the control plane.
-        stream: UnixStream,
-    },
-    /// A guest connected to the gateway's HTTP port.
-    HttpStream {
-        /// Who did; its port cannot be forged.
-        guest: Guest,
-        /// The near end for the control plane.
-        stream: UnixStream,
-    },
-}
-
 /// The engine, as the control plane sees it.
 #[derive(Clone, Debug)]
 pub struct Handle {
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) waker: Arc<Waker>,
+    pub(super) requests: Arc<Requests>,
     /// How many there are.
     pub(super) links: watch::Receiver<usize>,
     /// How many there have been.
@@ -86,7 +59,7 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Sends the answer to [`Request::DnsQuestion`].
+    /// Sends the answer to [`Request::DnsQuestion`](super::Request::DnsQuestion).
     pub async fn dns_answer(&self, client: DnsClient, message: Vec<u8>) {
         self.send(Command::DnsAnswer { client, message }).await;
     }
@@ -101,6 +74,11 @@ impl Handle {
     /// The client with this hardware address needs its address no more; it gets it again as long as nobody else does.
     pub async fn end_lease(&self, client: Mac) {
         self.send(Command::EndLease(client)).await;
+    }
+
+    /// Waits until the control plane's next piece of work for guests is one of `port`'s.
+    pub async fn turn_of(&self, port: PortId) {
+        self.requests.turn_of(port).await;
     }
 
     /// How many virtual machines are attached, and when that changes.

@@ -19,6 +19,7 @@ mod links;
 mod own;
 mod ping;
 mod readout;
+mod requests;
 mod shares;
 mod slice;
 mod tcp;
@@ -26,24 +27,25 @@ mod udp;
 mod wait;
 
 use std::cmp::Reverse;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
 use mio::event::Event as Readiness;
 use mio::{Events, Poll, Token, Waker};
-use netstack::{DnsClient, Event, FlowId, Instant, NetworkConfig, PortId, Stack, Target, Turns, UdpFlowId};
+use netstack::{Event, FlowId, Instant, NetworkConfig, PortId, Stack, Target, Turns, UdpFlowId};
 use slab::Slab;
 use slotmap::SecondaryMap;
 use tokio::sync::{mpsc, watch};
 
 pub use attach::Attachment;
-pub use command::{Handle, Request};
+pub use command::Handle;
 pub use connecting::ConnectLimits;
 pub use forwards::{ForwardId, Listener};
 pub use lead::{Refused, Said, Turned};
 pub use readout::Counters;
+pub use requests::{Request, Requests};
 
 use crate::host::icmp::{PingId, Pings};
 use crate::host::udp::{HostUdp, Outbox};
@@ -55,7 +57,7 @@ use crate::sys::descriptor_limit;
 use crate::sys::memory::discard;
 use crate::sys::udp::Inbox;
 use capture::Tap;
-use command::{COMMANDS, Command, QUESTIONS, REQUESTS};
+use command::{COMMANDS, Command};
 use connecting::Connecting;
 use ending::Looks;
 use forwards::Forwards;
@@ -140,9 +142,7 @@ pub struct Engine {
     inbox: Inbox,
     outbox: Outbox,
     commands: mpsc::Receiver<Command>,
-    requests: mpsc::Sender<Request>,
-    /// How much each port has asked since the control plane was last about to catch up.
-    asked: HashMap<PortId, usize>,
+    requests: Arc<Requests>,
     notifier: Option<Notifier>,
     tap: Option<Tap>,
     stopped: bool,
@@ -162,12 +162,12 @@ impl Engine {
         network: NetworkConfig,
         seed: u128,
         places: Places,
-    ) -> io::Result<(Self, Handle, mpsc::Receiver<Request>)> {
+    ) -> io::Result<(Self, Handle, Arc<Requests>)> {
         let poll = Poll::new()?;
         let mut sources = Slab::new();
         let waker = Arc::new(Waker::new(poll.registry(), Token(sources.insert(Source::Waker)))?);
         let (commands, command_receiver) = mpsc::channel(COMMANDS);
-        let (requests, request_receiver) = mpsc::channel(REQUESTS);
+        let requests = Arc::<Requests>::default();
         let (linked, links) = watch::channel(0);
         let mtu = network.mtu;
         let mut stack = Stack::new(network, seed, Instant::ZERO);
@@ -199,8 +199,7 @@ impl Engine {
             inbox: Inbox::new(),
             outbox: Outbox::new(),
             commands: command_receiver,
-            requests,
-            asked: HashMap::new(),
+            requests: Arc::clone(&requests),
             notifier: None,
             tap: None,
             stopped: false,
@@ -209,7 +208,12 @@ impl Engine {
             moved: Limited::new(1, Duration::from_secs(60)),
             refused: Limited::new(1, Duration::from_secs(60)),
         };
-        Ok((engine, Handle { commands, waker, links, attached: Arc::default() }, request_receiver))
+        let of_engine = Arc::clone(&requests);
+        Ok((
+            engine,
+            Handle { commands, waker, requests: of_engine, links, attached: Arc::default() },
+            requests,
+        ))
     }
 
     /// Tells `notifier` of machines that come and go.
@@ -371,28 +375,16 @@ impl Engine {
         }
     }
 
-    /// Asks what is lost if the control plane is behind, which it is for a moment: the guest asks again, where a failure would be the end of
-    /// it. The rest of the channel is left to connections, which would be refused; and half of what questions have of it, to ports that have
-    /// asked little since it was behind.
-    fn ask(&mut self, client: DnsClient, message: Vec<u8>) {
-        let waiting = REQUESTS - self.requests.capacity();
-        if waiting < QUESTIONS / 4 {
-            self.asked.clear();
-        }
-        let asked = self.asked.entry(client.port()).or_default();
-        *asked += 1;
-        if waiting < QUESTIONS / 2 || waiting < QUESTIONS && *asked <= QUESTIONS / 8 {
-            let _ = self.requests.try_send(Request::DnsQuestion { client, message });
-        }
-    }
-
     fn handle_stack_events(&mut self) {
         while let Some(event) = self.stack.poll_event() {
             match event {
                 Event::TcpOpen { flow, target: Target::Host(address) } => self.connect_host(flow, address),
                 Event::TcpOpen { flow, target: Target::Gateway(port) } => self.connect_gateway(flow, port),
                 Event::UdpClosed(flow) => self.close_udp(flow),
-                Event::DnsQuestion { client, message } => self.ask(client, message),
+                Event::DnsQuestion { client, message } => {
+                    // One too many is lost: the guest asks again, where a failure would be the end of it.
+                    let _ = self.requests.ask(Request::DnsQuestion { client, message });
+                }
                 Event::Echo { echo, target } => self.handle_echo(&echo, target),
                 Event::AddressLearned(mac) => self.tell(Notice::ConnectionEstablished(mac)),
                 Event::AddressLost(mac) => self.tell(Notice::ConnectionClosed(mac)),

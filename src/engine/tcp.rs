@@ -114,7 +114,7 @@ impl Engine {
                 netstack::HTTP_PORT => Request::HttpStream { guest, stream: far },
                 _ => Request::DnsStream { link: guest.port, stream: far },
             };
-            self.requests.try_send(request).map_err(|_| io::ErrorKind::ConnectionRefused)?;
+            self.requests.ask(request).map_err(|_| io::ErrorKind::ConnectionRefused)?;
             Ok(near)
         });
         match served {

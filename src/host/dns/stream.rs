@@ -26,22 +26,30 @@ const MAX_PIPELINED: usize = 32;
 /// Answers the queries of one connection until the client is done (its half-close waits for the answers), is
 /// silent for too long, has asked 128 times, or breaks the connection, or until its place is wanted: between
 /// questions it is idle. Answers go out in the order in which they come, not in that of the queries (RFC 7766
-/// section 6.2.1.1); a message that `resolve` gives `None` for has none.
-pub async fn serve_stream<S, R, F, K>(mut stream: S, place: Place<K>, resolve: R)
+/// section 6.2.1.1); a message that `resolve` gives `None` for has none. Each query waits for its `turn`, and the rest of the connection
+/// with it.
+pub async fn serve_stream<S, T, R, F, K>(mut stream: S, place: Place<K>, turn: impl Fn() -> T, resolve: R)
 where
     S: AsyncRead + AsyncWrite + Unpin,
+    T: Future<Output = ()>,
     R: Fn(Vec<u8>) -> F,
     F: Future<Output = Option<Vec<u8>>> + Send + 'static,
     K: Copy + Eq + Hash,
 {
-    if let Err(error) = serve(&mut stream, &place, resolve).await {
+    if let Err(error) = serve(&mut stream, &place, turn, resolve).await {
         tracing::debug!(%error, "DNS connection ended");
     }
 }
 
-async fn serve<S, R, F, K>(stream: &mut S, place: &Place<K>, resolve: R) -> io::Result<()>
+async fn serve<S, T, R, F, K>(
+    stream: &mut S,
+    place: &Place<K>,
+    turn: impl Fn() -> T,
+    resolve: R,
+) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
+    T: Future<Output = ()>,
     R: Fn(Vec<u8>) -> F,
     F: Future<Output = Option<Vec<u8>>> + Send + 'static,
     K: Copy + Eq + Hash,
@@ -59,6 +67,7 @@ where
             queries += 1;
             deadline = Instant::now() + IDLE_TIME;
             place.set_busy();
+            turn().await;
             pending.spawn(resolve(message));
         }
         let listening = !client_done && queries < MAX_QUERIES && pending.len() < MAX_PIPELINED;

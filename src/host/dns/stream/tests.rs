@@ -23,8 +23,11 @@ fn connect(buffer: usize) -> (DuplexStream, JoinHandle<()>) {
             _ => Some(message),
         }
     };
-    (client, tokio::spawn(serve_stream(server, place(), resolve)))
+    (client, tokio::spawn(serve_stream(server, place(), turn, resolve)))
 }
+
+/// Whose turn it always is.
+async fn turn() {}
 
 fn place() -> Place<()> {
     Limit::new(1, Duration::ZERO).admit(()).unwrap()
@@ -144,7 +147,7 @@ async fn queries_on_their_way_are_bounded() {
             }
         }
     };
-    let server = tokio::spawn(serve_stream(server, place(), resolve));
+    let server = tokio::spawn(serve_stream(server, place(), turn, resolve));
     client.write_all(&framed(&[b"query".as_slice(); 100])).await.unwrap();
     client.shutdown().await.unwrap();
     let start = Instant::now();
@@ -172,7 +175,7 @@ async fn what_is_idle_makes_room() {
             tokio::time::sleep(Duration::from_secs(secs)).await;
             Some(message)
         };
-        (client, tokio::spawn(serve_stream(server, place, resolve)))
+        (client, tokio::spawn(serve_stream(server, place, turn, resolve)))
     };
     let start = Instant::now();
     let (mut busy, _busy) = open(3);
@@ -193,7 +196,7 @@ async fn one_that_speaks_slowly_is_no_silent_one() {
     let connect = || {
         let (client, server) = tokio::io::duplex(64);
         let place = limit.admit(()).unwrap();
-        (client, tokio::spawn(serve_stream(server, place, async |message| Some(message))))
+        (client, tokio::spawn(serve_stream(server, place, turn, async |message| Some(message))))
     };
     let pause = || tokio::time::sleep(Duration::from_millis(100));
     let (mut slow, _server) = connect();
