@@ -25,6 +25,7 @@ use anyhow::{Context, Result, bail, ensure};
 use netstack::dns::{Record, Zone};
 use netstack::{Mac, NetworkConfig};
 
+use crate::agent::Secret;
 use crate::engine::ConnectLimits;
 use crate::forward::policy::GuestPolicy;
 use crate::forward::registry::{Exposed, Protocol};
@@ -116,6 +117,8 @@ pub struct Config {
     pub reverse: Vec<Reverse>,
     /// The TCP port at which the guest's agent listens.
     pub agent_port: u16,
+    /// What every agent has to have too.
+    pub agent_secret: Option<Secret>,
 }
 
 impl Config {
@@ -191,6 +194,8 @@ impl Config {
         }
         let agent_port = u16::try_from(raw.agent_port).ok().filter(|&port| port > 0);
         let agent_port = agent_port.context("agent-port value must be between 1 and 65535")?;
+        let agent_secret = Secret::find(raw.agent_secret_file.as_deref())
+            .map_err(|error| asked.place("agent-secret-file", error))?;
         let mut forwards = forwards::of_file(asked, device)?;
         forwards.extend(forwards::typed(raw, device)?);
         let mut reverse = reverse::of_file(asked, device)?;
@@ -247,6 +252,7 @@ impl Config {
             forwards,
             reverse,
             agent_port,
+            agent_secret,
         };
         let asks_for_network = raw.ssh_port_given || asked.stack().is_some();
         if !config.has_way_in() && config.only_leads_elsewhere() && !asks_for_network {

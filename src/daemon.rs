@@ -296,6 +296,7 @@ impl Daemon {
             login,
             penalties: Arc::new(Penalties::new(handle.links_attached())),
             agent: SocketAddrV4::new(config.device_ip, config.agent_port),
+            agent_secret: config.agent_secret,
             places,
             relays,
             own: OwnSockets::default(),

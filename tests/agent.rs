@@ -23,7 +23,7 @@ use std::process::{Command, Output, Stdio};
 use std::thread::spawn;
 use std::time::{Duration, Instant};
 
-use guest_agent::{Agent, binary};
+use guest_agent::{Agent, binary, line, secret_file};
 use rustix::process::Signal;
 use socket2::Socket;
 use support::daemon::Daemon;
@@ -38,6 +38,8 @@ use support::traffic::{check, send_from};
 const PATIENCE: Duration = Duration::from_secs(30);
 const GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 2);
 const PORT: u16 = gvproxy::agent::PORT;
+/// Of `-agent-secret-file`.
+const SECRET: &str = "a secret of 25 characters";
 const START: &str = "gvforwarder -agent -agent-allow ";
 
 /// Where the guest's servers listen. A unix socket is found by its path from every network.
@@ -426,6 +428,182 @@ fn hostile_agents_cost_their_client_and_nobody_else() {
     wait_for_log(&daemon, &[&start, r"SSH-2.0-OpenSSH_9.2"]);
 }
 
+#[test]
+fn a_shared_secret_at_both_ends_is_no_hindrance() {
+    let services = Services::new();
+    services.serve("a", echo);
+    let (path, secret) = (services.path("a"), secret_file(services.path("secret"), SECRET));
+    let other_file = secret_file(services.path("same"), &format!("{SECRET}\n"));
+    let daemon = daemon(&[("a", &path)], &["-agent-secret-file", &other_file]);
+    let guest = plug_guest(&daemon);
+    let _agent = Agent::start(&guest, &["-agent-allow", &path, "-agent-secret-file", &secret]);
+    streams::assert_echo_while_read(&into_socket(connect(&daemon, "a")), &vec![7; 3 << 20]);
+    streams::assert_echo_of_all((0..50).map(|_| into_socket(connect(&daemon, "a"))).collect());
+}
+
+#[test]
+fn a_secret_that_one_end_lacks_is_missed_at_once() {
+    let services = Services::new();
+    let path = services.path("a");
+    let (told, reached) = std::sync::mpsc::channel();
+    services.serve("a", move |_| told.send(()).unwrap());
+    let (ours, other) = (
+        secret_file(services.path("ours"), SECRET),
+        secret_file(services.path("other"), "another one's secret"),
+    );
+    let with = |secret: Option<&String>| secret.map(|file| ["-agent-secret-file".to_owned(), file.clone()]);
+    let doubt = Some("refused who does not prove to be the host");
+    for (of_host, of_agent, says, agent_says) in [
+        (Some(&ours), Some(&other), "the agent has another secret", doubt),
+        (None, Some(&ours), "no proof of the secret: gvproxy needs this agent's -agent-secret-file", doubt),
+        (Some(&ours), None, "this agent has no secret to prove: add -agent-secret-file", None),
+    ] {
+        let words: Vec<String> = with(of_host).into_iter().flatten().collect();
+        let daemon = daemon(&[("a", &path)], &words.iter().map(String::as_str).collect::<Vec<_>>());
+        let guest = plug_guest(&daemon);
+        let words = with(of_agent).into_iter().flatten().chain(["-agent-allow".to_owned(), path.clone()]);
+        let agent =
+            Agent::start(&guest, &words.collect::<Vec<_>>().iter().map(String::as_str).collect::<Vec<_>>());
+        let started = Instant::now();
+        for _ in 0..10 {
+            let mut client = connect(&daemon, "a");
+            // It may be closed already.
+            let _ = client.write_all(b"early");
+            assert_closed(client);
+        }
+        assert!(started.elapsed() < Duration::from_secs(5), "it takes {:?}", started.elapsed());
+        let start = of_host
+            .map_or("gvforwarder -agent -agent-allow", |_| "gvforwarder -agent -agent-secret-file FILE");
+        wait_for_log(&daemon, &[says, start]);
+        if let Some(says) = agent_says {
+            eventually("a warning of the agent", PATIENCE, || agent.stderr().contains(says).then_some(()));
+            assert!(agent.stderr().matches(says).count() <= 5, "{}", agent.stderr());
+        }
+        for log in [daemon.stderr(), agent.stderr()] {
+            assert!(!log.contains(SECRET) && !log.contains("another one's"), "{log}");
+        }
+        assert!(reached.try_recv().is_err(), "{of_host:?} {of_agent:?}: the service has a client");
+    }
+}
+
+/// Somebody between the two hears everything, and can use none of it.
+#[test]
+fn recorded_and_reflected_proofs_are_good_for_nothing() {
+    let services = Services::new();
+    let (told, reached) = std::sync::mpsc::channel();
+    services.serve("a", move |stream| {
+        told.send(()).unwrap();
+        echo(stream);
+    });
+    let (path, secret) = (services.path("a"), secret_file(services.path("secret"), SECRET));
+    let daemon = daemon(&[("a", &path)], &["-agent-port", "8462", "-agent-secret-file", &secret]);
+    let guest = plug_guest(&daemon);
+    let words = ["-agent-allow", &path, "-agent-port", "8463", "-agent-from", "127.0.0.1"];
+    let agent = Agent::start(&guest, &[&words[..], &["-agent-secret-file", &secret]].concat());
+    let to_agent = || {
+        let stream = guest.connect((Ipv4Addr::LOCALHOST, 8463).into()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    };
+    let say = |mut to: &TcpStream, text: &str| text.bytes().for_each(|byte| to.write_all(&[byte]).unwrap());
+    let listener = guest.listen(SocketAddr::from((GUEST, 8462)));
+    // A client that has said something already, and what the daemon says to the agent about it.
+    let next = || {
+        let mut client = connect(&daemon, "a");
+        client.write_all(b"early").unwrap();
+        (client, support::traffic::accept(&listener))
+    };
+
+    let (mut client, host) = next();
+    let to = to_agent();
+    let asked = line(&host);
+    say(&to, &asked);
+    let proof = line(&to);
+    say(&host, &proof);
+    let proved = line(&host);
+    say(&to, &proved);
+    assert_eq!(line(&to), "OK\n");
+    say(&host, "OK\nwelcome");
+    let mut bytes = [0; 7];
+    client.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"welcome");
+    (&host).read_exact(&mut bytes[..5]).unwrap();
+    assert_eq!(&bytes[..5], b"early");
+    reached.recv_timeout(PATIENCE).unwrap();
+    drop((client, host, to));
+    for (text, begin) in [(&asked, "PROVE "), (&proof, "PROOF "), (&proved, "PROOF ")] {
+        assert!(text.starts_with(begin) && !text.contains(SECRET), "{text}");
+    }
+    assert!(proved.ends_with(&format!(" {path}\n")), "{proved}");
+
+    // To the host: what an agent said before, the host's own words, and what whoever has no secret can say.
+    let nonce = |challenge: &str| challenge["PROVE ".len()..].trim().to_owned();
+    let mac = proved["PROOF ".len()..].split(' ').next().unwrap();
+    type Impostor<'a> = &'a dyn Fn(&str) -> String;
+    let impostors: [Impostor; 8] = [
+        &|_| proof.clone(),
+        &|asked| asked.to_owned(),
+        &|asked| format!("PROOF {0} {0}{0}\n", nonce(asked)),
+        &|asked| format!("PROOF {} {mac}\n", nonce(asked)),
+        &|_| "OK\n".into(),
+        &|_| "OK\nOK\nwelcome".into(),
+        &|_| format!("{}OK\n", proof),
+        &|asked| format!("ERR {asked:?} is not allowed: add -agent-allow\n"),
+    ];
+    for (number, impostor) in impostors.iter().enumerate() {
+        let (client, mut host) = next();
+        say(&host, &impostor(&line(&host)));
+        let mut heard = Vec::new();
+        let _ = host.read_to_end(&mut heard);
+        assert!(heard.is_empty(), "impostor {number} hears {:?}", String::from_utf8_lossy(&heard));
+        assert_closed(client);
+    }
+    wait_for_log(&daemon, &["the agent has another secret"]);
+
+    // To the agent: what the host said before, the agent's own words, also of another connection, and a proof with another line.
+    type Host<'a> = &'a dyn Fn(&str) -> String;
+    let another = |agent: &str| {
+        let other = to_agent();
+        say(&other, &format!("PROVE {}\n", &agent["PROOF ".len()..][..32]));
+        line(&other)
+    };
+    let hosts: [Host; 5] = [
+        &|_| proved.clone(),
+        &|agent| format!("PROOF {} {path}\n", agent.trim().rsplit(' ').next().unwrap()),
+        &|agent| format!("PROOF {} {path}\n", another(agent).trim().rsplit(' ').next().unwrap()),
+        &|_| format!("{path}\n"),
+        &|_| format!("PROVE {}\n", "0".repeat(32)),
+    ];
+    for host in hosts {
+        let mut to = to_agent();
+        say(&to, &asked);
+        say(&to, &host(&line(&to)));
+        let mut answer = String::new();
+        let _ = to.read_to_string(&mut answer);
+        assert_eq!(
+            answer,
+            "ERR a wrong proof of the secret: gvproxy needs this agent's -agent-secret-file\n"
+        );
+    }
+    for first in [format!("{path}\n"), proved.clone(), "PROVE 0\n".into()] {
+        let mut to = to_agent();
+        say(&to, &first);
+        let mut answer = String::new();
+        let _ = to.read_to_string(&mut answer);
+        assert!(answer.starts_with("ERR no proof of the secret"), "{answer}");
+    }
+    assert!(agent.stderr().contains("refused who does not prove to be the host"), "{}", agent.stderr());
+    // Nobody holds a place for longer by half a proof.
+    let silent = Instant::now();
+    let mut to = to_agent();
+    say(&to, &asked);
+    line(&to);
+    let mut answer = String::new();
+    let _ = to.read_to_string(&mut answer);
+    assert!(answer.starts_with("ERR no answer") && (8..20).contains(&silent.elapsed().as_secs()), "{answer}");
+    assert!(reached.try_recv().is_err(), "the service has a client");
+}
+
 /// Who is not the host gets nothing, and who is gets no more than the list.
 #[test]
 fn the_agent_takes_connections_from_the_gateway_only() {
@@ -535,6 +713,7 @@ fn an_agent_that_serves_nothing_does_not_start() {
         (&["-agent", "-agent-allow", "relative"], "an absolute path is needed"),
         (&["-agent-allow", "/run/a"], "-agent-allow is of no use without -agent"),
         (&["-agent", "-agent-allow", "/a", "-agent-from", "x"], "not an IPv4 address"),
+        (&["-agent", "-agent-allow", "/a", "-agent-secret-file", "/dev/null"], "not a regular file"),
     ] {
         let output = run(args);
         let stderr = String::from_utf8_lossy(&output.stderr);

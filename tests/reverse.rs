@@ -18,7 +18,7 @@ mod support;
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -26,15 +26,16 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread::spawn;
 use std::time::{Duration, Instant};
 
-use guest_agent::Agent;
+use guest_agent::{Agent, line, secret_file};
 use reversed::{
     Files, GUEST, IntoSocket, MADE, PATIENCE, Rig, Way, assert_closed, said, start_daemon, wait_for_log,
 };
 use rustix::process::Signal;
+use support::daemon::Daemon;
 use support::guest::{self, Guest};
 use support::net::plug;
-use support::streams::{self, echo, exchange};
-use support::traffic::{check, send_from};
+use support::streams::{self, Server, echo, exchange};
+use support::traffic::{accept, check, send_from};
 use support::{eventually, tool};
 
 /// A function of a [`Way`] as a test of each.
@@ -332,4 +333,80 @@ fn an_orderly_end_leaves_no_socket(way: Way) {
     assert!(started.elapsed() < Duration::from_secs(2), "it takes {:?}", started.elapsed());
     eventually("the socket goes", PATIENCE, || (!Path::new(&rig.files.guest()).exists()).then_some(()));
     assert_closed(open);
+}
+
+/// A daemon that proves itself by this secret to the guest's agent, as its file says, or one without a secret.
+fn daemon_with(files: &Files, secret: Option<&str>) -> (Daemon, Guest) {
+    let secret =
+        secret.map(|text| format!("agent-secret-file: {}\n", secret_file(files.path("of-host"), text)));
+    let yaml = format!(
+        "{}reverse:\n- {{socket: \"agent://{}\", dest: {}}}\n",
+        secret.unwrap_or_default(),
+        files.guest(),
+        files.host()
+    );
+    let config = files.path("config.yaml");
+    fs::write(&config, yaml).unwrap();
+    let daemon = Daemon::builder().args(["-debug", "-config", config.to_str().unwrap()]).start();
+    let guest = Guest::start(plug(&daemon), guest::MAC, 1500);
+    assert_eq!(guest.dhcp().ip(), GUEST);
+    (daemon, guest)
+}
+
+#[test]
+fn a_socket_is_made_for_a_host_with_the_same_secret_only() {
+    const OURS: &str = "a secret of 25 characters";
+    let doubt = Some("refused who does not prove to be the host");
+    for (of_host, of_agent, says, agent_says) in [
+        (Some(OURS), Some(OURS), MADE, None),
+        (Some(OURS), Some("another one's secret"), "the agent has another secret", doubt),
+        (None, Some(OURS), "no proof of the secret: gvproxy needs this agent's -agent-secret-file", doubt),
+        (Some(OURS), None, "this agent has no secret to prove: add -agent-secret-file", None),
+    ] {
+        let files = Files::new();
+        let (daemon, guest) = daemon_with(&files, of_host);
+        let mut words = vec!["-agent-offer".to_owned(), files.guest()];
+        if let Some(text) = of_agent {
+            words.extend(["-agent-secret-file".to_owned(), secret_file(files.path("of-agent"), text)]);
+        }
+        let agent = Agent::start(&guest, &words.iter().map(String::as_str).collect::<Vec<_>>());
+        wait_for_log(&daemon, &[says]);
+        if let Some(says) = agent_says {
+            eventually("a warning of the agent", PATIENCE, || agent.stderr().contains(says).then_some(()));
+        }
+        if says == MADE {
+            let _server = Server::echo(files.host());
+            for _ in 0..10 {
+                streams::assert_echo(&streams::connect(&streams::at(files.guest())).unwrap(), b"hello");
+            }
+        } else {
+            wait_for_log(&daemon, &["trying again"]);
+            assert!(!Path::new(&files.guest()).exists(), "{of_host:?} {of_agent:?}");
+        }
+    }
+}
+
+#[test]
+fn an_agent_that_does_not_prove_itself_gets_no_socket_of_the_hosts() {
+    let files = Files::new();
+    let (told, reached) = std::sync::mpsc::channel();
+    let _server = Server::start(files.host(), move |_| told.send(()).unwrap());
+    let (daemon, guest) = daemon_with(&files, Some("a secret of 25 characters"));
+    let listener = guest.listen(SocketAddr::from((GUEST, gvproxy::agent::PORT)));
+    let mirror = |nonce: &str| format!("PROOF {nonce} {nonce}{nonce}\n");
+    for proof in [|_: &str| String::new(), mirror] {
+        let mut host = accept(&listener);
+        let asked = line(&host);
+        let nonce = asked.strip_prefix("PROVE ").unwrap_or_else(|| panic!("{asked}")).trim();
+        host.write_all(format!("{}OK\nCLIENT\nhello", proof(nonce)).as_bytes()).unwrap();
+        let mut heard = Vec::new();
+        let _ = host.read_to_end(&mut heard);
+        assert!(heard.is_empty(), "it hears {:?}", String::from_utf8_lossy(&heard));
+    }
+    wait_for_log(
+        &daemon,
+        &["the agent does not prove that it has the secret", "gvforwarder -agent -agent-secret-file"],
+    );
+    wait_for_log(&daemon, &["the agent has another secret"]);
+    assert!(reached.try_recv().is_err(), "the host's socket has a client");
 }

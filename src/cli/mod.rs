@@ -19,6 +19,7 @@ use table::{FLAGS, Flag, Kind};
 #[expect(missing_docs, reason = "named after the flags, which table.rs documents")]
 pub struct RawArgs {
     pub agent_port: i64,
+    pub agent_secret_file: Option<OsString>,
     pub api_token_file: Option<OsString>,
     pub api_token_gateway: bool,
     pub config: OsString,
@@ -199,6 +200,7 @@ impl RawArgs {
         let list = |name: &str| values.list(name);
         Self {
             agent_port: int("agent-port"),
+            agent_secret_file: values.given("agent-secret-file"),
             api_token_file: values.given("api-token-file"),
             api_token_gateway: boolean("api-token-gateway"),
             config: text("config"),

@@ -37,6 +37,11 @@ pub const FLAGS: &[Flag] = &[
         "Port of the guest at which its agent listens: gvforwarder -agent",
     ),
     flag(
+        "agent-secret-file",
+        Kind::Text(""),
+        "File of mode 0600 with a secret of 16 to 4096 bytes that guests' agents have too; each has to prove so to the other",
+    ),
+    flag(
         "api-token-file",
         Kind::Text(""),
         "File of mode 0600 with a token of 32 to 256 characters that clients of -listen and -services have to send over tcp:// and, but for \

@@ -167,12 +167,17 @@ impl Asked {
         ] {
             text(value, theirs, flag, key, false);
         }
-        // An empty one is no word for "none": it would leave the API open.
-        if args.api_token_file.is_none()
-            && let Some(Spanned { value, referenced, .. }) = &file.api_token_file
-        {
-            args.api_token_file = Some(value.into());
-            places.push(("api-token-file", referenced.line(), "api-token-file"));
+        // An empty one is no word for "none": it would leave the API open, or believe any agent.
+        for (value, theirs, flag) in [
+            (&mut args.agent_secret_file, &file.agent_secret_file, "agent-secret-file"),
+            (&mut args.api_token_file, &file.api_token_file, "api-token-file"),
+        ] {
+            if value.is_none()
+                && let Some(Spanned { value: theirs, referenced, .. }) = theirs
+            {
+                *value = Some(theirs.into());
+                places.push((flag, referenced.line(), flag));
+            }
         }
         if args.listen.is_empty() {
             for Spanned { value, referenced, .. } in &file.listen {

@@ -32,6 +32,7 @@ pub(super) struct File {
     pub(super) log_file: Text,
     pub(super) pid_file: Text,
     pub(super) notification: Text,
+    pub(super) agent_secret_file: Text,
     pub(super) api_token_file: Text,
     #[serde(deserialize_with = "nullable")]
     pub(super) api_token_gateway: bool,

@@ -459,13 +459,16 @@ fn the_readmes_file_is_one() {
     let (_, rest) = include_str!("../../README.md").split_once("```yaml\n").unwrap();
     let (yaml, _) = rest.split_once("```").unwrap();
     let yaml = yaml.replace("/run/vm/", "@/").replace("/home/me/.ssh/machine", "@/key");
-    let token = bench.dir.path().join("token");
-    fs::write(&token, "0123456789abcdef0123456789abcdef").unwrap();
-    fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).unwrap();
+    for name in ["token", "secret"] {
+        let file = bench.dir.path().join(name);
+        fs::write(&file, "0123456789abcdef0123456789abcdef").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    }
     let config = bench.resolve_file(&yaml, "").unwrap();
     let ways = (config.listen.len(), config.links.len(), config.port_forwards.len(), config.forwards.len());
     assert_eq!(ways, (1, 1, 2, 1));
     assert!(config.services.is_some() && config.capture.is_some() && config.notification.is_some());
+    assert!(config.api_token.is_some() && config.agent_secret.is_some());
     assert_eq!((config.guest_policy.lowest_port, config.guest_policy.addresses.len()), (1024, 2));
     assert_eq!((config.network.zones.len(), config.network.search_domains.len()), (1, 1));
 }
@@ -483,6 +486,20 @@ fn sockets_without_user_and_key_go_by_way_of_the_agent() {
     };
     assert_eq!(config.forwards, [forward("a", "/run/a"), forward("b", "/run/b")]);
     assert_eq!((config.port_forwards.len(), config.agent_port), (1, 8460));
+}
+
+#[test]
+fn the_agents_secret_is_a_file() {
+    let bench = Bench::new();
+    let said = bench.resolve_file("\nagent-secret-file: @/none\n", "").unwrap_err();
+    assert!(
+        said.contains("line 2: agent-secret-file: agent secret file") && said.contains("no such file"),
+        "{said}"
+    );
+    for said in [bench.resolve("-agent-secret-file="), bench.resolve_file("agent-secret-file: \"\"\n", "")] {
+        let said = said.unwrap_err();
+        assert!(said.contains("agent-secret-file is empty: it names a file, or is left out"), "{said}");
+    }
 }
 
 #[test]

@@ -4,7 +4,6 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -19,8 +18,6 @@ const VARIABLE: &str = "GVISOR_API_TOKEN";
 const LEN: std::ops::RangeInclusive<usize> = 32..=256;
 /// More of the file is not read, in bytes: what is longer is no token.
 const MAX_LEN: u64 = 4096;
-/// Permission bits that the file may not have: others' and the group's.
-const OPEN: u32 = 0o077;
 
 /// What to do where the answer to a client of ours is 401.
 pub(crate) const WANTED: &str = "; it wants its token, from -api-token-file or GVISOR_API_TOKEN";
@@ -68,10 +65,8 @@ impl Token {
 
     fn read(path: &Path) -> Result<Self> {
         let of_file = || format!("API token file {}", quote(path.display().to_string()));
-        let (text, meta) =
-            files::read(path, MAX_LEN).map_err(|error| anyhow!(reason(&error))).with_context(of_file)?;
-        let mode = meta.permissions().mode() & 0o777;
-        ensure!(mode & OPEN == 0, "{}: its mode is {mode:04o}, want 0600: others could read it", of_file());
+        let text = files::read_private(path, MAX_LEN);
+        let text = text.map_err(|error| anyhow!(reason(&error))).with_context(of_file)?;
         Self::of(text.trim_ascii()).with_context(of_file)
     }
 
@@ -99,6 +94,7 @@ impl fmt::Debug for Token {
 #[cfg(test)]
 mod tests {
     use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
 

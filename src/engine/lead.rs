@@ -1,5 +1,6 @@
-//! Clients that are led to a guest: to a TCP port, or to a socket. Of the latter its agent is told in one line, and what it sends after `OK`
-//! in a line of its own is for the client. The client's descriptor is the flow's other end, so that nothing stands between the two.
+//! Clients that are led to a guest: to a TCP port, or to a socket. Of the latter its agent is told in one line, once it has proved itself where
+//! it has to, and what it sends after `OK` in a line of its own is for the client. The client's descriptor is the flow's other end, so that
+//! nothing stands between the two.
 //!
 //! Owns: a flow's greeting, and how long an agent may take for it. May not: decide what happens to a client that was turned away.
 //! Read next: `tcp.rs`; `../forward/network.rs`, who asks for it; `../guest/agent.rs`, the agent.
@@ -16,13 +17,14 @@ use tokio::sync::oneshot;
 use super::command::Command;
 use super::tcp::Opening;
 use super::{Engine, Handle};
+use crate::agent::{Question, Refusal};
 use crate::host::stream::HostStream;
 use crate::places::Permit;
 use crate::text::quote;
 
-/// How long an agent that accepted may take to answer.
+/// How long an agent that accepted may take for all its answers.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
-/// Bytes of its answer, with the end of the line.
+/// Bytes of one, with the end of the line.
 const MAX_ANSWER: usize = 256;
 
 /// Why a client was not led to where it wanted.
@@ -43,12 +45,9 @@ pub enum Refused {
     /// Or did nothing at all.
     #[error("no answer within 10 s")]
     Mute,
-    /// Or answered something else than an agent does; quoted.
-    #[error("no agent's answer: {0}")]
-    Garbage(String),
-    /// The agent's own words, quoted.
-    #[error("the agent says {0}")]
-    Said(String),
+    /// Or answered something else than that it agrees.
+    #[error(transparent)]
+    Agent(#[from] Refusal),
 }
 
 /// A client that was turned away.
@@ -75,8 +74,8 @@ pub(super) struct Wish {
 pub enum Said {
     /// The client's own words, which somebody has read already.
     Early(Vec<u8>),
-    /// A line for an agent, whose answer is not the client's.
-    Asked(Vec<u8>),
+    /// What an agent is asked, whose answers are not the client's.
+    Asked(Question),
 }
 
 type Reply = oneshot::Sender<Result<(), Turned>>;
@@ -84,8 +83,10 @@ type Reply = oneshot::Sender<Result<(), Turned>>;
 /// What is missing before bytes may pass.
 #[derive(Debug)]
 pub(super) struct Greeting {
-    /// What of it is still to be said.
-    said: Said,
+    /// What is still to be said.
+    words: Vec<u8>,
+    /// What an agent is asked by that.
+    question: Option<Question>,
     /// The flow is connected, and the time runs.
     pub(super) begun: bool,
     answer: Vec<u8>,
@@ -94,26 +95,33 @@ pub(super) struct Greeting {
 
 impl Greeting {
     fn new(said: Said, reply: Reply) -> Self {
-        Self { said, begun: false, answer: Vec::new(), reply: Some(reply) }
+        let (words, question) = match said {
+            Said::Early(words) => (words, None),
+            Said::Asked(question) => (question.first(), Some(question)),
+        };
+        Self { words, question, begun: false, answer: Vec::new(), reply: Some(reply) }
     }
 
     /// Says and hears what can be. `Some` once it is over; the client then knows if it went well.
     pub(super) fn advance(&mut self, flow: &mut Flow) -> Option<Result<(), Refused>> {
-        let (Said::Early(words) | Said::Asked(words)) = &mut self.said;
-        flow.send(|space| {
-            let sent = words.len().min(space.len());
-            for (to, byte) in space.iter_mut().zip(words.drain(..sent)) {
-                *to = byte;
+        let over = loop {
+            flow.send(|space| {
+                let sent = self.words.len().min(space.len());
+                for (to, byte) in space.iter_mut().zip(self.words.drain(..sent)) {
+                    *to = byte;
+                }
+                sent
+            });
+            if self.question.is_none() {
+                // A guest that has ended already hears nothing, but may have spoken.
+                let is_said = self.words.is_empty() || flow.phase() == Phase::Aborted;
+                break is_said.then_some(Ok(()))?;
             }
-            sent
-        });
-        let over = match &self.said {
-            // A guest that has ended already hears nothing, but may have spoken.
-            Said::Early(words) if words.is_empty() || flow.phase() == Phase::Aborted => Ok(()),
-            Said::Early(_) => return None,
-            Said::Asked(_) => {
-                flow.recv(|bytes| self.hear(bytes));
-                self.judge(flow.recv_finished())?
+            flow.recv(|bytes| self.hear(bytes));
+            match self.judge(flow.recv_finished())? {
+                Ok(Some(words)) => self.words = words,
+                Ok(None) => break Ok(()),
+                Err(why) => break Err(why),
             }
         };
         if over.is_ok()
@@ -136,17 +144,17 @@ impl Greeting {
         taken
     }
 
-    fn judge(&self, ended: bool) -> Option<Result<(), Refused>> {
-        match self.answer.strip_suffix(b"\n") {
-            Some(b"OK") => Some(Ok(())),
-            Some(line) => Some(Err(match line.strip_prefix(b"ERR ") {
-                Some(words) => Refused::Said(quote(words)),
-                None => Refused::Garbage(quote(line)),
-            })),
-            None if self.answer.len() == MAX_ANSWER => Some(Err(Refused::Garbage(quote(&self.answer)))),
-            None if ended => Some(Err(Refused::Left)),
-            None => None,
-        }
+    /// What is to be said to the answer, if it is there, or nothing more.
+    fn judge(&mut self, ended: bool) -> Option<Result<Option<Vec<u8>>, Refused>> {
+        let question = self.question.as_mut()?;
+        let heard = match self.answer.strip_suffix(b"\n") {
+            Some(line) => question.hear(line),
+            None if self.answer.len() == MAX_ANSWER => Err(Refusal::Garbage(quote(&self.answer))),
+            None if ended => return Some(Err(Refused::Left)),
+            None => return None,
+        };
+        self.answer.clear();
+        Some(heard.map_err(Refused::from))
     }
 
     /// What the end of its flow means.
@@ -237,28 +245,34 @@ mod tests {
 
     /// What becomes of an agent that sends `bytes` in pieces of `step`, then ends; and what of it is left for the client.
     fn answer(bytes: &[u8], step: usize) -> (Result<(), Refused>, usize) {
-        let mut greeting = Greeting::new(Said::Asked(Vec::new()), oneshot::channel().0);
+        let question = Question::new(b"/run/a".to_vec(), None).unwrap();
+        let mut greeting = Greeting::new(Said::Asked(question), oneshot::channel().0);
+        assert_eq!(greeting.words, b"/run/a\n");
+        let judge = |greeting: &mut Greeting, ended| {
+            let over = greeting.judge(ended)?;
+            Some(over.map(|words| assert_eq!(words, None)))
+        };
         let mut taken = 0;
         for piece in bytes.chunks(step) {
             let took = greeting.hear(piece);
             taken += took;
-            if let Some(over) = greeting.judge(false) {
+            if let Some(over) = judge(&mut greeting, false) {
                 return (over, bytes.len() - taken);
             }
             assert_eq!(took, piece.len(), "an answer that is not over is taken as it comes");
         }
-        (greeting.judge(true).unwrap(), bytes.len() - taken)
+        (judge(&mut greeting, true).unwrap(), bytes.len() - taken)
     }
 
     #[test]
     fn what_agents_say() {
-        let garbage = |text: &str| Err(Refused::Garbage(quote(text)));
+        let garbage = |text: &str| Err(Refusal::Garbage(quote(text)).into());
         let endless = "x".repeat(1000);
         for (bytes, over) in [
             ("OK\n", Ok(())),
             ("OK\nhello", Ok(())),
-            ("ERR no\n", Err(Refused::Said(quote("no")))),
-            ("ERR \x1b[2J\r\n", Err(Refused::Said(r#""\x1b[2J\r""#.into()))),
+            ("ERR no\n", Err(Refusal::Said(quote("no")).into())),
+            ("ERR \x1b[2J\r\n", Err(Refusal::Said(r#""\x1b[2J\r""#.into()).into())),
             ("OK", Err(Refused::Left)),
             ("", Err(Refused::Left)),
             ("OK \n", garbage("OK ")),

@@ -27,6 +27,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use crate::agent::Secret;
 use crate::config::{Dest, SocketForward, SshDest};
 use crate::dial::{self, Dial, Place, stream};
 use crate::engine::Handle;
@@ -63,6 +64,8 @@ pub struct Ways {
     pub penalties: Arc<Penalties>,
     /// Where the guest's agent listens.
     pub agent: SocketAddrV4,
+    /// What every agent has to have too.
+    pub agent_secret: Option<Secret>,
     /// What carries bytes between two descriptors.
     pub relays: Arc<Relays>,
     /// How many clients there may be.
@@ -176,10 +179,11 @@ impl Forward {
                 return ssh::run(bound, to, dialer, penalties, &ways.places, shutdown).await;
             }
             Dest::Agent { guest, port, path } => {
-                Way::to_guest(&ways, ways.agent(guest, port), Some(path), log)
+                let way = NetworkWay::new(ways.engine.clone(), ways.agent(guest, port), log);
+                Way::Network(way.by_agent(path, ways.agent_secret.clone()))
             }
             Dest::Tcp(place) => match place.within(ways.subnet) {
-                Some(guest) => Way::to_guest(&ways, guest, None, log),
+                Some(guest) => Way::Network(NetworkWay::new(ways.engine.clone(), guest, log)),
                 None => direct(Direct::Tcp(place), log),
             },
             Dest::Vsock { cid, port } => direct(Direct::Vsock { cid, port }, log),
@@ -203,10 +207,6 @@ enum Way {
 }
 
 impl Way {
-    fn to_guest(ways: &Ways, guest: SocketAddrV4, path: Option<String>, log: ClientLog) -> Self {
-        Self::Network(NetworkWay::new(ways.engine.clone(), guest, path, log))
-    }
-
     async fn serve(&self, client: UnixStream, place: Permit) {
         match self {
             Self::Network(way) => way.serve(client, place, GUEST_PATIENCE).await,

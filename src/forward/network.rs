@@ -7,6 +7,7 @@
 //! Owns: the clients that wait. May not: carry bytes (the engine does, from the client's descriptor).
 //! Read next: `../engine/lead.rs`; `../guest/agent.rs`, the agent.
 
+use std::io;
 use std::net::SocketAddrV4;
 use std::time::Duration;
 
@@ -15,11 +16,11 @@ use tokio::time::{Instant, sleep};
 use tracing::debug;
 
 use super::clients::{ClientLog, has_left};
+use crate::agent::{self, Question, Secret};
 use crate::dial::stream;
 use crate::engine::{Handle, Refused, Said};
 use crate::places::Permit;
 use crate::relay::discard;
-use crate::text::shown;
 
 /// The pause after a guest that was not there; it doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -36,12 +37,19 @@ pub(super) struct NetworkWay {
     to: SocketAddrV4,
     /// Of the socket, where `to` is an agent.
     path: Option<String>,
+    /// The agent has to have it too.
+    secret: Option<Secret>,
     log: ClientLog,
 }
 
 impl NetworkWay {
-    pub(super) fn new(engine: Handle, to: SocketAddrV4, path: Option<String>, log: ClientLog) -> Self {
-        Self { engine, to, path, log }
+    pub(super) fn new(engine: Handle, to: SocketAddrV4, log: ClientLog) -> Self {
+        Self { engine, to, path: None, secret: None, log }
+    }
+
+    /// To a socket behind the agent at `to`.
+    pub(super) fn by_agent(self, path: String, secret: Option<Secret>) -> Self {
+        Self { path: Some(path), secret, ..self }
     }
 
     /// Waits for the guest for up to `patience`, and leads the client there.
@@ -54,9 +62,9 @@ impl NetworkWay {
         let (mut waited, mut booting) = (false, None);
         loop {
             let asked = Instant::now();
-            let led = match client.into_std() {
-                Ok(client) => {
-                    let leading = self.engine.lead(client.into(), place.clone(), to, self.said());
+            let led = match client.into_std().and_then(|client| Ok((client, self.said()?))) {
+                Ok((client, said)) => {
+                    let leading = self.engine.lead(client.into(), place.clone(), to, said);
                     self.log.while_waiting(leading).await
                 }
                 Err(error) => return debug!(%error, "forward: client failed"),
@@ -89,23 +97,19 @@ impl NetworkWay {
         }
     }
 
-    /// The line for the agent, or nothing.
-    fn said(&self) -> Said {
-        match &self.path {
-            Some(path) => Said::Asked(format!("{path}\n").into_bytes()),
+    /// What the agent is asked, or nothing.
+    fn said(&self) -> io::Result<Said> {
+        Ok(match &self.path {
+            Some(path) => Said::Asked(Question::new(path.clone().into_bytes(), self.secret.as_ref())?),
             None => Said::Early(Vec::new()),
-        }
+        })
     }
 
     /// Why a client is closed.
     fn say(&self, reason: &Refused) {
-        let start = self.path.as_ref().filter(|_| *reason != Refused::Unreachable).map(|path| {
-            let port = match self.to.port() {
-                crate::agent::PORT => String::new(),
-                port => format!(" -agent-port {port}"),
-            };
-            format!("gvforwarder -agent{port} -agent-allow {}", shown(path))
-        });
+        let path = self.path.as_ref().filter(|_| *reason != Refused::Unreachable);
+        let start =
+            path.map(|path| agent::command(self.to.port(), self.secret.as_ref(), "-agent-allow", path));
         self.log.turned_away(&reason.to_string(), start.as_deref());
     }
 }

@@ -22,7 +22,7 @@ use tokio::time::{sleep, timeout};
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
 use super::offers::{Offers, Unoffered, Waiting};
-use crate::agent::{ACCEPT, ONLY, next_line};
+use crate::agent::{ACCEPT, ONLY, Secret, next_line, secret, with_end};
 use crate::config::Source;
 use crate::disk;
 use crate::logging::Limited;
@@ -35,7 +35,7 @@ const MAX_CLIENTS: usize = 2048;
 const BACKLOG: i32 = 4096;
 /// Bytes of the line, and of what may come with it.
 const MAX_LINE: usize = 256;
-/// How long the line may take to arrive, and a socket to accept.
+/// How long the line may take to arrive, with the proof if there is to be one, and a socket to accept.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a socket with a full backlog is tried.
 const CONNECT_PAUSE: Duration = Duration::from_millis(10);
@@ -46,7 +46,7 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 const LOG_WINDOW: Duration = Duration::from_secs(30);
 
 /// What an agent is to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// The paths that are served, exactly as they are asked for.
     pub(super) allow: Vec<Vec<u8>>,
@@ -56,6 +56,8 @@ pub struct Settings {
     pub(super) port: u16,
     /// Whose TCP connections are taken, if not those of the default route's gateway.
     pub(super) from: Option<Ipv4Addr>,
+    /// What the host proves itself by, but on vsock, where its address cannot be another's.
+    pub(super) secret: Option<Secret>,
 }
 
 /// A guest's agent, listening.
@@ -192,12 +194,12 @@ impl Server {
                 let _ = stream.set_nodelay(true);
                 let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
                 let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
-                match self.greet(&mut stream).await {
+                match self.greet(&mut stream, self.settings.secret.is_none()).await {
                     Ok(near) => stream.into_std().map(|stream| (OwnedFd::from(stream), near)),
                     Err(error) => Err(error),
                 }
             }
-            Client::Vsock(mut stream) => match self.greet(&mut stream).await {
+            Client::Vsock(mut stream) => match self.greet(&mut stream, true).await {
                 // It cannot be taken out of the runtime's hands: a second descriptor, and the first is closed.
                 Ok(near) => stream.as_fd().try_clone_to_owned().map(|stream| (stream, near)),
                 Err(error) => Err(error),
@@ -213,9 +215,13 @@ impl Server {
         }
     }
 
-    /// Hears what is asked for, and answers. A socket that is made for the host has a client then.
-    async fn greet(&self, host: &mut (impl AsyncRead + AsyncWrite + AsFd + Unpin)) -> io::Result<UnixStream> {
-        let opened = match timeout(PATIENCE, self.open(host)).await {
+    /// Hears what is asked for, and answers. A socket that is made for the host has a client then. The host has to prove that it is the host
+    /// unless it is known already.
+    async fn greet<S>(&self, host: &mut S, is_known: bool) -> io::Result<UnixStream>
+    where
+        S: AsyncRead + AsyncWrite + AsFd + Unpin,
+    {
+        let opened = match timeout(PATIENCE, self.open(host, is_known)).await {
             Ok(opened) => opened?,
             Err(_) => Err("no answer from the socket, or no line, within 10 s".to_owned()),
         };
@@ -239,10 +245,14 @@ impl Server {
     }
 
     /// What was asked for, and what came behind the line; or why it cannot be had.
-    async fn open(&self, host: &mut (impl AsyncRead + Unpin)) -> io::Result<Result<Opened, String>> {
+    async fn open<S>(&self, host: &mut S, is_known: bool) -> io::Result<Result<Opened, String>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let mut early = Vec::with_capacity(MAX_LINE);
-        let Some(bytes) = next_line(host, &mut early, MAX_LINE).await? else {
-            return Ok(Err("the line is too long".into()));
+        let bytes = match self.hear(host, &mut early, is_known).await? {
+            Ok(bytes) => bytes,
+            Err(why) => return Ok(Err(why)),
         };
         if let Some(path) = bytes.strip_prefix(ACCEPT) {
             let rest = path.strip_prefix(ONLY);
@@ -266,6 +276,48 @@ impl Server {
                 Err(error) => return Ok(Err(format!("{shown}: {}", reason(&error)))),
             }
         }
+    }
+
+    /// The line of a host that is known, or has proved itself; or why there is none.
+    async fn hear<S>(
+        &self,
+        host: &mut S,
+        early: &mut Vec<u8>,
+        is_known: bool,
+    ) -> io::Result<Result<Vec<u8>, String>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let Some(line) = next_line(host, early, MAX_LINE).await? else {
+            return Ok(Err("the line is too long".into()));
+        };
+        let proof = match &self.settings.secret {
+            Some(secret) => secret.prove(&line)?,
+            None if secret::is_challenge(&line) => {
+                return Ok(Err("this agent has no secret to prove: add -agent-secret-file".into()));
+            }
+            None => None,
+        };
+        let Some(proof) = proof else {
+            return Ok(if is_known { Ok(line) } else { Err(self.doubt("no proof")) });
+        };
+        host.write_all(&with_end(&proof.line())).await?;
+        // A host whose secret is another one leaves when it has heard this one's proof.
+        let said = next_line(host, early, MAX_LINE).await.inspect_err(|_| drop(self.doubt("no proof")))?;
+        let line = said.as_deref().and_then(|said| proof.check(said));
+        Ok(line.map(<[u8]>::to_vec).ok_or_else(|| self.doubt("a wrong proof")))
+    }
+
+    /// What is said to a host that does not prove itself.
+    fn doubt(&self, gave: &str) -> String {
+        if let Some(suppressed) = self.refusals.admit(Instant::now()) {
+            tracing::warn!(
+                gave,
+                suppressed,
+                "agent: refused who does not prove to be the host; -agent-secret-file has to be the same at both ends"
+            );
+        }
+        format!("{gave} of the secret: gvproxy needs this agent's -agent-secret-file")
     }
 
     /// What is said of a path that is on no list.

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::agent;
 use super::endpoint::Endpoint;
+use crate::agent::Secret;
 use crate::cli::table::{Flag, Kind, flag};
 use crate::cli::{Read, Values, read};
 use crate::config::{Source, Token};
@@ -35,6 +36,11 @@ pub const FLAGS: &[Flag] = &[
         "Unix socket that the host may have made here and whose clients it serves: a path, or unix:///path?mode=0660&owner=NAME&group=NAME",
     ),
     flag("agent-port", Kind::Int(crate::agent::PORT as i64), "Port of the agent, for TCP and on vsock"),
+    flag(
+        "agent-secret-file",
+        Kind::Text(""),
+        "File of mode 0600 with a secret of 16 to 4096 bytes that the host's gvproxy has too; over TCP each has to prove so to the other",
+    ),
     flag(
         "api-token-file",
         Kind::Text(""),
@@ -82,6 +88,7 @@ pub struct RawArgs {
     pub agent_from: OsString,
     pub agent_offer: Vec<OsString>,
     pub agent_port: i64,
+    pub agent_secret_file: Option<OsString>,
     pub api_token_file: Option<OsString>,
     pub debug: bool,
     pub iface: OsString,
@@ -130,6 +137,7 @@ impl RawArgs {
             agent_from: values.text("agent-from"),
             agent_offer: values.list("agent-offer"),
             agent_port: values.int("agent-port"),
+            agent_secret_file: values.given("agent-secret-file"),
             api_token_file: values.given("api-token-file"),
             debug: values.boolean("debug"),
             iface: values.text("iface"),
@@ -152,6 +160,7 @@ impl RawArgs {
         if !self.agent {
             ensure!(self.agent_allow.is_empty(), "-agent-allow is of no use without -agent");
             ensure!(self.agent_offer.is_empty(), "-agent-offer is of no use without -agent");
+            ensure!(self.agent_secret_file.is_none(), "-agent-secret-file is of no use without -agent");
             return Ok(None);
         }
         let allow = "-agent-allow /run/podman/podman.sock";
@@ -193,7 +202,8 @@ impl RawArgs {
             source.with_context(|| format!("-agent-offer {}", shown(text)))
         });
         let offer = offer.collect::<Result<_>>()?;
-        Ok(Some(agent::Settings { allow, offer, port, from }))
+        let secret = Secret::find(self.agent_secret_file.as_deref())?;
+        Ok(Some(agent::Settings { allow, offer, port, from, secret }))
     }
 
     /// Whether there is to be a tap.
@@ -351,6 +361,12 @@ mod tests {
             ),
             ("-agent-allow /a", "-agent-allow is of no use without -agent"),
             ("-agent-offer /a", "-agent-offer is of no use without -agent"),
+            ("-agent-secret-file /a", "-agent-secret-file is of no use without -agent"),
+            ("-agent -agent-allow /a -agent-secret-file=", "agent-secret-file is empty"),
+            (
+                "-agent -agent-allow /a -agent-secret-file /none/a",
+                r#"agent secret file "/none/a": no such file"#,
+            ),
             ("-agent -agent-offer a", "an absolute path is needed"),
             ("-agent -agent-offer tcp://:1", "a unix socket with a path is needed"),
             ("-agent -agent-offer unix:///a?mode=9", "-agent-offer \"unix:///a?mode=9\""),
@@ -363,7 +379,7 @@ mod tests {
             let error = agent(line).unwrap_err();
             assert!(error.contains(text), "{line}: {error}");
         }
-        assert_eq!(agent("").unwrap(), None);
+        assert!(agent("").unwrap().is_none());
         for (line, tap) in [("", true), ("-agent", false), ("-agent -url vsock://2:1024/connect", true)] {
             assert_eq!(raw(line).has_tap(), tap, "{line}");
         }

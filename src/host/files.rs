@@ -1,14 +1,20 @@
-//! Files of the host that others write: resolv.conf, hosts, a token. Owns: how much of one is read, and what is none.
+//! Files of the host that others write: resolv.conf, hosts, a token, a secret. Owns: how much of one is read, and what is none.
 //! May not: be called where nothing may wait, but for [`read_within`] with a short limit. Read next: `../disk.rs`, who may wait.
 //!
 //! The file may be on a file system that is slow or hangs, and anything may stand in its place.
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
+use zeroize::Zeroizing;
+
 use crate::disk;
+
+/// Permission bits that the file of a secret may not have: others' and the group's.
+const OPEN: u32 = 0o077;
 
 /// The first `max` bytes of a regular file, and what it was when it was opened.
 ///
@@ -20,9 +26,26 @@ pub(crate) fn read(path: &Path, max: u64) -> io::Result<(Vec<u8>, Metadata)> {
     if !meta.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
-    let mut bytes = Vec::new();
+    // At once as large as it gets: what grows leaves copies behind, which nobody wipes.
+    let mut bytes = Vec::with_capacity(usize::try_from(meta.len().min(max)).unwrap_or(0));
     file.take(max).read_to_end(&mut bytes)?;
     Ok((bytes, meta))
+}
+
+/// The same of a file that is its owner's alone. The bytes are wiped behind their use.
+///
+/// # Errors
+/// As [`read`], and where others could read it.
+pub(crate) fn read_private(path: &Path, max: u64) -> io::Result<Zeroizing<Vec<u8>>> {
+    let (bytes, meta) = read(path, max)?;
+    let bytes = Zeroizing::new(bytes);
+    match meta.permissions().mode() & 0o777 {
+        mode if mode & OPEN == 0 => Ok(bytes),
+        mode => Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("its mode is {mode:04o}, want 0600: others could read it"),
+        )),
+    }
 }
 
 /// The same where the caller waits no longer than `limit`.

@@ -19,14 +19,14 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::{FAREWELL, Host, MAX_CLIENTS, Retry, stopped};
-use crate::agent::{ACCEPT, CLIENT, ONLY, PORT, SIGN_LIMIT, next_line};
+use crate::agent::{ACCEPT, CLIENT, ONLY, Question, Refusal, SIGN_LIMIT, Secret, command, next_line};
 use crate::dial::{Dial, stream};
-use crate::text::{quote, shown};
+use crate::text::quote;
 
 /// Connections that wait for a client.
 const WAITING: usize = 4;
 const DIAL_LIMIT: Duration = Duration::from_secs(5);
-/// How long an agent that accepted may take to answer.
+/// How long an agent that accepted may take for all its answers.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Bytes of a line of the agent's, with its end, and of what may come with it.
 const MAX_LINE: usize = 256;
@@ -40,10 +40,10 @@ enum Failure {
     Left,
     #[error("the agent gave no sign of life within {} s", SIGN_LIMIT.as_secs())]
     Mute,
-    #[error("no agent's answer: {0}")]
-    Garbage(String),
-    #[error("the agent says {0}")]
-    Said(String),
+    #[error(transparent)]
+    Agent(#[from] Refusal),
+    #[error("no question can be asked: {0}")]
+    Unasked(io::Error),
     #[error("the connection to the agent was lost")]
     Lost,
 }
@@ -74,8 +74,8 @@ pub(super) async fn run(to: SocketAddrV4, path: &str, host: &Arc<Host>, shutdown
         let pausing = Instant::now() < resume;
         while !pausing && steps.len() < wanted {
             let only = if steps.is_empty() { ONLY } else { b"" };
-            let (ways, line) = (Arc::clone(&host.ways), [ACCEPT, only, path.as_bytes(), b"\n"].concat());
-            steps.spawn(async move { greet(&*ways, to, &line).await });
+            let (ways, line) = (Arc::clone(&host.ways), [ACCEPT, only, path.as_bytes()].concat());
+            steps.spawn(async move { greet(&*ways, to, line, ways.agent_secret.as_ref()).await });
         }
         let step = tokio::select! {
             () = &mut stop => break,
@@ -105,13 +105,13 @@ pub(super) async fn run(to: SocketAddrV4, path: &str, host: &Arc<Host>, shutdown
                     retry.lost(since);
                 }
                 if retry.is_news(&failure) {
-                    say(&failure, to, path);
+                    say(&failure, to, host.ways.agent_secret.as_ref(), path);
                 } else {
                     debug!(%failure, path, "reverse: a connection to the agent failed");
                 }
                 // Of several that end at once the first one counts.
                 if !pausing {
-                    let refused = matches!(failure, Failure::Said(_) | Failure::Garbage(_));
+                    let refused = matches!(failure, Failure::Agent(_));
                     resume = Instant::now() + retry.pause(refused);
                 }
             }
@@ -124,17 +124,13 @@ pub(super) async fn run(to: SocketAddrV4, path: &str, host: &Arc<Host>, shutdown
 }
 
 /// What there is to do about it.
-fn say(failure: &Failure, agent: SocketAddrV4, path: &str) {
-    let port = match agent.port() {
-        PORT => String::new(),
-        port => format!(" -agent-port {port}"),
-    };
-    let start = format_args!("gvforwarder -agent{port} -agent-offer {}", shown(path));
+fn say(failure: &Failure, agent: SocketAddrV4, secret: Option<&Secret>, path: &str) {
+    let start = command(agent.port(), secret, "-agent-offer", path);
     match failure {
-        Failure::Said(_) | Failure::Garbage(_) => {
-            warn!(%failure, %agent, %start, "reverse: no socket in the guest, where this has to run; trying again");
+        Failure::Agent(_) => {
+            warn!(%failure, %agent, start, "reverse: no socket in the guest, where this has to run; trying again");
         }
-        failure => info!(%failure, %agent, %start, "reverse: waiting for the guest, where this has to run"),
+        failure => info!(%failure, %agent, start, "reverse: waiting for the guest, where this has to run"),
     }
 }
 
@@ -150,32 +146,32 @@ impl Lines {
     async fn next(&mut self) -> Result<Vec<u8>, Failure> {
         match next_line(&mut self.stream, &mut self.heard, MAX_LINE).await {
             Ok(Some(line)) => Ok(line),
-            Ok(None) => Err(Failure::Garbage(quote(&self.heard))),
+            Ok(None) => Err(Refusal::Garbage(quote(&self.heard)).into()),
             Err(_) => Err(Failure::Left),
         }
+    }
+
+    /// Says and hears until the agent agrees.
+    async fn ask(&mut self, mut question: Question) -> Result<(), Failure> {
+        let mut words = Some(question.first());
+        while let Some(said) = words {
+            self.stream.write_all(&said).await.map_err(|_| Failure::Left)?;
+            words = question.hear(&self.next().await?)?;
+        }
+        Ok(())
     }
 }
 
 /// Has the agent make the socket.
-async fn greet<D: Dial>(dialer: &D, to: SocketAddrV4, line: &[u8]) -> Step {
-    let failed = |failure| Step::Failed(failure, None);
-    let mut stream = match dialer.dial(&to.into(), DIAL_LIMIT).await {
-        Ok(stream) => stream,
-        Err(error) => return failed(Failure::Unreachable(error)),
+async fn greet<D: Dial>(dialer: &D, to: SocketAddrV4, line: Vec<u8>, secret: Option<&Secret>) -> Step {
+    let greeted = async {
+        let stream = dialer.dial(&to.into(), DIAL_LIMIT).await.map_err(Failure::Unreachable)?;
+        let question = Question::new(line, secret).map_err(Failure::Unasked)?;
+        let mut lines = Lines { stream, heard: Vec::with_capacity(MAX_LINE), since: Instant::now() };
+        timeout(ANSWER_LIMIT, lines.ask(question)).await.unwrap_or(Err(Failure::Mute))?;
+        Ok(lines)
     };
-    if stream.write_all(line).await.is_err() {
-        return failed(Failure::Left);
-    }
-    let mut lines = Lines { stream, heard: Vec::with_capacity(MAX_LINE), since: Instant::now() };
-    match timeout(ANSWER_LIMIT, lines.next()).await {
-        Ok(Ok(line)) if line == b"OK" => Step::Waits(lines),
-        Ok(Ok(line)) => failed(match line.strip_prefix(b"ERR ") {
-            Some(words) => Failure::Said(quote(words)),
-            None => Failure::Garbage(quote(&line)),
-        }),
-        Ok(Err(failure)) => failed(failure),
-        Err(_) => failed(Failure::Mute),
-    }
+    greeted.await.map_or_else(|failure| Step::Failed(failure, None), Step::Waits)
 }
 
 /// Waits for a client. An agent that ended closes the connection; a guest that vanished says nothing, which is noticed by the signs of life
@@ -195,7 +191,7 @@ async fn wait(mut lines: Lines, shutdown: watch::Receiver<bool>) -> Step {
         let failure = match line {
             Ok(Ok(line)) if line.is_empty() => continue,
             Ok(Ok(line)) if line == CLIENT => return Step::Client(lines.stream, lines.heard),
-            Ok(Ok(line)) => Failure::Garbage(quote(&line)),
+            Ok(Ok(line)) => Refusal::Garbage(quote(&line)).into(),
             Ok(Err(Failure::Left)) => Failure::Lost,
             Ok(Err(failure)) => failure,
             Err(_) => Failure::Mute,

@@ -13,8 +13,9 @@ use crate::support::free_port;
 use crate::support::net::Host;
 
 /// Flags that the original does not have, or not yet, as the usage text names them.
-const OURS: [&str; 12] = [
+const OURS: [&str; 13] = [
     "agent-port int",
+    "agent-secret-file string",
     "api-token-file string",
     "api-token-gateway",
     "exit-with-vm",

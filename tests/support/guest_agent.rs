@@ -1,8 +1,12 @@
 //! gvforwarder as the agent of a guest that is a namespace. Owns: the process, and its log. Read next: `../agent.rs`.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::io::Read;
+use std::net::TcpStream;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -16,6 +20,25 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) fn binary() -> &'static str {
     env!("CARGO_BIN_EXE_gvforwarder")
+}
+
+/// A file for `-agent-secret-file`, by its path.
+pub(crate) fn secret_file(path: impl AsRef<Path>, secret: &str) -> String {
+    fs::write(&path, secret).unwrap();
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+    path.as_ref().display().to_string()
+}
+
+/// The next line, with its end, and nothing behind it.
+#[track_caller]
+pub(crate) fn line(mut from: &TcpStream) -> String {
+    let mut line = Vec::new();
+    while !line.ends_with(b"\n") {
+        let mut byte = [0];
+        from.read_exact(&mut byte).unwrap();
+        line.push(byte[0]);
+    }
+    String::from_utf8(line).unwrap()
 }
 
 /// gvforwarder in the guest.
