@@ -8,6 +8,7 @@
 
 mod arp;
 mod buffer;
+mod by_port;
 mod checksum;
 mod config;
 mod counters;
@@ -306,6 +307,7 @@ impl Stack {
     }
 
     /// The next TCP flow whose state, data or room may have changed, until `None`. [`flush`](Self::flush) it in any case.
+    #[inline]
     pub fn poll_ready(&mut self) -> Option<FlowId> {
         self.tcp.poll_ready()
     }
@@ -660,14 +662,15 @@ impl Stack {
     ) -> Result<(), DropReason> {
         let ip = match header.ether_type {
             Some(EtherType::Ipv4) => ipv4::source(payload).ok_or(DropReason::Ipv4)?,
-            Some(EtherType::Arp | EtherType::Ipv6) | None => Ipv4Addr::UNSPECIFIED,
+            Some(EtherType::Arp) => {
+                return self.admit_news(port, header, Ipv4Addr::UNSPECIFIED, payload, now, sink);
+            }
+            Some(EtherType::Ipv6) | None => Ipv4Addr::UNSPECIFIED,
         };
-        if header.ether_type != Some(EtherType::Arp)
-            && self.switch.is_admitted(header.from, port, ip, self.guard.epoch(), now)
-        {
-            return Ok(());
+        match self.switch.is_admitted(header.from, port, ip, self.guard.epoch(), now) {
+            true => Ok(()),
+            false => self.admit_news(port, header, ip, payload, now, sink),
         }
-        self.admit_news(port, header, ip, payload, now, sink)
     }
 
     /// A frame of which the switch did not know that its sender may say so.

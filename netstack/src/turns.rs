@@ -26,6 +26,15 @@ impl<T> Turns<T> {
     #[inline]
     pub fn push(&mut self, port: PortId, item: T) {
         self.len += 1;
+        match self.queues.as_mut_slice() {
+            // Where there is one link all of it costs what one queue does.
+            [(owner, queue)] if *owner == port => queue.push_back(item),
+            _ => self.push_among(port, item),
+        }
+    }
+
+    #[inline(never)]
+    fn push_among(&mut self, port: PortId, item: T) {
         match self.queues.iter_mut().find(|(owner, _)| *owner == port) {
             Some((_, queue)) => queue.push_back(item),
             None => self.queues.push((port, VecDeque::from([item]))),
@@ -38,6 +47,15 @@ impl<T> Turns<T> {
         if self.len == 0 {
             return None;
         }
+        self.len -= 1;
+        match self.queues.as_mut_slice() {
+            [(_, queue)] => queue.pop_front(),
+            _ => self.pop_among(),
+        }
+    }
+
+    #[inline(never)]
+    fn pop_among(&mut self) -> Option<T> {
         loop {
             if self.next >= self.queues.len() {
                 self.next = 0;
@@ -45,7 +63,6 @@ impl<T> Turns<T> {
             let (_, queue) = self.queues.get_mut(self.next)?;
             self.next += 1;
             if let Some(item) = queue.pop_front() {
-                self.len -= 1;
                 return Some(item);
             }
         }

@@ -25,8 +25,9 @@ impl Blocked {
     }
 
     /// The port has room.
+    #[inline]
     pub(super) fn note_room(&mut self, port: PortId) {
-        if !self.roomy.contains(&port) {
+        if !self.flows.is_empty() && !self.roomy.contains(&port) {
             self.roomy.push(port);
         }
     }
@@ -46,6 +47,7 @@ impl Blocked {
     }
 
     /// Whether some are still to be woken.
+    #[inline]
     pub(super) fn is_waking(&self) -> bool {
         !self.roomy.is_empty()
     }
@@ -94,6 +96,11 @@ mod tests {
         blocked.push(A, ids[7], true);
         assert_eq!(third, [&ids[2 * PART..], &ids[..1]].concat());
         assert!(!blocked.is_waking());
+        blocked.note_room(A);
+        assert_eq!(woken(&mut blocked), ids[7..8]);
+        blocked.note_room(A);
+        assert!(!blocked.is_waking(), "nobody waits");
+        blocked.push(A, ids[0], false);
         blocked.note_room(A);
         blocked.forget(A);
         assert!(woken(&mut blocked).is_empty() && blocked.flows.is_empty());

@@ -30,6 +30,7 @@ pub use flow::{Abort, Flow, Phase};
 pub(crate) use window::WindowBudget;
 
 use crate::buffer::IdleMemory;
+use crate::by_port::ByPort;
 use crate::counters::Ports;
 use crate::ether::{self, EtherType};
 use crate::icmp::{Fault, Report};
@@ -145,7 +146,7 @@ pub(crate) struct Table {
     timers: Timers<FlowId>,
     /// When silent guests are asked: apart, since a flow has one such time for long, and the others come and go before it.
     questions: Timers<FlowId>,
-    budgets: HashMap<PortId, Budgets, FixedState>,
+    budgets: ByPort<Budgets>,
     /// Sockets of flows that ended, for new ones.
     pool: Vec<PooledSocket>,
     ports: Ports,
@@ -182,7 +183,7 @@ impl Table {
             idle: VecDeque::new(),
             timers: Timers::new(),
             questions: Timers::new(),
-            budgets: HashMap::with_hasher(FixedState::with_seed(keys.tables)),
+            budgets: ByPort::default(),
             pool: Vec::new(),
             ports: Ports::new(keys.tcp_ports),
             scratch: Vec::new(),
@@ -198,7 +199,7 @@ impl Table {
 
     /// Ends the flows of a port that is gone. Their drivers see [`Phase::Aborted`].
     pub(crate) fn detach(&mut self, port: PortId) {
-        self.budgets.remove(&port);
+        self.budgets.remove(port);
         self.cut_off(|flow| flow.route.port == port);
         self.ready.tidy();
         self.blocked.forget(port);
@@ -238,7 +239,7 @@ impl Table {
 
     /// The guest behind `port` opens one more.
     fn begin_opening(&mut self, port: PortId, id: FlowId) {
-        let Some(budgets) = self.budgets.get_mut(&port) else { return };
+        let Some(budgets) = self.budgets.get_mut(port) else { return };
         budgets.opening.push_back(id);
         if budgets.opening.len() <= 2 * self.max_opening {
             return;
@@ -269,7 +270,7 @@ impl Table {
     pub(crate) fn get_mut(&mut self, id: FlowId) -> Option<&mut Flow> {
         let flow = self.flows.get_mut(id)?;
         if memory::may_be_scarce(self.held)
-            && let Some(budget) = self.budgets.get(&flow.route.port)
+            && let Some(budget) = self.budgets.get(flow.route.port)
         {
             flow.plenty = budget.held.plenty(self.held);
         }
@@ -348,7 +349,7 @@ impl Table {
                 {
                     return Err(DropReason::Tcp);
                 }
-                if let Some(budget) = self.budgets.get_mut(&route.port).filter(|_| has_data) {
+                if has_data && let Some(budget) = self.budgets.get_mut(route.port) {
                     budget.window.count(&mut flow.window, flow.plenty, now);
                 }
                 // As a keep-alive is, which asks for an answer.
@@ -576,6 +577,7 @@ impl Table {
     }
 
     /// The next flow that has something to do.
+    #[inline]
     pub(crate) fn poll_ready(&mut self) -> Option<FlowId> {
         loop {
             let id = self.ready.pop()?;
@@ -603,7 +605,11 @@ impl Table {
         self.wake();
     }
 
+    #[inline]
     fn wake(&mut self) {
+        if !self.blocked.is_waking() {
+            return;
+        }
         self.blocked.wake(|id| {
             if let Some(flow) = self.flows.get_mut(id) {
                 flow.blocked = false;
@@ -643,7 +649,7 @@ impl Table {
                 keep_alive(sink, flow);
             }
         }
-        if let Some(budget) = self.budgets.get_mut(&flow.route.port) {
+        if let Some(budget) = self.budgets.get_mut(flow.route.port) {
             if core::mem::take(&mut flow.has_moved) {
                 budget.held.note(id, flow, &mut self.held, now);
             }
@@ -771,7 +777,7 @@ impl Table {
 
     /// Ends what holds memory that others of its port need. What it holds is lost to both ends, who are told.
     fn make_room(&mut self, port: PortId, now: Instant) {
-        let Some(budget) = self.budgets.get_mut(&port) else { return };
+        let Some(budget) = self.budgets.get_mut(port) else { return };
         let Some(id) = budget.held.surplus(&mut self.flows, now) else { return };
         if let Some(flow) = self.flows.get_mut(id) {
             flow.abort();
@@ -837,7 +843,7 @@ impl Table {
                     self.littered.push_front((id, 1));
                 } else {
                     flow.forget_received();
-                    if let Some(budget) = self.budgets.get_mut(&flow.route.port) {
+                    if let Some(budget) = self.budgets.get_mut(flow.route.port) {
                         budget.held.note(id, flow, &mut self.held, now);
                     }
                 }
@@ -854,7 +860,7 @@ impl Table {
                     self.deep -= 1;
                 }
                 if ring + 1 == flow::RINGS
-                    && let Some(budget) = self.budgets.get_mut(&flow.route.port)
+                    && let Some(budget) = self.budgets.get_mut(flow.route.port)
                 {
                     flow.forget_written();
                     budget.held.note(id, flow, &mut self.held, now);
@@ -875,9 +881,7 @@ impl Table {
 
     /// Marks flows whose timers are due, and those that wait for room where there is some: so many of each, and the rest the next time.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
-        if self.blocked.is_waking() {
-            self.wake();
-        }
+        self.wake();
         if self.poll_timeout().is_none_or(|at| at > now) {
             return;
         }
@@ -923,7 +927,7 @@ impl Table {
         let Some(flow) = self.flows.get_mut(id) else { return };
         let (charged, port) = (core::mem::take(&mut flow.charged), flow.route.port);
         self.held -= charged;
-        if let Some(budget) = self.budgets.get_mut(&port) {
+        if let Some(budget) = self.budgets.get_mut(port) {
             budget.held.forget(charged, &self.flows);
         }
     }

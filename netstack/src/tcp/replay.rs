@@ -56,7 +56,7 @@ impl Table {
     /// out, and so repeats everything; what the guest has, or may still get, goes no further than `scratch`.
     pub(super) fn replay(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) {
         let Some(flow) = self.flows.get_mut(id) else { return };
-        let Some(budgets) = self.budgets.get_mut(&flow.route.port) else { return };
+        let Some(budgets) = self.budgets.get_mut(flow.route.port) else { return };
         let at = flow.recovery.replay_at(|segments| budgets.replay.reserve(segments, now));
         if at > now {
             return self.timers.arm(id, at, &mut flow.armed);
