@@ -239,6 +239,31 @@ async fn keys_are_exchanged_again_under_load() {
     assert!(exchanges > 10, "only {exchanges} key exchanges");
 }
 
+/// Each exchange takes the thread of all others milliseconds.
+#[tokio::test]
+async fn keys_are_exchanged_again_only_so_often() {
+    const REKEYS: u64 = 16;
+    let mut sshd = Sshd::prepare().await;
+    sshd.options = "RekeyLimit 64K\nLogLevel DEBUG1";
+    sshd.start().await;
+    let forward = sshd.forward();
+    let start = Instant::now();
+    soon("a transfer", async {
+        let mut client = forward.connect().await;
+        client.write_u8(b'G').await.unwrap();
+        client.write_u64(REKEYS * (64 << 10) + 1).await.unwrap();
+        let mut pattern = Pattern::default();
+        pattern.write(&mut tokio::io::sink(), REKEYS * (64 << 10) + 1).await.unwrap();
+        assert_eq!(sum(&mut client).await.unwrap(), (REKEYS * (64 << 10) + 1, pattern.sum()));
+    })
+    .await;
+    let (took, exchanges) = (start.elapsed(), sshd.log().matches("SSH2_MSG_KEXINIT sent").count());
+    assert!(exchanges as u64 >= REKEYS, "{exchanges} exchanges");
+    // Eight are ahead, and then there are two a second.
+    assert!(took >= Duration::from_secs(3), "{exchanges} exchanges in {took:?}");
+    forward.stop().await;
+}
+
 #[tokio::test]
 async fn a_client_that_leaves_ends_its_channel_only() {
     let sshd = Sshd::new().await;

@@ -13,13 +13,13 @@ use std::time::Duration;
 use russh::client::{self, AuthResult, ChannelOpenHandle, Handle, Msg};
 use russh::keys::{HashAlg, PrivateKeyWithHashAlg, PublicKeyOrCertificate, check_known_hosts_path};
 
-use russh::{ChannelId, MethodKind, Preferred, cipher, kex};
+use russh::{ChannelId, MethodKind, Names, Preferred, cipher, kex};
 use rustix::net::{RecvFlags, recv};
 use thiserror::Error;
 use tokio::io::{BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info};
 
 use super::backlog::{Backlog, CAPACITY, Share};
@@ -51,6 +51,12 @@ const MAX_ABORTED: usize = 256;
 const MAX_REFUSED: usize = 4096;
 /// Channels that are being opened at a time; a guest that lags answers none.
 const MAX_OPENING: usize = 1024;
+
+/// Keys are exchanged again when the guest wishes: so many times ahead, then once in each interval, in a longer one where each takes 10 to
+/// 60 ms of the control plane's one thread instead of 2.
+const EXCHANGES_AHEAD: u32 = 8;
+const EXCHANGE_EVERY: Duration = Duration::from_millis(500);
+const SLOW_EXCHANGE_EVERY: Duration = Duration::from_secs(5);
 
 /// What sshd says instead of its version to an address that it penalizes, quoted,
 const NOT_ALLOWED: &str = r#""Not allowed at this time""#;
@@ -187,7 +193,13 @@ impl Connection {
             let mut words = None;
             let _ = timeout(FIRST_WORDS, hear_version(&stream, &mut words)).await;
             let known_hosts = target.known_hosts.clone().map(|file| (file, target.addr.clone()));
-            let events = Events { life: Arc::clone(&life), backlog: backlog.clone(), known_hosts, opened };
+            let events = Events {
+                life: Arc::clone(&life),
+                backlog: backlog.clone(),
+                known_hosts,
+                exchanged: Instant::now(),
+                opened,
+            };
             let mut handle = client::connect_stream(
                 Arc::new(config()),
                 BufReader::with_capacity(READ_AHEAD, stream),
@@ -454,6 +466,8 @@ struct Events {
     life: Arc<Life>,
     backlog: Backlog,
     known_hosts: Option<(PathBuf, Place)>,
+    /// Up to when the guest's part of key exchanges is used up.
+    exchanged: Instant,
     /// Gone with the session, which tells the other end that it has ended.
     opened: Option<mpsc::Sender<Opened>>,
 }
@@ -478,6 +492,23 @@ impl client::Handler for Events {
                 Ok(false)
             }
         }
+    }
+
+    /// Keys have been exchanged again, which takes the thread of all others milliseconds: beyond its part the connection waits.
+    async fn kex_done(
+        &mut self,
+        _: Option<&[u8]>,
+        names: &Names,
+        _: &mut client::Session,
+    ) -> Result<(), Self::Error> {
+        self.life.heard();
+        let is_slow = [kex::DH_G14_SHA256, kex::DH_G16_SHA512].contains(&names.kex);
+        let every = if is_slow { SLOW_EXCHANGE_EVERY } else { EXCHANGE_EVERY };
+        self.exchanged = self.exchanged.max(Instant::now()) + every;
+        if let Some(at) = self.exchanged.checked_sub(EXCHANGES_AHEAD * every) {
+            sleep_until(at).await;
+        }
+        Ok(())
     }
 
     /// Answered elsewhere: whoever takes it may have to connect first. More at once than there is room for are refused.
