@@ -448,6 +448,23 @@ async fn over_tcp() {
     assert!(client.unwrap().execute(query_status {}).await.unwrap().running);
 }
 
+/// A machine with more ports than anybody needs.
+#[tokio::test]
+async fn so_many_ports_are_looked_at() {
+    let (mut client, mut peer) = session(ROOM).await;
+    tokio::spawn(async move {
+        let ports: Vec<_> = (0..1000)
+            .map(|number| json!({"name": format!("rp{number}"), "type": "child<pcie-root-port>"}))
+            .collect();
+        while let Some(command) = peer.command().await {
+            let list = command["execute"] == "qom-list";
+            peer.answer(&command, if list { json!(ports) } else { json!(false) }).await;
+        }
+    });
+    let error = client.free_pci_bus().await.unwrap_err().to_string();
+    assert_eq!(error.matches("rp").count(), 64, "{error}");
+}
+
 /// A machine that answers everything, slowly: many commands have together the time of one.
 #[tokio::test(start_paused = true)]
 async fn a_slow_answer_to_each_command() {

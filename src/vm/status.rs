@@ -279,6 +279,16 @@ mod tests {
         assert!(status.to_string().ends_with(line), "{status}");
     }
 
+    #[tokio::test]
+    async fn of_an_endless_answer_so_much_is_read() {
+        let (stream, mut daemon) = tokio::io::duplex(64 << 10);
+        let answers = tokio::spawn(async move { while daemon.write_all(&[b'x'; 4096]).await.is_ok() {} });
+        let answer = ask(stream, "GET /qmp HTTP/1.0\r\n\r\n").await.unwrap();
+        assert_eq!(answer.len() as u64, MAX_ANSWER);
+        // The stream is closed then, and whoever writes hears of it.
+        answers.await.unwrap();
+    }
+
     #[test]
     fn an_entry_goes_with_its_owner() {
         let board = Board::default();

@@ -338,3 +338,25 @@ async fn attach_once(session: &mut Session, card: &Card, entry: &Entry, with: &S
     entry.change(|status| status.device = Some(device));
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn who_greets_without_end_is_no_qmp_server() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let talker = std::thread::spawn(move || {
+            let mut stream = listener.accept().unwrap().0;
+            while stream.write_all(&[b'x'; 1024]).is_ok() {}
+        });
+        let line = greeting(&path, Duration::from_secs(10)).unwrap();
+        assert!((MAX_GREETING..2 * MAX_GREETING).contains(&line.len()), "{}", line.len());
+        talker.join().unwrap();
+    }
+}

@@ -204,6 +204,16 @@ mod tests {
         assert_eq!(*followed.reread().await, "", "gone");
     }
 
+    #[tokio::test]
+    async fn of_a_huge_file_so_much_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let file = std::fs::File::create(&path).unwrap();
+        file.set_len(2 * MAX_LEN).unwrap();
+        let followed = Followed::new(path, |text| text.len() as u64);
+        assert_eq!(*followed.reread().await, MAX_LEN);
+    }
+
     /// The parser stands for a file system that hangs: it waits for the file `go`.
     #[tokio::test]
     async fn a_reader_that_hangs_is_waited_for_once() {
