@@ -5,6 +5,9 @@ use std::collections::VecDeque;
 
 use crate::PortId;
 
+/// More queues than ports that are there at a time, about: some are of ports that are gone.
+const MANY: usize = 512;
+
 /// Queues of ports, of which each gives one in turn.
 #[derive(Debug)]
 pub struct Turns<T> {
@@ -37,7 +40,12 @@ impl<T> Turns<T> {
     fn push_among(&mut self, port: PortId, item: T) {
         match self.queues.iter_mut().find(|(owner, _)| *owner == port) {
             Some((_, queue)) => queue.push_back(item),
-            None => self.queues.push((port, VecDeque::from([item]))),
+            None => {
+                if self.queues.len() >= MANY {
+                    self.tidy();
+                }
+                self.queues.push((port, VecDeque::from([item])));
+            }
         }
     }
 
@@ -114,5 +122,10 @@ mod tests {
         assert_eq!(core::iter::from_fn(|| turns.pop()).count(), 994);
         turns.tidy();
         assert!(turns.is_empty() && turns.queues.is_empty() && turns.pop().is_none());
+        for port in 0..10_000 {
+            turns.push(PortId(port), 0);
+            turns.pop();
+        }
+        assert!(turns.queues.len() <= MANY, "{}", turns.queues.len());
     }
 }

@@ -302,7 +302,7 @@ impl Table {
             self.reply_reset(route, packet, now, sink);
             return Ok(Segment::Done);
         };
-        let Some(flow) = self.flows.get_mut(id) else { return Err(DropReason::Tcp) };
+        let Some(mut flow) = self.flows.get_mut(id) else { return Err(DropReason::Tcp) };
         if flow.route.port != route.port {
             return Err(DropReason::OtherPort);
         }
@@ -361,6 +361,7 @@ impl Table {
                     && !segment.rst();
                 is_duplicate = flow.recovery.is_selective() && has_data && !segment.fin() && is_old;
                 let mut bytes = packet.clone().into_inner();
+                let mut field = segment.window_len();
                 match flow.recovery.handle_ack(&segment, is_old, now) {
                     Verdict::Known if is_duplicate || !is_old => {
                         flow.progress = None;
@@ -373,10 +374,9 @@ impl Table {
                     Verdict::Known => is_old = false,
                     Verdict::Pass if !is_old => {}
                     verdict => {
-                        let field = match verdict {
-                            Verdict::Limit(field) => field,
-                            Verdict::Known | Verdict::Pass => segment.window_len(),
-                        };
+                        if let Verdict::Limit(limit) = verdict {
+                            field = limit;
+                        }
                         let seq = flow.window.acceptable().filter(|_| is_old);
                         rewrite(&mut self.rewritten, bytes, field, seq);
                         bytes = &self.rewritten;
@@ -386,6 +386,11 @@ impl Table {
                 let Some((mut device, sockets, _)) = called else { return Ok(Segment::Done) };
                 let _: PollIngressSingleResult =
                     self.interface.poll_ingress_single(now, &mut device, sockets);
+                if before == State::FinWait1 && field == 0 && flow.has_delivered() {
+                    self.open_at_end(id, packet, now, sink);
+                    let Some(again) = self.flows.get_mut(id) else { return Ok(Segment::Done) };
+                    flow = again;
+                }
                 if before == State::SynSent && segment.ack() && !segment.syn() && !segment.rst() {
                     self.dial_again(id, now, sink);
                     return Ok(Segment::Done);
@@ -406,6 +411,24 @@ impl Table {
         flow.after_segment(before, segment.rst());
         self.mark_ready(id);
         Ok(Segment::Done)
+    }
+
+    /// The guest has acknowledged everything and the end, with a window that is shut. smoltcp's timer for such a window would go on, and send
+    /// nothing without end: it has to see one that is open, which changes nothing else.
+    fn open_at_end(
+        &mut self,
+        id: FlowId,
+        packet: &Ipv4Packet<&[u8]>,
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) {
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        let Some(seq) = flow.window.acceptable() else { return };
+        rewrite(&mut self.rewritten, packet.clone().into_inner(), 1, Some(seq));
+        let called = flow.device(Some(&self.rewritten), sink, usize::from(self.mtu), now, &mut self.scratch);
+        if let Some((mut device, sockets, _)) = called {
+            let _: PollIngressSingleResult = self.interface.poll_ingress_single(now, &mut device, sockets);
+        }
     }
 
     /// A segment to a guest did not arrive. What is no error of a segment that is under way is nobody's business (RFC 5927 4.1).

@@ -41,6 +41,12 @@ fn whatever_one_guest_says_another_works() {
     tally.assert_that_it_shows_much();
 }
 
+/// A guest shut its window and acknowledged everything with the end: the gateway acknowledged nothing, without end.
+#[test]
+fn a_window_that_is_shut_at_the_end_ends() {
+    Round::new(451_290_325_061_370_328).run(ROUND);
+}
+
 #[test]
 fn the_same_round_does_the_same() {
     let seed = parameter("SEED").unwrap_or(7);

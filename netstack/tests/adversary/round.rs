@@ -22,6 +22,8 @@ const BETWEEN: u64 = 50;
 /// Connections of the attacker's that the host leaves undecided.
 const MAX_PENDING: usize = 100;
 /// Turns of the driver's in a row of which nothing came.
+/// Frames on the way: what flows may send at once is less.
+const MOST_WAITING: usize = 200_000;
 const IDLE: usize = 3;
 /// A turn takes so much from an attacker's flow, and gives it.
 const TURN: usize = 3000;
@@ -298,6 +300,8 @@ impl Round {
                 self.carry(flow);
             }
             idle += 1;
+            let waiting = self.sink.frames.len();
+            assert!(waiting < MOST_WAITING, "it sends without end: {:x?}", self.sink.frames.back());
             if let Some((port, frame)) = self.sink.frames.pop_front() {
                 (port, &frame).hash(&mut self.digest);
                 self.deliver(port, &frame);
