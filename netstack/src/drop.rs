@@ -43,7 +43,7 @@ pub enum DropReason {
     /// A segment for a flow that belongs to another port.
     #[error("flow of another port")]
     OtherPort,
-    /// The flow table is full.
+    /// There are too many TCP flows: of ends that are left, of a port that opens many, or of all. One made room, or could not be.
     #[error("too many flows")]
     Flows,
     /// No DHCP answer; the DHCP server has the details.

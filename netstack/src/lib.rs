@@ -424,7 +424,8 @@ impl Stack {
         sink: &mut impl FrameSink,
     ) -> Result<FlowId, ConnectError> {
         self.ensure_guest(*guest.ip())?;
-        let flow = self.tcp.dial(SocketAddr::V4(guest), IpAddr::V4(local)).map_err(|_| ConnectError::Busy)?;
+        let dialled = self.tcp.dial(SocketAddr::V4(guest), IpAddr::V4(local), now, &mut self.drops);
+        let flow = dialled.map_err(|reason| self.busy(reason))?;
         self.resolve(*guest.ip(), Waiter { flow: WaitingFlow::Tcp(flow), only }, now, sink);
         Ok(flow)
     }
@@ -432,7 +433,7 @@ impl Stack {
     /// The driver is done with the flow: what is owed to the guest is still sent. With `abort` that is a RST; else what close(2) does: a
     /// FIN, and a RST for whatever the guest goes on to send. When it does not end within a minute the flow is forgotten.
     pub fn tcp_release(&mut self, flow: FlowId, abort: bool) {
-        self.tcp.release(flow, abort);
+        self.tcp.release(flow, abort, &mut self.drops);
     }
 
     /// A flow from the gateway to a guest, for datagrams of somebody outside. [`Event::UdpClosed`] tells its end: nobody answered for the
@@ -1013,7 +1014,7 @@ impl Stack {
                 Ok(())
             }
             Verdict::Allow(target) => {
-                let flow = self.tcp.hold(route, packet, guest, remote)?;
+                let flow = self.tcp.hold(route, packet, (guest, remote), now, &mut self.drops)?;
                 self.events.push_back(Event::TcpOpen { flow, target });
                 Ok(())
             }
@@ -1188,6 +1189,11 @@ impl Stack {
 
     fn is_gateway(&self, ip: Ipv4Addr) -> bool {
         ip == self.config.gateway || self.config.gateway_virtual_ips.contains(&ip)
+    }
+
+    fn busy(&mut self, reason: DropReason) -> ConnectError {
+        self.drops.count(reason);
+        ConnectError::Busy
     }
 
     /// Whether connections may start here for `ip`: it can be a guest's.

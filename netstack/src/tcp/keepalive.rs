@@ -31,10 +31,15 @@ impl Keepalive {
         Self { heard: Instant::ZERO, last: Instant::ZERO, asked: 0, ignored: 0 }
     }
 
-    /// A segment of the flow came.
+    /// A segment of the flow came, or it begins.
     pub(super) fn hear(&mut self, now: Instant) {
         self.heard = now;
         (self.asked, self.ignored) = (0, 0);
+    }
+
+    /// When the last segment came, or the flow began.
+    pub(super) fn heard(&self) -> Instant {
+        self.heard
     }
 
     /// Whether the guest has been silent for long.

@@ -14,7 +14,7 @@ mod replay;
 mod sequence;
 mod window;
 
-use core::net::{Ipv4Addr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use core::ops::{Range, RangeInclusive};
 use std::collections::{HashMap, VecDeque};
 
@@ -36,10 +36,11 @@ use crate::ether::{self, EtherType};
 use crate::icmp::{Fault, Report};
 use crate::ipv4::{self, Route};
 use crate::keys::Keys;
+use crate::limit::Limit;
 use crate::link::most_frequent;
 use crate::timer::{Timers, earlier};
 use crate::turns::Turns;
-use crate::{DropReason, FrameSink, Guest, Mac, PortId};
+use crate::{DropCounts, DropReason, FrameSink, Guest, Mac, PortId};
 use blocked::Blocked;
 use device::{Blueprint, OneCall};
 use flow::{PooledSocket, Reset, Stage};
@@ -55,6 +56,9 @@ slotmap::new_key_type! {
 
 /// Flows at most. Beyond, a SYN is dropped, and the guest will send it again.
 pub const MAX_FLOWS: usize = 65_536;
+/// When there is no more place than this, an eighth of the flows ends of the port that has most, at most so often.
+const SPARE: usize = MAX_FLOWS / 16;
+const SPARE_INTERVAL: Duration = Duration::from_millis(100);
 /// Released flows that wait for their guests, at most, whether to take something or to acknowledge the end: as Linux bounds them
 /// (`tcp_max_orphans`).
 const MAX_ORPHANS: usize = 4096;
@@ -127,6 +131,8 @@ pub(crate) struct Table {
     gateway_mac: Mac,
     flows: SlotMap<FlowId, Flow>,
     keys: HashMap<Key, FlowId, FixedState>,
+    /// How often flows end for others to have a place.
+    surplus: Limit,
     /// How many of them are deep.
     deep: usize,
     /// Bytes that rings hold.
@@ -172,6 +178,7 @@ impl Table {
             gateway_mac,
             flows: SlotMap::with_key(),
             keys: HashMap::with_hasher(FixedState::with_seed(keys.tables)),
+            surplus: Limit::new(SPARE_INTERVAL, 1, now),
             deep: 0,
             held: 0,
             max_opening: MAX_OPENING,
@@ -238,7 +245,7 @@ impl Table {
     }
 
     /// The guest behind `port` opens one more.
-    fn begin_opening(&mut self, port: PortId, id: FlowId) {
+    fn begin_opening(&mut self, port: PortId, id: FlowId, drops: &mut DropCounts) {
         let Some(budgets) = self.budgets.get_mut(port) else { return };
         budgets.opening.push_back(id);
         if budgets.opening.len() <= 2 * self.max_opening {
@@ -249,7 +256,10 @@ impl Table {
         let excess = budgets.opening.len().saturating_sub(self.max_opening);
         if excess > self.max_opening / 2 {
             let oldest: Vec<FlowId> = budgets.opening.drain(..excess).collect();
-            oldest.into_iter().for_each(|id| self.give_up(id));
+            for id in oldest {
+                drops.count(DropReason::Flows);
+                self.give_up(id);
+            }
         }
     }
 
@@ -478,12 +488,11 @@ impl Table {
         &mut self,
         route: Route,
         packet: &Ipv4Packet<&[u8]>,
-        guest: SocketAddr,
-        remote: SocketAddr,
+        (guest, remote): (SocketAddr, SocketAddr),
+        now: Instant,
+        drops: &mut DropCounts,
     ) -> Result<FlowId, DropReason> {
-        if self.flows.len() >= MAX_FLOWS {
-            return Err(DropReason::Flows);
-        }
+        self.ensure_place(now, drops)?;
         let segment = TcpPacket::new_checked(packet.payload()).map_err(|_| DropReason::Tcp)?;
         // What smoltcp would not take later is refused now, before anything is opened for it.
         let parsed = parse(&segment, guest, remote).filter(|syn| syn.control == TcpControl::Syn);
@@ -493,10 +502,11 @@ impl Table {
         Ipv4Packet::new_unchecked(&mut syn[..])
             .set_total_len(u16::try_from(len).map_err(|_| DropReason::Tcp)?);
         let mut flow = Flow::new(guest, remote, route, Stage::Held(syn));
+        flow.keepalive.hear(now);
         flow.window.handle_syn(&parsed, self.mtu);
         flow.recovery.handle_syn(&parsed);
         let id = self.insert(flow);
-        self.begin_opening(route.port, id);
+        self.begin_opening(route.port, id, drops);
         Ok(id)
     }
 
@@ -558,17 +568,50 @@ impl Table {
     }
 
     /// A flow from `local` (a free port is chosen) to a guest. It starts when [`Table::resolved`] says where the guest is.
-    pub(crate) fn dial(&mut self, guest: SocketAddr, local: core::net::IpAddr) -> Result<FlowId, DropReason> {
-        if self.flows.len() >= MAX_FLOWS {
-            return Err(DropReason::Flows);
-        }
+    pub(crate) fn dial(
+        &mut self,
+        guest: SocketAddr,
+        local: IpAddr,
+        now: Instant,
+        drops: &mut DropCounts,
+    ) -> Result<FlowId, DropReason> {
+        self.ensure_place(now, drops)?;
         let keys = &self.keys;
         let end = |port| SocketAddr::new(local, port);
         let mut ports = self.ports.of(guest, local, EPHEMERAL);
         let port = ports.find(|port| !keys.contains_key(&Key { guest, remote: end(*port) }));
         let remote = end(port.ok_or(DropReason::Flows)?);
         drop(ports);
-        Ok(self.insert(Flow::new(guest, remote, Route::NOWHERE, Stage::Resolving)))
+        let mut flow = Flow::new(guest, remote, Route::NOWHERE, Stage::Resolving);
+        flow.keepalive.hear(now);
+        Ok(self.insert(flow))
+    }
+
+    /// Whether there is a place for one more flow. Where few are left, those end of the port that has most whose guests have been silent for
+    /// the longest, before others those that nobody waits for any more.
+    fn ensure_place(&mut self, now: Instant, drops: &mut DropCounts) -> Result<(), DropReason> {
+        if self.flows.len() + SPARE >= MAX_FLOWS && self.surplus.allows(now) {
+            let most = most_frequent(self.flows.values().map(|flow| flow.route.port).collect());
+            let of_most = self.flows.iter().filter(|(_, flow)| Some(flow.route.port) == most);
+            let not_over = of_most.filter(|(_, flow)| flow.released || flow.phase() != Phase::Aborted);
+            let mut idle: Vec<_> =
+                not_over.map(|(id, flow)| (!flow.released, flow.keepalive.heard(), id)).collect();
+            let surplus = idle.len() / 8;
+            if surplus > 0 {
+                idle.select_nth_unstable(surplus);
+            }
+            for (is_driven, _, id) in idle.into_iter().take(surplus) {
+                drops.count(DropReason::Flows);
+                match self.flows.get_mut(id).filter(|_| is_driven) {
+                    Some(flow) => {
+                        flow.abort();
+                        queue(&mut self.ready, id, flow);
+                    }
+                    None => self.end(id),
+                }
+            }
+        }
+        if self.flows.len() < MAX_FLOWS { Ok(()) } else { Err(DropReason::Flows) }
     }
 
     /// A dialled flow's guest has been found, or not.
@@ -811,7 +854,7 @@ impl Table {
 
     /// The driver is done with the flow. What is queued is still sent, and a FIN or RST that is owed behind it; what the guest goes on to
     /// send is answered with a RST.
-    pub(crate) fn release(&mut self, id: FlowId, abort: bool) {
+    pub(crate) fn release(&mut self, id: FlowId, abort: bool, drops: &mut DropCounts) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         flow.released = true;
         let waits = flow.waits_for_guest();
@@ -824,13 +867,13 @@ impl Table {
             false => {}
         }
         if flow.phase() == Phase::Open {
-            self.bound_orphans(id);
+            self.bound_orphans(id, drops);
         }
         self.mark_ready(id);
     }
 
     /// If with this one too many flows wait that nobody hears any more, the oldest are reset of the port that has most of them.
-    fn bound_orphans(&mut self, id: FlowId) {
+    fn bound_orphans(&mut self, id: FlowId, drops: &mut DropCounts) {
         self.orphans.push_back(id);
         if self.orphans.len() <= MAX_ORPHANS {
             return;
@@ -848,6 +891,7 @@ impl Table {
             let goes = surplus > 0 && Some(flow.route.port) == most;
             if goes {
                 surplus -= 1;
+                drops.count(DropReason::Flows);
                 flow.abort();
                 queue(&mut self.ready, *id, flow);
             }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddrV4;
 
+use netstack::DropReason;
 use netstack::tcp::{Abort, Phase};
 use smoltcp::socket::tcp::State;
 use smoltcp::time::Duration;
@@ -203,6 +204,7 @@ fn what_hosts_left_of_one_guest_makes_room_by_its_own() {
     sim.serve = Box::new(|_| End::open(Vec::new()));
     leaves_five_thousand(&mut sim, greedy);
     assert_eq!(sim.guest(slow).state(connection), State::CloseWait, "the first of all, and another's");
+    assert!(sim.stack.drops().of(DropReason::Flows) >= 512);
     sim.guest(slow).end(connection).closes = true;
     sim.settle();
     let end = sim.guest(slow).end(connection);

@@ -28,6 +28,7 @@ mod rng;
 
 mod backpressure;
 mod closing;
+mod crowded;
 mod dial_in;
 mod dial_out;
 mod identity;
