@@ -45,11 +45,6 @@ pub(super) enum Plenty {
     Dire,
 }
 
-/// Whether flows may use all of their rings, where `all` ports take so much.
-pub(super) fn has_depth(all: usize) -> bool {
-    all < MUCH / 2
-}
-
 /// Whether some port's flows may not have what helps, where `all` ports take so much.
 #[inline]
 pub(super) fn may_be_scarce(all: usize) -> bool {
@@ -86,6 +81,11 @@ impl Held {
             flow.is_listed = true;
             self.order.push_back(id);
         }
+    }
+
+    /// Whether its flows may use all of their rings, where `all` ports take so much: what others do not read leaves a port that of two flows.
+    pub(super) fn has_depth(&self, all: usize) -> bool {
+        all < MUCH / 2 || self.bytes < MUCH / 16
     }
 
     /// How freely its flows may hold more.

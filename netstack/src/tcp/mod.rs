@@ -64,8 +64,9 @@ const SPARE_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_ORPHANS: usize = 4096;
 /// Flows of a port that its guests are opening, unless the driver says less: see [`Table::limit_opening`].
 const MAX_OPENING: usize = 512;
-/// Flows that use all of their rings: 128 MiB.
+/// Flows that use all of their rings, of all ports: 128 MiB. One that has moved nothing for so long makes room.
 const MAX_DEEP: usize = 64;
+const DEEP_IDLE: Duration = Duration::from_secs(1);
 /// What one flow sends before another's turn: bytes, and at least these segments, since few long ones cost as much as many short ones.
 const TURN: usize = 128 << 10;
 const TURN_SEGMENTS: usize = 8;
@@ -133,8 +134,8 @@ pub(crate) struct Table {
     keys: HashMap<Key, FlowId, FixedState>,
     /// How often flows end for others to have a place.
     surplus: Limit,
-    /// How many of them are deep.
-    deep: usize,
+    /// Those that are deep, and of which port.
+    deep: VecDeque<(PortId, FlowId)>,
     /// Bytes that rings hold.
     held: usize,
     /// How many of a port may be opening, about.
@@ -179,7 +180,7 @@ impl Table {
             flows: SlotMap::with_key(),
             keys: HashMap::with_hasher(FixedState::with_seed(keys.tables)),
             surplus: Limit::new(SPARE_INTERVAL, 1, now),
-            deep: 0,
+            deep: VecDeque::new(),
             held: 0,
             max_opening: MAX_OPENING,
             ready: Turns::default(),
@@ -757,11 +758,10 @@ impl Table {
             self.hurry(id, now, sink);
         }
         let Some(flow) = self.flows.get_mut(id) else { return };
-        if flow.wants_depth() && self.deep < MAX_DEEP && memory::has_depth(self.held) {
-            self.deep += 1;
-            flow.deep = true;
-            queue(&mut self.ready, id, flow);
+        if flow.wants_depth() {
+            self.deepen(id, now);
         }
+        let Some(flow) = self.flows.get_mut(id) else { return };
         let mut own = None;
         let interface = interface(&mut self.interface, &mut own, flow.path_mtu, now);
         let called = flow.device(None, sink, mtu, now, &mut self.scratch);
@@ -838,6 +838,32 @@ impl Table {
             // `handle_room` goes on.
             Some(_) if !room => flow.block(id, &mut self.blocked, false),
             Some(_) => self.timers.arm(id, now + RETRY, &mut flow.armed),
+        }
+    }
+
+    /// Lets the flow use all of its ring to the guest, if there is memory. Of those that do the next one makes room, if it stands still or is
+    /// of a port that has more of them.
+    fn deepen(&mut self, id: FlowId, now: Instant) {
+        let Some(port) = self.flows.get(id).map(|flow| flow.route.port) else { return };
+        if !self.budgets.get(port).is_some_and(|budget| budget.held.has_depth(self.held)) {
+            return;
+        }
+        if self.deep.len() >= MAX_DEEP
+            && let Some((owner, next)) = self.deep.pop_front()
+        {
+            let count = |port| self.deep.iter().filter(|(owner, _)| *owner == port).count();
+            let has_more = count(owner) > count(port);
+            if let Some(other) = self.flows.get_mut(next) {
+                if !has_more && now < other.stirred_at + DEEP_IDLE {
+                    return self.deep.push_back((owner, next));
+                }
+                other.deep = false;
+            }
+        }
+        if let Some(flow) = self.flows.get_mut(id) {
+            self.deep.push_back((port, id));
+            flow.deep = true;
+            queue(&mut self.ready, id, flow);
         }
     }
 
@@ -924,7 +950,7 @@ impl Table {
                 if ring + 1 < flow::RINGS {
                     self.idle.push_front((id, ring + 1));
                 } else if core::mem::take(&mut flow.deep) {
-                    self.deep -= 1;
+                    self.deep.retain(|(_, deep)| *deep != id);
                 }
                 if ring + 1 == flow::RINGS
                     && let Some(budget) = self.budgets.get_mut(flow.route.port)
@@ -1002,7 +1028,9 @@ impl Table {
     fn remove(&mut self, id: FlowId) -> Option<Flow> {
         self.uncharge(id);
         let flow = self.flows.get(id)?;
-        self.deep -= usize::from(flow.deep);
+        if flow.deep {
+            self.deep.retain(|(_, deep)| *deep != id);
+        }
         let key = Key { guest: flow.guest, remote: flow.remote };
         if self.keys.get(&key) == Some(&id) {
             self.keys.remove(&key);

@@ -125,7 +125,17 @@ fn few_flows_fill_their_rings() {
     let port = sim.plug(Quality::CLEAN);
     sim.serve = Box::new(|_| End::open(pattern(2, 4 * LEN)));
     let connections: Vec<usize> = (0..70).map(|_| download(&mut sim, port)).collect();
-    // Each reads a while, and then no more.
+    read_a_while(&mut sim, port, &connections);
+    sim.run_for(SECOND);
+    let got: Vec<usize> =
+        connections.iter().map(|connection| sim.guest(port).end(*connection).got.len()).collect();
+    let held: Vec<usize> = sim.hosts.values().zip(got).map(|(host, got)| host.end.sent - got).collect();
+    let beyond = |bytes: usize| held.iter().filter(|held| **held > bytes).count();
+    assert!((1..=64).contains(&beyond(LEN)) && beyond(LEN / 2) <= 64, "{held:?} bytes are held");
+}
+
+/// Has these connections of a guest read so much, and no more.
+fn read_a_while(sim: &mut Sim, port: usize, connections: &[usize]) {
     sim.run_until("all are under way", SECOND * 10, |sim| {
         let guest = sim.guest(port);
         connections.iter().fold(true, |all, connection| {
@@ -134,12 +144,26 @@ fn few_flows_fill_their_rings() {
             all && !end.reads
         })
     });
-    sim.run_for(SECOND);
-    let got: Vec<usize> =
-        connections.iter().map(|connection| sim.guest(port).end(*connection).got.len()).collect();
-    let held: Vec<usize> = sim.hosts.values().zip(got).map(|(host, got)| host.end.sent - got).collect();
-    let beyond = |bytes: usize| held.iter().filter(|held| **held > bytes).count();
-    assert!((1..=64).contains(&beyond(LEN)) && beyond(LEN / 2) <= 64, "{held:?} bytes are held");
+}
+
+#[test]
+fn flows_that_one_guest_does_not_read_leave_another_its_depth() {
+    for pause in [SECOND / 10, SECOND * 2] {
+        let mut sim = Sim::new(80);
+        let (greedy, victim) = (sim.plug(Quality::CLEAN), sim.plug(Quality::CLEAN));
+        sim.serve = Box::new(|_| End::open(pattern(2, 4 * LEN)));
+        let many: Vec<usize> = (0..70).map(|_| download(&mut sim, greedy)).collect();
+        read_a_while(&mut sim, greedy, &many);
+        sim.run_for(pause);
+        let before = sim.host_flows();
+        let connection = download(&mut sim, victim);
+        read_a_while(&mut sim, victim, &[connection]);
+        sim.run_for(SECOND);
+        let got = sim.guest(victim).end(connection).got.len();
+        let new: Vec<_> = sim.host_flows().into_iter().filter(|flow| !before.contains(flow)).collect();
+        let held = sim.host(new[0]).end.sent - got;
+        assert!(held > LEN, "{held} bytes are held, {pause} later");
+    }
 }
 
 #[test]
