@@ -9,6 +9,7 @@ use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{ArpHardware, ArpOperation, ArpPacket, EthernetProtocol};
 
 use crate::ether::{self, EtherType};
+use crate::link::most_frequent;
 use crate::{DropReason, FlowId, FrameSink, Guest, Mac, PortId, UdpFlowId};
 
 /// Bytes of an ARP packet for Ethernet and IPv4.
@@ -20,9 +21,9 @@ const UNDOUBTED: Duration = Duration::from_secs(5);
 /// Time between two requests, and how many there are.
 const RETRY: Duration = Duration::from_secs(1);
 const TRIES: u8 = 3;
-/// Neighbours remembered at most; a guest can invent them.
+/// Neighbours remembered at most; a guest can invent them, and the oldest of the port that has most makes room.
 const MAX_NEIGHBOURS: usize = 1024;
-/// Addresses being resolved at once at most.
+/// Addresses being resolved at once at most: who has one answers at once, so that the one asked for the longest makes room.
 const MAX_RESOLVING: usize = 256;
 /// Flows that wait for one address at most. One that ended meanwhile is still among them.
 const MAX_WAITING: usize = 16 << 10;
@@ -128,6 +129,7 @@ struct Resolution {
     ip: Ipv4Addr,
     waiting: Vec<Waiter>,
     tries: u8,
+    since: Instant,
     next: Instant,
 }
 
@@ -166,13 +168,29 @@ impl Neighbours {
         if self.known.len() >= MAX_NEIGHBOURS && !self.known.contains_key(&ip) {
             self.known.retain(|_, neighbour| neighbour.until > now);
         }
-        if self.known.len() < MAX_NEIGHBOURS || self.known.contains_key(&ip) {
-            self.known.insert(ip, Neighbour { mac, port, until: now + REACHABLE, asked: now });
+        if self.known.len() >= MAX_NEIGHBOURS && !self.known.contains_key(&ip) {
+            let most = most_frequent(self.known.values().map(|neighbour| neighbour.port).collect());
+            let of_most = self.known.iter().filter(|(_, neighbour)| Some(neighbour.port) == most);
+            let oldest = of_most.min_by_key(|(ip, neighbour)| (neighbour.until, **ip)).map(|(ip, _)| *ip);
+            oldest.map(|oldest| self.known.remove(&oldest));
         }
+        self.known.insert(ip, Neighbour { mac, port, until: now + REACHABLE, asked: now });
         let Some(at) = self.resolving.iter().position(|resolution| resolution.ip == ip) else {
             return Vec::new();
         };
         self.resolving.swap_remove(at).waiting
+    }
+
+    /// Those that wait for the address that has been asked for the longest, if that has to make room for `ip`: they wait no more.
+    pub(crate) fn make_room(&mut self, ip: Ipv4Addr, now: Instant) -> Vec<Waiter> {
+        let is_known = self.known.get(&ip).is_some_and(|neighbour| neighbour.until > now);
+        let is_asked = || self.resolving.iter().any(|resolution| resolution.ip == ip);
+        if self.resolving.len() < MAX_RESOLVING || is_known || is_asked() {
+            return Vec::new();
+        }
+        let asked = self.resolving.iter().enumerate();
+        let longest = asked.min_by_key(|(_, resolution)| resolution.since).map(|(at, _)| at);
+        longest.map_or(Vec::new(), |at| self.resolving.swap_remove(at).waiting)
     }
 
     pub(crate) fn resolve(&mut self, ip: Ipv4Addr, flow: Waiter, now: Instant) -> Resolved {
@@ -193,7 +211,7 @@ impl Neighbours {
         if self.resolving.len() >= MAX_RESOLVING {
             return Resolved::Refused;
         }
-        self.resolving.push(Resolution { ip, waiting: vec![flow], tries: 1, next: now + RETRY });
+        self.resolving.push(Resolution { ip, waiting: vec![flow], tries: 1, since: now, next: now + RETRY });
         Resolved::Pending { ask: true }
     }
 
@@ -282,18 +300,39 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_not_remembered_is_found_all_the_same() {
+    fn the_oldest_neighbour_of_the_port_that_has_most_makes_room() {
+        let (mut table, waiter, victim) = (Neighbours::new(1), waiter(), Ipv4Addr::new(10, 9, 9, 9));
+        let at = |number: usize| Instant::from_micros(number as i64);
+        table.learn(victim, MAC, PortId(1), at(0));
+        for number in 1..3 * MAX_NEIGHBOURS {
+            table.learn(ip(number), MAC, PORT, at(number));
+        }
+        assert_eq!(table.known.len(), MAX_NEIGHBOURS);
+        let now = at(3 * MAX_NEIGHBOURS);
+        let [oldest, newest] = [ip(2 * MAX_NEIGHBOURS), ip(3 * MAX_NEIGHBOURS - 1)];
+        for remembered in [victim, newest] {
+            assert!(matches!(table.resolve(remembered, waiter, now), Resolved::Known { .. }));
+        }
+        // One that is not remembered is found all the same.
+        assert_eq!(table.resolve(oldest, waiter, now), Resolved::Pending { ask: true });
+        assert_eq!(table.learn(oldest, MAC, PORT, now), [waiter]);
+    }
+
+    #[test]
+    fn the_address_that_is_asked_for_the_longest_makes_room() {
         let (mut table, waiter) = (Neighbours::new(1), waiter());
-        for number in 0..MAX_NEIGHBOURS {
-            table.learn(ip(number), MAC, PORT, Instant::ZERO);
+        let at = |number: usize| Instant::from_micros(number as i64);
+        let mut given_up = Vec::new();
+        for number in 0..=MAX_RESOLVING {
+            given_up.extend(table.make_room(ip(number), at(number)));
+            assert_eq!(table.resolve(ip(number), waiter, at(number)), Resolved::Pending { ask: true });
         }
-        let newest = ip(MAX_NEIGHBOURS);
-        for _ in 0..2 {
-            assert_eq!(table.resolve(newest, waiter, Instant::ZERO), Resolved::Pending { ask: true });
-            assert_eq!(table.learn(newest, MAC, PORT, Instant::ZERO), [waiter]);
-        }
-        let later = Instant::ZERO + REACHABLE;
-        table.learn(newest, MAC, PORT, later);
-        assert!(matches!(table.resolve(newest, waiter, later), Resolved::Known { .. }));
+        assert_eq!(given_up, [waiter]);
+        assert!(table.resolving.iter().all(|resolution| resolution.ip != ip(0)), "the first");
+        // For one that is known or asked for already nobody has to go.
+        assert!(table.make_room(ip(1), at(1000)).is_empty());
+        table.learn(ip(MAX_RESOLVING), MAC, PORT, at(1000));
+        table.resolve(ip(MAX_RESOLVING + 1), waiter, at(1000));
+        assert!(table.make_room(ip(MAX_RESOLVING), at(1000)).is_empty());
     }
 }

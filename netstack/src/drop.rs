@@ -22,7 +22,7 @@ pub enum DropReason {
     /// A source or destination that may not appear on the wire (RFC 1122 3.2.1.3).
     #[error("martian address")]
     Martian,
-    /// A fragment that overlaps or does not fit.
+    /// A fragment that overlaps or does not fit, or an incomplete datagram that made room for another.
     #[error("fragment refused")]
     Fragment,
     /// A malformed ICMP message, or one of a type that nobody here answers.
@@ -46,6 +46,12 @@ pub enum DropReason {
     /// There are too many TCP flows: of ends that are left, of a port that opens many, or of all. One made room, or could not be.
     #[error("too many flows")]
     Flows,
+    /// A UDP flow made room for another.
+    #[error("too many UDP flows")]
+    UdpFlows,
+    /// Too many addresses are asked for, or too many flows wait for one: a flow to a guest ended.
+    #[error("too much waits for addresses")]
+    Resolving,
     /// No DHCP answer; the DHCP server has the details.
     #[error("DHCP message not answered")]
     Dhcp,
@@ -77,7 +83,7 @@ pub enum DropReason {
 
 /// How often each [`DropReason`] happened.
 #[derive(Clone, Debug, Default)]
-pub struct DropCounts([u64; 23]);
+pub struct DropCounts([u64; 25]);
 
 impl DropCounts {
     pub(crate) fn count(&mut self, reason: DropReason) {

@@ -16,6 +16,7 @@ use foldhash::fast::FixedState;
 use smoltcp::time::{Duration, Instant};
 
 use crate::dhcp::Use;
+use crate::link::most_frequent;
 use crate::{Mac, PortId};
 
 /// How long who uses an address has to answer; and where nobody could be asked, to say something.
@@ -35,7 +36,7 @@ const MAX_ADDRESSES: usize = 256;
 pub(crate) const CROWD: usize = 8;
 /// So many addresses of one that is gone are kept.
 const MAX_KEPT: usize = 64;
-/// Addresses kept of machines that are gone.
+/// Addresses kept of machines that are gone; the oldest of the port that has most makes room.
 const MAX_ABSENT: usize = 1024;
 /// Addresses that one port may want of others at a time; so it has others asked 16 times in a second at most.
 const MAX_CONTESTS: usize = 4;
@@ -85,8 +86,8 @@ pub(crate) struct Guard {
     claims: HashMap<Ipv4Addr, Claim, FixedState>,
     /// What each port claimed, in that order; it may have lost some.
     ports: HashMap<PortId, VecDeque<Ipv4Addr>, FixedState>,
-    /// What those had who are gone, in the order of that; some may be used by now.
-    absent: VecDeque<Ipv4Addr>,
+    /// What those had who are gone, and behind which port, in the order of that; some may be used by now.
+    absent: VecDeque<(PortId, Ipv4Addr)>,
     contests: Contests,
     /// Changes whenever what was found before may hold no more.
     epoch: u64,
@@ -262,14 +263,16 @@ impl Guard {
             kept += 1;
             match kept <= MAX_KEPT {
                 true => {
-                    self.absent.retain(|other| *other != ip);
-                    self.absent.push_back(ip);
+                    self.absent.retain(|(_, other)| *other != ip);
+                    self.absent.push_back((port, ip));
                 }
                 false => drop(self.claims.remove(&ip)),
             }
         }
         while self.absent.len() > MAX_ABSENT {
-            let Some(ip) = self.absent.pop_front() else { break };
+            let most = most_frequent(self.absent.iter().map(|(port, _)| *port).collect());
+            let oldest = self.absent.iter().position(|(port, _)| Some(*port) == most);
+            let Some((_, ip)) = oldest.and_then(|at| self.absent.remove(at)) else { break };
             if self.claims.get(&ip).is_some_and(|claim| claim.port.is_none()) {
                 self.claims.remove(&ip);
             }
@@ -449,6 +452,21 @@ mod tests {
             guard.detach(PortId(port), at(0));
         }
         assert!(guard.claims.len() <= MAX_ABSENT + 1 && guard.absent.len() <= MAX_ABSENT);
+    }
+
+    #[test]
+    fn whoever_goes_with_many_leaves_what_others_had() {
+        let mut guard = Guard::new(1);
+        claim(&mut guard, IP, A, Title::Open, at(0));
+        guard.detach(A, at(0));
+        for number in 0..100 * MAX_KEPT as u32 {
+            let port = PortId(2 + number / MAX_KEPT as u32);
+            claim(&mut guard, Ipv4Addr::from_bits(0x0a00_0000 + number), port, Title::Open, at(0));
+            if number as usize % MAX_KEPT == MAX_KEPT - 1 {
+                guard.detach(port, at(0));
+            }
+        }
+        assert_eq!((guard.absent.len(), guard.owner(IP, at(1))), (MAX_ABSENT, Some(mac(A))));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use smoltcp::wire::{IpProtocol, Ipv4Packet};
 
 use crate::ether::{self, EtherType};
 use crate::link::most_frequent;
-use crate::{DropReason, FrameSink, Mac, PortId};
+use crate::{DropCounts, DropReason, FrameSink, Mac, PortId};
 
 /// Bytes of a header without options; this stack sends no others.
 pub(crate) const HEADER_LEN: usize = 20;
@@ -215,6 +215,7 @@ impl Reassembly {
         port: PortId,
         fragment: &Ipv4Packet<&[u8]>,
         now: Instant,
+        drops: &mut DropCounts,
     ) -> Result<Option<Vec<u8>>, DropReason> {
         self.incomplete.retain(|_, datagram| datagram.expires > now);
         let key = Key {
@@ -229,7 +230,10 @@ impl Reassembly {
                 let most = most_frequent(self.incomplete.keys().map(|key| key.port).collect());
                 let of_most = self.incomplete.iter().filter(|(key, _)| Some(key.port) == most);
                 let oldest = of_most.min_by_key(|(_, datagram)| datagram.expires).map(|(key, _)| *key);
-                oldest.map(|key| self.incomplete.remove(&key));
+                if let Some(key) = oldest {
+                    drops.count(DropReason::Fragment);
+                    self.incomplete.remove(&key);
+                }
             }
             let header = Header {
                 source: fragment.src_addr(),
@@ -320,17 +324,19 @@ mod tests {
     }
 
     fn add(table: &mut Reassembly, bytes: &[u8], ms: i64) -> Result<Option<Vec<u8>>, DropReason> {
-        table.add(PortId(0), &Ipv4Packet::new_checked(bytes).unwrap(), Instant::from_millis(ms))
+        let packet = Ipv4Packet::new_checked(bytes).unwrap();
+        table.add(PortId(0), &packet, Instant::from_millis(ms), &mut DropCounts::default())
     }
 
     #[test]
     fn what_one_port_leaves_incomplete_makes_room_by_its_own() {
-        let mut table = Reassembly::new(1);
+        let (mut table, mut drops) = (Reassembly::new(1), DropCounts::default());
         let mut add_of = |port, ident: u16, offset, more, ms| {
             let mut bytes = fragment(offset, &[7; 16], more);
             let mut packet = Ipv4Packet::new_unchecked(&mut bytes);
             packet.set_ident(ident);
-            table.add(PortId(port), &Ipv4Packet::new_checked(&bytes[..]).unwrap(), Instant::from_millis(ms))
+            let packet = Ipv4Packet::new_checked(&bytes[..]).unwrap();
+            table.add(PortId(port), &packet, Instant::from_millis(ms), &mut drops)
         };
         assert!(add_of(1, 1, 0, true, 0).unwrap().is_none());
         for ident in 0..1000 {
@@ -339,6 +345,7 @@ mod tests {
         assert!(add_of(1, 1, 16, false, 2000).unwrap().is_some(), "the oldest of all, and another's");
         assert!(add_of(2, 0, 16, false, 2000).unwrap().is_none(), "it made room");
         assert!(add_of(2, 999, 16, false, 2000).unwrap().is_some());
+        assert_eq!(drops.of(DropReason::Fragment), 1001 - MAX_INCOMPLETE as u64);
     }
 
     #[test]

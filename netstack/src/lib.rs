@@ -458,7 +458,7 @@ impl Stack {
         self.ensure_guest(*guest.ip())?;
         let flow = self
             .udp
-            .dial(SocketAddr::V4(guest), IpAddr::V4(self.config.gateway), now)
+            .dial(SocketAddr::V4(guest), IpAddr::V4(self.config.gateway), now, &mut self.drops)
             .ok_or(ConnectError::Busy)?;
         self.resolve(*guest.ip(), Waiter { flow: WaitingFlow::Udp(flow), only }, now, sink);
         Ok(flow)
@@ -641,7 +641,9 @@ impl Stack {
                     let place = self.handle_packet(route, &packet, now, sink)?;
                     return Ok(place.map(|place| place.shifted(ether::HEADER_LEN)));
                 }
-                let Some(whole) = self.reassembly.add(port, &packet, now)? else { return Ok(None) };
+                let Some(whole) = self.reassembly.add(port, &packet, now, &mut self.drops)? else {
+                    return Ok(None);
+                };
                 let packet = Ipv4Packet::new_checked(&whole[..]).map_err(|_| DropReason::Ipv4)?;
                 let place = self.handle_packet(route, &packet, now, sink)?;
                 self.assembled = whole;
@@ -1066,7 +1068,7 @@ impl Stack {
                 Err(DropReason::Policy)
             }
             Verdict::Allow(Target::Host(target)) => {
-                let flow = self.udp.open(guest, remote, route, now);
+                let flow = self.udp.open(guest, remote, route, now, &mut self.drops);
                 Ok(Some(Place { flow, open: Some(target), assembled: false, range }))
             }
             Verdict::Refuse | Verdict::Drop => Err(DropReason::Policy),
@@ -1204,6 +1206,10 @@ impl Stack {
 
     /// Finds out who has `ip`, for `waiter`.
     fn resolve(&mut self, ip: Ipv4Addr, waiter: Waiter, now: Instant, sink: &mut impl FrameSink) {
+        for surplus in self.neighbours.make_room(ip, now) {
+            self.drops.count(DropReason::Resolving);
+            self.resolved(surplus, None, now, sink);
+        }
         match self.neighbours.resolve(ip, waiter, now) {
             Resolved::Known { mac, port, ask } => {
                 if ask {
@@ -1213,7 +1219,10 @@ impl Stack {
             }
             Resolved::Pending { ask: false } => {}
             Resolved::Pending { ask: true } => self.ask_for(ip, sink),
-            Resolved::Refused => self.resolved(waiter, None, now, sink),
+            Resolved::Refused => {
+                self.drops.count(DropReason::Resolving);
+                self.resolved(waiter, None, now, sink);
+            }
         }
     }
 

@@ -21,10 +21,10 @@ impl fmt::Display for PortId {
     }
 }
 
-/// The port that is there most often.
+/// The port that is there most often; of several the one that was attached first.
 pub(crate) fn most_frequent(mut ports: Vec<PortId>) -> Option<PortId> {
     ports.sort_unstable();
-    ports.chunk_by(PortId::eq).max_by_key(|those| those.len()).and_then(|those| those.first().copied())
+    ports.chunk_by(PortId::eq).rev().max_by_key(|those| those.len()).and_then(|those| those.first().copied())
 }
 
 /// The driver's batch buffers: one for each port, written in place.

@@ -84,8 +84,8 @@ mod tests {
     use smoltcp::time::Instant;
 
     use super::*;
-    use crate::Mac;
     use crate::ipv4::Reassembly;
+    use crate::{DropCounts, Mac};
 
     const TO: PortId = PortId(1);
     const BACK: Route = Route { port: PortId(0), from: Mac([2; 6]), to: Mac([4; 6]) };
@@ -155,7 +155,10 @@ mod tests {
                 prop_assert!(done.is_none());
                 done = match sink.0.len() {
                     1 => Some(packet.payload().to_vec()),
-                    _ => table.add(TO, &packet, Instant::ZERO).unwrap().map(|whole| whole[20..].to_vec()),
+                    _ => {
+                        let whole = table.add(TO, &packet, Instant::ZERO, &mut DropCounts::default());
+                        whole.unwrap().map(|whole| whole[20..].to_vec())
+                    }
                 };
             }
             prop_assert_eq!(done, Some(payload));

@@ -9,9 +9,10 @@ use foldhash::fast::FixedState;
 use smoltcp::time::Instant;
 
 use crate::guard::SETTLED;
+use crate::link::most_frequent;
 use crate::{Mac, PortId};
 
-/// Addresses of gone ports that are known for a while, in all and of one.
+/// Addresses of gone ports that are known for a while, in all and of one; the oldest of the port that has most makes room.
 const MAX_KEPT: usize = 1024;
 const KEPT_OF_PORT: usize = 8;
 /// No port.
@@ -49,7 +50,7 @@ pub(crate) struct Switch {
     is_shared: bool,
     addresses: HashMap<Mac, Entry, FixedState>,
     /// What was behind ports that are gone, each once: in the order of that, and to be found.
-    kept: VecDeque<Mac>,
+    kept: VecDeque<(PortId, Mac)>,
     is_kept: HashSet<Mac, FixedState>,
     /// What is behind each port.
     sources: HashMap<PortId, Sources, FixedState>,
@@ -102,12 +103,15 @@ impl Switch {
         let of_port = of_port.filter(|mac| self.addresses.get(mac).is_some_and(|entry| entry.port == port));
         for mac in of_port.take(KEPT_OF_PORT) {
             if !self.is_kept.insert(mac) {
-                self.kept.retain(|kept| *kept != mac);
+                self.kept.retain(|(_, kept)| *kept != mac);
             }
-            self.kept.push_back(mac);
-            let oldest = if self.kept.len() > MAX_KEPT { self.kept.pop_front() } else { None };
-            if let Some(oldest) = oldest {
-                self.is_kept.remove(&oldest);
+            self.kept.push_back((port, mac));
+            if self.kept.len() > MAX_KEPT {
+                let most = most_frequent(self.kept.iter().map(|(port, _)| *port).collect());
+                let oldest = self.kept.iter().position(|(port, _)| Some(*port) == most);
+                if let Some((_, oldest)) = oldest.and_then(|at| self.kept.remove(at)) {
+                    self.is_kept.remove(&oldest);
+                }
             }
         }
         let lost = self.addresses.extract_if(|_, entry| entry.port == port);
@@ -360,6 +364,15 @@ mod tests {
         (0..=u8::MAX).for_each(|_| {
             let port = switch.attach();
             switch.learn(b, port, now);
+            drop(switch.detach(port));
+        });
+        assert!(switch.is_kept.contains(&a) && switch.kept.len() == MAX_KEPT);
+        // Nor do several hundred links of many machines each.
+        (0..=u8::MAX).for_each(|low| {
+            let port = switch.attach();
+            for last in 0..2 * KEPT_OF_PORT as u8 {
+                switch.learn(Mac([4, 0, 0, 2, low, last]), port, now);
+            }
             drop(switch.detach(port));
         });
         assert!(switch.is_kept.contains(&a) && switch.kept.len() == MAX_KEPT);

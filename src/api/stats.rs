@@ -117,6 +117,7 @@ fn value(key: &str, counters: &Counters) -> u64 {
         "DroppedPackets" => drops.total(),
         "NICs.TxPacketsDroppedNoBufferSpace" => drops.of(DropReason::PortFull),
         "ARP.MalformedPacketsReceived" => drops.of(DropReason::Arp),
+        "ARP.OutgoingRequestsDropped" => drops.of(DropReason::Resolving),
         "ICMP.V4.PacketsReceived.Invalid" => drops.of(DropReason::Icmp),
         "IP.MalformedPacketsReceived" => drops.of(DropReason::Ipv4),
         "IP.MalformedFragmentsReceived" => drops.of(DropReason::Fragment),

@@ -19,7 +19,7 @@ use crate::icmp::{Fault, Report};
 use crate::ipv4::{self, Header, Route};
 use crate::keys::Keys;
 use crate::timer::Timers;
-use crate::{DropReason, FrameSink, PortId};
+use crate::{DropCounts, DropReason, FrameSink, PortId};
 use shares::{Owner, Place, Shares};
 
 slotmap::new_key_type! {
@@ -140,19 +140,21 @@ impl Table {
         remote: SocketAddr,
         route: Route,
         now: Instant,
+        drops: &mut DropCounts,
     ) -> UdpFlowId {
-        self.insert(guest, remote, route, Owner::Guest(route.port), now)
+        self.insert((guest, remote), route, Owner::Guest(route.port), now, drops)
     }
 
     fn insert(
         &mut self,
-        guest: SocketAddr,
-        remote: SocketAddr,
+        (guest, remote): (SocketAddr, SocketAddr),
         route: Route,
         owner: Owner,
         now: Instant,
+        drops: &mut DropCounts,
     ) -> UdpFlowId {
         if let Some(surplus) = self.shares.surplus(owner) {
+            drops.count(DropReason::UdpFlows);
             self.close(surplus);
             self.closed.push_back(surplus);
         }
@@ -174,13 +176,19 @@ impl Table {
     }
 
     /// A new flow from a port of `local` to `guest`, whose route will be told by [`Self::resolved`].
-    pub(crate) fn dial(&mut self, guest: SocketAddr, local: IpAddr, now: Instant) -> Option<UdpFlowId> {
+    pub(crate) fn dial(
+        &mut self,
+        guest: SocketAddr,
+        local: IpAddr,
+        now: Instant,
+        drops: &mut DropCounts,
+    ) -> Option<UdpFlowId> {
         let keys = &self.keys;
         let end = |port| SocketAddr::new(local, port);
         let mut ports = self.ports.of(guest, local, EPHEMERAL);
         let remote = ports.find(|port| !keys.contains_key(&(guest, end(*port)))).map(end)?;
         drop(ports);
-        Some(self.insert(guest, remote, Route::NOWHERE, Owner::Exposed(guest), now))
+        Some(self.insert((guest, remote), Route::NOWHERE, Owner::Exposed(guest), now, drops))
     }
 
     /// The guest of a dialled flow has been found, or not, which ends the flow. What waited comes back to be sent.
@@ -395,7 +403,9 @@ mod tests {
         let mut table = Table::new(&Keys::new(1));
         let send =
             |table: &mut Table, id, len| table.send(id, &vec![1; len], 1500, Instant::ZERO, &mut NoSink);
-        let dial = |table: &mut Table| table.dial(guest(9), [10, 0, 0, 1].into(), Instant::ZERO).unwrap();
+        let dial = |table: &mut Table| {
+            table.dial(guest(9), [10, 0, 0, 1].into(), Instant::ZERO, &mut DropCounts::default()).unwrap()
+        };
         let (first, second) = (dial(&mut table), dial(&mut table));
         assert_ne!(table.ends(first).unwrap().1, table.ends(second).unwrap().1);
         for _ in 0..MAX_HELD {
@@ -418,35 +428,37 @@ mod tests {
     fn the_least_recently_used_makes_room() {
         let mut table = Table::new(&Keys::new(1));
         let now = Instant::ZERO;
-        let ids: Vec<_> =
-            (0..MAX_FLOWS as u16).map(|port| table.open(guest(port + 1), remote(9), ROUTE, now)).collect();
+        let ids: Vec<_> = (0..MAX_FLOWS as u16)
+            .map(|port| table.open(guest(port + 1), remote(9), ROUTE, now, &mut DropCounts::default()))
+            .collect();
         assert_eq!(table.find(guest(1), remote(9), ROUTE, now), Ok(Some(ids[0])));
-        table.open(guest(60_000), remote(9), ROUTE, now);
+        table.open(guest(60_000), remote(9), ROUTE, now, &mut DropCounts::default());
         assert_eq!(table.poll_closed(), Some(ids[1]));
         assert_eq!(table.poll_closed(), None);
         assert_eq!(table.len(), MAX_FLOWS);
         table.close(ids[4]);
-        table.open(guest(60_001), remote(9), ROUTE, now);
+        table.open(guest(60_001), remote(9), ROUTE, now, &mut DropCounts::default());
         assert_eq!(table.poll_closed(), None);
     }
 
     #[test]
     fn a_flood_costs_who_makes_it() {
-        let mut table = Table::new(&Keys::new(1));
+        let (mut table, mut drops) = (Table::new(&Keys::new(1)), DropCounts::default());
         let now = Instant::ZERO;
         let other = Route { port: PortId(1), ..ROUTE };
-        let quiet = table.open(guest(1), remote(1), other, now);
-        let dialled = table.dial(guest(7), [10, 0, 0, 1].into(), now).unwrap();
+        let quiet = table.open(guest(1), remote(1), other, now, &mut drops);
+        let dialled = table.dial(guest(7), [10, 0, 0, 1].into(), now, &mut drops).unwrap();
         for port in 0..2 * MAX_FLOWS as u16 {
-            table.open(guest(port + 1), remote(9), ROUTE, now);
-            table.dial(guest(8), [10, 0, 0, 1].into(), now).unwrap();
+            table.open(guest(port + 1), remote(9), ROUTE, now, &mut drops);
+            table.dial(guest(8), [10, 0, 0, 1].into(), now, &mut drops).unwrap();
         }
         assert_eq!(table.len(), 2 * MAX_FLOWS);
         let closed: Vec<_> = core::iter::from_fn(|| table.poll_closed()).collect();
         assert!(!closed.contains(&quiet) && !closed.contains(&dialled), "{closed:?}");
+        assert_eq!(drops.of(DropReason::UdpFlows), closed.len() as u64);
         // The other one gets its part of the full table, from who has more.
         for port in 2..100 {
-            table.open(guest(port), remote(1), other, now);
+            table.open(guest(port), remote(1), other, now, &mut drops);
         }
         assert_eq!(table.find(guest(1), remote(1), other, now), Ok(Some(quiet)));
         assert_eq!(table.len(), 2 * MAX_FLOWS);
@@ -458,8 +470,8 @@ mod tests {
     #[test]
     fn idle_flows_end() {
         let mut table = Table::new(&Keys::new(1));
-        let long = table.open(guest(1), remote(9), ROUTE, Instant::ZERO);
-        let short = table.open(guest(1), remote(53), ROUTE, Instant::ZERO);
+        let long = table.open(guest(1), remote(9), ROUTE, Instant::ZERO, &mut DropCounts::default());
+        let short = table.open(guest(1), remote(53), ROUTE, Instant::ZERO, &mut DropCounts::default());
         table.handle_timeout(Instant::from_secs(15));
         assert_eq!(table.poll_closed(), Some(short));
         assert_eq!(table.find(guest(1), remote(9), ROUTE, Instant::from_secs(60)), Ok(Some(long)));

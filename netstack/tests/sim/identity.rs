@@ -633,6 +633,28 @@ fn what_one_wants_of_others_costs_them_a_few_questions() {
     assert_eq!(sim.received(0).len(), 16);
 }
 
+/// One that has many addresses is asked by a few of them whether it is still there, and by which does not matter.
+#[test]
+fn a_machine_with_many_addresses_is_asked_by_a_few() {
+    let mut sim = sim(942, 3);
+    let (many, other) = (guest_mac(3), guest_mac(2));
+    for number in 3..53 {
+        announce(&mut sim, 0, guest_ip(number), many);
+    }
+    announce(&mut sim, 2, guest_ip(2), other);
+    announce(&mut sim, 1, guest_ip(60), guest_mac(60));
+    (0..3).for_each(|port| drop(sim.received(port)));
+    announce(&mut sim, 1, guest_ip(60), many);
+    let asked = sim.received(0);
+    assert_eq!(asked.len(), 4, "{asked:02x?}");
+    assert!(sim.received(2).is_empty(), "nobody else");
+    let last: [u8; 4] = asked[3][38..42].try_into().unwrap();
+    let answer = arp(ArpOperation::Reply, (last.into(), many), (GATEWAY, GATEWAY_MAC));
+    sim.inject(0, &ethernet(many, GATEWAY_MAC, EthernetProtocol::Arp, &answer));
+    sim.run_for(Duration::from_secs(12));
+    assert!(sim.asked.moved.is_empty(), "{:?}", sim.asked.moved);
+}
+
 /// It has the use of an address, by hand or leased, of a machine that is gone or silent: that makes it no owner of a lease.
 #[test]
 fn use_makes_no_lease() {
