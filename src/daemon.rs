@@ -17,8 +17,10 @@ use tokio::net::UnixStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::sleep_until;
 
 use crate::api::{Api, Listener as ApiListener, Role};
+use crate::budget::Budget;
 use crate::config::{Address, Config, LinkConfig, RESOLV_CONF, Source, Token};
 use crate::disk;
 use crate::engine::{Counters, Engine, Handle, Request, Requests, Traffic};
@@ -41,6 +43,7 @@ use crate::places::{Owners, Places};
 use crate::relay::Relays;
 use crate::reverse::Reverse;
 use crate::ssh::Penalties;
+use crate::sys::memory::Kept;
 use crate::sys::{UnlessIgnored, descriptor_share};
 use crate::vm::status::Board;
 use crate::vm::{Machine, QemuLink, Surroundings};
@@ -60,6 +63,13 @@ const PER_DNS_QUESTION: usize = 3;
 /// DNS connections of guests at a time, and the part of the descriptors that they may take at most.
 const MAX_DNS_STREAMS: usize = 1024;
 const DNS_STREAM_SHARE: usize = 8;
+/// Bytes of each port's questions by TCP that are under way, and of their answers until those are written: some hundred.
+const DNS_STREAM_BYTES: u32 = 8 << 20;
+/// The longest answer.
+const MAX_DNS_ANSWER: usize = u16::MAX as usize;
+/// How often it is looked whether much memory is kept that guests' work took, and how many times after the last of that.
+const LOOK_FOR_MEMORY: Duration = Duration::from_secs(10);
+const LOOKS_FOR_MEMORY: u32 = 12;
 
 /// What a virtual machine comes by.
 const WAYS_IN: &str =
@@ -614,8 +624,21 @@ async fn resolve(handle: Handle, api: Arc<Api>, places: Places, requests: Arc<Re
         failed: Limited::new(1, Duration::from_secs(60)),
     });
     let streams = Limit::new(descriptor_share(DNS_STREAM_SHARE, MAX_DNS_STREAMS), Duration::ZERO);
+    let budget = Arc::new(Budget::new(DNS_STREAM_BYTES));
+    let (mut kept, mut looks, mut look) = (Kept::default(), 0, Instant::now());
     loop {
-        let request = requests.next().await;
+        let request = tokio::select! {
+            request = requests.next() => request,
+            () = sleep_until(look.into()), if looks > 0 => {
+                (looks, look) = (looks - 1, Instant::now() + LOOK_FOR_MEMORY);
+                kept.give_back_much();
+                continue;
+            }
+        };
+        if looks == 0 {
+            look = Instant::now() + LOOK_FOR_MEMORY;
+        }
+        looks = LOOKS_FOR_MEMORY;
         let (handle, questions) = (handle.clone(), Arc::clone(&questions));
         match request {
             Request::DnsQuestion { client, message } => {
@@ -639,8 +662,13 @@ async fn resolve(handle: Handle, api: Arc<Api>, places: Places, requests: Arc<Re
             Request::DnsStream { link, stream } => {
                 let Some(place) = streams.admit(link) else { continue };
                 let Ok(stream) = UnixStream::from_std(stream) else { continue };
+                let budget = Arc::clone(&budget);
                 tokio::spawn(async move {
-                    let turn = || handle.turn_of(link);
+                    let turn = async |bytes| {
+                        let part = budget.part(link, bytes + MAX_DNS_ANSWER).await;
+                        handle.turn_of(link).await;
+                        part
+                    };
                     let resolve = |message| answer(handle.clone(), Arc::clone(&questions), link, message);
                     serve_stream(stream, place, turn, resolve).await;
                 });

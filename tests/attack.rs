@@ -771,6 +771,56 @@ fn what_nobody_takes_holds_little_memory() {
     });
 }
 
+/// What a guest has under way on the daemon's other thread: bodies that come byte by byte, and large answers that it does not read.
+#[test]
+fn what_a_guest_leaves_half_done_holds_little_memory() {
+    /// In KiB. It was 0.6 to 2.4 GB, which stayed.
+    const MOST: u64 = 160 << 10;
+    const CONNECTIONS: usize = 600;
+    let network = Network::start();
+    let _server = Scripted::start(&network.host, "127.0.0.1", |question| {
+        let mut large = answer(question, NOERROR, None);
+        large.resize(60_000, 0);
+        Some((Duration::ZERO, large))
+    });
+    let greedy = Guest::start(support::net::plug(&network.daemon), "5a:94:ef:00:00:07", 1500);
+    greedy.dhcp();
+    let connect = |port| {
+        let stream = greedy.connect((GATEWAY, port).into()).expect("the gateway");
+        stream.set_nonblocking(true).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream
+    };
+    let before = network.daemon.rss_kb();
+    let mut most = before;
+    let bodies: Vec<TcpStream> = (0..CONNECTIONS).map(|_| connect(80)).collect();
+    let head = "POST /services/forwarder/expose HTTP/1.1\r\nHost: gateway\r\nContent-Length: 60000\r\n\r\n";
+    bodies.iter().for_each(|mut stream| stream.write_all(head.as_bytes()).unwrap());
+    let begin = Instant::now();
+    let mut bytes = 0;
+    while begin.elapsed() < Duration::from_secs(6) {
+        bytes += bodies.iter().filter(|stream| { *stream }.write(b" ").is_ok()).count();
+        most = most.max(network.daemon.rss_kb());
+    }
+    drop(bodies);
+    let asked = question("large.example", A, None);
+    let by_tcp = [&u16::try_from(asked.len()).unwrap().to_be_bytes(), &asked[..]].concat().repeat(32);
+    let questions: Vec<TcpStream> = (0..CONNECTIONS).map(|_| connect(53)).collect();
+    questions.iter().for_each(|mut stream| stream.write_all(&by_tcp).unwrap());
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(6) {
+        most = most.max(network.daemon.rss_kb());
+        let socket = network.victim.udp("0.0.0.0:0".parse().unwrap());
+        try_ask_udp(&socket, (GATEWAY, 53).into(), &asked, PATIENCE).expect("another's answer");
+    }
+    eprintln!("{before} KiB before, {most} KiB at most, {bytes} bytes of bodies");
+    assert!(bytes > 10 * CONNECTIONS && most < before + MOST, "{most} KiB, {before} before");
+    drop((questions, greedy));
+    eventually("its memory", Duration::from_secs(60), || {
+        (network.daemon.rss_kb() < before + (32 << 10)).then_some(())
+    });
+}
+
 /// Questions that nobody answers, as many as a guest can send.
 #[test]
 fn questions_of_one_guest_leave_others_their_answers() {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::header::{
     CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
@@ -106,13 +106,12 @@ pub(super) async fn posted(client: &Client, request: Request<Incoming>) -> Resul
     if request.method() != Method::POST {
         return Err(Refusal::bad_request("post only"));
     }
-    let body = Limited::new(request.into_body(), MAX_BODY).collect();
-    match tokio::time::timeout(BODY_TIME, body).await {
-        Ok(Ok(body)) => {
+    match tokio::time::timeout(BODY_TIME, whole(request.into_body())).await {
+        Ok(Ok(Some(body))) => {
             client.place.set_busy();
-            Ok(body.to_bytes())
+            Ok(body.into())
         }
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(Refusal::new(
+        Ok(Ok(None)) => Err(Refusal::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             format!("request body too large: the limit is {MAX_BODY} bytes"),
         )),
@@ -120,4 +119,19 @@ pub(super) async fn posted(client: &Client, request: Request<Incoming>) -> Resul
         Ok(Err(_)) => Err(Refusal::bad_request("unexpected EOF")),
         Err(_) => Err(Refusal::bad_request("i/o timeout")),
     }
+}
+
+/// All of a body, or `None` if it is longer than it may be. Each part is copied and let go: it would hold what it was read into, which is
+/// larger by far where a client sends byte by byte.
+async fn whole(mut body: Incoming) -> hyper::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame?;
+        let part = frame.data_ref().map_or(&[][..], |part| part);
+        if bytes.len() + part.len() > MAX_BODY {
+            return Ok(None);
+        }
+        bytes.extend_from_slice(part);
+    }
+    Ok(Some(bytes))
 }

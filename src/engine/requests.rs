@@ -4,6 +4,7 @@
 //! Owns: whose turn it is, and how much may wait for it. May not: do any of it. Read next: `daemon.rs`, which does.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -136,15 +137,14 @@ impl Waiting {
     }
 
     fn pop(&mut self) -> Option<Piece> {
-        let Some(piece) = self.turns.pop() else {
-            self.turns.tidy();
-            self.of_port.clear();
-            return None;
-        };
+        let piece = self.turns.pop()?;
         if let Piece::Request(request) = &piece {
             self.requests -= 1;
-            if let Some(own) = self.of_port.get_mut(&request.port()) {
-                *own -= 1;
+            if let Entry::Occupied(mut own) = self.of_port.entry(request.port()) {
+                *own.get_mut() -= 1;
+                if *own.get() == 0 {
+                    own.remove();
+                }
             }
         }
         Some(piece)

@@ -18,6 +18,9 @@ const LARGE: usize = 64 << 10;
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const KEEP_FREED: libc::c_int = 2 << 20;
 
+/// Freed memory that is worth looking for, in bytes.
+const MUCH_KEPT: usize = 16 << 20;
+
 /// Pages for large buffers, the system's allocator for the rest.
 #[derive(Clone, Copy, Debug)]
 pub struct Allocator;
@@ -101,6 +104,33 @@ pub fn give_back() {
     // SAFETY: it gives pages back that nothing lies on.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     let _ = unsafe { libc::malloc_trim(0) };
+}
+
+/// What the system's allocator keeps of what was freed, as far as it is known: to be looked at after peaks, and now and then.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// How much it was when it was given back last, or less since then. Its addresses still count as free.
+    before: usize,
+}
+
+impl Kept {
+    /// Gives back what is kept if that is much more than before.
+    pub fn give_back_much(&mut self) {
+        let kept = kept();
+        self.before = self.before.min(kept);
+        if kept > self.before + MUCH_KEPT {
+            give_back();
+            self.before = self::kept();
+        }
+    }
+}
+
+fn kept() -> usize {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it only counts.
+    return unsafe { libc::mallinfo2() }.fordblks;
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    0
 }
 
 /// Gives the pages of an empty ring back to the system; they read as zeroes from now on, and cost nothing until they are written.

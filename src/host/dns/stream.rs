@@ -26,12 +26,16 @@ const MAX_PIPELINED: usize = 32;
 /// Answers the queries of one connection until the client is done (its half-close waits for the answers), is
 /// silent for too long, has asked 128 times, or breaks the connection, or until its place is wanted: between
 /// questions it is idle. Answers go out in the order in which they come, not in that of the queries (RFC 7766
-/// section 6.2.1.1); a message that `resolve` gives `None` for has none. Each query waits for its `turn`, and the rest of the connection
-/// with it.
-pub async fn serve_stream<S, T, R, F, K>(mut stream: S, place: Place<K>, turn: impl Fn() -> T, resolve: R)
-where
+/// section 6.2.1.1); a message that `resolve` gives `None` for has none. Each query waits for its `turn`, which knows its length, and has what
+/// that gives until its answer is written.
+pub async fn serve_stream<S, T, R, F, K>(
+    mut stream: S,
+    place: Place<K>,
+    turn: impl Fn(usize) -> T,
+    resolve: R,
+) where
     S: AsyncRead + AsyncWrite + Unpin,
-    T: Future<Output = ()>,
+    T: Future<Output: Send + 'static>,
     R: Fn(Vec<u8>) -> F,
     F: Future<Output = Option<Vec<u8>>> + Send + 'static,
     K: Copy + Eq + Hash,
@@ -44,56 +48,69 @@ where
 async fn serve<S, T, R, F, K>(
     stream: &mut S,
     place: &Place<K>,
-    turn: impl Fn() -> T,
+    turn: impl Fn(usize) -> T,
     resolve: R,
 ) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
-    T: Future<Output = ()>,
+    T: Future<Output: Send + 'static>,
     R: Fn(Vec<u8>) -> F,
     F: Future<Output = Option<Vec<u8>>> + Send + 'static,
     K: Copy + Eq + Hash,
 {
     let mut received = Vec::new();
+    // The query whose turn it is not yet.
+    let mut next = None;
     let mut pending = JoinSet::new();
     let mut queries = 0;
     let mut deadline = Instant::now() + FIRST_TIME;
     let mut client_done = false;
     loop {
-        while pending.len() < MAX_PIPELINED
-            && queries < MAX_QUERIES
+        let has_room = pending.len() < MAX_PIPELINED && queries < MAX_QUERIES;
+        if next.is_none()
+            && has_room
             && let Some(message) = take_message(&mut received)
         {
             queries += 1;
             deadline = Instant::now() + IDLE_TIME;
             place.set_busy();
-            turn().await;
-            pending.spawn(resolve(message));
+            next = Some((Box::pin(turn(message.len())), message));
         }
-        let listening = !client_done && queries < MAX_QUERIES && pending.len() < MAX_PIPELINED;
-        if !listening && pending.is_empty() {
+        let listening = !client_done && has_room && next.is_none();
+        let is_idle = pending.is_empty() && next.is_none();
+        if !listening && is_idle {
             return stream.shutdown().await;
         }
+        let is_its_turn = async {
+            match &mut next {
+                Some((turn, _)) => turn.await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            given = is_its_turn => if let Some((_, message)) = next.take() {
+                let answer = resolve(message);
+                pending.spawn(async move { (answer.await, given) });
+            },
             read = stream.read_buf(&mut received), if listening => {
                 client_done = read? == 0;
-                if pending.is_empty() {
+                if is_idle {
                     place.set_receiving();
                 }
             }
             Some(answer) = pending.join_next() => {
-                if let Ok(Some(answer)) = answer {
+                if let Ok((Some(answer), _given)) = answer {
                     let len = u16::try_from(answer.len()).map_err(io::Error::other)?;
                     let framed = [&len.to_be_bytes(), answer.as_slice()].concat();
                     timeout(WRITE_TIME, stream.write_all(&framed)).await??;
                 }
                 deadline = Instant::now() + IDLE_TIME;
-                if pending.is_empty() {
+                if pending.is_empty() && next.is_none() {
                     place.set_idle();
                 }
             }
             () = place.told_to_close() => return stream.shutdown().await,
-            () = sleep_until(deadline), if pending.is_empty() => return stream.shutdown().await,
+            () = sleep_until(deadline), if is_idle => return stream.shutdown().await,
         }
     }
 }

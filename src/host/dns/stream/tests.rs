@@ -27,7 +27,7 @@ fn connect(buffer: usize) -> (DuplexStream, JoinHandle<()>) {
 }
 
 /// Whose turn it always is.
-async fn turn() {}
+async fn turn(_: usize) {}
 
 fn place() -> Place<()> {
     Limit::new(1, Duration::ZERO).admit(()).unwrap()
