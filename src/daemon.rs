@@ -66,7 +66,7 @@ const DNS_STREAM_SHARE: usize = 8;
 /// Bytes of each port's questions by TCP that are under way, and of their answers until those are written: some hundred.
 const DNS_STREAM_BYTES: u32 = 8 << 20;
 /// The longest answer.
-const MAX_DNS_ANSWER: usize = u16::MAX as usize;
+const LONGEST_DNS_ANSWER: usize = u16::MAX as usize;
 /// How often it is looked whether much memory is kept that guests' work took, and how many times after the last of that.
 const LOOK_FOR_MEMORY: Duration = Duration::from_secs(10);
 const LOOKS_FOR_MEMORY: u32 = 12;
@@ -665,7 +665,7 @@ async fn resolve(handle: Handle, api: Arc<Api>, places: Places, requests: Arc<Re
                 let budget = Arc::clone(&budget);
                 tokio::spawn(async move {
                     let turn = async |bytes| {
-                        let part = budget.part(link, bytes + MAX_DNS_ANSWER).await;
+                        let part = budget.part(link, bytes + LONGEST_DNS_ANSWER).await;
                         handle.turn_of(link).await;
                         part
                     };
