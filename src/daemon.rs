@@ -23,7 +23,7 @@ use crate::api::{Api, Listener as ApiListener, Role};
 use crate::budget::Budget;
 use crate::config::{Address, Config, LinkConfig, RESOLV_CONF, Source, Token};
 use crate::disk;
-use crate::engine::{Counters, Engine, Handle, Request, Requests, Traffic};
+use crate::engine::{Counters, Engine, Handle, Request, Traffic};
 use crate::forward::loops::OwnSockets;
 use crate::forward::registry::Registry;
 use crate::forward::{Forward, Ways};
@@ -43,7 +43,7 @@ use crate::places::{Owners, Places};
 use crate::relay::Relays;
 use crate::reverse::Reverse;
 use crate::ssh::Penalties;
-use crate::sys::memory::Kept;
+use crate::sys::memory::give_back_much;
 use crate::sys::{UnlessIgnored, descriptor_share};
 use crate::vm::status::Board;
 use crate::vm::{Machine, QemuLink, Surroundings};
@@ -225,7 +225,6 @@ impl Signals {
 struct Daemon {
     engine: Engine,
     handle: Handle,
-    requests: Arc<Requests>,
     registry: Registry,
     ways: Arc<Ways>,
     forwards: Vec<Forward>,
@@ -291,7 +290,7 @@ impl Daemon {
         let relays = Arc::new(Relays::default());
         let known = relays.max_descriptors() + config.forwards.len() + config.port_forwards.len();
         let places = Places::new(known + icmp::max_sessions());
-        let (mut engine, handle, requests) =
+        let (mut engine, handle) =
             Engine::new(config.network, seed, places.clone()).context("cannot start the network")?;
         engine.limit_connects(config.connects);
         if let Some(notifier) = &terms.notifier {
@@ -384,7 +383,6 @@ impl Daemon {
         let daemon = Self {
             engine,
             handle,
-            requests,
             registry,
             ways,
             forwards,
@@ -406,7 +404,7 @@ impl Daemon {
     }
 
     async fn serve(self, mut signals: Signals) -> Result<Exit> {
-        let Self { engine, handle, requests, registry, terms, .. } = self;
+        let Self { engine, handle, registry, terms, .. } = self;
         let (ended, mut end) = oneshot::channel();
         let thread = thread::Builder::new()
             .name("engine".to_owned())
@@ -452,7 +450,7 @@ impl Daemon {
         for machine in self.machines {
             followed.spawn(machine.run(with.clone()));
         }
-        let mut resolving = tokio::spawn(resolve(handle.clone(), api, places, requests));
+        let mut resolving = tokio::spawn(resolve(handle.clone(), api, places));
         let counting = tracing::enabled!(tracing::Level::DEBUG).then(|| tokio::spawn(count(handle.clone())));
         let mut following = tokio::spawn(registry.clone().follow_guests());
         if let Some(notifier) = &terms.notifier {
@@ -613,7 +611,7 @@ impl Questions {
 }
 
 /// Serves what the engine asks: questions about names, and what guests ask the gateway itself.
-async fn resolve(handle: Handle, api: Arc<Api>, places: Places, requests: Arc<Requests>) {
+async fn resolve(handle: Handle, api: Arc<Api>, places: Places) {
     let questions = Arc::new(Questions {
         upstream: Upstream::new(PathBuf::from(RESOLV_CONF), PathBuf::from(HOSTS)),
         admitted: Limit::new(
@@ -625,13 +623,13 @@ async fn resolve(handle: Handle, api: Arc<Api>, places: Places, requests: Arc<Re
     });
     let streams = Limit::new(descriptor_share(DNS_STREAM_SHARE, MAX_DNS_STREAMS), Duration::ZERO);
     let budget = Arc::new(Budget::new(DNS_STREAM_BYTES));
-    let (mut kept, mut looks, mut look) = (Kept::default(), 0, Instant::now());
+    let (mut looks, mut look) = (0, Instant::now());
     loop {
         let request = tokio::select! {
-            request = requests.next() => request,
+            request = handle.next_request() => request,
             () = sleep_until(look.into()), if looks > 0 => {
                 (looks, look) = (looks - 1, Instant::now() + LOOK_FOR_MEMORY);
-                kept.give_back_much();
+                give_back_much();
                 continue;
             }
         };

@@ -313,6 +313,12 @@ fn a_flood_of_any_kind_leaves_others_their_time() {
     }
 }
 
+/// The one in the middle, and the one that 99 of 100 are shorter than.
+fn middle_and_last(waits: &mut [Duration]) -> (Duration, Duration) {
+    waits.sort_unstable();
+    (waits[waits.len() / 2], waits[waits.len() * 99 / 100])
+}
+
 /// Connections on which a guest sends a byte each, again and again: each of them costs the daemon a write.
 #[test]
 fn thousands_of_busy_connections_take_nobodys_turn() {
@@ -375,8 +381,7 @@ fn thousands_of_busy_connections_take_nobodys_turn() {
         over.store(true, Ordering::Relaxed);
         waits
     });
-    waits.sort_unstable();
-    let (middle, last) = (waits[waits.len() / 2], waits[waits.len() * 99 / 100]);
+    let (middle, last) = middle_and_last(&mut waits);
     eprintln!("{CONNECTIONS} busy connections: a byte there and back takes {middle:?}, at p99 {last:?}");
     assert!(middle < BOUND, "{middle:?}, at p99 {last:?}");
     drop(held);
@@ -447,8 +452,7 @@ fn what_a_guest_asks_without_end_keeps_nobody_waiting() {
             waits
         });
         for (whose, mut waits) in ["the operator's request", "another's name"].into_iter().zip(waits) {
-            waits.sort_unstable();
-            let (middle, last) = (waits[waits.len() / 2], waits[waits.len() * 99 / 100]);
+            let (middle, last) = middle_and_last(&mut waits);
             eprintln!("{what}: {whose} takes {middle:?}, at p99 {last:?}, of {}", waits.len());
             assert!(middle < BOUND, "{what}: {whose} takes {middle:?}, at p99 {last:?}");
         }

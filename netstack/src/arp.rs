@@ -183,9 +183,9 @@ impl Neighbours {
 
     /// Those that wait for the address that has been asked for the longest, if that has to make room for `ip`: they wait no more.
     pub(crate) fn make_room(&mut self, ip: Ipv4Addr, now: Instant) -> Vec<Waiter> {
-        let is_known = self.known.get(&ip).is_some_and(|neighbour| neighbour.until > now);
+        let is_known = || self.known.get(&ip).is_some_and(|neighbour| neighbour.until > now);
         let is_asked = || self.resolving.iter().any(|resolution| resolution.ip == ip);
-        if self.resolving.len() < MAX_RESOLVING || is_known || is_asked() {
+        if self.resolving.len() < MAX_RESOLVING || is_known() || is_asked() {
             return Vec::new();
         }
         let asked = self.resolving.iter().enumerate();

@@ -4,7 +4,7 @@ use crate::PortId;
 
 /// Values in the order of their ports: as few as there are links, and most often one.
 #[derive(Debug)]
-pub(crate) struct ByPort<V>(Vec<(PortId, V)>);
+pub struct ByPort<V>(Vec<(PortId, V)>);
 
 impl<V> Default for ByPort<V> {
     fn default() -> Self {
@@ -14,40 +14,47 @@ impl<V> Default for ByPort<V> {
 
 impl<V> ByPort<V> {
     #[inline]
-    pub(crate) fn get_mut(&mut self, port: PortId) -> Option<&mut V> {
-        match self.0.as_mut_slice() {
-            [(only, value)] => (*only == port).then_some(value),
-            all => {
-                let index = all.binary_search_by_key(&port, |(port, _)| *port).ok()?;
-                all.get_mut(index).map(|(_, value)| value)
-            }
+    fn index(&self, port: PortId) -> Option<usize> {
+        match self.0.as_slice() {
+            [(only, _)] => (*only == port).then_some(0),
+            all => all.binary_search_by_key(&port, |(port, _)| *port).ok(),
         }
     }
 
+    /// The port's.
     #[inline]
-    pub(crate) fn get(&self, port: PortId) -> Option<&V> {
-        match self.0.as_slice() {
-            [(only, value)] => (*only == port).then_some(value),
-            all => {
-                let index = all.binary_search_by_key(&port, |(port, _)| *port).ok()?;
-                all.get(index).map(|(_, value)| value)
-            }
-        }
+    pub fn get(&self, port: PortId) -> Option<&V> {
+        self.0.get(self.index(port)?).map(|(_, value)| value)
+    }
+
+    /// The same, to be changed.
+    #[inline]
+    pub fn get_mut(&mut self, port: PortId) -> Option<&mut V> {
+        let index = self.index(port)?;
+        self.0.get_mut(index).map(|(_, value)| value)
     }
 
     /// What it had before goes.
-    pub(crate) fn insert(&mut self, port: PortId, value: V) {
+    pub fn insert(&mut self, port: PortId, value: V) {
         self.remove(port);
         let index = self.0.partition_point(|(other, _)| *other < port);
         self.0.insert(index, (port, value));
     }
 
-    pub(crate) fn remove(&mut self, port: PortId) {
+    /// It has nothing any more.
+    pub fn remove(&mut self, port: PortId) {
         self.0.retain(|(other, _)| *other != port);
     }
 
-    pub(crate) fn values(&self) -> impl Iterator<Item = &V> {
+    /// What ports have, in their order.
+    pub fn values(&self) -> impl Iterator<Item = &V> {
         self.0.iter().map(|(_, value)| value)
+    }
+
+    /// The same, to be changed.
+    #[inline]
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
+        self.0.iter_mut().map(|(_, value)| value)
     }
 }
 

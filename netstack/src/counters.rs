@@ -49,8 +49,19 @@ impl Ports {
         Self { secret, counters: Counters::new() }
     }
 
+    /// An end of `local` with a port of `range` for a connection to `guest`, if one is free.
+    pub(crate) fn free(
+        &mut self,
+        guest: SocketAddr,
+        local: IpAddr,
+        range: RangeInclusive<u16>,
+        is_taken: impl Fn(SocketAddr) -> bool,
+    ) -> Option<SocketAddr> {
+        self.of(guest, local, range).map(|port| SocketAddr::new(local, port)).find(|end| !is_taken(*end))
+    }
+
     /// Each port of `range` once, in the order in which a connection from `local` to `guest` tries them (RFC 6056, 3.3.4).
-    pub(crate) fn of(
+    fn of(
         &mut self,
         guest: SocketAddr,
         local: IpAddr,

@@ -41,6 +41,7 @@ pub use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, Icmpv4DstUnreachable, IpProtocol, Ipv4Packet, UdpPacket};
 
 pub use buffer::IdleMemory;
+pub use by_port::ByPort;
 pub use config::NetworkConfig;
 pub use drop::{DropCounts, DropReason};
 pub use ether::Mac;

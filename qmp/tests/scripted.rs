@@ -13,6 +13,7 @@ use qmp::qapi::ErrorClass;
 use qmp::qapi::qmp::{query_status, stop};
 use qmp::{Address, Client, ExecuteError, HandshakeError, Lost, MAX_LINE, Timeouts, UnplugError, WaitError};
 use serde_json::json;
+use tokio::io::DuplexStream;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::time::Instant;
 
@@ -448,19 +449,22 @@ async fn over_tcp() {
     assert!(client.unwrap().execute(query_status {}).await.unwrap().running);
 }
 
-/// A machine with more ports than anybody needs.
+/// Answers as a machine with more ports than anybody needs, all of them in use, each time after `pause`.
+async fn have_many_ports(mut peer: Peer<DuplexStream>, pause: Duration) {
+    let ports: Vec<_> = (0..1000)
+        .map(|number| json!({"name": format!("rp{number}"), "type": "child<pcie-root-port>"}))
+        .collect();
+    while let Some(command) = peer.command().await {
+        tokio::time::sleep(pause).await;
+        let list = command["execute"] == "qom-list";
+        peer.answer(&command, if list { json!(ports) } else { json!(false) }).await;
+    }
+}
+
 #[tokio::test]
 async fn so_many_ports_are_looked_at() {
-    let (mut client, mut peer) = session(ROOM).await;
-    tokio::spawn(async move {
-        let ports: Vec<_> = (0..1000)
-            .map(|number| json!({"name": format!("rp{number}"), "type": "child<pcie-root-port>"}))
-            .collect();
-        while let Some(command) = peer.command().await {
-            let list = command["execute"] == "qom-list";
-            peer.answer(&command, if list { json!(ports) } else { json!(false) }).await;
-        }
-    });
+    let (mut client, peer) = session(ROOM).await;
+    tokio::spawn(have_many_ports(peer, Duration::ZERO));
     let error = client.free_pci_bus().await.unwrap_err().to_string();
     assert_eq!(error.matches("rp").count(), 64, "{error}");
 }
@@ -468,17 +472,8 @@ async fn so_many_ports_are_looked_at() {
 /// A machine that answers everything, slowly: many commands have together the time of one.
 #[tokio::test(start_paused = true)]
 async fn a_slow_answer_to_each_command() {
-    let (mut client, mut peer) = session(ROOM).await;
-    tokio::spawn(async move {
-        let ports: Vec<_> = (0..1000)
-            .map(|number| json!({"name": format!("rp{number}"), "type": "child<pcie-root-port>"}))
-            .collect();
-        while let Some(command) = peer.command().await {
-            tokio::time::sleep(Duration::from_secs(3)).await;
-            let list = command["execute"] == "qom-list";
-            peer.answer(&command, if list { json!(ports) } else { json!(false) }).await;
-        }
-    });
+    let (mut client, peer) = session(ROOM).await;
+    tokio::spawn(have_many_ports(peer, Duration::from_secs(3)));
     let begin = Instant::now();
     let error = client.free_pci_bus().await.unwrap_err();
     assert!(matches!(error, qmp::SlotError::Execute(ExecuteError::Timeout { .. })), "{error:?}");

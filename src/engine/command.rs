@@ -16,7 +16,7 @@ use super::attach::NewLink;
 use super::forwards::ForwardCommand;
 use super::lead::Wish;
 use super::readout::Readout;
-use super::requests::Requests;
+use super::requests::{Request, Requests};
 
 /// Commands that may be under way at once.
 pub(super) const COMMANDS: usize = 512;
@@ -30,7 +30,7 @@ pub(super) enum Command {
     Lead(Wish),
     /// Asks the gateway's own zones.
     DnsQuery { message: Vec<u8>, reply: oneshot::Sender<(dns::Verdict, Vec<u8>)> },
-    /// Answers [`Request::DnsQuestion`](super::Request::DnsQuestion).
+    /// Answers [`Request::DnsQuestion`].
     DnsAnswer { client: DnsClient, message: Vec<u8> },
     /// Ends the run.
     Stop,
@@ -59,7 +59,7 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Sends the answer to [`Request::DnsQuestion`](super::Request::DnsQuestion).
+    /// Sends the answer to [`Request::DnsQuestion`].
     pub async fn dns_answer(&self, client: DnsClient, message: Vec<u8>) {
         self.send(Command::DnsAnswer { client, message }).await;
     }
@@ -74,6 +74,11 @@ impl Handle {
     /// The client with this hardware address needs its address no more; it gets it again as long as nobody else does.
     pub async fn end_lease(&self, client: Mac) {
         self.send(Command::EndLease(client)).await;
+    }
+
+    /// What guests ask next. To be asked for by one task alone, which does all it is about or leaves it to a task of its own.
+    pub async fn next_request(&self) -> Request {
+        self.requests.next().await
     }
 
     /// Waits until the control plane's next piece of work for guests is one of `port`'s.

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use mio::event::Event as Readiness;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
-use netstack::{FrameSink, Instant, PortId, UdpFlowId};
+use netstack::{ByPort, FrameSink, Instant, PortId, UdpFlowId};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use socket2::SockRef;
@@ -387,7 +387,7 @@ impl Engine {
 
     /// Writes the batches that hold at least `least` bytes.
     pub(super) fn write_links(&mut self, least: usize) {
-        for (link, (port, batch)) in self.links.iter_mut().zip(&mut self.batches.ports) {
+        for (link, batch) in self.links.iter_mut().zip(self.batches.ports.values_mut()) {
             if batch.len() < least || link.over.is_some() {
                 continue;
             }
@@ -396,8 +396,8 @@ impl Engine {
             }
             let before = batch.len();
             if link.write(batch, self.now, self.poll.registry()) {
-                self.stack.handle_room(*port);
-                link.udp_waiting.drain(..).for_each(|flow| self.udp_ready.push(*port, flow));
+                self.stack.handle_room(link.port);
+                link.udp_waiting.drain(..).for_each(|flow| self.udp_ready.push(link.port, flow));
                 self.forwards.handle_room();
             }
             self.carried += before.saturating_sub(batch.len());
@@ -409,7 +409,7 @@ impl Engine {
         while let Some(index) = self.links.iter().position(|link| link.over.is_some()) {
             let mut link = self.links.remove(index);
             self.linked.send_replace(self.links.len());
-            self.batches.ports.remove(index);
+            self.batches.ports.remove(link.port);
             // Another descriptor of the same socket may stay open, and would go on to be reported.
             let registry = self.poll.registry();
             let _ = registry.deregister(&mut SourceFd(&link.input.as_raw_fd()));
@@ -439,25 +439,13 @@ fn find(links: &mut [Link], port: PortId) -> Option<&mut Link> {
 /// The batches of all links, as the stack sees them: in the order of the links, which is that of their ports.
 #[derive(Debug, Default)]
 pub(super) struct Batches {
-    ports: Vec<(PortId, Batch)>,
+    ports: ByPort<Batch>,
     sent: Traffic,
 }
 
 impl Batches {
     fn attach(&mut self, port: PortId, framing: Framing) {
-        self.ports.push((port, Batch::new(framing)));
-    }
-
-    #[inline]
-    fn index(&self, port: PortId) -> Option<usize> {
-        match self.ports.as_slice() {
-            [(only, _)] => (*only == port).then_some(0),
-            all => all.binary_search_by_key(&port, |(port, _)| *port).ok(),
-        }
-    }
-
-    fn get(&self, port: PortId) -> Option<&Batch> {
-        self.ports.get(self.index(port)?).map(|(_, batch)| batch)
+        self.ports.insert(port, Batch::new(framing));
     }
 
     /// What was put into them since the start.
@@ -467,7 +455,7 @@ impl Batches {
 
     /// Bytes that wait for the port's link.
     pub(super) fn len(&self, port: PortId) -> usize {
-        self.get(port).map_or(0, Batch::len)
+        self.ports.get(port).map_or(0, Batch::len)
     }
 
     /// How many messages of datagrams, whatever they hold, the port has room for.
@@ -478,16 +466,15 @@ impl Batches {
 
 impl FrameSink for Batches {
     fn has_room(&self, port: PortId, len: usize) -> bool {
-        self.get(port).is_some_and(|batch| batch.has_room(len))
+        self.ports.get(port).is_some_and(|batch| batch.has_room(len))
     }
 
     fn has_room_for_guests(&self, port: PortId, len: usize) -> bool {
-        self.get(port).is_some_and(|batch| batch.has_room(len + batch.capacity() / 2))
+        self.ports.get(port).is_some_and(|batch| batch.has_room(len + batch.capacity() / 2))
     }
 
     fn frame(&mut self, port: PortId, len: usize) -> Option<&mut [u8]> {
-        let index = self.index(port)?;
-        let frame = self.ports.get_mut(index)?.1.frame(len)?;
+        let frame = self.ports.get_mut(port)?.frame(len)?;
         self.sent.count(len);
         Some(frame)
     }

@@ -45,7 +45,7 @@ pub use connecting::ConnectLimits;
 pub use forwards::{ForwardId, Listener};
 pub use lead::{Refused, Said, Turned};
 pub use readout::Counters;
-pub use requests::{Request, Requests};
+pub use requests::Request;
 
 use crate::host::icmp::{PingId, Pings};
 use crate::host::udp::{HostUdp, Outbox};
@@ -63,6 +63,7 @@ use ending::Looks;
 use forwards::Forwards;
 use links::{Batches, Link};
 use own::OwnListeners;
+use requests::Requests;
 use shares::Shares;
 use slice::Slice;
 use tcp::Connection;
@@ -154,15 +155,11 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine without links and forwards, the way to command it, and what it asks for. Connections take `places`.
+    /// An engine without links and forwards, and the way to it. Connections take `places`.
     ///
     /// # Errors
     /// The system has no event queue to give.
-    pub fn new(
-        network: NetworkConfig,
-        seed: u128,
-        places: Places,
-    ) -> io::Result<(Self, Handle, Arc<Requests>)> {
+    pub fn new(network: NetworkConfig, seed: u128, places: Places) -> io::Result<(Self, Handle)> {
         let poll = Poll::new()?;
         let mut sources = Slab::new();
         let waker = Arc::new(Waker::new(poll.registry(), Token(sources.insert(Source::Waker)))?);
@@ -208,12 +205,7 @@ impl Engine {
             moved: Limited::new(1, Duration::from_secs(60)),
             refused: Limited::new(1, Duration::from_secs(60)),
         };
-        let of_engine = Arc::clone(&requests);
-        Ok((
-            engine,
-            Handle { commands, waker, requests: of_engine, links, attached: Arc::default() },
-            requests,
-        ))
+        Ok((engine, Handle { commands, waker, requests, links, attached: Arc::default() }))
     }
 
     /// Tells `notifier` of machines that come and go.

@@ -56,7 +56,7 @@ impl Request {
 
 /// The requests of all ports, and what of them goes on later.
 #[derive(Debug, Default)]
-pub struct Requests {
+pub(super) struct Requests {
     waiting: Mutex<Waiting>,
     filled: Notify,
 }
@@ -105,8 +105,8 @@ impl Requests {
         let _ = turn.await;
     }
 
-    /// The next request. To be asked for by one task alone, which does all it is about or leaves it to a task of its own.
-    pub async fn next(&self) -> Request {
+    /// The next request.
+    pub(super) async fn next(&self) -> Request {
         loop {
             yield_now().await;
             let piece = self.lock().pop();

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::info;
 
-use crate::sys::memory::give_back;
+use crate::sys::memory::give_back_much;
 
 /// Bytes that may wait for the clients of a connection. What is more stays in the connection, and all of them wait for it.
 pub(super) const MAX_BACKLOG: usize = 8 << 20;
@@ -202,7 +202,7 @@ impl Drop for Share {
         if let Some(runtime) = is_over.then(Handle::try_current).and_then(Result::ok) {
             runtime.spawn(async {
                 sleep(SETTLE).await;
-                give_back();
+                give_back_much();
             });
         }
     }

@@ -7,6 +7,7 @@
 #![expect(unsafe_code, reason = "an allocator")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use netstack::IdleMemory;
 
@@ -99,36 +100,25 @@ pub(super) fn keep_freed() {
     let _ = unsafe { libc::mallopt(libc::M_TRIM_THRESHOLD, KEEP_FREED) };
 }
 
-/// Gives back to the system what its allocator keeps of what was freed, wherever that lies: for after a peak, as it looks at all of it.
-pub fn give_back() {
-    // SAFETY: it gives pages back that nothing lies on.
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    let _ = unsafe { libc::malloc_trim(0) };
-}
-
-/// What the system's allocator keeps of what was freed, as far as it is known: to be looked at after peaks, and now and then.
-#[derive(Debug, Default)]
-pub struct Kept {
-    /// How much it was when it was given back last, or less since then. Its addresses still count as free.
-    before: usize,
-}
-
-impl Kept {
-    /// Gives back what is kept if that is much more than before.
-    pub fn give_back_much(&mut self) {
-        let kept = kept();
-        self.before = self.before.min(kept);
-        if kept > self.before + MUCH_KEPT {
-            give_back();
-            self.before = self::kept();
-        }
+/// Gives back to the system what its allocator keeps of what was freed, wherever that lies, if that is much more than when it was given back
+/// last: to be called after peaks, as it looks at all of it.
+pub fn give_back_much() {
+    /// What was kept then, or less since. Its addresses still count as free.
+    static BEFORE: AtomicUsize = AtomicUsize::new(0);
+    let kept = kept();
+    let before = BEFORE.fetch_min(kept, Ordering::Relaxed);
+    if kept > before + MUCH_KEPT {
+        // SAFETY: it gives pages back that nothing lies on.
+        #[cfg(all(target_os = "linux", target_env = "gnu"))]
+        let _ = unsafe { libc::malloc_trim(0) };
+        BEFORE.store(self::kept(), Ordering::Relaxed);
     }
 }
 
 fn kept() -> usize {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: it only counts.
-    return unsafe { libc::mallinfo2() }.fordblks;
+    // SAFETY: it only counts: up to 4 GiB, and then from 0 again. What counts further is in no glibc before 2.33.
+    return unsafe { libc::mallinfo() }.fordblks.cast_unsigned() as usize;
     #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
     0
 }

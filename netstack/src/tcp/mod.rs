@@ -578,11 +578,8 @@ impl Table {
     ) -> Result<FlowId, DropReason> {
         self.ensure_place(now, drops)?;
         let keys = &self.keys;
-        let end = |port| SocketAddr::new(local, port);
-        let mut ports = self.ports.of(guest, local, EPHEMERAL);
-        let port = ports.find(|port| !keys.contains_key(&Key { guest, remote: end(*port) }));
-        let remote = end(port.ok_or(DropReason::Flows)?);
-        drop(ports);
+        let is_taken = |remote| keys.contains_key(&Key { guest, remote });
+        let remote = self.ports.free(guest, local, EPHEMERAL, is_taken).ok_or(DropReason::Flows)?;
         let mut flow = Flow::new(guest, remote, Route::NOWHERE, Stage::Resolving);
         flow.keepalive.hear(now);
         Ok(self.insert(flow))
@@ -757,11 +754,12 @@ impl Table {
         } else if flow.persist_at().is_some_and(|at| at <= now) {
             self.hurry(id, now, sink);
         }
-        let Some(flow) = self.flows.get_mut(id) else { return };
+        let Some(mut flow) = self.flows.get_mut(id) else { return };
         if flow.wants_depth() {
             self.deepen(id, now);
+            let Some(again) = self.flows.get_mut(id) else { return };
+            flow = again;
         }
-        let Some(flow) = self.flows.get_mut(id) else { return };
         let mut own = None;
         let interface = interface(&mut self.interface, &mut own, flow.path_mtu, now);
         let called = flow.device(None, sink, mtu, now, &mut self.scratch);

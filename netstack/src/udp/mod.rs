@@ -184,10 +184,7 @@ impl Table {
         drops: &mut DropCounts,
     ) -> Option<UdpFlowId> {
         let keys = &self.keys;
-        let end = |port| SocketAddr::new(local, port);
-        let mut ports = self.ports.of(guest, local, EPHEMERAL);
-        let remote = ports.find(|port| !keys.contains_key(&(guest, end(*port)))).map(end)?;
-        drop(ports);
+        let remote = self.ports.free(guest, local, EPHEMERAL, |end| keys.contains_key(&(guest, end)))?;
         Some(self.insert((guest, remote), Route::NOWHERE, Owner::Exposed(guest), now, drops))
     }
 
