@@ -34,7 +34,7 @@ use way::{State, Way};
 const LOOK: Duration = Duration::from_millis(20);
 const SETTLE: Duration = Duration::from_secs(60);
 /// How often it is looked whether an end of vsock that takes nothing is there.
-const VSOCK_LOOK: Duration = Duration::from_secs(1);
+pub(crate) const VSOCK_LOOK: Duration = Duration::from_secs(1);
 /// How long an end may take nothing of what another has sent that has left.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(900);
 

@@ -22,13 +22,11 @@ use tokio::time::{sleep, timeout};
 use super::backlog::Share;
 use super::chunk::Chunks;
 use super::tunnel::Lease;
-use crate::relay::{PATIENCE, settle};
+use crate::relay::{PATIENCE, VSOCK_LOOK, settle};
 use crate::sys::{is_vsock, vsock_hung_up};
 
 /// How long it may take to close a channel whose both ways have ended.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
-/// How often it is looked whether a client on vsock is there.
-const VSOCK_LOOK: Duration = Duration::from_secs(5);
 /// Packets written to the client at once.
 const BATCH: usize = 16;
 
