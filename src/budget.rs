@@ -1,5 +1,5 @@
-//! How much guests may have under way on the control plane, in bytes, each port for itself: whoever has it all waits for his own.
-//! Owns: the sums. May not: know what it is. Read next: `host/dns/stream.rs`, whose questions and answers it bounds.
+//! How much guests may have under way on the control plane, each port for itself: whoever has it all waits for his own.
+//! Owns: the sums. May not: know what it is. Read next: `host/dns/stream.rs`, whose questions and answers it bounds in bytes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,16 +20,16 @@ pub struct Budget {
 pub struct Part(#[allow(dead_code, reason = "it is for its end")] Option<OwnedSemaphorePermit>);
 
 impl Budget {
-    /// `each` bytes for each port.
+    /// `each` for each port.
     pub fn new(each: u32) -> Self {
         Self { each, ports: Mutex::default() }
     }
 
-    /// Waits for `bytes` of the port's; for all of them where it has less.
-    pub async fn part(&self, port: PortId, bytes: usize) -> Part {
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.each);
+    /// Waits for `amount` of the port's; for all of it where it has less.
+    pub async fn part(&self, port: PortId, amount: usize) -> Part {
+        let amount = u32::try_from(amount).unwrap_or(u32::MAX).min(self.each);
         // It is never closed.
-        Part(self.of(port).acquire_many_owned(bytes).await.ok())
+        Part(self.of(port).acquire_many_owned(amount).await.ok())
     }
 
     fn of(&self, port: PortId) -> Arc<Semaphore> {

@@ -19,7 +19,7 @@ use support::frames::{
     ipv4, tcp, udp,
 };
 use support::guest::Guest;
-use support::http::ask;
+use support::http::{ask, ask_and_keep};
 use support::net::{GATEWAY, HOST, Host};
 use support::traffic::{accept, impatient, transfer};
 use support::{eventually, free_port};
@@ -823,6 +823,54 @@ fn what_a_guest_leaves_half_done_holds_little_memory() {
     eventually("its memory", Duration::from_secs(60), || {
         (network.daemon.rss_kb() < before + (32 << 10)).then_some(())
     });
+}
+
+/// Answers at the gateway that a guest does not read: short ones to one request behind the other, and long ones.
+#[test]
+fn answers_that_a_guest_does_not_read_hold_little_memory() {
+    /// In KiB: rings, which have a bound of their own, and little else. It was 385 MB.
+    const MOST: u64 = 220 << 10;
+    const PORTS: u16 = 4000;
+    const CONNECTIONS: usize = 900;
+    let network = Network::start();
+    let greedy = Guest::start(support::net::plug(&network.daemon), "5a:94:ef:00:00:07", 1500);
+    let address = greedy.dhcp().ip();
+    let connect = |guest: &Guest| impatient(guest.connect((GATEWAY, 80).into()).expect("the gateway"));
+    let exposes = connect(&greedy);
+    let expose = |port: u16| {
+        let wish = format!(r#"{{"local":"127.0.0.1:{port}","remote":"{address}:22","protocol":"udp"}}"#);
+        assert_eq!(ask_and_keep(&exposes, "POST", "/services/forwarder/expose", &wish).status, 200);
+    };
+    (20_000..20_000 + PORTS).for_each(expose);
+    let before = network.daemon.rss_kb();
+    let mut most = before;
+
+    let mut behind = connect(&greedy);
+    behind.set_nonblocking(true).unwrap();
+    let requests = "OPTIONS * HTTP/1.1\r\nHost: gateway\r\n\r\n".repeat(500);
+    let (begin, mut sent) = (Instant::now(), 0);
+    while begin.elapsed() < Duration::from_secs(4) {
+        sent += behind.write(requests.as_bytes()).unwrap_or(0);
+        most = most.max(network.daemon.rss_kb());
+    }
+    let after_short = most;
+
+    let lists: Vec<TcpStream> = (0..CONNECTIONS).map(|_| connect(&greedy)).collect();
+    let list = "GET /services/forwarder/all HTTP/1.1\r\nHost: gateway\r\n\r\n";
+    lists.iter().for_each(|mut stream| stream.write_all(list.as_bytes()).unwrap());
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(4) {
+        let answer = ask(connect(&network.victim), "GET", "/services/forwarder/all", "");
+        assert_eq!((answer.status, answer.body.trim()), (200, "[]"), "another's");
+        most = most.max(network.daemon.rss_kb());
+    }
+    expose(19_999);
+    eprintln!("{before} KiB before, {after_short} after {sent} bytes of requests, {most} at most");
+    assert!(sent > 10_000 && most < before + MOST, "{after_short}, {most} KiB, {before} before");
+    // Who reads has what he asked for, in turn.
+    drop(lists);
+    let list = ask_and_keep(&exposes, "GET", "/services/forwarder/all", "").json();
+    assert_eq!(list.as_array().map(Vec::len), Some(usize::from(PORTS) + 1));
 }
 
 /// Questions that nobody answers, as many as a guest can send.

@@ -6,8 +6,10 @@
 
 use std::fmt;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::io;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::Request;
@@ -15,11 +17,12 @@ use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::listener::Stream;
 use super::{Answer, Api, Client, TakeOver};
+use crate::budget::Part;
 use crate::relay::discard;
 
 /// Bytes of a request's head, and of what is read with it.
@@ -52,6 +55,7 @@ pub(super) async fn serve(api: Arc<Api>, stream: Stream, client: Client) {
             match api.answer(client, request).await {
                 Answer::Reply(reply) => {
                     client.place.set_idle();
+                    client.unsent.made();
                     Ok(reply)
                 }
                 Answer::TakeOver(endpoint) => {
@@ -68,7 +72,7 @@ pub(super) async fn serve(api: Arc<Api>, stream: Stream, client: Client) {
         .title_case_headers(true)
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADERS)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Sending { stream, unsent: &client.unsent }), service);
     let mut close_by = None;
     loop {
         let answer_by = || *lock(&last_request) + ANSWER_TIME;
@@ -99,7 +103,7 @@ pub(super) async fn serve(api: Arc<Api>, stream: Stream, client: Client) {
         }
     }
     let http1::Parts { io, read_buf, .. } = connection.into_parts();
-    let stream = io.into_inner();
+    let stream = io.into_inner().stream;
     let endpoint = lock(&taken_over).take();
     match endpoint {
         Some(endpoint) => endpoint.run(&api, client.place, stream, read_buf).await,
@@ -115,6 +119,73 @@ async fn linger(mut stream: Stream) {
         tokio::io::copy(&mut stream.take(LINGER_BYTES), &mut tokio::io::sink()).await
     })
     .await;
+}
+
+/// An answer that is not all sent. hyper keeps what the client does not read, and reads no further request until then.
+#[derive(Debug, Default)]
+pub(super) struct Unsent(Mutex<Taken>);
+
+#[derive(Debug, Default)]
+struct Taken {
+    /// What the answer takes until it is sent.
+    part: Option<Part>,
+    /// It is hyper's.
+    is_made: bool,
+}
+
+impl Unsent {
+    /// The answer that is being made has `part`.
+    pub(super) fn hold(&self, part: Part) {
+        *lock(&self.0) = Taken { part: Some(part), is_made: false };
+    }
+
+    fn made(&self) {
+        lock(&self.0).is_made = true;
+    }
+
+    /// Nothing is left to send.
+    fn flushed(&self) {
+        let mut taken = lock(&self.0);
+        if taken.is_made {
+            drop(taken.part.take());
+        }
+    }
+}
+
+/// hyper's stream: it flushes when it has nothing left to write.
+struct Sending<'a> {
+    stream: Stream,
+    unsent: &'a Unsent,
+}
+
+impl AsyncRead for Sending<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Sending<'_> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = ready!(Pin::new(&mut self.stream).poll_flush(context));
+        self.unsent.flushed();
+        Poll::Ready(flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
 }
 
 /// Ends hyper's part.

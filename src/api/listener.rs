@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
+use super::connection::Unsent;
 use super::origin::Names;
 use super::{Api, Client, Peer, Scope, connection, limit};
 use crate::config::Endpoint;
@@ -115,7 +116,8 @@ impl Listener {
                                 continue;
                             };
                             let names = self.socket.names();
-                            let client = Client { scope, is_private: self.socket.is_private(), place, names };
+                            let (is_private, unsent) = (self.socket.is_private(), Unsent::default());
+                            let client = Client { scope, is_private, place, names, unsent };
                             clients.spawn(connection::serve(Arc::clone(&api), stream, client));
                         }
                         Err(error) => {

@@ -31,8 +31,10 @@ use hyper::body::{Body as _, Incoming};
 use hyper::header::{AUTHORIZATION, HOST};
 use hyper::{Method, Request, StatusCode, Version};
 use netstack::{Guest, Mac, PortId};
+use socket2::SockRef;
 use tokio::net::UnixStream;
 
+use crate::budget::Budget;
 use crate::config::Token;
 use crate::engine::Handle;
 use crate::forward::Ways;
@@ -45,6 +47,7 @@ use crate::relay::Relays;
 use crate::sys::descriptor_share;
 use crate::vm::status::Board;
 
+use connection::Unsent;
 use dns::Change;
 use listener::Stream;
 pub use listener::{Listener, Role};
@@ -54,6 +57,10 @@ use tunnel::Tunnel;
 
 /// Connections of guests at the gateway's port. Guests keep theirs open: podman's makes one for each port.
 const MAX_GATEWAY_CONNECTIONS: usize = 1024;
+/// Lists of all exposed ports that a guest has asked for and not read. Each is up to half a megabyte.
+const MAX_UNREAD: u32 = 16;
+/// What waits at a guest's connection, in bytes: the system holds it, for each.
+const GATEWAY_BUFFER: usize = 16 << 10;
 /// All connections to one place may take at most this part of the descriptors.
 const SHARE: usize = 8;
 /// How long a request may take to arrive, from the connection's begin or from its head on, before the connection counts as idle.
@@ -69,6 +76,7 @@ pub struct Api {
     /// Of those that lead to one port of a guest each, so that a service that hangs keeps nobody from another.
     tunnels: Owners<SocketAddrV4>,
     gateway: Limit<Peer>,
+    unread: Budget,
     token: Option<Token>,
     /// Whether guests have to send it.
     token_at_gateway: bool,
@@ -105,6 +113,7 @@ struct Client {
     place: Place<Peer>,
     /// Where browsers can reach the endpoint: what it may be called.
     names: Option<Arc<Names>>,
+    unsent: Unsent,
 }
 
 /// What becomes of a request.
@@ -130,6 +139,7 @@ impl Api {
             board,
             tunnels: Owners::new(ways.places.clone()),
             gateway: limit(MAX_GATEWAY_CONNECTIONS),
+            unread: Budget::new(MAX_UNREAD),
             token: None,
             token_at_gateway: false,
             failed_dials: Limited::new(10, Duration::from_secs(60)),
@@ -149,8 +159,11 @@ impl Api {
         else {
             return tracing::debug!(guest = %guest.address, "too many requests at the gateway");
         };
+        // It is more then, not wrong.
+        let _ = SockRef::from(&stream).set_send_buffer_size(GATEWAY_BUFFER);
         let scope = Scope::Gateway(guest);
-        let client = Client { scope, is_private: false, names: Some(Arc::default()), place };
+        let names = Some(Arc::default());
+        let client = Client { scope, is_private: false, names, place, unsent: Unsent::default() };
         connection::serve(self, Stream::Unix(stream), client).await;
     }
 
@@ -203,7 +216,12 @@ impl Api {
             return Err(Refusal::not_found());
         }
         let reply = match path.as_str() {
-            "/services/forwarder/all" => reply::json(&self.registry.seen_by(client.scope.asker())),
+            "/services/forwarder/all" => {
+                if let Scope::Gateway(guest) = client.scope {
+                    client.unsent.hold(self.unread.part(guest.port, 1).await);
+                }
+                reply::json(&self.registry.seen_by(client.scope.asker()))
+            }
             "/services/forwarder/expose" => expose::answer(self, client, request).await,
             "/services/forwarder/unexpose" => unexpose::answer(self, client, request).await,
             "/services/dhcp/leases" | "/leases" => leases::answer(self).await,
