@@ -3,7 +3,8 @@
 //!
 //! An address that is free becomes that of the machine that speaks with it first, by its hardware address, as if it were leased to it. Its
 //! owner, or who has a lease or a reservation for it, gets it at once wherever it is. Another one gets the use of it when the one that uses
-//! it is asked and says nothing for a second, so that what moved is found where it went; and is its owner after [`SETTLED`].
+//! it is asked and says nothing for a second, so that what moved is found where it went; and is its owner after [`SETTLED`]. Where the other
+//! port said nothing at all in that time, the rest of what it has is found there at once.
 //!
 //! Owns: which port uses which IPv4 address, whose it is, and who else wants an address. May not: look into a frame, know of leases.
 //! Read next: `switch.rs`, which port has which hardware address; `lib.rs`, `Stack::admit`, which asks both of every frame.
@@ -89,6 +90,8 @@ pub(crate) struct Guard {
     /// What those had who are gone, and behind which port, in the order of that; some may be used by now.
     absent: VecDeque<(PortId, Ipv4Addr)>,
     contests: Contests,
+    /// Ports of which one was asked and the whole port said nothing since then, and to whom they lost that. It may have spoken by now.
+    silent: HashMap<PortId, (PortId, Instant), FixedState>,
     /// Changes whenever what was found before may hold no more.
     epoch: u64,
 }
@@ -126,6 +129,7 @@ impl Guard {
             ports: HashMap::with_hasher(hasher()),
             absent: VecDeque::new(),
             contests: Contests(Vec::new()),
+            silent: HashMap::with_hasher(hasher()),
             epoch: 1,
         }
     }
@@ -188,15 +192,30 @@ impl Guard {
         self.contests.0.iter().map(|contest| contest.next).min()
     }
 
-    /// Gives the address to who wanted it, if who had it said nothing: that port comes back.
-    pub(crate) fn settle(&mut self, ip: Ipv4Addr, contest: &Contest, now: Instant) -> Option<PortId> {
+    /// Whether another one has the address, and said nothing since the contest began.
+    pub(crate) fn is_lost(&self, ip: Ipv4Addr, contest: &Contest) -> bool {
+        let claim = self.claims.get(&ip).filter(|claim| claim.seen < contest.since);
+        claim.and_then(|claim| claim.port).is_some_and(|from| from != contest.by)
+    }
+
+    /// Gives the address to `mac` behind `by`, from whoever has it: that port comes back.
+    pub(crate) fn take(&mut self, ip: Ipv4Addr, (by, mac): (PortId, Mac), now: Instant) -> Option<PortId> {
         let claim = *self.claims.get(&ip)?;
-        let from = claim.port.filter(|from| *from != contest.by && claim.seen < contest.since)?;
-        let owner = if self.count(from) > CROWD { Some(contest.mac) } else { claim.owner(now) };
-        let (by, mac) = (contest.by, contest.mac);
+        let from = claim.port?;
+        let owner = if self.count(from) > CROWD { Some(mac) } else { claim.owner(now) };
         let owner = owner.unwrap_or(mac);
         self.give(ip, by, Claim { port: Some(by), mac, owner, since: now, seen: now });
         Some(from)
+    }
+
+    /// `from` was asked, said nothing at all since then, and lost something to `by`.
+    pub(crate) fn note_silent(&mut self, from: PortId, by: PortId, since: Instant) {
+        self.silent.insert(from, (by, since));
+    }
+
+    /// Since when `from` has said nothing to what `by` wanted, if it has said nothing ever after.
+    pub(crate) fn silent_since(&self, from: PortId, by: PortId) -> Option<Instant> {
+        self.silent.get(&from).filter(|(to, _)| *to == by).map(|(_, since)| *since)
     }
 
     /// The port that speaks as `ip`.
@@ -253,6 +272,7 @@ impl Guard {
 
     pub(crate) fn detach(&mut self, port: PortId, now: Instant) {
         self.contests.0.retain(|contest| contest.by != port);
+        self.silent.retain(|from, (by, _)| ![*from, *by].contains(&port));
         let mut kept = 0;
         for ip in self.ports.remove(&port).into_iter().flatten() {
             let Some(claim) = self.claims.get_mut(&ip).filter(|claim| claim.port == Some(port)) else {
@@ -319,7 +339,7 @@ pub(crate) struct Contest {
 pub(crate) enum Due {
     /// Whoever has the address is asked again: the question before or its answer may have been lost.
     Ask(Contest),
-    /// Its time is over: see [`Guard::settle`].
+    /// Its time is over: see [`Guard::is_lost`].
     Settle(Contest),
 }
 
@@ -384,7 +404,8 @@ mod tests {
         while let Some(due) = guard.poll_contest(now) {
             let Due::Settle(contest) = due else { continue };
             let Address::Ip(ip) = contest.address else { panic!("{contest:?}") };
-            all.push((contest.address, guard.settle(ip, &contest, now)));
+            let from = guard.is_lost(ip, &contest).then(|| guard.take(ip, (contest.by, contest.mac), now));
+            all.push((contest.address, from.flatten()));
         }
         all
     }

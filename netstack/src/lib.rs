@@ -724,6 +724,10 @@ impl Stack {
                 return Ok(());
             }
             Learned::Moved(from) => from,
+            Learned::Elsewhere(holder) if self.is_silent(holder, port) => {
+                self.switch.take(mac, port, now);
+                holder
+            }
             Learned::Elsewhere(holder) => {
                 let can_be_asked = self.guard.addresses(holder, mac).next().is_some();
                 if self.guard.want(mac, port, can_be_asked, now) {
@@ -757,6 +761,10 @@ impl Stack {
             return Ok(());
         }
         let title = self.title(ip, port, now);
+        let holder = self.guard.holder(ip).filter(|holder| *holder != port && title == Title::Open);
+        if holder.is_some_and(|holder| self.is_silent(holder, port)) {
+            self.take_ip(ip, (port, mac), now, sink);
+        }
         let switch = &self.switch;
         match self.guard.claim(ip, (port, mac), title, |mac| switch.home_of(mac, now), now) {
             Claimed::Held => {}
@@ -807,26 +815,56 @@ impl Stack {
                 let unheard = |holder: &PortId| {
                     *holder != by && self.switch.seen(mac).is_some_and(|seen| seen < contest.since)
                 };
-                if let Some(from) = self.switch.port_of(mac).filter(unheard) {
-                    self.switch.take(mac, by, now);
-                    self.events.push_back(Event::AddressMoved { address, from, to: by });
-                }
+                let Some(from) = self.switch.port_of(mac).filter(unheard) else { return };
+                self.switch.take(mac, by, now);
+                self.events.push_back(Event::AddressMoved { address, from, to: by });
+                self.note_silence(from, contest);
             }
             Address::Ip(ip) if self.title(ip, by, now) == Title::Anothers => {}
             Address::Ip(ip) => {
-                let Some(from) = self.guard.settle(ip, contest, now) else { return };
-                self.moved(ip, Some(from), by);
-                // Whoever has it told others so at once, who did not hear it.
-                let others = self.switch.ports().iter().copied();
-                let others: Vec<PortId> = others.filter(|port| ![by, from].contains(port)).collect();
-                for port in others {
-                    let told = arp::send(sink, port, ArpOperation::Request, (ip, mac), (ip, Mac::BROADCAST));
-                    if let Err(reason) = told {
-                        self.drops.count(reason);
-                    }
+                if !self.guard.is_lost(ip, contest) {
+                    return;
+                }
+                if let Some(from) = self.take_ip(ip, (by, mac), now, sink) {
+                    self.note_silence(from, contest);
                 }
             }
         }
+    }
+
+    /// Gives the address to `mac` behind `by`, from whoever has it: that port comes back.
+    fn take_ip(
+        &mut self,
+        ip: Ipv4Addr,
+        (by, mac): (PortId, Mac),
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) -> Option<PortId> {
+        let from = self.guard.take(ip, (by, mac), now)?;
+        self.moved(ip, Some(from), by);
+        // Whoever has it told others so at once, who did not hear it.
+        let others = self.switch.ports().iter().copied();
+        let others: Vec<PortId> = others.filter(|port| ![by, from].contains(port)).collect();
+        for port in others {
+            let told = arp::send(sink, port, ArpOperation::Request, (ip, mac), (ip, Mac::BROADCAST));
+            if let Err(reason) = told {
+                self.drops.count(reason);
+            }
+        }
+        Some(from)
+    }
+
+    /// Who lost the contest may have said nothing of anything else either.
+    fn note_silence(&mut self, from: PortId, contest: &Contest) {
+        if self.switch.heard(from).is_none_or(|heard| heard < contest.since) {
+            self.guard.note_silent(from, contest.by, contest.since);
+        }
+    }
+
+    /// Whether `from` was asked for something that `by` has now, and has said nothing at all since then: it is gone, with all that it had.
+    fn is_silent(&self, from: PortId, by: PortId) -> bool {
+        let since = self.guard.silent_since(from, by);
+        since.is_some_and(|since| self.switch.heard(from).is_none_or(|heard| heard < since))
     }
 
     /// Somebody without an address asks whether one is free (RFC 5227 2.1): the one that it speaks as by that, if any.

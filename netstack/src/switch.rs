@@ -247,6 +247,13 @@ impl Switch {
         self.addresses.get(&source).map(|entry| entry.seen)
     }
 
+    /// When the last frame came from what is behind `port`.
+    pub(crate) fn heard(&self, port: PortId) -> Option<Instant> {
+        let all = self.sources.get(&port).into_iter().flat_map(|sources| &sources.order);
+        let all = all.filter_map(|mac| self.addresses.get(mac)).filter(|entry| entry.port == port);
+        all.map(|entry| entry.seen).max()
+    }
+
     pub(crate) fn destination(&self, to: Mac) -> Destination {
         if to.is_group() {
             return Destination::Flood;

@@ -216,6 +216,55 @@ fn what_moves_is_found_where_it_went() {
     assert!(is_answered(&mut sim, 1, guest_ip(50), guest_mac(4)), "who had it first has it back at once");
 }
 
+/// Nested machines move with theirs: who has said nothing when asked for one of them is not asked for each of the others.
+#[test]
+fn what_moves_is_found_with_all_that_is_behind_it() {
+    let mut sim = sim(929, 2);
+    let nested: Vec<(Ipv4Addr, Mac)> = (20..60).map(|number| (guest_ip(number), guest_mac(number))).collect();
+    for (ip, mac) in &nested {
+        announce(&mut sim, 0, *ip, *mac);
+    }
+    announce(&mut sim, 1, guest_ip(4), guest_mac(4));
+    sim.run_for(Duration::from_secs(1));
+    // The new link begins with the last of them, and its old one has not ended.
+    let new = sim.plug_raw(Quality::CLEAN);
+    for (ip, mac) in nested.iter().rev() {
+        announce(&mut sim, new, *ip, *mac);
+    }
+    sim.run_for(Duration::from_millis(1100));
+    for (ip, mac) in &nested {
+        assert!(is_answered(&mut sim, new, *ip, *mac), "{ip}");
+    }
+    let [others @ .., _own] = &nested[..] else { panic!("{nested:?}") };
+    for (ip, mac) in others {
+        assert!(is_answered(&mut sim, 0, *ip, *mac), "{ip} is back at once");
+        assert!(!is_answered(&mut sim, new, *ip, *mac), "{ip}");
+    }
+}
+
+#[test]
+fn who_says_anything_is_asked_for_each_of_its_addresses() {
+    let mut sim = sim(930, 2);
+    for number in [3, 20, 21] {
+        announce(&mut sim, 0, guest_ip(number), guest_mac(number));
+    }
+    announce(&mut sim, 1, guest_ip(4), guest_mac(4));
+    sim.run_for(Duration::from_secs(1));
+    announce(&mut sim, 1, guest_ip(20), guest_mac(4));
+    assert!(is_answered(&mut sim, 0, guest_ip(3), guest_mac(3)));
+    sim.run_for(Duration::from_millis(1100));
+    assert!(is_answered(&mut sim, 1, guest_ip(20), guest_mac(4)), "it said nothing as that");
+    assert!(!is_answered(&mut sim, 1, guest_ip(21), guest_mac(4)));
+    sim.run_for(Duration::from_millis(1100));
+    assert!(
+        is_answered(&mut sim, 1, guest_ip(21), guest_mac(4)),
+        "nor as that, and now it said nothing at all"
+    );
+    // It speaks again, and is asked again.
+    assert!(is_answered(&mut sim, 0, guest_ip(20), guest_mac(20)), "its own");
+    assert!(!is_answered(&mut sim, 1, guest_ip(3), guest_mac(4)));
+}
+
 #[test]
 fn behind_one_port_everybody_may_be_anybody() {
     let mut sim = sim(907, 2);
