@@ -16,6 +16,7 @@ mod crossing;
 pub mod dhcp;
 pub mod dns;
 mod drop;
+mod ends;
 pub mod ether;
 mod guard;
 mod icmp;

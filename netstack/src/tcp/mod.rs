@@ -32,6 +32,7 @@ pub(crate) use window::WindowBudget;
 use crate::buffer::IdleMemory;
 use crate::by_port::ByPort;
 use crate::counters::Ports;
+use crate::ends::Ends;
 use crate::ether::{self, EtherType};
 use crate::icmp::{Fault, Report};
 use crate::ipv4::{self, Route};
@@ -98,12 +99,6 @@ pub enum Refusal {
     Silence,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    guest: SocketAddr,
-    remote: SocketAddr,
-}
-
 /// What a segment led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Segment {
@@ -131,7 +126,7 @@ pub(crate) struct Table {
     mtu: u16,
     gateway_mac: Mac,
     flows: SlotMap<FlowId, Flow>,
-    keys: HashMap<Key, FlowId, FixedState>,
+    keys: HashMap<Ends, FlowId, FixedState>,
     /// How often flows end for others to have a place.
     surplus: Limit,
     /// Those that are deep, and of which port.
@@ -234,9 +229,9 @@ impl Table {
         let Some(flow) = self.flows.get_mut(id) else { return };
         flow.cut_off();
         // The guest may come back, and call another connection by the same name.
-        let key = Key { guest: flow.guest, remote: flow.remote };
-        if self.keys.get(&key) == Some(&id) {
-            self.keys.remove(&key);
+        let ends = Ends { guest: flow.guest, remote: flow.remote };
+        if self.keys.get(&ends) == Some(&id) {
+            self.keys.remove(&ends);
         }
         self.mark_ready(id);
     }
@@ -306,7 +301,7 @@ impl Table {
         let segment = TcpPacket::new_checked(packet.payload()).map_err(|_| DropReason::Tcp)?;
         let guest = SocketAddr::new(packet.src_addr().into(), segment.src_port());
         let remote = SocketAddr::new(packet.dst_addr().into(), segment.dst_port());
-        let Some(&id) = self.keys.get(&Key { guest, remote }) else {
+        let Some(&id) = self.keys.get(&Ends { guest, remote }) else {
             if segment.syn() && !segment.ack() && !segment.rst() {
                 return Ok(Segment::Syn { guest, remote });
             }
@@ -320,7 +315,7 @@ impl Table {
         let is_opening = segment.syn() && !segment.ack() && !segment.rst();
         if is_opening && matches!(flow.phase(), Phase::Finished | Phase::Aborted) {
             // Another connection of the same name; the old one ends without it.
-            self.keys.remove(&Key { guest, remote });
+            self.keys.remove(&Ends { guest, remote });
             return Ok(Segment::Syn { guest, remote });
         }
         flow.route = route;
@@ -452,8 +447,8 @@ impl Table {
         report: &Report,
         now: Instant,
     ) -> Result<(), DropReason> {
-        let key = Key { guest: report.guest, remote: report.remote };
-        let id = self.keys.get(&key).copied().ok_or(DropReason::Icmp)?;
+        let ends = Ends { guest: report.guest, remote: report.remote };
+        let id = self.keys.get(&ends).copied().ok_or(DropReason::Icmp)?;
         let flow = self.flows.get_mut(id).ok_or(DropReason::Icmp)?;
         if flow.route != route {
             return Err(DropReason::OtherPort);
@@ -578,7 +573,7 @@ impl Table {
     ) -> Result<FlowId, DropReason> {
         self.ensure_place(now, drops)?;
         let keys = &self.keys;
-        let is_taken = |remote| keys.contains_key(&Key { guest, remote });
+        let is_taken = |remote| keys.contains_key(&Ends { guest, remote });
         let remote = self.ports.free(guest, local, EPHEMERAL, is_taken).ok_or(DropReason::Flows)?;
         let mut flow = Flow::new(guest, remote, Route::NOWHERE, Stage::Resolving);
         flow.keepalive.hear(now);
@@ -995,9 +990,9 @@ impl Table {
     }
 
     fn insert(&mut self, flow: Flow) -> FlowId {
-        let key = Key { guest: flow.guest, remote: flow.remote };
+        let ends = Ends { guest: flow.guest, remote: flow.remote };
         let id = self.flows.insert(flow);
-        self.keys.insert(key, id);
+        self.keys.insert(ends, id);
         let flows = &self.flows;
         self.timers.shed(flows.len(), |id, at| flows.get(id).is_some_and(|flow| flow.armed == Some(at)));
         self.questions
@@ -1029,9 +1024,9 @@ impl Table {
         if flow.deep {
             self.deep.retain(|(_, deep)| *deep != id);
         }
-        let key = Key { guest: flow.guest, remote: flow.remote };
-        if self.keys.get(&key) == Some(&id) {
-            self.keys.remove(&key);
+        let ends = Ends { guest: flow.guest, remote: flow.remote };
+        if self.keys.get(&ends) == Some(&id) {
+            self.keys.remove(&ends);
         }
         if self.flows.len() == 1 {
             debug_assert_eq!(self.held, 0, "nothing holds what is charged");

@@ -14,6 +14,7 @@ use smoltcp::wire::{IpProtocol, Ipv4Packet, UdpPacket};
 
 use crate::checksum;
 use crate::counters::{Counters, Ports};
+use crate::ends::Ends;
 use crate::ether::{self, EtherType};
 use crate::icmp::{Fault, Report};
 use crate::ipv4::{self, Header, Route};
@@ -70,7 +71,7 @@ struct Flow {
 #[derive(Debug)]
 pub(crate) struct Table {
     flows: SlotMap<UdpFlowId, Flow>,
-    keys: HashMap<(SocketAddr, SocketAddr), UdpFlowId, FixedState>,
+    keys: HashMap<Ends, UdpFlowId, FixedState>,
     shares: Shares,
     timers: Timers<UdpFlowId>,
     closed: VecDeque<UdpFlowId>,
@@ -118,7 +119,7 @@ impl Table {
         route: Route,
         now: Instant,
     ) -> Result<Option<UdpFlowId>, DropReason> {
-        let Some(&id) = self.keys.get(&(guest, remote)) else { return Ok(None) };
+        let Some(&id) = self.keys.get(&Ends { guest, remote }) else { return Ok(None) };
         let Some(flow) = self.flows.get_mut(id) else { return Ok(None) };
         if flow.route.port != route.port {
             return Err(DropReason::OtherPort);
@@ -167,7 +168,7 @@ impl Table {
             armed: None,
             place: Place::default(),
         });
-        self.keys.insert((guest, remote), id);
+        self.keys.insert(Ends { guest, remote }, id);
         self.shares.insert(&mut self.flows, id, owner);
         self.arm(id);
         let flows = &self.flows;
@@ -184,7 +185,8 @@ impl Table {
         drops: &mut DropCounts,
     ) -> Option<UdpFlowId> {
         let keys = &self.keys;
-        let remote = self.ports.free(guest, local, EPHEMERAL, |end| keys.contains_key(&(guest, end)))?;
+        let remote =
+            self.ports.free(guest, local, EPHEMERAL, |remote| keys.contains_key(&Ends { guest, remote }))?;
         Some(self.insert((guest, remote), Route::NOWHERE, Owner::Exposed(guest), now, drops))
     }
 
@@ -206,7 +208,7 @@ impl Table {
     pub(crate) fn close(&mut self, id: UdpFlowId) {
         self.shares.remove(&mut self.flows, id);
         if let Some(flow) = self.flows.remove(id) {
-            self.keys.remove(&(flow.guest, flow.remote));
+            self.keys.remove(&Ends { guest: flow.guest, remote: flow.remote });
             self.held -= flow.held.iter().map(Vec::len).sum::<usize>();
         }
     }
@@ -214,7 +216,11 @@ impl Table {
     /// A datagram to a guest did not arrive. The flow ends when nobody takes them: then whoever sends more can hear that as well. That there
     /// is no way at the moment is no reason (RFC 1122 3.2.2.1).
     pub(crate) fn handle_report(&mut self, route: Route, report: &Report) -> Result<(), DropReason> {
-        let id = self.keys.get(&(report.guest, report.remote)).copied().ok_or(DropReason::Icmp)?;
+        let id = self
+            .keys
+            .get(&Ends { guest: report.guest, remote: report.remote })
+            .copied()
+            .ok_or(DropReason::Icmp)?;
         if self.ends(id).is_none_or(|(_, _, known)| known != route) {
             return Err(DropReason::OtherPort);
         }
