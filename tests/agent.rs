@@ -279,6 +279,26 @@ fn two_hundred_clients_at_once() {
 }
 
 #[test]
+fn one_client_more_than_an_agent_takes_waits_for_a_place() {
+    const MOST: usize = 2048;
+    let rig = Rig::start();
+    rig.services.serve("a", echo);
+    let is_served = |client: &mut UnixStream| {
+        client.write_all(b"x").unwrap();
+        client.read_exact(&mut [0])
+    };
+    let mut clients: Vec<UnixStream> = (0..MOST).map(|_| rig.connect()).collect();
+    clients.iter_mut().for_each(|client| is_served(client).unwrap());
+    let mut late = rig.connect();
+    late.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    assert_eq!(is_served(&mut late).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    clients.iter_mut().for_each(|client| is_served(client).unwrap());
+    drop(clients.pop());
+    late.set_read_timeout(Some(PATIENCE)).unwrap();
+    late.read_exact(&mut [0]).unwrap();
+}
+
+#[test]
 fn a_client_is_closed_and_told_why() {
     let services = Services::new();
     let (here, gone, barred) = (services.path("here"), services.path("gone"), services.path("barred"));

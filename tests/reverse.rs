@@ -51,6 +51,7 @@ both_ways![
     bytes_and_half_closes_go_each_way,
     a_hundred_megabytes_each_way,
     two_hundred_clients_at_once,
+    one_client_more_than_a_socket_takes_is_closed,
     an_end_that_breaks_off_breaks_off_the_other,
     the_hosts_socket_may_come_later_and_go,
     a_daemon_that_was_killed_starts_again,
@@ -183,6 +184,23 @@ fn two_hundred_clients_at_once(way: Way) {
     // And the pipes that are kept.
     eventually("descriptors are back", PATIENCE, || (rig.daemon.fds() <= before + 4 + 2 * 16).then_some(()));
     rig.assert_echo(b"more");
+}
+
+fn one_client_more_than_a_socket_takes_is_closed(way: Way) {
+    const MOST: usize = 1024;
+    let rig = Rig::start(way);
+    let _server = rig.serve(echo);
+    let is_served = |client: &mut UnixStream| {
+        client.write_all(b"x").unwrap();
+        client.read_exact(&mut [0]).unwrap();
+    };
+    let mut clients: Vec<UnixStream> = (0..MOST).map(|_| rig.connect()).collect();
+    clients.iter_mut().for_each(is_served);
+    assert_closed(rig.connect());
+    rig.wait_for_log(&["there are too many"]);
+    clients.iter_mut().for_each(is_served);
+    drop(clients.pop());
+    rig.echo_comes();
 }
 
 fn an_end_that_breaks_off_breaks_off_the_other(way: Way) {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use gvproxy::ssh::{OpenError, Target, Tunnel};
+use gvproxy::ssh::{MAX_CONNECTIONS, OpenError, Target, Tunnel};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sshd::{PATIENCE, Pattern, Sshd, eventually, run, soon, sum, text};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -151,7 +151,7 @@ async fn two_hundred_clients_at_once() {
     while let Some(client) = soon("a client", clients.join_next()).await {
         client.unwrap();
     }
-    assert!(sshd.dials.load(Ordering::Relaxed) <= gvproxy::ssh::MAX_CONNECTIONS);
+    assert!(sshd.dials.load(Ordering::Relaxed) <= MAX_CONNECTIONS);
 }
 
 #[tokio::test]
@@ -324,6 +324,30 @@ async fn a_missing_socket_in_the_guest_closes_the_client() {
     soon("the guest's side", guest.accept()).await.unwrap();
 }
 
+/// russh keeps something of each channel that was refused. Each client is, three times.
+#[tokio::test]
+async fn a_login_on_which_many_were_refused_makes_place_for_another() {
+    const REFUSED: usize = 4096;
+    const AT_ONCE: usize = 600;
+    let sshd = Sshd::new().await;
+    let forward = sshd.forward_to("later.sock", "id");
+    let dials = || sshd.dials.load(Ordering::Relaxed);
+    let mut refused = 0;
+    while dials() <= MAX_CONNECTIONS {
+        assert!(refused < 2 * MAX_CONNECTIONS * REFUSED, "{} logins for {refused} refusals", dials());
+        let mut clients = JoinSet::new();
+        for _ in 0..AT_ONCE {
+            clients.spawn(closed(forward.connect().await));
+        }
+        soon("the closes", clients.join_all()).await;
+        refused += 3 * AT_ONCE;
+    }
+    assert!(refused >= REFUSED, "another login after {refused} refusals");
+    let guest = tokio::net::UnixListener::bind(sshd.path("later.sock")).unwrap();
+    let _client = forward.connect().await;
+    soon("the guest's side", guest.accept()).await.unwrap();
+}
+
 #[tokio::test]
 async fn an_sshd_that_wants_more_than_the_key_is_told_so() {
     let mut sshd = Sshd::prepare().await;
@@ -446,7 +470,7 @@ async fn hundreds_of_clients_that_leave_in_the_middle() {
     soon("the echo", forward.echo()).await.unwrap();
     // Connections are not used for ever, as each such client leaves something behind in them; nor is each used once.
     let dials = sshd.dials.load(Ordering::Relaxed);
-    assert!((2..=2 * gvproxy::ssh::MAX_CONNECTIONS).contains(&dials), "{dials} connections");
+    assert!((2..=2 * MAX_CONNECTIONS).contains(&dials), "{dials} connections");
 }
 
 #[tokio::test]
