@@ -293,6 +293,18 @@ mod ours {
     }
 
     #[test]
+    fn a_refusal_repeats_only_so_much() {
+        let daemon = ours();
+        let body =
+            format!(r#"{{"local":":1","remote":"192.168.127.2:1","protocol":"{}"}}"#, "ä".repeat(20_000));
+        let answer = ask(connect(&daemon, "api"), "POST", "/services/forwarder/expose", &body);
+        assert_eq!((answer.status, answer.body.len()), (500, 4096), "{answer:?}");
+        let target = format!("//?{}", "&".repeat(5000));
+        assert_eq!(ask(connect(&daemon, "api"), "GET", &target, "").status, 414);
+        assert_eq!(ask(connect(&daemon, "api"), "GET", "//cam?&", "").status, 307);
+    }
+
+    #[test]
     fn what_is_kept_open_keeps_nobody_out_at_the_gateway() {
         let net = Net::with(Host::new("nameserver 127.0.0.1\n"), served().binary(OURS), 1500);
         // More than there are places, each of them half a request.

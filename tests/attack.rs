@@ -29,6 +29,8 @@ const VICTIM: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 2);
 const VICTIM_MAC: [u8; 6] = [0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee];
 const THIEF: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 66);
 const THIEF_MAC: [u8; 6] = [0x5a, 0x94, 0xef, 6, 6, 6];
+/// A third one, where there is one.
+const OTHER_MAC: [u8; 6] = [2, 7, 7, 7, 7, 7];
 const PATIENCE: Duration = Duration::from_secs(10);
 /// What the test waits for something that must not come.
 const SILENCE: Duration = Duration::from_millis(300);
@@ -245,7 +247,7 @@ fn what_is_for_one_guest_reaches_no_other() {
 /// The longest of many round trips of the victim's to the gateway while the thief sends `frames` again and again, and how many had none.
 fn waits(network: &mut Network, frames: &[Vec<u8>]) -> (Duration, usize) {
     let mut wire = Wire::plug(&network.daemon);
-    let (ip, mac) = (Ipv4Addr::new(192, 168, 127, 77), [2, 7, 7, 7, 7, 7]);
+    let (ip, mac) = (Ipv4Addr::new(192, 168, 127, 77), OTHER_MAC);
     wire.send(&arp(1, mac, ip, [0; 6], GATEWAY));
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -286,7 +288,7 @@ fn a_flood_of_any_kind_leaves_others_their_time() {
         ether(GATEWAY_MAC, THIEF_MAC, IPV4, &ipv4(protocol, THIEF, HOST, payload))
     };
     let syns = |port: u16| ports().map(|from| to_host(TCP, &tcp(from, port, 1, 0, SYN, &[]))).collect();
-    let floods: [(&str, Vec<Vec<u8>>); 5] = [
+    let floods: [(&str, Vec<Vec<u8>>); 6] = [
         ("SYNs to a service", syns(open)),
         ("SYNs to a closed port", syns(closed)),
         ("flows of datagrams", ports().map(|from| to_host(UDP, &udp(from, 9, b"x"))).collect()),
@@ -294,6 +296,7 @@ fn a_flood_of_any_kind_leaves_others_their_time() {
             "questions to everybody",
             vec![arp(1, THIEF_MAC, THIEF, [0; 6], Ipv4Addr::new(192, 168, 127, 200)); 1000],
         ),
+        ("frames for the other one", vec![ether(OTHER_MAC, THIEF_MAC, 0x88b5, &[]); 1000]),
         (
             "fragments",
             (0..1000)
@@ -653,6 +656,76 @@ fn what_a_guest_exposed_leads_to_nobody_else() {
     assert!(network.host.connect(at).is_err(), "the port is closed");
 }
 
+/// Silence for a moment costs it its address, for as long as it is silent, and not what it exposed.
+#[test]
+fn a_guest_that_was_silent_for_a_moment_keeps_what_it_exposed() {
+    let network = Network::start();
+    let by_hand = |mac: &str| {
+        let guest = Guest::start(support::net::plug(&network.daemon), mac, 1500);
+        guest.configure("192.168.127.50/24", Some("192.168.127.1"));
+        guest
+    };
+    let port = free_port();
+    let wish = format!(r#"{{"local":"127.0.0.1:{port}","remote":"192.168.127.50:22","protocol":"tcp"}}"#);
+    let expose = |guest: &Guest| {
+        let stream = impatient(guest.connect((GATEWAY, 80).into()).expect("the gateway"));
+        ask(stream, "POST", "/services/forwarder/expose", &wish).status
+    };
+    let leads_to = |service: &std::net::TcpListener| {
+        let outside = impatient(network.host.connect(([127, 0, 0, 1], port).into()).expect("the port"));
+        transfer(&outside, &accept(service), 1 << 20);
+    };
+    let mut owner = by_hand("5a:94:ef:00:00:05");
+    let service = owner.listen("0.0.0.0:22".parse().unwrap());
+    assert_eq!(expose(&owner), 200);
+    owner.hold(true);
+    let other = by_hand("5a:94:ef:00:00:06");
+    eventually("its address", PATIENCE, || other.ping(GATEWAY, 56).then_some(()));
+    expose(&other);
+    owner.hold(false);
+    eventually("its address again", PATIENCE, || owner.ping(GATEWAY, 56).then_some(()));
+    leads_to(&service);
+    // Nobody else has it for as long as that one is there; then whoever has its address.
+    owner.switch_off();
+    eventually("its address", PATIENCE, || other.ping(GATEWAY, 56).then_some(()));
+    assert_eq!(expose(&other), 200);
+    leads_to(&other.listen("0.0.0.0:22".parse().unwrap()));
+}
+
+/// More clients of a port for datagrams than there may be: who made room for others is served again when he asks.
+#[test]
+fn clients_that_made_room_are_served_again() {
+    let network = Network::start();
+    let (service, port) = (network.victim.udp("0.0.0.0:7".parse().unwrap()), free_port());
+    let wish = format!(r#"{{"local":"127.0.0.1:{port}","remote":"192.168.127.2:7","protocol":"udp"}}"#);
+    assert_eq!(network.api("POST", "/services/forwarder/expose", &wish).status, 200);
+    std::thread::spawn(move || {
+        let mut bytes = [0; 64];
+        while let Ok((length, from)) = service.recv_from(&mut bytes) {
+            let _ = service.send_to(&bytes[..length], from);
+        }
+    });
+    let client = || {
+        let socket = network.host.udp("127.0.0.1:0".parse().unwrap());
+        socket.connect(("127.0.0.1", port)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        socket
+    };
+    let is_served = |socket: &std::net::UdpSocket| {
+        (0..5).any(|_| socket.send(b"x").is_ok() && socket.recv(&mut [0; 8]).is_ok())
+    };
+    let first: Vec<_> = (0..10).map(|_| client()).collect();
+    assert!(first.iter().all(is_served), "the first ones");
+    let others: Vec<_> = (0..4200).map(|_| client()).collect();
+    // Many at a time, so that one makes room and another takes its place in the same turn.
+    for crowd in others.chunks(100) {
+        crowd.iter().for_each(|socket| drop(socket.send(b"x")));
+        assert!(crowd.iter().all(is_served), "the others");
+    }
+    let again = first.iter().filter(|socket| is_served(socket)).count();
+    assert_eq!(again, first.len(), "of the first ones");
+}
+
 /// Connections that carry nothing: a guest's to the host and to the gateway, and clients of an exposed port.
 #[test]
 fn idle_connections_leave_descriptors_to_others() {
@@ -865,6 +938,17 @@ fn answers_that_a_guest_does_not_read_hold_little_memory() {
         most = most.max(network.daemon.rss_kb());
     }
     expose(19_999);
+    // An answer of six times the request's length.
+    let target = format!("GET //?{} HTTP/1.1\r\nHost: gateway\r\n\r\n", "&".repeat(60_000));
+    drop(lists);
+    let lists: Vec<TcpStream> = (0..300).map(|_| connect(&greedy)).collect();
+    lists.iter().for_each(|mut stream| stream.write_all(target.as_bytes()).unwrap());
+    lists.iter().for_each(|mut stream| {
+        let mut start = [0; 12];
+        stream.read_exact(&mut start).unwrap();
+        assert_eq!(start, *b"HTTP/1.1 414");
+    });
+    most = most.max(network.daemon.rss_kb());
     eprintln!("{before} KiB before, {after_short} after {sent} bytes of requests, {most} at most");
     assert!(sent > 10_000 && most < before + MOST, "{after_short}, {most} KiB, {before} before");
     // Who reads has what he asked for, in turn.

@@ -24,6 +24,7 @@ pub(super) async fn answer(api: &Api, client: &Client, request: Request<Incoming
     let protocol = protocol_of(&protocol).ok_or_else(|| {
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("unknown protocol {protocol}"))
     })?;
+    let _change = api.change_of(client).await;
     api.registry.expose(Exposed { local, remote, protocol }, asker).await?;
     Ok(done())
 }

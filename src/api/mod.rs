@@ -34,7 +34,7 @@ use netstack::{Guest, Mac, PortId};
 use socket2::SockRef;
 use tokio::net::UnixStream;
 
-use crate::budget::Budget;
+use crate::budget::{Budget, Part};
 use crate::config::Token;
 use crate::engine::Handle;
 use crate::forward::Ways;
@@ -59,6 +59,8 @@ use tunnel::Tunnel;
 const MAX_GATEWAY_CONNECTIONS: usize = 1024;
 /// Lists of all exposed ports that a guest has asked for and not read. Each is up to half a megabyte.
 const MAX_UNREAD: u32 = 16;
+/// Bytes of a target that is answered with another one.
+const MAX_TARGET: usize = 4 << 10;
 /// What waits at a guest's connection, in bytes: the system holds it, for each.
 const GATEWAY_BUFFER: usize = 16 << 10;
 /// All connections to one place may take at most this part of the descriptors.
@@ -77,6 +79,8 @@ pub struct Api {
     tunnels: Owners<SocketAddrV4>,
     gateway: Limit<Peer>,
     unread: Budget,
+    /// Changes of what guests have exposed, under way.
+    changes: Budget,
     token: Option<Token>,
     /// Whether guests have to send it.
     token_at_gateway: bool,
@@ -140,6 +144,7 @@ impl Api {
             tunnels: Owners::new(ways.places.clone()),
             gateway: limit(MAX_GATEWAY_CONNECTIONS),
             unread: Budget::new(MAX_UNREAD),
+            changes: Budget::new(1),
             token: None,
             token_at_gateway: false,
             failed_dials: Limited::new(10, Duration::from_secs(60)),
@@ -179,6 +184,12 @@ impl Api {
         }
     }
 
+    /// Waits until no other change of the guest's is under way: one of each is before the operator's.
+    async fn change_of(&self, client: &Client) -> Option<Part> {
+        let guest = client.scope.asker().guest()?;
+        Some(self.changes.part(guest.port, 1).await)
+    }
+
     async fn answer(&self, client: &Client, request: Request<Incoming>) -> Answer {
         if let Scope::Gateway(guest) = client.scope {
             self.handle.turn_of(guest.port).await;
@@ -209,6 +220,7 @@ impl Api {
         }
         let cleaned = path::clean(&path);
         if cleaned != path {
+            ensure_short_target(&request)?;
             let location = path::encode(&cleaned, request.uri().query());
             return Ok(Answer::Reply(reply::redirect(request.method(), &location)));
         }
@@ -306,6 +318,14 @@ fn ensure_short(request: &Request<Incoming>) -> Result<(), Refusal> {
     match len <= connection::MAX_HEAD {
         true => Ok(()),
         false => Err(Refusal::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "")),
+    }
+}
+
+/// Where to go instead is told twice, once as HTML.
+fn ensure_short_target(request: &Request<Incoming>) -> Result<(), Refusal> {
+    match request.uri().path_and_query().is_none_or(|target| target.as_str().len() <= MAX_TARGET) {
+        true => Ok(()),
+        false => Err(Refusal::new(StatusCode::URI_TOO_LONG, "414 URI Too Long")),
     }
 }
 

@@ -16,6 +16,8 @@ use super::Client;
 /// An answer with its whole body.
 pub(super) type Reply = Response<Full<Bytes>>;
 
+/// Bytes of a refusal, which may repeat what was sent.
+const MAX_TEXT: usize = 4 << 10;
 /// Bytes of a request's body.
 const MAX_BODY: usize = 64 << 10;
 /// How long a request's body may take to arrive.
@@ -49,7 +51,9 @@ impl Refusal {
 impl From<Refusal> for Reply {
     fn from(refusal: Refusal) -> Self {
         let nosniff = (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        let mut reply = reply(refusal.status, [(CONTENT_TYPE, TEXT), nosniff], refusal.text + "\n");
+        let mut text = refusal.text;
+        text.truncate(text.floor_char_boundary(MAX_TEXT));
+        let mut reply = reply(refusal.status, [(CONTENT_TYPE, TEXT), nosniff], text + "\n");
         if refusal.status == StatusCode::UNAUTHORIZED {
             reply.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }

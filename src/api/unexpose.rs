@@ -11,6 +11,7 @@ use crate::forward::registry::ExposeError;
 pub(super) async fn answer(api: &Api, client: &Client, request: Request<Incoming>) -> Result<Reply, Refusal> {
     let Wish { local, protocol, .. } = Wish::decode("UnexposeRequest", posted(client, request).await?)?;
     let protocol = protocol_of(&protocol).ok_or(ExposeError::NotFound)?;
+    let _change = api.change_of(client).await;
     api.registry.unexpose(protocol, &local, client.scope.asker()).await?;
     Ok(done())
 }

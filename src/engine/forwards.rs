@@ -155,7 +155,7 @@ impl Engine {
         let Some(forward) = self.forwards.table.remove(id) else { return };
         self.forget(forward.token);
         for flow in forward.clients.into_values() {
-            self.udp.remove(flow);
+            self.udp.remove(&flow);
             self.stack.udp_close(flow);
         }
     }
@@ -290,9 +290,10 @@ impl Engine {
     }
 
     /// The flow of one client has ended.
-    pub(super) fn forget_client(&mut self, token: Token, client: Client) {
+    pub(super) fn forget_client(&mut self, token: Token, client: Client, flow: UdpFlowId) {
         if let Some(Source::Forward(id)) = self.sources.get(token.0)
             && let Some(forward) = self.forwards.table.get_mut(*id)
+            && forward.clients.get(&client) == Some(&flow)
         {
             forward.clients.remove(&client);
         }

@@ -21,6 +21,7 @@ use super::slice::Slice;
 use super::{EARLY_WRITE, Engine, Source, Traffic, udp};
 use crate::link::{Batch, FrameTooLong, Framing, Progress, Reader};
 use crate::sys::udp::{MAX_MESSAGE, MESSAGES};
+use crate::sys::unsent;
 
 /// Links at a time. Each may hold a megabyte.
 const MAX_LINKS: usize = 256;
@@ -290,7 +291,7 @@ impl Engine {
             link.udp_waiting.push(flow);
             // Those that are over while they wait are left out, at the latest when they are half of all.
             if link.udp_waiting.len() > 2 * self.udp.len() {
-                link.udp_waiting.retain(|flow| self.udp.contains_key(*flow));
+                link.udp_waiting.retain(|flow| self.udp.contains_key(flow));
             }
         }
     }
@@ -388,6 +389,7 @@ impl Engine {
     /// Writes the batches that hold at least `least` bytes.
     pub(super) fn write_links(&mut self, least: usize) {
         for (link, batch) in self.links.iter_mut().zip(self.batches.ports.values_mut()) {
+            batch.count_taken(|| unsent(link.output()).unwrap_or(0));
             if batch.len() < least || link.over.is_some() {
                 continue;
             }
@@ -470,7 +472,7 @@ impl FrameSink for Batches {
     }
 
     fn has_room_for_guests(&self, port: PortId, len: usize) -> bool {
-        self.ports.get(port).is_some_and(|batch| batch.has_room(len + batch.capacity() / 2))
+        self.ports.get(port).is_some_and(|batch| batch.lets_cross(len))
     }
 
     fn frame(&mut self, port: PortId, len: usize) -> Option<&mut [u8]> {

@@ -48,7 +48,7 @@ pub use readout::Counters;
 pub use requests::Request;
 
 use crate::host::icmp::{PingId, Pings};
-use crate::host::udp::{HostUdp, Outbox};
+use crate::host::udp::Outbox;
 use crate::listen::TcpAddress;
 use crate::logging::Limited;
 use crate::notify::{Notice, Notifier};
@@ -136,7 +136,7 @@ pub struct Engine {
     shares: Shares,
     own: OwnListeners,
     looks: Looks,
-    udp: SecondaryMap<UdpFlowId, HostUdp>,
+    udp: udp::Sockets,
     udp_ready: Turns<UdpFlowId>,
     pings: Pings,
     /// The datagrams read last, and those to be sent together.
@@ -190,7 +190,7 @@ impl Engine {
             shares: Shares::new(places),
             own: OwnListeners::default(),
             looks: Looks::new(),
-            udp: SecondaryMap::new(),
+            udp: udp::Sockets::new(),
             udp_ready: Turns::default(),
             pings: Pings::default(),
             inbox: Inbox::new(),

@@ -1,12 +1,12 @@
 //! UDP flows and their sockets. Owns: which socket belongs to which flow. Read next: `host/udp.rs`.
 
+use std::collections::HashMap;
 use std::io;
 use std::time::Instant as Clock;
 
 use mio::{Registry, Token};
 use netstack::{Datagram, Instant, PortId, UdpFlowId};
 use slab::Slab;
-use slotmap::SecondaryMap;
 
 use super::{EARLY_WRITE, Engine, Source};
 use crate::host::udp::{Far, HostUdp, Outbox, is_refused};
@@ -16,6 +16,9 @@ use crate::sys::udp::MESSAGES;
 
 /// Datagrams taken from one socket in a turn, unless they fill a write before.
 pub(super) const TURN: usize = 512;
+
+/// The sockets of flows, and of those that have ended and the loop has not heard of it: a slot of the stack's is another's by then.
+pub(super) type Sockets = HashMap<UdpFlowId, HostUdp>;
 
 /// What became of a flow's datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +36,7 @@ pub(super) enum Sent {
 /// A function of the engine's parts, since the datagram borrows from the others.
 pub(super) fn open(
     datagram: &Datagram<'_>,
-    sockets: &mut SecondaryMap<UdpFlowId, HostUdp>,
+    sockets: &mut Sockets,
     sources: &mut Slab<Source>,
     registry: &Registry,
     now: Instant,
@@ -59,12 +62,12 @@ pub(super) fn open(
 /// Sends the datagrams in `outbox` and empties it. Whose they were, and what became of them.
 pub(super) fn send(
     outbox: &mut Outbox,
-    sockets: &mut SecondaryMap<UdpFlowId, HostUdp>,
+    sockets: &mut Sockets,
     registry: &Registry,
     now: Instant,
 ) -> Option<(UdpFlowId, Sent)> {
     let flow = outbox.flow()?;
-    let sent = sockets.get_mut(flow).map_or(Sent::Failed, |host| {
+    let sent = sockets.get_mut(&flow).map_or(Sent::Failed, |host| {
         host.follow_route(registry, now);
         match host.send_first(outbox, registry) {
             Ok(()) => Sent::Yes,
@@ -85,7 +88,7 @@ pub(super) fn send(
 impl Engine {
     /// The flow's socket has something.
     pub(super) fn queue_udp(&mut self, flow: UdpFlowId) {
-        if let Some(host) = self.udp.get_mut(flow)
+        if let Some(host) = self.udp.get_mut(&flow)
             && !host.queued
         {
             host.queued = true;
@@ -95,7 +98,7 @@ impl Engine {
 
     /// One flow's turn: datagrams from its socket to the guest.
     pub(super) fn serve_udp(&mut self, flow: UdpFlowId) {
-        let Some(host) = self.udp.get_mut(flow) else { return };
+        let Some(host) = self.udp.get_mut(&flow) else { return };
         host.queued = false;
         let port = self.stack.udp_port(flow);
         let mut taken = 0;
@@ -142,7 +145,7 @@ impl Engine {
             None | Some((_, Sent::Yes)) => {}
             Some((flow, Sent::Refused)) => {
                 self.stack.udp_refused(flow, &mut self.batches);
-                if self.udp.get(flow).is_some_and(HostUdp::ends_refused) {
+                if self.udp.get(&flow).is_some_and(HostUdp::ends_refused) {
                     self.end_udp(flow);
                 }
             }
@@ -157,10 +160,10 @@ impl Engine {
     }
 
     pub(super) fn close_udp(&mut self, flow: UdpFlowId) {
-        let Some(host) = self.udp.remove(flow) else { return };
+        let Some(host) = self.udp.remove(&flow) else { return };
         match host.far {
             Far::Remote { .. } => self.forget(host.token),
-            Far::Client { client, .. } => self.forget_client(host.token, client),
+            Far::Client { client, .. } => self.forget_client(host.token, client, flow),
         }
     }
 }

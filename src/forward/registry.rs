@@ -110,7 +110,8 @@ pub enum Asker {
 }
 
 impl Asker {
-    fn guest(self) -> Option<Guest> {
+    /// Whose port it is behind, if it is a guest.
+    pub fn guest(self) -> Option<Guest> {
         match self {
             Self::Operator => None,
             Self::Guest(guest) => Some(guest),
@@ -369,7 +370,7 @@ impl Inner {
             Protocol::Unix | Protocol::Npipe => None,
         };
         let _changing = self.changing(wanted.protocol).lock().await;
-        if let Some(left) = self.take_left(&wanted.key(), asker) {
+        if let Some(left) = self.take_left(&wanted.key(), asker).await {
             self.end(left).await;
         }
         if self.is_running(&wanted, asker)? {
@@ -430,12 +431,16 @@ impl Inner {
         are_gone
     }
 
-    /// Of a machine that had the asker's address before, if that is in the way.
-    fn take_left(&self, key: &Key, asker: Asker) -> Option<Running> {
-        let (mut table, asker) = (self.table(), asker.guest()?);
-        let before = table.entries.get(key)?.asker.guest()?;
-        let is_left = before.address == asker.address && !before.is(asker);
-        is_left.then(|| table.entries.remove(key)).flatten().map(|entry| entry.running)
+    /// Of a machine that had the asker's address before and whose link has ended, if that is in the way. One that is only silent comes back.
+    async fn take_left(&self, key: &Key, asker: Asker) -> Option<Running> {
+        let asker = asker.guest()?;
+        let before = self.table().entries.get(key)?.asker.guest()?;
+        if before.address != asker.address || before.is(asker) {
+            return None;
+        }
+        let is_there = self.ways.engine.find_guests(vec![before]).await.iter().any(Option::is_some);
+        let left = (!is_there).then(|| self.table().entries.remove(key)).flatten();
+        left.map(|entry| entry.running)
     }
 
     /// Whether that is exposed already.

@@ -1,5 +1,7 @@
 //! Frames for a link: collected in place, written together. Owns: the frames not yet written. Read next: `engine/links.rs`.
 
+use std::cell::Cell;
+use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
 
@@ -10,6 +12,9 @@ use crate::sys::datagram;
 
 /// Frames collected for one write, in bytes.
 const WRITE_BUFFER: usize = 512 << 10;
+/// Frames of other guests that the hypervisor has not yet taken, here and in its socket: a short one costs it as much as a long one, and they
+/// stand before what the gateway sends.
+const MAX_CROSSING: u64 = 256;
 /// Bytes of a length: QEMU's; between datagrams it stays here and says where the next one starts.
 const LONG: usize = 4;
 /// Bytes of HyperKit's.
@@ -24,12 +29,63 @@ pub struct Batch {
     end: usize,
     /// Up to here [`unseen`](Self::unseen) has shown the frames.
     seen: usize,
+    crossing: Crossing,
+}
+
+/// Frames of other guests, in the order of what was written.
+#[derive(Debug, Default)]
+struct Crossing {
+    /// So many were let in, and of them the hypervisor has taken so many.
+    put: Cell<u64>,
+    taken: u64,
+    /// Bytes that were written.
+    written: u64,
+    /// How many were in the first so many bytes.
+    marks: VecDeque<(u64, u64)>,
 }
 
 impl Batch {
     /// An empty batch.
     pub fn new(framing: Framing) -> Self {
-        Self { framing, buffer: vec![0; WRITE_BUFFER], start: 0, end: 0, seen: 0 }
+        Self {
+            framing,
+            buffer: vec![0; WRITE_BUFFER],
+            start: 0,
+            end: 0,
+            seen: 0,
+            crossing: Crossing::default(),
+        }
+    }
+
+    /// Whether one more frame of another guest's may wait here, which counts it. It leaves half of the room.
+    pub fn lets_cross(&self, len: usize) -> bool {
+        let Crossing { put, taken, .. } = &self.crossing;
+        let lets = put.get() - taken < MAX_CROSSING && self.has_room(len + self.capacity() / 2);
+        put.set(put.get() + u64::from(lets));
+        lets
+    }
+
+    /// Counts what the hypervisor has taken of those where they are many: all but what is in the `unsent` bytes of its socket.
+    pub fn count_taken(&mut self, unsent: impl FnOnce() -> usize) {
+        let Crossing { put, taken, written, marks } = &mut self.crossing;
+        if put.get() - *taken < MAX_CROSSING / 2 {
+            return;
+        }
+        let is_read = written.saturating_sub(u64::try_from(unsent()).unwrap_or(u64::MAX));
+        while let Some((_, frames)) = marks.front().filter(|(bytes, _)| *bytes <= is_read) {
+            *taken = *frames;
+            marks.pop_front();
+        }
+    }
+
+    /// Notes how much was written, and which frames are in it where that is all there was.
+    fn note_written(&mut self, before: usize) {
+        let left = self.len();
+        let Crossing { put, written, marks, .. } = &mut self.crossing;
+        *written += u64::try_from(before - left).unwrap_or_default();
+        if left == 0 && marks.back().is_none_or(|(_, frames)| *frames < put.get()) {
+            marks.push_back((*written, put.get()));
+        }
     }
 
     /// Whether a frame of `len` bytes fits.
@@ -93,10 +149,13 @@ impl Batch {
     /// # Errors
     /// The descriptor's, but for those that mean "later".
     pub fn write_to(&mut self, to: BorrowedFd<'_>) -> io::Result<Progress> {
-        match self.framing {
+        let before = self.len();
+        let progress = match self.framing {
             Framing::Qemu | Framing::Hyperkit => self.write_stream(&mut Descriptor(to)),
             Framing::Vfkit | Framing::Bess => self.send_datagrams(to),
-        }
+        };
+        self.note_written(before);
+        progress
     }
 
     pub(super) fn write_stream(&mut self, stream: &mut impl Write) -> io::Result<Progress> {
@@ -203,6 +262,32 @@ mod tests {
             assert_eq!(batch.len(), len);
             assert!(batch.frame(60).is_some());
         }
+    }
+
+    #[test]
+    fn frames_of_others_wait_in_small_number() {
+        let (near, mut far) = std::os::unix::net::UnixStream::pair().unwrap();
+        let unsent = || crate::sys::unsent(near.as_fd()).unwrap();
+        let mut batch = Batch::new(Framing::Qemu);
+        let cross = |batch: &mut Batch| {
+            let let_in =
+                (0..2 * MAX_CROSSING).filter(|_| batch.lets_cross(60) && batch.frame(60).is_some()).count();
+            assert!(matches!(batch.write_to(near.as_fd()), Ok(Progress::More)));
+            batch.count_taken(unsent);
+            let_in as u64
+        };
+        assert_eq!(cross(&mut batch), MAX_CROSSING);
+        assert_eq!(cross(&mut batch), 0, "nothing was taken");
+        // The gateway's have room all the same.
+        batch.frame(1500).unwrap();
+        batch.write_to(near.as_fd()).unwrap();
+        let mut bytes = vec![0; MAX_CROSSING as usize * 64 + 1504];
+        io::Read::read_exact(&mut far, &mut bytes).unwrap();
+        batch.count_taken(unsent);
+        assert_eq!(cross(&mut batch), MAX_CROSSING, "they are taken");
+        let mut large = Batch::new(Framing::Qemu);
+        let let_in = (0..100).filter(|_| large.lets_cross(60_000) && large.frame(60_000).is_some()).count();
+        assert_eq!(let_in, 4, "half of its bytes");
     }
 
     #[test]

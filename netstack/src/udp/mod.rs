@@ -470,6 +470,26 @@ mod tests {
         assert_eq!(table.len(), 2 * MAX_FLOWS - 99);
     }
 
+    /// Thousands of sockets with one client each are one guest's.
+    #[test]
+    fn what_many_sockets_of_a_guest_have_is_that_guests() {
+        let (mut table, mut drops) = (Table::new(&Keys::new(1)), DropCounts::default());
+        let now = Instant::ZERO;
+        let host = IpAddr::from([10, 0, 0, 1]);
+        let victim = SocketAddr::from(([192, 168, 127, 3], 53));
+        let clients: Vec<_> = (0..50).map(|_| table.dial(victim, host, now, &mut drops).unwrap()).collect();
+        let popular: Vec<_> = (0..20).map(|_| table.dial(guest(9), host, now, &mut drops).unwrap()).collect();
+        for port in 0..2 * MAX_FLOWS as u16 {
+            table.dial(guest(1000 + port), host, now, &mut drops).unwrap();
+        }
+        assert_eq!(table.len(), MAX_FLOWS);
+        let closed: Vec<_> = core::iter::from_fn(|| table.poll_closed()).collect();
+        assert!(clients.iter().all(|client| !closed.contains(client)), "{closed:?}");
+        // Within the guest it is the one with most.
+        assert_eq!(closed[..19], popular[..19]);
+        assert!(!closed.contains(&popular[19]));
+    }
+
     #[test]
     fn idle_flows_end() {
         let mut table = Table::new(&Keys::new(1));

@@ -2,7 +2,7 @@
 //!
 //! Owns: one list for each owner, threaded through the flows. May not: close a flow. Read next: `mod.rs`.
 
-use core::net::SocketAddr;
+use core::net::{IpAddr, SocketAddr};
 use std::collections::HashMap;
 
 use foldhash::fast::FixedState;
@@ -27,6 +27,22 @@ pub(super) enum Owner {
 }
 
 impl Owner {
+    fn group(self) -> Group {
+        match self {
+            Self::Guest(port) => Group::Guest(port),
+            Self::Exposed(socket) => Group::Exposed(socket.ip()),
+        }
+    }
+}
+
+/// Owners that count as one towards others: a guest may have thousands of sockets exposed.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+enum Group {
+    Guest(PortId),
+    Exposed(IpAddr),
+}
+
+impl Group {
     fn kind(self) -> usize {
         match self {
             Self::Guest(_) => 0,
@@ -56,7 +72,9 @@ struct Share {
 pub(super) struct Shares {
     shares: SlotMap<ShareId, Share>,
     by_owner: HashMap<Owner, ShareId, FixedState>,
-    /// Owners and flows of each kind.
+    /// Owners and flows of each group.
+    groups: HashMap<Group, Count, FixedState>,
+    /// Groups and flows of each kind.
     count: [Count; 2],
     /// Flows of each kind at most.
     max: [usize; 2],
@@ -64,42 +82,60 @@ pub(super) struct Shares {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Count {
-    owners: usize,
+    members: usize,
     flows: usize,
+}
+
+impl Count {
+    /// Whether a member with so many flows has its fair part of them, or more.
+    fn is_fair(self, flows: usize) -> bool {
+        flows * self.members >= self.flows
+    }
 }
 
 impl Shares {
     pub(super) fn new(seed: u64) -> Self {
         let by_owner = HashMap::with_hasher(FixedState::with_seed(seed));
-        Self { shares: SlotMap::with_key(), by_owner, count: [Count::default(); 2], max: [MAX_FLOWS; 2] }
+        let groups = HashMap::with_hasher(FixedState::with_seed(seed));
+        let (count, max) = ([Count::default(); 2], [MAX_FLOWS; 2]);
+        Self { shares: SlotMap::with_key(), by_owner, groups, count, max }
     }
 
     /// Of guests' flows there are no more than this.
     pub(super) fn limit(&mut self, max: usize) {
-        self.max[Owner::Guest(PortId(0)).kind()] = max.clamp(1, MAX_FLOWS);
+        self.max[Group::Guest(PortId(0)).kind()] = max.clamp(1, MAX_FLOWS);
     }
 
-    /// The flow that has to make room for one more of `owner`, if any: the least recently used one of who has most.
+    /// The flow that has to make room for one more of `owner`, if any: the least recently used one of who has most in the group that has most.
     pub(super) fn surplus(&self, owner: Owner) -> Option<UdpFlowId> {
-        let Count { owners, flows } = self.count[owner.kind()];
-        if flows < self.max[owner.kind()] {
+        let own = owner.group();
+        let count = self.count[own.kind()];
+        if count.flows < self.max[own.kind()] {
             return None;
         }
-        let own = self.by_owner.get(&owner).and_then(|id| self.shares.get(*id));
-        // The usual case needs no search: whoever floods has a fair share already.
-        let share = own.filter(|own| own.len * owners >= flows).or_else(|| {
-            let alike = self.shares.values().filter(|share| share.owner.kind() == owner.kind());
-            alike.max_by_key(|share| share.len)
+        // The usual case needs no search: whoever floods has a fair part already.
+        let own_group = self.groups.get(&own).filter(|group| count.is_fair(group.flows));
+        let (group, count) = own_group.map(|count| (own, *count)).or_else(|| {
+            let alike = self.groups.iter().filter(|(group, _)| group.kind() == own.kind());
+            alike.max_by_key(|(_, count)| count.flows).map(|(group, count)| (*group, *count))
+        })?;
+        let share = self.by_owner.get(&owner).and_then(|id| self.shares.get(*id));
+        let share = share.filter(|share| group == own && count.is_fair(share.len)).or_else(|| {
+            let of_group = self.shares.values().filter(|share| share.owner.group() == group);
+            of_group.max_by_key(|share| share.len)
         });
         share?.oldest
     }
 
     /// A new flow, used now.
     pub(super) fn insert(&mut self, flows: &mut Flows, id: UdpFlowId, owner: Owner) {
-        let count = &mut self.count[owner.kind()];
+        let count = &mut self.count[owner.group().kind()];
         count.flows += 1;
+        let group = self.groups.entry(owner.group()).or_default();
+        count.members += usize::from(group.flows == 0);
+        group.flows += 1;
         let share = *self.by_owner.entry(owner).or_insert_with(|| {
-            count.owners += 1;
+            group.members += 1;
             self.shares.insert(Share { owner, len: 0, newest: None, oldest: None })
         });
         if let Some(share) = self.shares.get_mut(share) {
@@ -120,12 +156,21 @@ impl Shares {
         let Some(Place { share: at, .. }) = flows.get(id).map(|flow| flow.place) else { return };
         self.unlink(flows, id);
         let Some(share) = self.shares.get_mut(at) else { return };
-        let count = &mut self.count[share.owner.kind()];
+        let (owner, group) = (share.owner, share.owner.group());
+        let count = &mut self.count[group.kind()];
         count.flows -= 1;
         share.len -= 1;
-        if share.len == 0 {
-            count.owners -= 1;
-            self.by_owner.remove(&share.owner);
+        let is_last = share.len == 0;
+        if let Some(of_group) = self.groups.get_mut(&group) {
+            of_group.flows -= 1;
+            of_group.members -= usize::from(is_last);
+            if of_group.flows == 0 {
+                count.members -= 1;
+                self.groups.remove(&group);
+            }
+        }
+        if is_last {
+            self.by_owner.remove(&owner);
             self.shares.remove(at);
         }
     }
