@@ -26,7 +26,7 @@ const RESERVED: usize = 64;
 const MOST: usize = netstack::tcp::MAX_FLOWS / 4 * 3;
 /// An owner that has less than so many times what is free may have another.
 const GREED: usize = 8;
-/// This part of all places is for owners that have none.
+/// This part of all places is for owners that have none, or little.
 const FIRST: usize = 16;
 /// How often who waits looks again though nobody has told it.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -132,6 +132,11 @@ impl Places {
         self.own.load(Ordering::Relaxed)
     }
 
+    /// How many descriptors that are.
+    pub fn descriptors_taken(&self) -> usize {
+        self.taken() * self.each
+    }
+
     /// One, if there is one for this owner.
     pub fn try_take(&self) -> Option<Permit> {
         if !self.may_have_another() {
@@ -174,8 +179,12 @@ impl Places {
     fn may_have_another(&self) -> bool {
         let (taken, free) = (self.taken(), self.free.available_permits());
         let is_first = taken == 0 && self.has_first;
-        // Of what is left to others, half is for those that have none.
-        let leaves = if taken == 0 { self.leaves / 2 } else { self.leaves };
+        // Of what is left to others half is for those that have none, and a quarter for those that have little.
+        let leaves = match self.descriptors_taken() {
+            0 => self.leaves / 2,
+            little if little <= self.leaves / 4 => self.leaves - self.leaves / 4,
+            _ => self.leaves,
+        };
         is_first || free > leaves && taken * self.each < free.saturating_mul(GREED)
     }
 
@@ -235,6 +244,19 @@ mod tests {
         assert!(taken.len() > 80, "{}", taken.len());
         let late = [(); 4].map(|()| places.for_another());
         assert!(late.iter().all(|late| late.try_take().is_some()));
+    }
+
+    /// Beside one who has all that he may, who has little may have more.
+    #[test]
+    fn who_takes_all_leaves_a_few_to_each_other() {
+        let places = Places::of(12_288).for_strangers();
+        let greedy = places.for_another();
+        let _all: Vec<_> = std::iter::from_fn(|| greedy.try_take()).collect();
+        let others = [(); 3].map(|()| places.for_another());
+        let few = others.each_ref().map(|other| (0..50).map_while(|_| other.try_take()).collect::<Vec<_>>());
+        assert_eq!(few.each_ref().map(Vec::len), [50; 3]);
+        assert!(greedy.try_take().is_none());
+        assert!(places.for_another().try_take().is_some(), "who has none");
     }
 
     #[test]

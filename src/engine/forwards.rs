@@ -14,7 +14,7 @@ use std::time::{Duration, Instant as Clock};
 
 use mio::net::{TcpListener, UdpSocket};
 use mio::{Interest, Token};
-use netstack::{Guest, Instant, UdpFlowId};
+use netstack::{Guest, Instant, PortId, UdpFlowId};
 use slotmap::SlotMap;
 use tokio::sync::oneshot;
 
@@ -76,7 +76,7 @@ pub(super) struct Forwards {
     accepting: VecDeque<ForwardId>,
     receiving: VecDeque<ForwardId>,
     /// Those with datagrams that wait for room at their guest's port.
-    waiting: Vec<ForwardId>,
+    waiting: HashMap<PortId, Vec<ForwardId>>,
     /// When to try to accept again, after there were no descriptors.
     pub(super) again: Option<Instant>,
     /// Those whose clients have their share of the descriptors, and when to look again.
@@ -100,9 +100,11 @@ impl Forwards {
         }
     }
 
-    /// A port has room.
-    pub(super) fn handle_room(&mut self) {
-        self.receiving.extend(self.waiting.drain(..));
+    /// The port has room, or is gone.
+    pub(super) fn handle_room(&mut self, port: PortId) {
+        if let Some(waiting) = self.waiting.remove(&port) {
+            self.receiving.extend(waiting);
+        }
     }
 
     fn rest(&mut self, id: ForwardId) {
@@ -248,9 +250,9 @@ impl Engine {
                 break;
             }
             let room = port.map_or(MESSAGES, |port| self.batches.messages(port));
-            if room == 0 {
+            if let (0, Some(port)) = (room, port) {
                 // The kernel keeps the rest, and drops what it cannot, until the port has room.
-                self.forwards.waiting.push(id);
+                self.forwards.waiting.entry(port).or_default().push(id);
                 return;
             }
             match self.inbox.receive_from(socket, room) {

@@ -400,7 +400,7 @@ impl Engine {
             if link.write(batch, self.now, self.poll.registry()) {
                 self.stack.handle_room(link.port);
                 link.udp_waiting.drain(..).for_each(|flow| self.udp_ready.push(link.port, flow));
-                self.forwards.handle_room();
+                self.forwards.handle_room(link.port);
             }
             self.carried += before.saturating_sub(batch.len());
         }
@@ -419,6 +419,7 @@ impl Engine {
                 let _ = link.watch_room(false, registry);
             }
             self.forget(link.token);
+            self.forwards.handle_room(link.port);
             self.stack.detach_port(link.port, self.now);
             self.udp_ready.tidy();
             self.handle_stack_events();

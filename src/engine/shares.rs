@@ -1,6 +1,7 @@
 //! Whose connections take how many of the process's descriptors: a guest's own, or an exposed port's clients.
 //!
-//! Who has its share makes room for its newest by what has been idle for long among its own; others notice nothing.
+//! Who has its share makes room for its newest by what has been idle for long among its own; where it has little, by what has been so of whoever
+//! has most.
 //!
 //! Owns: the order in which an owner's connections are looked at. May not: close one. Read next: `places.rs`, what a share is; `tcp.rs`.
 
@@ -74,6 +75,13 @@ impl Shares {
         if share.order.len() > 2 * share.places.taken() + LOOKED_AT {
             share.order.retain(|flow| is_there(*flow));
         }
+    }
+
+    /// Who has most descriptors, if that is more than twice what the owner has.
+    pub(super) fn greediest(&mut self, owner: Owner) -> Option<Owner> {
+        let own = self.share(owner).places.descriptors_taken();
+        let all = self.owners.iter().map(|(owner, share)| (share.places.descriptors_taken(), *owner));
+        all.max_by_key(|(taken, _)| *taken).filter(|(taken, _)| *taken > 2 * own).map(|(_, owner)| owner)
     }
 
     /// The one of the owner's that has been idle for the longest `now`, and for [`IDLE`], of those that are looked at in turn. `used` says when

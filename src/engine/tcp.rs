@@ -293,14 +293,19 @@ impl Engine {
         place.map(Some)
     }
 
-    /// A place for one more connection of the owner's, for which an idle one of its own is reset where it has its share.
+    /// A place for one more connection of the owner's, for which an idle one of its own is reset where it has its share, or one of whoever has
+    /// most.
     pub(super) fn place(&mut self, owner: Owner) -> Option<(Owner, Permit)> {
         if let Some(permit) = self.shares.try_take(owner) {
             return Some((owner, permit));
         }
         let (there, now) = (&self.tcp, self.now);
         let used = |flow| there.get(flow).map(|connection| connection.used);
-        let idle = self.shares.idle(owner, now, used)?;
+        let own = self.shares.idle(owner, now, used);
+        let idle = own.or_else(|| {
+            let most = self.shares.greediest(owner)?;
+            self.shares.idle(most, now, used)
+        })?;
         tracing::debug!(?owner, "a connection that was idle makes room");
         if let Some(connection) = self.tcp.get_mut(idle) {
             connection.relay.stream().reset_on_close();
