@@ -802,8 +802,11 @@ impl Stack {
     fn moved(&mut self, ip: Ipv4Addr, from: Option<PortId>, to: PortId) {
         if self.switch.ports().len() > 1 {
             self.neighbours.forget(ip);
-            self.tcp.forget_guest(ip, to);
-            self.udp.forget_guest(ip, to);
+            // All flows are looked at: not for each address that is new.
+            if from.is_some() {
+                self.tcp.forget_guest(ip, to);
+                self.udp.forget_guest(ip, to);
+            }
         }
         self.events.extend(from.map(|from| Event::AddressMoved { address: Address::Ip(ip), from, to }));
     }
