@@ -6,8 +6,10 @@ use std::fmt;
 use std::io;
 use std::net::Shutdown;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use russh::client::{self, AuthResult, ChannelOpenHandle, Handle, Msg};
@@ -16,7 +18,7 @@ use russh::keys::{HashAlg, PrivateKeyWithHashAlg, PublicKeyOrCertificate, check_
 use russh::{ChannelId, MethodKind, Names, Preferred, cipher, kex};
 use rustix::net::{RecvFlags, recv};
 use thiserror::Error;
-use tokio::io::{BufReader, Interest};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader, Interest, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -45,6 +47,8 @@ const WINDOW: u32 = 8 << 20;
 const PACKET: u32 = 32 << 10;
 /// Read from the connection at once, in bytes; russh alone would read each packet's length and rest by themselves.
 const READ_AHEAD: usize = 256 << 10;
+/// Reads from what is there before others have a turn. A packet takes two, and russh passes over the smallest without a pause.
+const READS_IN_A_ROW: u32 = 32;
 /// Channels that we closed before the guest did. russh keeps a small entry for each as long as the connection lives.
 const MAX_ABORTED: usize = 256;
 /// Channels that the guest refused: russh keeps half a kilobyte of each as long.
@@ -202,7 +206,7 @@ impl Connection {
             };
             let mut handle = client::connect_stream(
                 Arc::new(config()),
-                BufReader::with_capacity(READ_AHEAD, stream),
+                Fair { stream: BufReader::with_capacity(READ_AHEAD, stream), reads: 0 },
                 events,
             )
             .await
@@ -720,6 +724,47 @@ fn ensure_agreed(data: &[u8]) -> Result<(), russh::Error> {
     if data.len() <= PACKET as usize { Ok(()) } else { Err(russh::Error::PacketSize(data.len())) }
 }
 
+/// A stream that lets others have a turn however much is there to be read: what is buffered counts as no work in tokio.
+#[derive(Debug)]
+struct Fair<S> {
+    stream: S,
+    reads: u32,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Fair<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.reads >= READS_IN_A_ROW {
+            self.reads = 0;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.reads += 1;
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Fair<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
 /// A second descriptor of the connection's stream. Shutting it down is the one way to stop a russh session that is
 /// blocked on a write or in the middle of a handshake.
 struct Transport(std::os::unix::net::UnixStream);
@@ -745,11 +790,34 @@ impl Drop for Transport {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
+    use tokio::io::AsyncReadExt as _;
+
     use super::*;
 
     #[test]
     fn longer_packets_than_agreed_end_the_connection() {
         assert!(ensure_agreed(&[0; PACKET as usize]).is_ok());
         assert!(matches!(ensure_agreed(&[0; PACKET as usize + 1]), Err(russh::Error::PacketSize(_))));
+    }
+
+    #[tokio::test]
+    async fn others_have_a_turn_however_much_is_there() {
+        const THERE: usize = 4 * READS_IN_A_ROW as usize;
+        let mut stream = Fair { stream: [0; THERE].as_slice(), reads: 0 };
+        let mut all = pin!(async {
+            let mut reads = 0;
+            while stream.read(&mut [0]).await.unwrap() > 0 {
+                reads += 1;
+            }
+            reads
+        });
+        tokio::select! {
+            biased;
+            reads = &mut all => panic!("{reads} reads without a turn"),
+            () = std::future::ready(()) => {}
+        }
+        assert_eq!(all.await, THERE);
     }
 }
