@@ -570,6 +570,38 @@ async fn a_guest_that_vanished_is_found_out() {
     assert!(start.elapsed() < Duration::from_secs(35), "took {:?}", start.elapsed());
 }
 
+/// Who comes while the guest stands still gets another login, and does not end those that others use.
+#[tokio::test]
+async fn a_guest_that_stands_still_for_a_while_keeps_its_clients() {
+    let sshd = Sshd::new().await;
+    let forward = sshd.forward();
+    let mut open = Vec::new();
+    for _ in 0..MAX_CONNECTIONS {
+        let mut client = forward.connect().await;
+        client.write_all(b"Ex").await.unwrap();
+        soon("an open client", client.read_exact(&mut [0])).await.unwrap();
+        open.push(client);
+    }
+    sshd.freeze_sessions();
+    let start = Instant::now();
+    soon("an echo past those that stand still", forward.echo()).await.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(13), "took {:?}", start.elapsed());
+    sshd.thaw_sessions();
+    for client in &mut open {
+        client.write_all(b"y").await.unwrap();
+        soon("an open client", client.read_exact(&mut [0])).await.unwrap();
+    }
+    // Logins that answer again are used again.
+    let dials = sshd.dials.load(Ordering::Relaxed);
+    for _ in 0..2 * MAX_CONNECTIONS {
+        let mut client = forward.connect().await;
+        client.write_all(b"Ex").await.unwrap();
+        soon("a later client", client.read_exact(&mut [0])).await.unwrap();
+        open.push(client);
+    }
+    assert_eq!(sshd.dials.load(Ordering::Relaxed), dials);
+}
+
 #[tokio::test]
 async fn a_wrong_key_closes_clients_and_a_right_one_helps() {
     let sshd = Sshd::new().await;

@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::info;
 
+use crate::logging::Limited;
 use crate::sys::memory::give_back_much;
 
 /// Bytes that may wait for the clients of a connection. What is more stays in the connection, and all of them wait for it.
@@ -21,10 +22,10 @@ pub(super) const MAX_BACKLOG: usize = 8 << 20;
 const PACKET_COST: usize = 256;
 /// The most packets that can wait, so that they never do by their number.
 pub(super) const CAPACITY: usize = MAX_BACKLOG / PACKET_COST;
-/// How long one more waits to be let in, and for its first byte, for those that take nothing, before these are given up: less than that
-/// may take.
+/// How long one waits to be let in, or for the first byte of its answer, for those that take nothing, before these are given up: less than
+/// to be let in may take.
 const ENTERING: Duration = Duration::from_secs(8);
-/// How long others wait, who may have nothing to come; and one that is let in is one of these after so long without a byte.
+/// How long others wait, who may have nothing to come.
 const OTHERS: Duration = Duration::from_secs(60);
 /// How often it is looked whether that is so.
 const LOOK: Duration = Duration::from_secs(1);
@@ -32,6 +33,9 @@ const LOOK: Duration = Duration::from_secs(1);
 const MUCH: usize = MAX_BACKLOG / 4;
 /// How long after that has gone it is given back: others may be leaving too.
 const SETTLE: Duration = Duration::from_secs(5);
+
+/// Clients that are given up, of all connections: a guest can have many be.
+static GIVEN_UP: Limited = Limited::new(1, Duration::from_secs(60));
 
 /// The backlog of one connection. Clones are the same one.
 #[derive(Clone, Debug, Default)]
@@ -50,10 +54,10 @@ struct State {
     was_much: bool,
     /// Channels that are being opened.
     opening: usize,
-    /// Since when one more waits for the connection, to be let in or for its first byte.
-    entering: Option<Instant>,
-    /// Since when others do, who have nothing to take.
-    others: Option<Instant>,
+    /// Since when those wait who are to be let in, the longest first.
+    waiting: Vec<Instant>,
+    /// Bytes that have come for the clients.
+    came: u64,
     clients: HashMap<u32, Client>,
 }
 
@@ -62,65 +66,83 @@ struct Client {
     held: usize,
     /// When it last took something of that, or first had something to take.
     moved: Instant,
-    /// It has nothing yet since it was let in, at this time.
-    entered: Option<Instant>,
+    answer: Answer,
     given_up: Arc<Notify>,
 }
 
+/// The first byte of what a client is told.
+#[derive(Clone, Copy, Debug)]
+enum Answer {
+    /// It has asked nothing.
+    Unasked,
+    /// It asked then, when so many bytes had come.
+    Awaited(Instant, u64),
+    /// It came, or is not waited for.
+    Over,
+}
+
 impl Client {
-    fn new() -> Self {
-        let now = Instant::now();
-        Self { held: 0, moved: now, entered: Some(now), given_up: Arc::default() }
+    fn new(answer: Answer) -> Self {
+        Self { held: 0, moved: Instant::now(), answer, given_up: Arc::default() }
+    }
+
+    /// Since when it waits for its answer. Behind a full backlog of others' there is none to come: no more than that was on its way before.
+    fn awaits(&mut self, came: u64) -> Option<Instant> {
+        match self.answer {
+            Answer::Awaited(_, before) if came - before >= MAX_BACKLOG as u64 => {
+                self.answer = Answer::Over;
+                None
+            }
+            Answer::Awaited(since, _) => Some(since),
+            Answer::Unasked | Answer::Over => None,
+        }
     }
 }
 
 impl State {
-    fn is_one_entering(&self) -> bool {
-        let is_new = |client: &Client| client.entered.is_some_and(|at| at.elapsed() < OTHERS);
-        self.opening > 0 || self.clients.values().any(is_new)
-    }
-
-    /// Notes who waits while there is too much, and gives up those that they wait for.
-    fn make_room(&mut self) {
-        let now = Instant::now();
-        let since = |is_so: bool, since: Option<Instant>| is_so.then(|| since.unwrap_or(now));
-        self.entering = since(self.is_one_entering(), self.entering);
-        self.others = since(self.clients.values().any(|client| client.held == 0), self.others);
-        self.give_up(self.entering, ENTERING);
-        self.give_up(self.others, OTHERS);
-    }
-
-    /// Gives up those that have taken nothing for so long and have more than their part to take, where somebody has waited for as long.
-    fn give_up(&self, waited: Option<Instant>, patience: Duration) {
-        if waited.is_none_or(|since| since.elapsed() < patience) {
-            return;
-        }
-        let part = MAX_BACKLOG / self.clients.len().max(1);
-        for client in self.clients.values().filter(|client| client.held >= part) {
-            if client.moved.elapsed() >= patience {
-                client.given_up.notify_one();
+    /// Gives up those that somebody has waited for, while there is too much. Others, who may have nothing to come, wait `since` then.
+    fn make_room(&mut self, since: Option<Instant>) {
+        let came = self.came;
+        let asked = self.clients.values_mut().filter_map(|client| client.awaits(came)).min();
+        let entering = asked.into_iter().chain(self.waiting.first().copied()).min();
+        let is_one_given_up = self.give_up(entering, ENTERING) | self.give_up(since, OTHERS);
+        if is_one_given_up {
+            // What comes in the place of theirs was on its way before an answer, too.
+            for client in self.clients.values_mut() {
+                if let Answer::Awaited(_, before) = &mut client.answer {
+                    *before = came;
+                }
             }
         }
     }
 
-    /// Nobody who enters waits any more.
-    fn end_entering(&mut self) {
-        if self.entering.is_some() && !self.is_one_entering() {
-            self.entering = None;
+    /// Gives up those that have taken nothing for so long and have more than their part to take, where somebody has waited for as long.
+    /// Whether there was one.
+    fn give_up(&self, waits: Option<Instant>, patience: Duration) -> bool {
+        if waits.is_none_or(|since| since.elapsed() < patience) {
+            return false;
         }
+        let part = MAX_BACKLOG / self.clients.len().max(1);
+        let takes_nothing = |client: &&Client| client.held >= part && client.moved.elapsed() >= patience;
+        let given_up = self.clients.values().filter(takes_nothing);
+        given_up.map(|client| client.given_up.notify_one()).count() > 0
     }
 }
 
 impl Backlog {
-    /// Counts what comes on this channel from now on, until its [`Share`] is dropped.
+    /// Counts what comes on this channel, which we have opened, from now on until its [`Share`] is dropped.
     pub(super) fn enter(&self, channel: u32) {
-        self.state().clients.entry(channel).or_insert_with(Client::new);
+        self.client(channel, Answer::Unasked);
     }
 
-    /// The channel's part of it.
+    /// The channel's part of it. One that the guest has opened has no answer to come.
     pub(super) fn share(&self, channel: u32) -> Share {
-        let given_up = self.state().clients.entry(channel).or_insert_with(Client::new).given_up.clone();
+        let given_up = self.client(channel, Answer::Over);
         Share { backlog: self.clone(), channel, given_up }
+    }
+
+    fn client(&self, channel: u32, answer: Answer) -> Arc<Notify> {
+        self.state().clients.entry(channel).or_insert_with(|| Client::new(answer)).given_up.clone()
     }
 
     /// Counts a packet that came, and waits for as long as there is too much.
@@ -132,14 +154,15 @@ impl Backlog {
             if client.held == 0 {
                 client.moved = Instant::now();
             }
-            let is_first = bytes > 0 && client.entered.take().is_some();
+            if bytes > 0 {
+                client.answer = Answer::Over;
+            }
             client.held += bytes + PACKET_COST;
             state.held += bytes + PACKET_COST;
             state.was_much |= state.held >= MUCH;
-            if is_first {
-                state.end_entering();
-            }
+            state.came += bytes as u64;
         }
+        let mut since = None;
         loop {
             let mut room = pin!(self.0.room.notified());
             room.as_mut().enable();
@@ -148,7 +171,9 @@ impl Backlog {
                 if state.held <= MAX_BACKLOG {
                     return;
                 }
-                state.make_room();
+                let is_one_without = state.clients.values().any(|client| client.held == 0);
+                since = is_one_without.then(|| since.unwrap_or_else(Instant::now));
+                state.make_room(since);
             }
             let _ = timeout(LOOK, room).await;
         }
@@ -165,6 +190,13 @@ impl Backlog {
         Opening(self)
     }
 
+    /// Counts one that waits to be let in, until what it gives is dropped.
+    pub(super) fn waiting(&self) -> Waiting<'_> {
+        let since = Instant::now();
+        self.state().waiting.push(since);
+        Waiting { backlog: self, since }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -176,9 +208,6 @@ impl Backlog {
         if was_full && state.held <= MAX_BACKLOG {
             self.0.room.notify_one();
         }
-        if state.held < MUCH {
-            state.others = None;
-        }
     }
 }
 
@@ -188,9 +217,24 @@ pub(super) struct Opening<'a>(&'a Backlog);
 
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.state();
-        state.opening -= 1;
-        state.end_entering();
+        self.0.state().opening -= 1;
+    }
+}
+
+/// One that waits to be let in.
+#[derive(Debug)]
+pub(super) struct Waiting<'a> {
+    backlog: &'a Backlog,
+    since: Instant,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let waiting = &mut self.backlog.state().waiting;
+        // Of two at the same time it does not matter which.
+        if let Some(index) = waiting.iter().position(|since| *since == self.since) {
+            waiting.remove(index);
+        }
     }
 }
 
@@ -208,6 +252,17 @@ impl fmt::Debug for Share {
 }
 
 impl Share {
+    /// The client has sent something.
+    pub(super) fn asked(&self) {
+        let mut state = self.backlog.state();
+        let came = state.came;
+        if let Some(client) = state.clients.get_mut(&self.channel)
+            && matches!(client.answer, Answer::Unasked)
+        {
+            client.answer = Answer::Awaited(Instant::now(), came);
+        }
+    }
+
     /// Packets of so many bytes together wait no more.
     pub(super) fn took(&self, packets: usize, bytes: usize) {
         self.backlog.change(|state| {
@@ -222,7 +277,12 @@ impl Share {
     /// Waits until the client is given up for the others of its connection.
     pub(super) async fn given_up(&self) {
         self.given_up.notified().await;
-        info!("ssh: a client that takes nothing is closed, as others of its connection wait for it");
+        if let Some(suppressed) = GIVEN_UP.admit(std::time::Instant::now()) {
+            info!(
+                suppressed,
+                "ssh: a client that takes nothing is closed, as others of its connection wait for it"
+            );
+        }
     }
 }
 
@@ -232,7 +292,6 @@ impl Drop for Share {
         self.backlog.change(|state| {
             let left = state.clients.remove(&self.channel).map_or(0, |client| client.held);
             state.held -= left;
-            state.end_entering();
             is_over = state.was_much && state.held < MUCH;
             state.was_much &= !is_over;
         });
@@ -274,9 +333,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_waits_for_its_clients_and_gives_up_who_takes_nothing() {
         let (backlog, shares) = backlog(3).await;
+        // The third has nothing, and waits; as does one that the guest let in here, whatever that says.
+        let of_guest = backlog.share(3);
+        of_guest.asked();
         fill(&backlog, 0).await;
         let start = Instant::now();
-        // The third has nothing, and waits.
         let mut more = pin!(backlog.add(1, PACKET));
         assert!(timeout(ENTERING, &mut more).await.is_err());
         let gone = async {
@@ -285,7 +346,7 @@ mod tests {
         };
         tokio::join!(more, gone);
         assert!(start.elapsed() >= OTHERS, "{:?}", start.elapsed());
-        drop(shares);
+        drop((shares, of_guest));
         assert_eq!(backlog.state().held, 0);
         assert!(backlog.state().clients.is_empty());
     }
@@ -295,7 +356,7 @@ mod tests {
         let (backlog, shares) = backlog(2).await;
         fill(&backlog, 0).await;
         let mut more = pin!(backlog.add(1, PACKET));
-        let _opening = backlog.opening();
+        let _waiting = backlog.waiting();
         for _ in 0..32 {
             shares[0].took(0, 1);
             let given_up = timeout(ENTERING - LOOK, shares[0].given_up());
@@ -316,7 +377,7 @@ mod tests {
             () = &mut more => panic!("there is no room"),
             given_up = timeout(OTHERS * 2, shares[0].given_up()) => assert!(given_up.is_err(), "nobody waits for it"),
         }
-        let _opening = backlog.opening();
+        let _waiting = backlog.waiting();
         tokio::select! {
             () = &mut more => panic!("there is no room"),
             given_up = timeout(ENTERING * 2, shares[0].given_up()) => assert!(given_up.is_ok(), "one waits for it"),
@@ -325,35 +386,97 @@ mod tests {
         more.await;
     }
 
+    /// Also where what they leave is filled by others that take nothing, again and again.
     #[tokio::test(start_paused = true)]
     async fn one_that_is_let_in_waits_as_little_for_its_first_byte() {
-        let (backlog, shares) = backlog(3).await;
+        let (backlog, shares) = backlog(4).await;
+        for small in [2, 3] {
+            backlog.add(small, 1).await;
+        }
         let start = Instant::now();
-        let opening = backlog.opening();
-        fill(&backlog, 0).await;
-        let one_goes = async |number: usize| {
+        let waiting = backlog.waiting();
+        let one_goes = async |number: u32| {
+            while backlog.state().held + PACKET + PACKET_COST <= MAX_BACKLOG {
+                backlog.add(number, PACKET).await;
+            }
             let mut more = pin!(backlog.add(1, PACKET));
             tokio::select! {
                 () = &mut more => panic!("there is no room"),
-                () = shares[number].given_up() => {}
+                () = shares[number as usize].given_up() => {}
             }
             // What it holds is gone with it.
-            let held = backlog.state().clients[&(number as u32)].held;
-            shares[number].took(0, held);
+            let held = backlog.state().clients[&number].held;
+            shares[number as usize].took(0, held);
             more.await;
             shares[1].took(1, PACKET);
         };
         one_goes(0).await;
         assert!(start.elapsed() < ENTERING + 2 * LOOK, "{:?}", start.elapsed());
-        // Another fills it before anything comes for the new one.
-        backlog.enter(3);
-        drop(opening);
-        let _new = backlog.share(3);
-        fill(&backlog, 2).await;
+        // Others fill it before anything comes for the new one.
+        backlog.enter(4);
+        drop(waiting);
+        let new = backlog.share(4);
+        new.asked();
         one_goes(2).await;
+        one_goes(3).await;
         assert!(start.elapsed() < 2 * ENTERING + 4 * LOOK, "{:?}", start.elapsed());
-        backlog.add(3, 1).await;
-        assert_eq!(backlog.state().entering, None);
+        backlog.add(4, 1).await;
+        let state = backlog.state();
+        assert!(state.waiting.is_empty() && matches!(state.clients[&4].answer, Answer::Over));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_pauses_goes_on_while_nobody_waits_for_it() {
+        let (backlog, shares) = backlog(2).await;
+        // These have asked for what is not to come.
+        (2..8).for_each(|poll| backlog.enter(poll));
+        let polls: Vec<_> = (2..8).map(|poll| backlog.share(poll)).collect();
+        polls.iter().for_each(Share::asked);
+        for _ in 0..(2 << 20) / PACKET {
+            backlog.add(0, PACKET).await;
+        }
+        while backlog.state().held + PACKET + PACKET_COST <= MAX_BACKLOG {
+            backlog.add(1, PACKET).await;
+        }
+        let download = async {
+            for _ in 0..10_000 {
+                let mut more = pin!(backlog.add(1, PACKET));
+                assert!(timeout(Duration::from_millis(10), &mut more).await.is_err(), "it is full");
+                shares[1].took(1, PACKET);
+                more.await;
+            }
+        };
+        tokio::select! {
+            () = download => {}
+            () = shares[0].given_up() => panic!("given up"),
+        }
+        // Until one comes that does.
+        let _waiting = backlog.waiting();
+        let mut more = pin!(backlog.add(1, PACKET));
+        tokio::select! {
+            () = &mut more => panic!("there is no room"),
+            given_up = timeout(ENTERING + 2 * LOOK, shares[0].given_up()) => given_up.expect("one waits"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_that_are_given_up_are_one_line() {
+        struct Lines(Arc<Mutex<usize>>);
+        impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Lines {
+            fn on_event(&self, _: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+                *self.0.lock().unwrap() += 1;
+            }
+        }
+        use tracing_subscriber::layer::SubscriberExt as _;
+        let lines = Arc::default();
+        let log = tracing_subscriber::registry().with(Lines(Arc::clone(&lines)));
+        let _log = tracing::subscriber::set_default(log);
+        let (_backlog, shares) = backlog(100).await;
+        for share in &shares {
+            share.given_up.notify_one();
+            share.given_up().await;
+        }
+        assert!(*lines.lock().unwrap() <= 1, "{lines:?} lines");
     }
 
     #[tokio::test(start_paused = true)]

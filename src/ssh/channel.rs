@@ -23,10 +23,12 @@ use super::backlog::Share;
 use super::chunk::Chunks;
 use super::tunnel::Lease;
 use crate::relay::{PATIENCE, VSOCK_LOOK, settle};
-use crate::sys::{is_vsock, vsock_hung_up};
+use crate::sys::{is_vsock, unsent, vsock_hung_up};
 
 /// How long it may take to close a channel whose both ways have ended.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
+/// How often it is looked whether a client that lags has taken something: its socket tells only when it has taken much.
+const LAG_LOOK: Duration = Duration::from_secs(1);
 /// Packets written to the client at once.
 const BATCH: usize = 16;
 
@@ -64,7 +66,7 @@ impl Channel {
         let ended = AtomicBool::new(false);
         let sent = AtomicUsize::new(0);
         let result = {
-            let mut up = pin!(client_to_guest(&client, &to_guest, &lease.connection().chunks, &sent));
+            let mut up = pin!(client_to_guest(&client, &to_guest, &share, &lease.connection().chunks, &sent));
             let mut down = pin!(async {
                 let lagging = &lease.connection().lagging;
                 let end = guest_to_client(&mut from_guest, &client, &ended, &share, lagging).await;
@@ -182,9 +184,11 @@ async fn stands_still(sending: &AtomicBool, sent: &AtomicUsize) {
 async fn client_to_guest(
     client: &UnixStream,
     guest: &ChannelWriteHalf<Msg>,
+    share: &Share,
     chunks: &Chunks,
     sent: &AtomicUsize,
 ) -> io::Result<()> {
+    let mut has_asked = false;
     loop {
         // The buffer is taken when there is something for it: an idle client holds none.
         client.ready(Interest::READABLE).await?;
@@ -197,6 +201,9 @@ async fn client_to_guest(
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => return Err(error),
+        }
+        if !mem::replace(&mut has_asked, true) {
+            share.asked();
         }
         // Waits for the guest's window. It fails when the connection has ended, which the other direction reports.
         if guest.data_bytes(Bytes::from_owner(chunk)).await.is_err() {
@@ -299,7 +306,14 @@ async fn write_all(
         let written = match write() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 lag.get_or_insert_with(|| Lagging::new(lagging));
-                client.async_io(Interest::WRITABLE, write).await
+                let left = unsent(client.as_fd());
+                let Ok(written) = timeout(LAG_LOOK, client.async_io(Interest::WRITABLE, write)).await else {
+                    if unsent(client.as_fd()) < left {
+                        share.took(0, 0);
+                    }
+                    continue;
+                };
+                written
             }
             written => written,
         };
@@ -338,5 +352,49 @@ impl<'a> Lagging<'a> {
 impl Drop for Lagging<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::ssh::backlog::{Backlog, MAX_BACKLOG};
+
+    const PACKET: usize = 32 << 10;
+
+    /// Its socket has room only when most of its buffer is read, which takes longer than others wait for one that takes nothing.
+    #[tokio::test(start_paused = true)]
+    async fn one_that_reads_slowly_is_not_given_up() {
+        let (near, mut far) = std::os::unix::net::UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let (near, backlog, lagging) =
+            (UnixStream::from_std(near).unwrap(), Backlog::default(), AtomicUsize::new(0));
+        backlog.enter(1);
+        let share = backlog.share(1);
+        let packets = MAX_BACKLOG / PACKET;
+        let mut batch = vec![Bytes::from(vec![0; PACKET]); packets];
+        let fill = async {
+            for _ in 0..=packets {
+                backlog.add(1, PACKET).await;
+            }
+        };
+        let start = Instant::now();
+        let read = async {
+            while start.elapsed() < Duration::from_secs(40) {
+                sleep(Duration::from_secs(1)).await;
+                far.read_exact(&mut [0; 10 << 10]).unwrap();
+            }
+        };
+        let _waiting = backlog.waiting();
+        tokio::select! {
+            () = fill => panic!("there is no room"),
+            written = write_all(&near, &mut batch, &share, &lagging) => panic!("written: {written:?}"),
+            () = share.given_up() => panic!("given up after {:?}", start.elapsed()),
+            () = read => {}
+        }
     }
 }

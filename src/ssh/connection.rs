@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info};
 
-use super::backlog::{Backlog, CAPACITY, Share};
+use super::backlog::{Backlog, CAPACITY, Share, Waiting};
 use super::chunk::Chunks;
 use super::penalties::{NO_LOGIN, REFUSED, Ticket};
 use super::{Secret, Target, key};
@@ -272,12 +272,20 @@ impl Connection {
     /// Opens a channel to the unix socket `dest` in the guest.
     pub(super) async fn open(&self, dest: &str) -> Result<(russh::Channel<Msg>, Share), russh::Error> {
         let opening = self.backlog.opening();
-        let channel = self.handle.channel_open_direct_streamlocal(dest).await.inspect_err(|_| {
+        let channel = self.handle.channel_open_direct_streamlocal(dest).await.inspect_err(|error| {
             self.refused.fetch_add(1, Ordering::Relaxed);
+            if matches!(error, russh::Error::ChannelOpenFailure(_)) {
+                self.life.heard();
+            }
         })?;
         drop(opening);
         let share = self.share(&channel);
         Ok((channel, share))
+    }
+
+    /// Counts one that waits for [`Self::open`], until what it gives is dropped.
+    pub(super) fn waiting(&self) -> Waiting<'_> {
+        self.backlog.waiting()
     }
 
     /// Where what comes on the channel is counted, which is to be had before it is accepted where the guest opened it.
@@ -288,9 +296,20 @@ impl Connection {
     /// Whether new channels may be put on it.
     pub(super) fn is_usable(&self) -> bool {
         !self.handle.is_closed()
+            && !self.life.is_passed_over()
             && self.aborted.load(Ordering::Relaxed) < MAX_ABORTED
             && self.refused.load(Ordering::Relaxed) < MAX_REFUSED
             && self.backlog.being_opened() < MAX_OPENING
+    }
+
+    /// No new channels are put on it until the guest is heard again.
+    pub(super) fn pass_over(&self) {
+        self.life.passed_over.store(self.life.now(), Ordering::Relaxed);
+    }
+
+    /// Whether it is passed over, and has no client that was let in, whose keepalive would end it.
+    pub(super) fn is_of_no_use(&self) -> bool {
+        self.life.is_passed_over() && self.channels.load(Ordering::Relaxed) <= self.backlog.being_opened()
     }
 
     /// Whether it has ended.
@@ -433,18 +452,27 @@ fn config() -> client::Config {
 /// When the guest was last heard.
 struct Life {
     born: Instant,
-    /// Milliseconds since `born`.
+    /// Milliseconds since `born`,
     heard: AtomicU64,
+    /// and when it was passed over.
+    passed_over: AtomicU64,
 }
 
 impl Life {
     fn new() -> Self {
-        Self { born: Instant::now(), heard: AtomicU64::new(0) }
+        Self { born: Instant::now(), heard: AtomicU64::new(0), passed_over: AtomicU64::new(0) }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     fn heard(&self) {
-        let ms = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.heard.store(ms, Ordering::Relaxed);
+        self.heard.store(self.now(), Ordering::Relaxed);
+    }
+
+    fn is_passed_over(&self) -> bool {
+        self.passed_over.load(Ordering::Relaxed) > self.heard.load(Ordering::Relaxed)
     }
 
     fn silence(&self) -> Duration {

@@ -41,7 +41,7 @@ const OPEN_LIMIT: Duration = Duration::from_secs(10);
 /// Attempts to open a channel that the guest refuses, and the pause between them.
 const OPEN_TRIES: u32 = 3;
 const OPEN_PAUSE: Duration = Duration::from_millis(200);
-/// Connections that may end under one client while it opens its channel.
+/// Connections that may end, or not answer, under one client while it opens its channel.
 const LOST_TRIES: u32 = 5;
 /// After the guest turned down one more connection, clients share those there are for this long.
 const SHARE_AFTER_FAILURE: Duration = Duration::from_secs(5);
@@ -63,6 +63,9 @@ pub enum OpenError {
     /// Connections ended as fast as they were made.
     #[error("the connection to the guest was lost")]
     Lost,
+    /// Others are waited for on each connection.
+    #[error("the connections to the guest wait for other clients, which read slowly")]
+    Slow,
     /// The client left while it waited.
     #[error("the client left before the guest answered")]
     Unwanted,
@@ -132,7 +135,11 @@ impl<D: Dial> Tunnel<D> {
             let alone = connection.channels.load(Ordering::Relaxed) == 1;
             let stale = alone && connection.silence() > STALE_AFTER;
             let limit = if stale { STALE_OPEN_LIMIT } else { OPEN_LIMIT };
-            match timeout(limit, open_channel(lease, dest.to_owned())).await {
+            let opened = {
+                let _waiting = connection.waiting();
+                timeout(limit, open_channel(lease, dest.to_owned())).await
+            };
+            let why = match opened {
                 Ok(Ok(channel)) => return Ok(channel),
                 Ok(Err(russh::Error::ChannelOpenFailure(reason))) => {
                     refused += 1;
@@ -145,17 +152,22 @@ impl<D: Dial> Tunnel<D> {
                 Ok(Err(error)) => {
                     debug!(%error, "ssh: connection lost");
                     self.pool.discard(&connection);
+                    OpenError::Lost
                 }
                 // A connection that waits for a slow client is alive, and others use it.
-                Err(_) if connection.lagging.load(Ordering::Relaxed) > 0 => {}
+                Err(_) if connection.lagging.load(Ordering::Relaxed) > 0 => OpenError::Slow,
                 Err(_) => {
                     debug!(?limit, "ssh: no answer to a channel request");
-                    self.pool.discard(&connection);
+                    connection.pass_over();
+                    if connection.is_of_no_use() {
+                        self.pool.discard(&connection);
+                    }
+                    OpenError::TimedOut
                 }
-            }
+            };
             lost += 1;
             if lost == LOST_TRIES {
-                return Err(OpenError::Lost);
+                return Err(why);
             }
         }
     }
@@ -302,7 +314,8 @@ impl State {
     fn pick(&mut self) -> Option<Arc<Connection>> {
         self.connections.retain(|spare| {
             let idle = spare.connection.is_idle();
-            let keep = spare.connection.is_usable() || !(idle || spare.connection.is_closed());
+            let is_over = idle || spare.connection.is_closed() || spare.connection.is_of_no_use();
+            let keep = spare.connection.is_usable() || !is_over;
             if !keep {
                 spare.connection.kill();
             }

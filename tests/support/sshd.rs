@@ -218,6 +218,13 @@ impl Sshd {
         }
     }
 
+    /// Has them go on.
+    pub(crate) fn thaw_sessions(&self) {
+        for pid in self.sessions() {
+            kill_process(pid, Signal::CONT).unwrap();
+        }
+    }
+
     /// Every descendant of the listener.
     pub(crate) fn sessions(&self) -> Vec<Pid> {
         let Some(child) = &self.child else { return Vec::new() };
