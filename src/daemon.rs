@@ -43,7 +43,7 @@ use crate::places::{Owners, Places};
 use crate::relay::Relays;
 use crate::reverse::Reverse;
 use crate::ssh::Penalties;
-use crate::sys::memory::give_back_much;
+use crate::sys::memory::{give_back, give_back_much};
 use crate::sys::{UnlessIgnored, descriptor_share};
 use crate::vm::status::Board;
 use crate::vm::{Machine, QemuLink, Surroundings};
@@ -67,6 +67,8 @@ const DNS_STREAM_SHARE: usize = 8;
 const DNS_STREAM_BYTES: u32 = 8 << 20;
 /// The longest answer.
 const LONGEST_DNS_ANSWER: usize = u16::MAX as usize;
+/// Requests between two looks of which what came and went between them may be much.
+const MANY_REQUESTS: u32 = 1000;
 /// How often it is looked whether much memory is kept that guests' work took, and how many times after the last of that.
 const LOOK_FOR_MEMORY: Duration = Duration::from_secs(10);
 const LOOKS_FOR_MEMORY: u32 = 12;
@@ -624,12 +626,21 @@ async fn resolve(handle: Handle, api: Arc<Api>, places: Places) {
     let streams = Limit::new(descriptor_share(DNS_STREAM_SHARE, MAX_DNS_STREAMS), Duration::ZERO);
     let budget = Arc::new(Budget::new(DNS_STREAM_BYTES));
     let (mut looks, mut look) = (0, Instant::now());
+    // Since the last look, and the looks to come since there were many.
+    let (mut requests, mut after_many) = (0, 0_u32);
     loop {
         let request = tokio::select! {
             request = handle.next_request() => request,
             () = sleep_until(look.into()), if looks > 0 => {
                 (looks, look) = (looks - 1, Instant::now() + LOOK_FOR_MEMORY);
-                give_back_much();
+                if std::mem::take(&mut requests) >= MANY_REQUESTS {
+                    after_many = LOOKS_FOR_MEMORY;
+                }
+                match after_many {
+                    0 => give_back_much(),
+                    _ => give_back(),
+                }
+                after_many = after_many.saturating_sub(1);
                 continue;
             }
         };
@@ -637,6 +648,7 @@ async fn resolve(handle: Handle, api: Arc<Api>, places: Places) {
             look = Instant::now() + LOOK_FOR_MEMORY;
         }
         looks = LOOKS_FOR_MEMORY;
+        requests += 1;
         let (handle, questions) = (handle.clone(), Arc::clone(&questions));
         match request {
             Request::DnsQuestion { client, message } => {

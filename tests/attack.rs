@@ -972,6 +972,7 @@ fn questions_of_one_guest_leave_others_their_answers() {
         })
         .collect();
     let over = AtomicBool::new(false);
+    let before = network.daemon.rss_kb();
     let Network { victim, thief, .. } = &mut network;
     let answered = std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -987,9 +988,18 @@ fn questions_of_one_guest_leave_others_their_answers() {
             try_ask_udp(&socket, (GATEWAY, 53).into(), &asked, Duration::from_secs(2)).is_some()
         };
         let answered = (0..50).filter(is_answered).count();
+        // What waits, and what is given up for it.
+        let begin = Instant::now();
+        let more = (50..).take_while(|_| begin.elapsed() < Duration::from_secs(10)).filter(is_answered);
+        let _more = more.count();
         over.store(true, Ordering::Relaxed);
         answered
     });
-    eprintln!("{answered} of 50 answered");
+    let most = network.daemon.rss_kb();
+    eprintln!("{answered} of 50 answered, {before} KiB before, {most} KiB then");
     assert!(answered >= 48, "{answered} of 50 answered");
+    // Each question waits for half a minute, and each attempt of it took memory where there was some.
+    eventually("its memory", Duration::from_secs(100), || {
+        (network.daemon.rss_kb() < before + (8 << 10)).then_some(())
+    });
 }

@@ -100,18 +100,23 @@ pub(super) fn keep_freed() {
     let _ = unsafe { libc::mallopt(libc::M_TRIM_THRESHOLD, KEEP_FREED) };
 }
 
-/// Gives back to the system what its allocator keeps of what was freed, wherever that lies, if that is much more than when it was given back
-/// last: to be called after peaks, as it looks at all of it.
+/// What was kept when it was given back last, or less since. Its addresses still count as free.
+static BEFORE: AtomicUsize = AtomicUsize::new(0);
+
+/// Gives back to the system what its allocator keeps of what was freed, wherever that lies: to be called after peaks, as it looks at all of it.
+pub fn give_back() {
+    // SAFETY: it gives pages back that nothing lies on.
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    let _ = unsafe { libc::malloc_trim(0) };
+    BEFORE.store(kept(), Ordering::Relaxed);
+}
+
+/// The same, if it is much more than when it was given back last. What came and went since then is not seen.
 pub fn give_back_much() {
-    /// What was kept then, or less since. Its addresses still count as free.
-    static BEFORE: AtomicUsize = AtomicUsize::new(0);
     let kept = kept();
     let before = BEFORE.fetch_min(kept, Ordering::Relaxed);
     if kept > before + MUCH_KEPT {
-        // SAFETY: it gives pages back that nothing lies on.
-        #[cfg(all(target_os = "linux", target_env = "gnu"))]
-        let _ = unsafe { libc::malloc_trim(0) };
-        BEFORE.store(self::kept(), Ordering::Relaxed);
+        give_back();
     }
 }
 
