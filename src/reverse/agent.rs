@@ -15,16 +15,20 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::{FAREWELL, Host, MAX_CLIENTS, Retry, stopped};
-use crate::agent::{ACCEPT, CLIENT, ONLY, Question, Refusal, SIGN_LIMIT, Secret, command, next_line};
+use crate::agent::{
+    ACCEPT, CLIENT, ONLY, Question, Refusal, SIGN_EVERY, SIGN_LIMIT, Secret, command, next_line,
+};
 use crate::dial::{Dial, stream};
 use crate::text::quote;
 
 /// Connections that wait for a client.
 const WAITING: usize = 4;
+/// The pause after signs of life that come much faster than need be.
+const SIGN_PAUSE: Duration = Duration::from_millis(100);
 const DIAL_LIMIT: Duration = Duration::from_secs(5);
 /// How long an agent that accepted may take for all its answers.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -178,6 +182,7 @@ async fn greet<D: Dial>(dialer: &D, to: SocketAddrV4, line: Vec<u8>, secret: Opt
 /// that are missing: a connection on which nobody speaks would otherwise look alive for ever.
 async fn wait(mut lines: Lines, shutdown: watch::Receiver<bool>) -> Step {
     let mut stop = pin!(stopped(shutdown));
+    let mut signed: Option<Instant> = None;
     loop {
         let line = tokio::select! {
             line = timeout(SIGN_LIMIT, lines.next()) => line,
@@ -189,7 +194,13 @@ async fn wait(mut lines: Lines, shutdown: watch::Receiver<bool>) -> Step {
             }
         };
         let failure = match line {
-            Ok(Ok(line)) if line.is_empty() => continue,
+            Ok(Ok(line)) if line.is_empty() => {
+                // One that gives signs without end takes no more than its part of everybody's time.
+                if signed.replace(Instant::now()).is_some_and(|before| before.elapsed() < SIGN_EVERY / 10) {
+                    sleep(SIGN_PAUSE).await;
+                }
+                continue;
+            }
             Ok(Ok(line)) if line == CLIENT => return Step::Client(lines.stream, lines.heard),
             Ok(Ok(line)) => Refusal::Garbage(quote(&line)).into(),
             Ok(Err(Failure::Left)) => Failure::Lost,
@@ -215,5 +226,24 @@ async fn lead(client: UnixStream, early: Vec<u8>, host: Arc<Host>) {
             debug!(?ended, dest = %host.dest, "reverse: client ended");
         }
         Err(error) => debug!(%error, dest = %host.dest, "reverse: client failed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::watch;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn signs_without_end_are_heard_slowly() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let signs = [b'\n'; 100];
+        far.write_all(&[&signs[..], CLIENT, b"\n"].concat()).await.unwrap();
+        let (_stop, shutdown) = watch::channel(false);
+        let start = Instant::now();
+        let lines = Lines { stream: near, heard: Vec::new(), since: start };
+        assert!(matches!(wait(lines, shutdown).await, Step::Client(..)));
+        assert_eq!(start.elapsed(), SIGN_PAUSE * 99);
     }
 }
