@@ -14,7 +14,7 @@ use crate::sys::datagram;
 const WRITE_BUFFER: usize = 512 << 10;
 /// Frames of other guests that the hypervisor has not yet taken, here and in its socket: a short one costs it as much as a long one, and they
 /// stand before what the gateway sends.
-const MAX_CROSSING: u64 = 256;
+const MAX_CROSSING: u64 = 512;
 /// Bytes of a length: QEMU's; between datagrams it stays here and says where the next one starts.
 const LONG: usize = 4;
 /// Bytes of HyperKit's.
