@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use qapi::{Any, Command, Execute, qmp};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::task::consume_budget;
 use tokio::time::timeout;
 
 use crate::wire::{Lines, Message};
@@ -285,6 +286,8 @@ impl Client {
     /// The next message and the length of its line.
     async fn receive(&mut self) -> Result<(Message, usize), Lost> {
         loop {
+            // A peer that talks without end keeps nobody else of the caller's thread waiting: what was read at once is many messages.
+            consume_budget().await;
             let stream = self.stream.as_mut().ok_or(Lost::Closed)?;
             match self.lines.next_line() {
                 Ok(Some(line)) => {

@@ -4,6 +4,7 @@
 
 mod peer;
 
+use std::cell::Cell;
 use std::error::Error;
 use std::io::{ErrorKind, Read};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use qmp::{Address, Client, ExecuteError, HandshakeError, Lost, MAX_LINE, Timeout
 use serde_json::json;
 use tokio::io::DuplexStream;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::task::yield_now;
 use tokio::time::Instant;
 
 const ROOM: usize = 64 * 1024;
@@ -255,6 +257,31 @@ async fn a_flood_of_events_is_bounded_and_delays_no_time_out() {
         last = next;
     }
     drop(peer);
+}
+
+/// What was read at once is many messages, and others of the thread have their turn between them.
+#[tokio::test]
+async fn a_flood_of_events_keeps_nobody_waiting() {
+    const EVENTS: usize = 10_000;
+    let (mut client, mut peer) = session(1 << 20).await;
+    for _ in 0..EVENTS {
+        peer.send_json(json!({"event": "FLOOD"})).await;
+    }
+    let (is_over, turns) = (Cell::new(false), Cell::new(0));
+    let others = async {
+        while !is_over.get() {
+            turns.set(turns.get() + 1);
+            yield_now().await;
+        }
+    };
+    let all = async {
+        for _ in 0..EVENTS {
+            client.next_event().await.unwrap();
+        }
+        is_over.set(true);
+    };
+    tokio::join!(all, others);
+    assert!(turns.get() >= EVENTS / 500, "{} turns", turns.get());
 }
 
 #[tokio::test(start_paused = true)]
