@@ -1,55 +1,55 @@
-//! What waits for its turn, by port: one that has thousands of things to do holds up none of another's.
+//! What waits for its turn, by port or another owner: one that has thousands of things to do holds up none of another's.
 //! Owns: the order. May not: know what it is.
 
 use std::collections::VecDeque;
 
 use crate::PortId;
 
-/// More queues than ports that are there at a time, about: some are of ports that are gone.
+/// More queues than owners that are there at a time, about: some are of ports that are gone.
 const MANY: usize = 512;
 
-/// Queues of ports, of which each gives one in turn.
+/// Queues of owners, of which each gives one in turn.
 #[derive(Debug)]
-pub struct Turns<T> {
+pub struct Turns<T, O = PortId> {
     /// As few as there are links, and looked through for that.
-    queues: Vec<(PortId, VecDeque<T>)>,
+    queues: Vec<(O, VecDeque<T>)>,
     /// Whose turn it is.
     next: usize,
     len: usize,
 }
 
-impl<T> Default for Turns<T> {
+impl<T, O> Default for Turns<T, O> {
     fn default() -> Self {
         Self { queues: Vec::new(), next: 0, len: 0 }
     }
 }
 
-impl<T> Turns<T> {
-    /// Puts it behind the others of its port.
+impl<T, O: Copy + PartialEq> Turns<T, O> {
+    /// Puts it behind the others of its owner.
     #[inline]
-    pub fn push(&mut self, port: PortId, item: T) {
+    pub fn push(&mut self, owner: O, item: T) {
         self.len += 1;
         match self.queues.as_mut_slice() {
             // Where there is one link all of it costs what one queue does.
-            [(owner, queue)] if *owner == port => queue.push_back(item),
-            _ => self.push_among(port, item),
+            [(only, queue)] if *only == owner => queue.push_back(item),
+            _ => self.push_among(owner, item),
         }
     }
 
     #[inline(never)]
-    fn push_among(&mut self, port: PortId, item: T) {
-        match self.queues.iter_mut().find(|(owner, _)| *owner == port) {
+    fn push_among(&mut self, owner: O, item: T) {
+        match self.queues.iter_mut().find(|(other, _)| *other == owner) {
             Some((_, queue)) => queue.push_back(item),
             None => {
                 if self.queues.len() >= MANY {
                     self.tidy();
                 }
-                self.queues.push((port, VecDeque::from([item])));
+                self.queues.push((owner, VecDeque::from([item])));
             }
         }
     }
 
-    /// The first of the next port that has something.
+    /// The first of the next owner that has something.
     #[inline]
     pub fn pop(&mut self) -> Option<T> {
         if self.len == 0 {
@@ -76,15 +76,15 @@ impl<T> Turns<T> {
         }
     }
 
-    /// The first of one port.
-    pub fn pop_of(&mut self, port: PortId) -> Option<T> {
-        let (_, queue) = self.queues.iter_mut().find(|(owner, _)| *owner == port)?;
+    /// The first of one owner.
+    pub fn pop_of(&mut self, owner: O) -> Option<T> {
+        let (_, queue) = self.queues.iter_mut().find(|(other, _)| *other == owner)?;
         let item = queue.pop_front()?;
         self.len -= 1;
         Some(item)
     }
 
-    /// How many wait, of all ports.
+    /// How many wait, of all owners.
     #[inline]
     pub fn len(&self) -> usize {
         self.len

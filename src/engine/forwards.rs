@@ -6,7 +6,7 @@
 //! Owns: the listeners, and which client has which flow. May not: decide who may have one (`forward/registry.rs`).
 //! Read next: `tcp.rs`, `udp.rs`.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddrV4;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant as Clock};
 
 use mio::net::{TcpListener, UdpSocket};
 use mio::{Interest, Token};
-use netstack::{Guest, Instant, PortId, UdpFlowId};
+use netstack::{Guest, Instant, PortId, Turns, UdpFlowId};
 use slotmap::SlotMap;
 use tokio::sync::oneshot;
 
@@ -72,9 +72,9 @@ struct Forward {
 #[derive(Debug, Default)]
 pub(super) struct Forwards {
     table: SlotMap<ForwardId, Forward>,
-    /// Those that may have a client, or datagrams.
-    accepting: VecDeque<ForwardId>,
-    receiving: VecDeque<ForwardId>,
+    /// Those that may have a client, or datagrams: of the guest that exposed them, or the operator's.
+    accepting: Turns<ForwardId, Option<PortId>>,
+    receiving: Turns<ForwardId, Option<PortId>>,
     /// Those with datagrams that wait for room at their guest's port.
     waiting: HashMap<PortId, Vec<ForwardId>>,
     /// When to try to accept again, after there were no descriptors.
@@ -94,16 +94,23 @@ impl Forwards {
     pub(super) fn handle_readable(&mut self, id: ForwardId) {
         let Some(forward) = self.table.get_mut(id).filter(|forward| !forward.queued) else { return };
         forward.queued = true;
+        self.queue(id);
+    }
+
+    /// Puts it behind the others of its owner.
+    fn queue(&mut self, id: ForwardId) {
+        let Some(forward) = self.table.get(id) else { return };
+        let owner = forward.of.map(|guest| guest.port);
         match forward.socket {
-            Socket::Tcp(_) => self.accepting.push_back(id),
-            Socket::Udp(_) => self.receiving.push_back(id),
+            Socket::Tcp(_) => self.accepting.push(owner, id),
+            Socket::Udp(_) => self.receiving.push(owner, id),
         }
     }
 
     /// The port has room, or is gone.
     pub(super) fn handle_room(&mut self, port: PortId) {
-        if let Some(waiting) = self.waiting.remove(&port) {
-            self.receiving.extend(waiting);
+        for id in self.waiting.remove(&port).into_iter().flatten() {
+            self.queue(id);
         }
     }
 
@@ -166,7 +173,7 @@ impl Engine {
     pub(super) fn serve_forwards(&mut self) {
         let slice = Slice::new(self.links.len());
         for _ in 0..self.forwards.receiving.len() {
-            let Some(id) = self.forwards.receiving.pop_front() else { break };
+            let Some(id) = self.forwards.receiving.pop() else { break };
             self.receive_forward(id);
             if slice.is_over() {
                 break;
@@ -174,7 +181,7 @@ impl Engine {
         }
         if self.forwards.full_until.is_some_and(|at| at <= self.now) {
             self.forwards.full_until = None;
-            self.forwards.accepting.extend(self.forwards.full.drain(..));
+            std::mem::take(&mut self.forwards.full).into_iter().for_each(|id| self.forwards.queue(id));
         }
         if self.forwards.again.is_some_and(|at| at > self.now) {
             return;
@@ -182,12 +189,12 @@ impl Engine {
         self.forwards.again = None;
         let slice = Slice::new(self.links.len());
         for _ in 0..self.forwards.accepting.len() {
-            let Some(id) = self.forwards.accepting.pop_front() else { break };
+            let Some(id) = self.forwards.accepting.pop() else { break };
             if let Err(error) = self.accept_forward(id) {
                 if let Some(suppressed) = self.no_descriptors.admit(Clock::now()) {
                     tracing::warn!(%error, suppressed, "cannot accept connections, trying again");
                 }
-                self.forwards.accepting.push_front(id);
+                self.forwards.queue(id);
                 self.forwards.again = Some(self.now + ACCEPT_PAUSE.into());
                 return;
             }
@@ -236,7 +243,7 @@ impl Engine {
                 Err(error) => return Err(error),
             }
         }
-        self.forwards.accepting.push_back(id);
+        self.forwards.queue(id);
         Ok(())
     }
 
@@ -288,7 +295,7 @@ impl Engine {
                 }
             }
         }
-        self.forwards.receiving.push_back(id);
+        self.forwards.queue(id);
     }
 
     /// The flow of one client has ended.
@@ -358,5 +365,39 @@ impl Handle {
         self.send(Command::Forward(ForwardCommand::Remove { id, reply })).await;
         // An engine that has ended has closed everything.
         let _ = answer.await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use netstack::Mac;
+
+    use super::*;
+
+    fn forward(of: Option<Guest>) -> Forward {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        Forward {
+            socket: Socket::Udp(Arc::new(socket)),
+            token: Token(0),
+            remote: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9),
+            of,
+            queued: false,
+            clients: HashMap::new(),
+            latest: None,
+        }
+    }
+
+    #[test]
+    fn what_a_guest_exposed_waits_behind_one_of_the_operators() {
+        let guest = Guest { address: Ipv4Addr::LOCALHOST, port: PortId(1), mac: Mac([2, 0, 0, 0, 0, 1]) };
+        let mut forwards = Forwards::default();
+        let ids = [Some(guest), Some(guest), Some(guest), None].map(|of| forwards.table.insert(forward(of)));
+        for id in ids.into_iter().chain(ids) {
+            forwards.handle_readable(id);
+        }
+        let order: Vec<_> = std::iter::from_fn(|| forwards.receiving.pop()).collect();
+        assert_eq!(order, [ids[0], ids[3], ids[1], ids[2]]);
     }
 }

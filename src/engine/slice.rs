@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 /// Of the loop's time, where there are other links; and where there are none, so that only what is ready waits.
-const SHARED: Duration = Duration::from_micros(200);
+const SHARED: Duration = Duration::from_micros(50);
 const ALONE: Duration = Duration::from_millis(1);
 /// The clock is looked at once in so many steps.
 const STEPS: u32 = 8;
