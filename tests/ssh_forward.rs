@@ -17,7 +17,7 @@ use sshd::{PATIENCE, Pattern, Sshd, eventually, run, soon, sum, text};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, interval, sleep};
 
 const MIB: u64 = 1 << 20;
 
@@ -600,6 +600,33 @@ async fn a_guest_that_stands_still_for_a_while_keeps_its_clients() {
         open.push(client);
     }
     assert_eq!(sshd.dials.load(Ordering::Relaxed), dials);
+}
+
+/// More than there are logins for clients that keep up, each slower than what it reads.
+#[tokio::test]
+async fn clients_that_read_slowly_keep_nobody_out() {
+    const CLIENTS: usize = 40;
+    let sshd = Sshd::new().await;
+    let forward = sshd.forward();
+    let mut slow = JoinSet::new();
+    for _ in 0..CLIENTS {
+        let mut client = forward.connect().await;
+        client.write_all(b"G").await.unwrap();
+        client.write_u64(1 << 30).await.unwrap();
+        soon("a slow client's first byte", client.read_exact(&mut [0])).await.unwrap();
+        slow.spawn(async move {
+            let mut paces = interval(Duration::from_millis(250));
+            while client.read_exact(&mut [0; 8 << 10]).await.is_ok() {
+                paces.tick().await;
+            }
+        });
+    }
+    for number in 0..10 {
+        let start = Instant::now();
+        soon("an echo beside them", forward.echo()).await.unwrap();
+        assert!(start.elapsed() < Duration::from_secs(5), "echo {number} took {:?}", start.elapsed());
+    }
+    assert!(slow.try_join_next().is_none(), "one of them was closed");
 }
 
 #[tokio::test]

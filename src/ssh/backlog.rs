@@ -18,6 +18,8 @@ use crate::sys::memory::give_back_much;
 
 /// Bytes that may wait for the clients of a connection. What is more stays in the connection, and all of them wait for it.
 pub(super) const MAX_BACKLOG: usize = 8 << 20;
+/// The same of a connection beside many others.
+const MAX_SMALL_BACKLOG: usize = 512 << 10;
 /// What a packet costs beside its bytes.
 const PACKET_COST: usize = 256;
 /// The most packets that can wait, so that they never do by their number.
@@ -29,8 +31,8 @@ const ENTERING: Duration = Duration::from_secs(8);
 const OTHERS: Duration = Duration::from_secs(60);
 /// How often it is looked whether that is so.
 const LOOK: Duration = Duration::from_secs(1);
-/// A backlog of so much leaves freed memory between what is in use, which the allocator would keep.
-const MUCH: usize = MAX_BACKLOG / 4;
+/// A backlog of this part of it leaves freed memory between what is in use, which the allocator would keep.
+const MUCH: usize = 4;
 /// How long after that has gone it is given back: others may be leaving too.
 const SETTLE: Duration = Duration::from_secs(5);
 
@@ -38,17 +40,19 @@ const SETTLE: Duration = Duration::from_secs(5);
 static GIVEN_UP: Limited = Limited::new(1, Duration::from_secs(60));
 
 /// The backlog of one connection. Clones are the same one.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Backlog(Arc<Inner>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
     state: Mutex<State>,
     room: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    /// What it may hold, in bytes.
+    most: usize,
     held: usize,
     /// It has been [`MUCH`] since memory was given back.
     was_much: bool,
@@ -122,7 +126,7 @@ impl State {
         if waits.is_none_or(|since| since.elapsed() < patience) {
             return false;
         }
-        let part = MAX_BACKLOG / self.clients.len().max(1);
+        let part = self.most / self.clients.len().max(1);
         let takes_nothing = |client: &&Client| client.held >= part && client.moved.elapsed() >= patience;
         let given_up = self.clients.values().filter(takes_nothing);
         given_up.map(|client| client.given_up.notify_one()).count() > 0
@@ -130,6 +134,29 @@ impl State {
 }
 
 impl Backlog {
+    /// That of a connection beside so few others that it may hold all of [`MAX_BACKLOG`].
+    pub(super) fn large() -> Self {
+        Self::of(MAX_BACKLOG)
+    }
+
+    /// That of one beside many.
+    pub(super) fn small() -> Self {
+        Self::of(MAX_SMALL_BACKLOG)
+    }
+
+    fn of(most: usize) -> Self {
+        let state = State {
+            most,
+            held: 0,
+            was_much: false,
+            opening: 0,
+            waiting: Vec::new(),
+            came: 0,
+            clients: HashMap::new(),
+        };
+        Self(Arc::new(Inner { state: Mutex::new(state), room: Notify::new() }))
+    }
+
     /// Counts what comes on this channel, which we have opened, from now on until its [`Share`] is dropped.
     pub(super) fn enter(&self, channel: u32) {
         self.client(channel, Answer::Unasked);
@@ -159,7 +186,7 @@ impl Backlog {
             }
             client.held += bytes + PACKET_COST;
             state.held += bytes + PACKET_COST;
-            state.was_much |= state.held >= MUCH;
+            state.was_much |= state.held >= state.most / MUCH;
             state.came += bytes as u64;
         }
         let mut since = None;
@@ -168,7 +195,7 @@ impl Backlog {
             room.as_mut().enable();
             {
                 let mut state = self.state();
-                if state.held <= MAX_BACKLOG {
+                if state.held <= state.most {
                     return;
                 }
                 let is_one_without = state.clients.values().any(|client| client.held == 0);
@@ -203,9 +230,9 @@ impl Backlog {
 
     fn change(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.state();
-        let was_full = state.held > MAX_BACKLOG;
+        let was_full = state.held > state.most;
         change(&mut state);
-        if was_full && state.held <= MAX_BACKLOG {
+        if was_full && state.held <= state.most {
             self.0.room.notify_one();
         }
     }
@@ -292,7 +319,7 @@ impl Drop for Share {
         self.backlog.change(|state| {
             let left = state.clients.remove(&self.channel).map_or(0, |client| client.held);
             state.held -= left;
-            is_over = state.was_much && state.held < MUCH;
+            is_over = state.was_much && state.held < state.most / MUCH;
             state.was_much &= !is_over;
         });
         // At the end of the process there is no runtime any more, nor a need.
@@ -313,7 +340,7 @@ mod tests {
 
     /// A backlog of so many channels that have had something, and their shares.
     async fn backlog(channels: u32) -> (Backlog, Vec<Share>) {
-        let backlog = Backlog::default();
+        let backlog = Backlog::large();
         let mut shares = Vec::new();
         for number in 0..channels {
             backlog.enter(number);

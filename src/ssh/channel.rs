@@ -372,7 +372,7 @@ mod tests {
         let (near, mut far) = std::os::unix::net::UnixStream::pair().unwrap();
         near.set_nonblocking(true).unwrap();
         let (near, backlog, lagging) =
-            (UnixStream::from_std(near).unwrap(), Backlog::default(), AtomicUsize::new(0));
+            (UnixStream::from_std(near).unwrap(), Backlog::large(), AtomicUsize::new(0));
         backlog.enter(1);
         let share = backlog.share(1);
         let packets = MAX_BACKLOG / PACKET;

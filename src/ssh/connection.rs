@@ -4,11 +4,12 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
+use std::mem;
 use std::net::Shutdown;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -56,8 +57,8 @@ const MAX_REFUSED: usize = 4096;
 /// Channels that are being opened at a time; a guest that lags answers none.
 const MAX_OPENING: usize = 1024;
 
-/// Keys are exchanged again when the guest wishes: so many times ahead, then once in each interval, in a longer one where each takes 10 to
-/// 60 ms of the control plane's one thread instead of 2.
+/// Keys are exchanged again when the guest wishes: on all its connections together so many times ahead, then once in each interval, in a longer
+/// one where each takes 10 to 60 ms of the control plane's one thread instead of 2.
 const EXCHANGES_AHEAD: u32 = 8;
 const EXCHANGE_EVERY: Duration = Duration::from_millis(500);
 const SLOW_EXCHANGE_EVERY: Duration = Duration::from_secs(5);
@@ -170,11 +171,13 @@ impl Drop for Closing {
 }
 
 impl Connection {
-    /// Dials, exchanges keys, and logs in; `ticket` is told what that costs. Channels that the guest opens go to `opened`; without it, it
-    /// may open none.
+    /// Dials, exchanges keys, and logs in; `ticket` is told what that costs. What clients have not taken is in `backlog`. Channels that the
+    /// guest opens go to `opened`; without it, it may open none.
     pub(super) async fn connect<D: Dial>(
         dialer: &D,
         target: &Target,
+        backlog: Backlog,
+        exchanges: &Arc<Exchanges>,
         opened: Option<mpsc::Sender<Opened>>,
         ticket: &mut Ticket<'_>,
     ) -> Result<Self, ConnectError> {
@@ -192,7 +195,6 @@ impl Connection {
 
         // Should the limit pass, `transport` is dropped, which ends russh's task as well.
         let life = Arc::new(Life::new());
-        let backlog = Backlog::default();
         let handle = timeout(HANDSHAKE_LIMIT, async {
             let mut words = None;
             let _ = timeout(FIRST_WORDS, hear_version(&stream, &mut words)).await;
@@ -201,7 +203,8 @@ impl Connection {
                 life: Arc::clone(&life),
                 backlog: backlog.clone(),
                 known_hosts,
-                exchanged: Instant::now(),
+                exchanges: Arc::clone(exchanges),
+                is_new: true,
                 opened,
             };
             let mut handle = client::connect_stream(
@@ -480,6 +483,29 @@ impl Life {
     }
 }
 
+/// What one guest's connections have had of key exchanges that it wished for: up to when its part is used up. Each takes the thread of all
+/// others milliseconds.
+#[derive(Debug)]
+pub(super) struct Exchanges(Mutex<Instant>);
+
+impl Exchanges {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Instant::now())))
+    }
+
+    /// Counts one, and waits where it is beyond the guest's part.
+    async fn count(&self, every: Duration) {
+        let used_up = {
+            let mut used_up = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            *used_up = (*used_up).max(Instant::now()) + every;
+            *used_up
+        };
+        if let Some(at) = used_up.checked_sub(EXCHANGES_AHEAD * every) {
+            sleep_until(at).await;
+        }
+    }
+}
+
 /// A channel that the guest wants to open for a client of the socket at `path`. Dropping it refuses.
 pub(super) struct Opened {
     pub(super) channel: russh::Channel<Msg>,
@@ -498,8 +524,9 @@ struct Events {
     life: Arc<Life>,
     backlog: Backlog,
     known_hosts: Option<(PathBuf, Place)>,
-    /// Up to when the guest's part of key exchanges is used up.
-    exchanged: Instant,
+    exchanges: Arc<Exchanges>,
+    /// Its first keys are still to be exchanged.
+    is_new: bool,
     /// Gone with the session, which tells the other end that it has ended.
     opened: Option<mpsc::Sender<Opened>>,
 }
@@ -526,7 +553,6 @@ impl client::Handler for Events {
         }
     }
 
-    /// Keys have been exchanged again, which takes the thread of all others milliseconds: beyond its part the connection waits.
     async fn kex_done(
         &mut self,
         _: Option<&[u8]>,
@@ -534,11 +560,9 @@ impl client::Handler for Events {
         _: &mut client::Session,
     ) -> Result<(), Self::Error> {
         self.life.heard();
-        let is_slow = [kex::DH_G14_SHA256, kex::DH_G16_SHA512].contains(&names.kex);
-        let every = if is_slow { SLOW_EXCHANGE_EVERY } else { EXCHANGE_EVERY };
-        self.exchanged = self.exchanged.max(Instant::now()) + every;
-        if let Some(at) = self.exchanged.checked_sub(EXCHANGES_AHEAD * every) {
-            sleep_until(at).await;
+        if !mem::replace(&mut self.is_new, false) {
+            let is_slow = [kex::DH_G14_SHA256, kex::DH_G16_SHA512].contains(&names.kex);
+            self.exchanges.count(if is_slow { SLOW_EXCHANGE_EVERY } else { EXCHANGE_EVERY }).await;
         }
         Ok(())
     }

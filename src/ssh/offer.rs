@@ -17,7 +17,8 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::connection::{Connection, Opened};
+use super::backlog::Backlog;
+use super::connection::{Connection, Exchanges, Opened};
 use super::penalties::With;
 use super::tunnel::Lease;
 use super::{Channel, ConnectError, Penalties, Record, Target};
@@ -102,7 +103,9 @@ impl Offer {
         let known = &*record;
         let mut ticket = penalties.admit(target, || known.standing(target, penalties)).await;
         let with = With::now(target, penalties).await;
-        let made = Connection::connect(dialer, target, Some(to), &mut ticket).await;
+        let made =
+            Connection::connect(dialer, target, Backlog::large(), &Exchanges::new(), Some(to), &mut ticket)
+                .await;
         drop(ticket);
         if let Some(accepted) = ConnectError::verdict(&made) {
             record.note(with, accepted);

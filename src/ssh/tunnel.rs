@@ -15,15 +15,18 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
-use super::connection::Connection;
+use super::backlog::Backlog;
+use super::connection::{Connection, Exchanges};
 use super::penalties::{Standing, With};
 use super::{Channel, ConnectError, Penalties, Record, Target};
 use crate::dial::Dial;
 
-/// Connections to one guest of which none waits for a slow client. Each costs the guest two sshd processes while it is busy.
+/// Connections to one guest of which none waits for a slow client. Each costs the guest two sshd processes while it is busy. Of those made
+/// beside as many less may wait for the clients.
 pub const MAX_CONNECTIONS: usize = 8;
-/// Connections to one guest at most, with those that do, and those that its sshd has left with too much to close.
-pub const MAX_LOGINS: usize = 16;
+/// Connections to one guest at most, with those that do, and those that its sshd has left with too much to close. One that waits for a slow
+/// client keeps the others on it waiting as well, since russh gives back a channel's window before the client has read.
+pub const MAX_LOGINS: usize = 64;
 /// The pause after the first failed attempt; it doubles with each.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause: a guest that begins to answer is found within this and a handshake.
@@ -110,7 +113,9 @@ impl<D: Dial> Tunnel<D> {
     /// A tunnel that logs in at `target`. Does nothing yet.
     pub fn new(target: Target, dialer: Arc<D>, penalties: Arc<Penalties>) -> Self {
         let (state, released) = (Mutex::default(), Arc::default());
-        Self { pool: Arc::new(Pool { dialer, target, penalties, state, released }) }
+        Self {
+            pool: Arc::new(Pool { dialer, target, penalties, exchanges: Exchanges::new(), state, released }),
+        }
     }
 
     /// Opens a channel to the unix socket `dest` in the guest, waiting at most `patience` for the guest to answer.
@@ -202,6 +207,7 @@ struct Pool<D> {
     dialer: Arc<D>,
     target: Target,
     penalties: Arc<Penalties>,
+    exchanges: Arc<Exchanges>,
     state: Mutex<State>,
     released: Arc<Released>,
 }
@@ -402,7 +408,12 @@ async fn connect<D: Dial>(pool: Arc<Pool<D>>) {
             break pool.state().connector = None;
         }
         let (started, with) = (Instant::now(), With::now(target, penalties).await);
-        let result = Connection::connect(&*pool.dialer, target, None, &mut ticket).await;
+        let backlog = match pool.state().connections.len() {
+            ..MAX_CONNECTIONS => Backlog::large(),
+            _ => Backlog::small(),
+        };
+        let result =
+            Connection::connect(&*pool.dialer, target, backlog, &pool.exchanges, None, &mut ticket).await;
         drop(ticket);
         let refused = {
             let mut state = pool.state();
