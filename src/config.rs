@@ -3,18 +3,14 @@
 
 mod addresses;
 mod asked;
-pub(crate) mod dest;
-mod endpoint;
 mod file;
 mod forwards;
 mod links;
 mod machines;
 mod reverse;
 mod search;
-mod source;
 mod stack;
 mod token;
-pub(crate) mod url;
 
 use std::ffi::{OsStr, OsString};
 use std::net::{IpAddr, Ipv4Addr};
@@ -25,6 +21,7 @@ use anyhow::{Context, Result, bail, ensure};
 use netstack::dns::{Record, Zone};
 use netstack::{Mac, NetworkConfig};
 
+use crate::addr::{Endpoint, SSH_PORT, Url};
 use crate::agent::Secret;
 use crate::engine::ConnectLimits;
 use crate::forward::policy::GuestPolicy;
@@ -33,19 +30,13 @@ use crate::logging::frames::Extent;
 use crate::text::{quote, reason};
 
 use addresses::Addresses;
-pub(crate) use dest::PORT_DIGITS;
-use dest::SSH_PORT;
-pub use endpoint::Endpoint;
 use stack::Settings;
-use url::Url;
 
 pub use asked::Asked;
-pub use dest::{Dest, SshDest};
 pub use forwards::SocketForward;
 pub use links::{Address, LinkConfig};
 pub use machines::MachineConfig;
 pub use reverse::Reverse;
-pub use source::{Inherited, Source};
 pub use token::Token;
 pub(crate) use token::WANTED as TOKEN_WANTED;
 

@@ -19,9 +19,10 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 
+use crate::addr::Source;
 use crate::api::{Api, Listener as ApiListener, Role};
 use crate::budget::Budget;
-use crate::config::{Address, Config, LinkConfig, RESOLV_CONF, Source, Token};
+use crate::config::{Address, Config, LinkConfig, RESOLV_CONF, Token};
 use crate::disk;
 use crate::engine::{Counters, Engine, Handle, Request, Traffic};
 use crate::forward::loops::OwnSockets;

@@ -3,10 +3,9 @@
 //! or who dials.
 //! Read next: `ssh`, its main user; `forward/mod.rs`, the daemon's way.
 
-use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -15,36 +14,7 @@ use rustix::net::RecvFlags;
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::{TcpStream, UnixStream};
 
-/// A TCP port of an address or a name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// Without brackets.
-    pub host: String,
-    /// Not 0.
-    pub port: u16,
-}
-
-impl Place {
-    /// The guest's port that it is, if it is an address of the virtual network with this address and prefix length.
-    pub fn within(&self, (network, prefix): (Ipv4Addr, u8)) -> Option<SocketAddrV4> {
-        let ip: Ipv4Addr = self.host.parse().ok()?;
-        let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
-        (ip.to_bits() & mask == network.to_bits() & mask).then(|| SocketAddrV4::new(ip, self.port))
-    }
-}
-
-impl From<SocketAddrV4> for Place {
-    fn from(address: SocketAddrV4) -> Self {
-        Self { host: address.ip().to_string(), port: address.port() }
-    }
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { host, port } = self;
-        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
-    }
-}
+use crate::addr::HostPort;
 
 /// Opens TCP streams.
 pub trait Dial: Send + Sync + 'static {
@@ -52,14 +22,14 @@ pub trait Dial: Send + Sync + 'static {
     ///
     /// # Errors
     /// What the peer or the network answered: refused, unreachable, or timed out.
-    fn dial(&self, place: &Place, limit: Duration) -> impl Future<Output = io::Result<UnixStream>> + Send;
+    fn dial(&self, place: &HostPort, limit: Duration) -> impl Future<Output = io::Result<UnixStream>> + Send;
 }
 
 /// Connects over the host's own network, to the first address of `place` that answers.
 ///
 /// # Errors
 /// The last address's, or the resolver's.
-pub async fn connect(place: &Place) -> io::Result<TcpStream> {
+pub async fn connect(place: &HostPort) -> io::Result<TcpStream> {
     let mut failure = io::Error::from(io::ErrorKind::NotFound);
     for address in tokio::net::lookup_host((place.host.as_str(), place.port)).await? {
         match connect_to(address).await.and_then(refuse_self) {

@@ -1,5 +1,6 @@
 //! gvproxy: the userspace network of a virtual machine, and its sockets on the host.
 
+pub mod addr;
 pub mod agent;
 pub mod api;
 pub mod budget;

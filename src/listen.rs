@@ -1,6 +1,6 @@
 //! Sockets that the daemon listens on. Unix sockets are made private, a dead predecessor's is replaced, all are removed at the end.
 //! Owns: the files of its sockets, through [`RemoveOnDrop`]. May not: remove what is not a socket, or not its own.
-//! Read next: `config/source.rs`, where a forward's socket may be; `listen/inherited.rs`; `listen/succession.rs`.
+//! Read next: `addr/listen.rs`, where a forward's socket may be; `listen/inherited.rs`; `listen/succession.rs`.
 
 mod inherited;
 pub mod succession;
@@ -22,7 +22,7 @@ use rustix::process::geteuid;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use thiserror::Error;
 
-use crate::config::Source;
+use crate::addr::{PATH_MAX, Source, ensure_fits};
 use crate::disk;
 use crate::sys::mode::set_mode;
 use crate::sys::owner::{Owner, by_whom, of_socket};
@@ -30,9 +30,6 @@ use crate::sys::sockets::{abstract_address, vsock_address};
 use crate::text::{quote, reason};
 
 pub use inherited::{claim, warn_of_unclaimed};
-
-/// Longest path of a socket in bytes: Linux's `sun_path` is 108 with the final zero (unix(7)).
-pub const PATH_MAX: usize = 107;
 
 /// Whether a client waits for the listening socket to take it.
 ///
@@ -394,21 +391,6 @@ pub fn ensure_to_be_made(source: &Source) -> Result<()> {
     let access = Access { mode: *mode, owner: *owner, group: *group };
     let made = bind_file(&beside, access, Type::STREAM, as_made);
     made.map(drop).with_context(|| format!("cannot make a socket beside {}", shown(path)))
-}
-
-/// Whether a socket may be at `path` at all.
-///
-/// # Errors
-/// It is empty, or too long.
-pub fn ensure_fits(path: &Path) -> Result<()> {
-    let len = path.as_os_str().len();
-    ensure!(len > 0, "the path of a unix socket is empty");
-    ensure!(
-        len <= PATH_MAX,
-        "unix socket path {} is too long: {len} bytes, the limit is {PATH_MAX}",
-        shown(path)
-    );
-    Ok(())
 }
 
 fn address(path: &Path) -> Result<SockAddr> {

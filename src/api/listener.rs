@@ -19,7 +19,7 @@ use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, Vso
 use super::connection::Unsent;
 use super::origin::Names;
 use super::{Api, Client, Peer, Scope, connection, limit};
-use crate::config::Endpoint;
+use crate::addr::Endpoint;
 use crate::listen::{RemoveOnDrop, TcpAddress, failed_to_bind, tcp_listener, unix_listener};
 use crate::logging::Limited;
 use crate::text::reason;

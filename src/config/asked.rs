@@ -11,9 +11,8 @@ use anyhow::{Error, Result, ensure};
 use serde_saphyr::Spanned;
 use tracing::level_filters::LevelFilter;
 
-use super::endpoint::Endpoint;
 use super::file::{File, Stack, Text};
-use super::source::Source;
+use crate::addr::{Endpoint, Source};
 use crate::cli::RawArgs;
 use crate::logging::frames::Extent;
 use crate::text::quote;

@@ -1,5 +1,5 @@
 //! Sockets that are forwarded: what `-forward-sock` and its like mean together, and `forwards` of the file.
-//! Owns: which user and key belong to which of them. May not: bind. Read next: `source.rs`, `dest.rs`.
+//! Owns: which user and key belong to which of them. May not: bind. Read next: `../addr/listen.rs`, `../addr/dest.rs`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -11,9 +11,8 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, ensure};
 
 use super::asked::Asked;
-use super::dest::{Dest, SshDest};
 use super::file::{self, Text};
-use super::source::Source;
+use crate::addr::{Dest, Source, SshDest};
 use crate::cli::RawArgs;
 use crate::listen;
 use crate::text::{quote, reason};

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::MachineConfig;
 use super::asked::Asked;
-use super::url::Url;
+use crate::addr::Url;
 use crate::link::Framing;
 use crate::listen;
 use crate::text::quote;

@@ -6,11 +6,9 @@ use anyhow::{Context, Result, bail, ensure};
 use netstack::Mac;
 
 use super::asked::Asked;
-use super::url::Url;
 use super::{DEVICE_MAC, GATEWAY_MAC};
-use crate::listen::ensure_fits;
+use crate::addr::{Url, ensure_fits, hash};
 use crate::text::quote;
-use crate::vm::hash;
 
 /// A virtual machine that is given a network card by QMP, and followed.
 #[derive(Clone, Debug, PartialEq, Eq)]

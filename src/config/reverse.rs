@@ -1,5 +1,5 @@
 //! Sockets of guests that lead to the host: what `-reverse-sock` and `-reverse-dest` mean together, and `reverse` of the file.
-//! Owns: which user and key belong to them. May not: ask for them. Read next: `dest.rs`; `../reverse/mod.rs`.
+//! Owns: which user and key belong to them. May not: ask for them. Read next: `../addr/dest.rs`; `../reverse/mod.rs`.
 
 use std::ffi::{OsStr, OsString};
 use std::net::Ipv4Addr;
@@ -9,11 +9,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, anyhow, ensure};
 
 use super::asked::Asked;
-use super::dest::{Dest, SshDest};
 use super::file::{self, Text};
 use super::forwards::{ensure_readable, is_url};
+use crate::addr::{Dest, PATH_MAX, SshDest};
 use crate::cli::RawArgs;
-use crate::listen::PATH_MAX;
 use crate::text::quote;
 
 /// A socket in a guest, and where its clients are led.

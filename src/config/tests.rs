@@ -5,10 +5,10 @@ use std::os::unix::net::UnixListener;
 
 use tempfile::TempDir;
 
+use crate::addr::{Dest, Endpoint, HostPort, Source, SshDest};
 use crate::cli::{self, Parsed};
 
 use super::*;
-use crate::dial::Place;
 use crate::link::Framing;
 
 /// A directory with a key, and the configuration that a command line in it means.
@@ -96,7 +96,7 @@ fn everything_typed() {
     let forward = |socket, dest: &str, user: &str| SocketForward {
         source: Source::parse(path(socket).as_os_str()).unwrap(),
         dest: Dest::Ssh(SshDest {
-            sshd: Place { host: "10.0.0.2".into(), port: 22 },
+            sshd: HostPort { host: "10.0.0.2".into(), port: 22 },
             user: user.into(),
             path: dest.into(),
             key: Some(path("key")),

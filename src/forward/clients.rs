@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
-use crate::config::Dest;
+use crate::addr::Dest;
 use crate::dial::stream;
 use crate::listen::{Bound, RemoveOnDrop, has_client};
 use crate::logging::Limited;

@@ -16,7 +16,8 @@ use tracing::debug;
 
 use super::clients::{ClientLog, has_left, tune};
 use super::loops::OwnSocket;
-use crate::dial::{self, Place};
+use crate::addr::HostPort;
+use crate::dial;
 use crate::disk;
 use crate::relay::{Relays, discard};
 use crate::text::reason;
@@ -33,7 +34,7 @@ const LAST_BUSY_PAUSE: Duration = Duration::from_millis(200);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Direct {
     Unix(PathBuf),
-    Tcp(Place),
+    Tcp(HostPort),
     Vsock { cid: u32, port: u32 },
     HybridVsock { socket: PathBuf, port: u32 },
 }

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use socket2::{Domain, Socket, Type};
 
-use crate::config::PORT_DIGITS;
+use crate::addr::PORT_DIGITS;
 use crate::text::reason;
 
 /// Clients that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.

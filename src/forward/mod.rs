@@ -27,9 +27,10 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use crate::addr::{Dest, HostPort, SshDest};
 use crate::agent::Secret;
-use crate::config::{Dest, SocketForward, SshDest};
-use crate::dial::{self, Dial, Place, stream};
+use crate::config::SocketForward;
+use crate::dial::{self, Dial, stream};
 use crate::engine::Handle;
 use crate::listen::{self, Bound, RemoveOnDrop, TcpAddress};
 use crate::places::{Permit, Places};
@@ -99,7 +100,7 @@ impl Ways {
         to.connect(None).await
     }
 
-    async fn dial_from(&self, from: Ipv4Addr, place: &Place, limit: Duration) -> io::Result<UnixStream> {
+    async fn dial_from(&self, from: Ipv4Addr, place: &HostPort, limit: Duration) -> io::Result<UnixStream> {
         if let Some(guest) = place.within(self.subnet) {
             return self.engine.dial(from, guest, limit).await;
         }
@@ -111,7 +112,7 @@ impl Ways {
 }
 
 impl Dial for Ways {
-    async fn dial(&self, place: &Place, limit: Duration) -> io::Result<UnixStream> {
+    async fn dial(&self, place: &HostPort, limit: Duration) -> io::Result<UnixStream> {
         self.dial_from(self.gateway, place, limit).await
     }
 }
@@ -121,7 +122,7 @@ impl Dial for Ways {
 pub(crate) struct Logins(pub(crate) Arc<Ways>);
 
 impl Dial for Logins {
-    async fn dial(&self, place: &Place, limit: Duration) -> io::Result<UnixStream> {
+    async fn dial(&self, place: &HostPort, limit: Duration) -> io::Result<UnixStream> {
         self.0.dial_from(self.0.login, place, limit).await
     }
 }

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::local::{Host, Local};
 use super::registry::{Exposed, Protocol};
 use super::remote;
-use crate::config::{Dest, Source, SshDest};
+use crate::addr::{Dest, Source, SshDest};
 
 /// Ports that one guest may have exposed at a time. Each is a descriptor; podman exposes every port of a range by itself.
 const MAX_PORTS: usize = 4096;

@@ -1,9 +1,9 @@
 //! What `remote` means where a TCP or UDP port is exposed: an address of a guest. In the original's words.
-//! Owns: nothing. May not: know whether anybody is there. Read next: `registry.rs`; `../config/dest.rs`, the URLs of sockets.
+//! Owns: nothing. May not: know whether anybody is there. Read next: `registry.rs`; `../addr/dest.rs`, the URLs of sockets.
 
 use std::net::SocketAddrV4;
 
-use crate::config::dest::parse_port;
+use crate::addr::parse_port;
 use crate::text::quote;
 
 /// `address:port`.

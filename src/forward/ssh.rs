@@ -10,7 +10,7 @@ use tracing::debug;
 
 use super::GUEST_PATIENCE;
 use super::clients::{self, ClientLog, has_left};
-use crate::config::{Dest, SshDest};
+use crate::addr::{Dest, SshDest};
 use crate::dial::Dial;
 use crate::listen::Bound;
 use crate::places::Places;

@@ -22,8 +22,8 @@ use tokio::time::{sleep, timeout};
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
 use super::offers::{Offers, Unoffered, Waiting};
+use crate::addr::Source;
 use crate::agent::{ACCEPT, ONLY, Secret, next_line, secret, with_end};
-use crate::config::Source;
 use crate::disk;
 use crate::logging::Limited;
 use crate::relay::Relays;

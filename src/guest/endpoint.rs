@@ -13,8 +13,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use crate::addr::{Url, unescape};
 use crate::config::Token;
-use crate::config::url::{Url, unescape};
 use crate::dial::refuse_self;
 use crate::text::reason;
 

@@ -20,8 +20,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
+use crate::addr::Source;
 use crate::agent::{CLIENT, SIGN_EVERY, SIGN_LIMIT};
-use crate::config::Source;
 use crate::listen::{self, Bound};
 use crate::text::quote;
 

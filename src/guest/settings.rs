@@ -7,11 +7,11 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::agent;
 use super::endpoint::Endpoint;
+use crate::addr::{PATH_MAX, Source};
 use crate::agent::Secret;
 use crate::cli::table::{Flag, Kind, flag};
 use crate::cli::{Read, Values, read};
-use crate::config::{Source, Token};
-use crate::listen::PATH_MAX;
+use crate::config::Token;
 use crate::text::quote;
 
 /// Linux's `IFNAMSIZ` without the final zero (netdevice(7)).

@@ -6,7 +6,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use socket2::{Socket, Type};
 
-use crate::config::Inherited;
+use crate::addr::Inherited;
 use crate::sys::sockets::{self, Passed};
 use crate::text::{quote, reason};
 

@@ -21,7 +21,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
-use crate::config::{Dest, Reverse as Wanted, SshDest};
+use crate::addr::{Dest, SshDest};
+use crate::config::Reverse as Wanted;
 use crate::forward::{Ways, ssh::target};
 use crate::logging::Limited;
 use crate::places::{Permit, Places};

@@ -29,7 +29,8 @@ use super::backlog::{Backlog, CAPACITY, Share, Waiting};
 use super::chunk::Chunks;
 use super::penalties::{NO_LOGIN, REFUSED, Ticket};
 use super::{Secret, Target, key};
-use crate::dial::{Dial, Place};
+use crate::addr::HostPort;
+use crate::dial::Dial;
 use crate::disk;
 use crate::text::quote;
 
@@ -523,7 +524,7 @@ impl fmt::Debug for Opened {
 struct Events {
     life: Arc<Life>,
     backlog: Backlog,
-    known_hosts: Option<(PathBuf, Place)>,
+    known_hosts: Option<(PathBuf, HostPort)>,
     exchanges: Arc<Exchanges>,
     /// Its first keys are still to be exchanged.
     is_new: bool,

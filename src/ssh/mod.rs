@@ -21,10 +21,9 @@ mod offer;
 mod penalties;
 mod tunnel;
 
-use std::fmt;
 use std::path::PathBuf;
 
-use crate::dial::Place;
+use crate::addr::{HostPort, Secret};
 
 pub use self::channel::Channel;
 pub use self::connection::ConnectError;
@@ -37,7 +36,7 @@ pub use self::tunnel::{MAX_CONNECTIONS, MAX_LOGINS, OpenError, Tunnel};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// The guest's sshd.
-    pub addr: Place,
+    pub addr: HostPort,
     /// The guest's user.
     pub user: String,
     /// The private key's file, read at each connect so that a changed key is picked up.
@@ -52,18 +51,8 @@ pub struct Target {
 
 impl Target {
     /// One that is logged in to with an unprotected key, whatever the guest's own key is.
-    pub fn new(addr: impl Into<Place>, user: impl Into<String>, identity: impl Into<PathBuf>) -> Self {
+    pub fn new(addr: impl Into<HostPort>, user: impl Into<String>, identity: impl Into<PathBuf>) -> Self {
         let (user, identity) = (user.into(), identity.into());
         Self { addr: addr.into(), user, identity, passphrase: None, password: None, known_hosts: None }
-    }
-}
-
-/// A text that no log shows.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(pub String);
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(..)")
     }
 }

@@ -12,8 +12,8 @@ use qmp::qapi::qmp::{netdev_del, qom_get, set_link};
 use qmp::{Client, ExecuteError, Netdev, Network, Nic, UnplugError, netdev_stream, virtio_net};
 use tokio::time::{Instant, timeout};
 
-use super::place::hash;
 use super::status::Device;
+use crate::addr::hash;
 use crate::link::listener::Presence;
 
 /// What ids of ours begin with.

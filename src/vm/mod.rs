@@ -29,7 +29,6 @@ use crate::link::listener::{Listener, Presence, Terms};
 use crate::notify::{Notice, VmChange};
 
 use attach::Card;
-pub(crate) use place::hash;
 use session::Session;
 use status::Board;
 pub use takeover::{QemuLink, serves_qmp};

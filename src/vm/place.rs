@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, ensure};
 use rustix::fs::{Access, access};
 
-use crate::listen::PATH_MAX;
+use crate::addr::{PATH_MAX, hash};
 
 /// Behind the name of the QMP socket.
 const SUFFIX: &str = ".gvproxy";
@@ -34,11 +34,6 @@ fn is_writable(directory: &Path) -> bool {
     access(directory, Access::WRITE_OK | Access::EXEC_OK).is_ok()
 }
 
-/// FNV-1a: the same with every build.
-pub(crate) fn hash(text: &str) -> u32 {
-    text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,10 +52,5 @@ mod tests {
             assert!(name.starts_with("gvproxy-") && name.ends_with(".sock"), "{address}: {path:?}");
             assert_eq!(of_link(&address).unwrap(), path);
         }
-    }
-
-    #[test]
-    fn hashes_are_those_of_the_algorithm() {
-        assert_eq!((hash(""), hash("a"), hash("foobar")), (0x811c_9dc5, 0xe40c_292c, 0xbf9c_f968));
     }
 }

@@ -16,7 +16,8 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::{attach, session};
-use crate::config::{Config, Endpoint, TOKEN_WANTED, Token};
+use crate::addr::Endpoint;
+use crate::config::{Config, TOKEN_WANTED, Token};
 use crate::dial::refuse_self;
 
 /// How long a daemon may take to answer.

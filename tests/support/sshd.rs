@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use gvproxy::config::{Source, SshDest};
-use gvproxy::dial::{Dial, Place};
+use gvproxy::addr::{HostPort, Source, SshDest};
+use gvproxy::dial::Dial;
 use gvproxy::forward::ssh;
 use gvproxy::places::Places;
 use gvproxy::ssh::Penalties;
@@ -331,7 +331,11 @@ pub(crate) struct Loopback {
 }
 
 impl Dial for Loopback {
-    fn dial(&self, remote: &Place, limit: Duration) -> impl Future<Output = io::Result<UnixStream>> + Send {
+    fn dial(
+        &self,
+        remote: &HostPort,
+        limit: Duration,
+    ) -> impl Future<Output = io::Result<UnixStream>> + Send {
         self.dials.fetch_add(1, Ordering::Relaxed);
         let remote = (remote.host.clone(), remote.port);
         async move {

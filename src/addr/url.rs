@@ -1,4 +1,4 @@
-//! URLs of sockets. Owns: nothing. May not: look at the file system. Read next: `../config.rs`.
+//! URLs of sockets. Owns: nothing. May not: look at the file system. Read next: `listen.rs`.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -42,12 +42,12 @@ impl Url {
     }
 
     /// Host and port, as they stand between `//` and the path.
-    pub(super) fn authority(&self) -> Result<&str> {
+    pub(crate) fn authority(&self) -> Result<&str> {
         std::str::from_utf8(&self.authority).map_err(|_| anyhow!("the address is not UTF-8"))
     }
 
     /// The values of the query's `keys`, which are all that it may have.
-    pub(super) fn parameters<const N: usize>(&self, keys: [&str; N]) -> Result<[Option<String>; N]> {
+    pub(crate) fn parameters<const N: usize>(&self, keys: [&str; N]) -> Result<[Option<String>; N]> {
         let mut values = [const { None }; N];
         for (key, value) in form_urlencoded::parse(&self.query) {
             let Some(place) = keys.iter().position(|known| *known == key).and_then(|at| values.get_mut(at))
@@ -75,7 +75,7 @@ impl Url {
     }
 
     /// The host, which may be empty, and the port of a URL such as `tcp://127.0.0.1:8080`.
-    pub(super) fn into_host_and_port(self) -> Result<(String, u16)> {
+    pub(crate) fn into_host_and_port(self) -> Result<(String, u16)> {
         let authority = String::from_utf8(self.authority).unwrap_or_default();
         let split = authority.rsplit_once(':').filter(|(host, _)| !host.contains(':') || host.ends_with(']'));
         let (host, port) = split.with_context(|| format!("no port in {}", quote(authority.as_bytes())))?;

@@ -5,13 +5,11 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use crate::dial::Place;
-use crate::listen::PATH_MAX;
-use crate::ssh::Secret;
+use super::{HostPort, PATH_MAX, Secret};
 use crate::text::quote;
 
 /// The guest's sshd, where the URL has no port.
-pub(super) const SSH_PORT: u16 = 22;
+pub(crate) const SSH_PORT: u16 = 22;
 
 /// Where the clients of a socket of the host are led.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -28,7 +26,7 @@ pub enum Dest {
         path: String,
     },
     /// A TCP port: of a guest, where the address is one of the virtual network, else of whoever the host reaches there.
-    Tcp(Place),
+    Tcp(HostPort),
     /// A vsock port of a virtual machine (vsock(7)).
     Vsock {
         /// The machine.
@@ -51,7 +49,7 @@ pub enum Dest {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct SshDest {
     /// The sshd, found as that of [`Dest::Tcp`] is.
-    pub sshd: Place,
+    pub sshd: HostPort,
     /// Who logs in.
     pub user: String,
     /// The socket there.
@@ -68,8 +66,8 @@ pub struct SshDest {
 
 impl SshDest {
     /// The sshd of the guest with the lease `ip`, whose key of its own is new with each machine. No key yet to log in with.
-    pub(super) fn of_guest(ip: Ipv4Addr, user: String, path: String) -> Self {
-        let sshd = Place { host: ip.to_string(), port: SSH_PORT };
+    pub(crate) fn of_guest(ip: Ipv4Addr, user: String, path: String) -> Self {
+        let sshd = HostPort { host: ip.to_string(), port: SSH_PORT };
         Self { sshd, user, path, key: None, passphrase: None, password: None, secure: false }
     }
 }
@@ -96,7 +94,7 @@ impl Dest {
     }
 
     /// Whether it is in the virtual network with this address and prefix length.
-    pub(super) fn is_guests(&self, subnet: (Ipv4Addr, u8)) -> bool {
+    pub(crate) fn is_guests(&self, subnet: (Ipv4Addr, u8)) -> bool {
         match self {
             Self::Agent { .. } => true,
             Self::Ssh(SshDest { sshd: place, .. }) | Self::Tcp(place) => place.within(subnet).is_some(),
@@ -108,7 +106,7 @@ impl Dest {
     ///
     /// # Errors
     /// No agent could have such a path.
-    pub(super) fn of_agent(path: &str) -> Result<Self, String> {
+    pub(crate) fn of_agent(path: &str) -> Result<Self, String> {
         if !path.starts_with('/') {
             return Err("not an absolute path, which it is without -forward-user".into());
         }
@@ -218,7 +216,7 @@ impl<'a> Url<'a> {
     }
 
     /// Host and port; without a `default` there must be a port.
-    fn place(&self, default: Option<u16>) -> Result<Place, String> {
+    fn place(&self, default: Option<u16>) -> Result<HostPort, String> {
         let port = match default {
             Some(port) if self.port.is_empty() => port,
             _ => parse_port(self.port)?,
@@ -227,7 +225,7 @@ impl<'a> Url<'a> {
         if host.is_empty() || host.contains(['[', ']', ' ']) {
             return Err(format!("invalid remote addr: no host in {}", quote(self.host)));
         }
-        Ok(Place { host: unescape(host)?, port })
+        Ok(HostPort { host: unescape(host)?, port })
     }
 
     fn into_ssh(self) -> Result<SshDest, String> {
@@ -317,8 +315,8 @@ mod tests {
 
     use super::*;
 
-    fn place(host: &str, port: u16) -> Place {
-        Place { host: host.into(), port }
+    fn place(host: &str, port: u16) -> HostPort {
+        HostPort { host: host.into(), port }
     }
 
     #[test]

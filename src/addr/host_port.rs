@@ -1,0 +1,35 @@
+//! HOST:PORT. Owns: nothing. May not: look a name up.
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+/// A TCP port of an address or a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// Without brackets.
+    pub host: String,
+    /// Not 0.
+    pub port: u16,
+}
+
+impl HostPort {
+    /// The guest's port that it is, if it is an address of the virtual network with this address and prefix length.
+    pub fn within(&self, (network, prefix): (Ipv4Addr, u8)) -> Option<SocketAddrV4> {
+        let ip: Ipv4Addr = self.host.parse().ok()?;
+        let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
+        (ip.to_bits() & mask == network.to_bits() & mask).then(|| SocketAddrV4::new(ip, self.port))
+    }
+}
+
+impl From<SocketAddrV4> for HostPort {
+    fn from(address: SocketAddrV4) -> Self {
+        Self { host: address.ip().to_string(), port: address.port() }
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+    }
+}

@@ -1,0 +1,22 @@
+//! Addresses as they are typed: where to listen, where to connect to.
+//!
+//! Owns: their types, and the one reading of each. May not: bind, connect, or know who asks. Read next: `url.rs`, `listen.rs`, `dest.rs`.
+
+mod dest;
+mod endpoint;
+mod hash;
+mod host_port;
+mod listen;
+mod secret;
+mod unix;
+mod url;
+
+pub use dest::{Dest, SshDest};
+pub(crate) use dest::{PORT_DIGITS, SSH_PORT, parse_port};
+pub use endpoint::Endpoint;
+pub(crate) use hash::hash;
+pub use host_port::HostPort;
+pub use listen::{Inherited, Source};
+pub use secret::Secret;
+pub use unix::{PATH_MAX, ensure_fits};
+pub(crate) use url::{Url, unescape};
