@@ -5,8 +5,10 @@ mod addresses;
 mod asked;
 mod file;
 mod forwards;
+mod guest;
 mod links;
 mod machines;
+mod ports;
 mod reverse;
 mod search;
 mod stack;
@@ -23,9 +25,6 @@ use netstack::{Mac, NetworkConfig};
 
 use crate::addr::{Endpoint, SSH_PORT, Url};
 use crate::agent::Secret;
-use crate::engine::ConnectLimits;
-use crate::forward::policy::GuestPolicy;
-use crate::forward::registry::{Exposed, Protocol};
 use crate::logging::frames::Extent;
 use crate::text::{quote, reason};
 
@@ -34,8 +33,10 @@ use stack::Settings;
 
 pub use asked::Asked;
 pub use forwards::SocketForward;
+pub use guest::{ConnectLimits, GuestPolicy};
 pub use links::{Address, LinkConfig};
 pub use machines::MachineConfig;
+pub use ports::{Exposed, Protocol};
 pub use reverse::Reverse;
 pub use token::Token;
 pub(crate) use token::WANTED as TOKEN_WANTED;

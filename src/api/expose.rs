@@ -8,8 +8,9 @@ use hyper::{Request, StatusCode};
 use super::decode::Object;
 use super::reply::{Refusal, Reply, done, posted};
 use super::{Api, Client};
-use crate::forward::local::split_host_port;
-use crate::forward::registry::{Asker, ExposeError, Exposed, Protocol};
+use crate::addr::split_host_port;
+use crate::config::{Exposed, Protocol};
+use crate::forward::registry::{Asker, ExposeError};
 
 /// What may be exposed: the names in the request, without one it is TCP.
 const PROTOCOLS: [Protocol; 4] = [Protocol::Tcp, Protocol::Udp, Protocol::Unix, Protocol::Npipe];

@@ -14,9 +14,7 @@ use serde_saphyr::Spanned;
 use super::asked::Asked;
 use super::file::{self, Map, Stack, Text};
 use super::search;
-use crate::engine::ConnectLimits;
-use crate::forward::policy::GuestPolicy;
-use crate::forward::registry::{Exposed, Protocol};
+use super::{ConnectLimits, Exposed, GuestPolicy, Protocol};
 use crate::text::quote;
 
 /// The first port that every user may listen on.
@@ -246,7 +244,7 @@ fn port_forward(key: &str, remote: &str) -> Result<Exposed> {
         None => (Protocol::Tcp, key),
     };
     let wanted = Exposed { local: local.to_owned(), remote: remote.to_owned(), protocol };
-    wanted.check()?;
+    wanted.check().map_err(Error::msg)?;
     Ok(wanted)
 }
 

@@ -2,19 +2,11 @@
 //! may take. May not: connect. Read next: `tcp.rs`, which does.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use netstack::{FlowId, Instant};
 use slotmap::SecondaryMap;
 
-/// The limits; none where there is nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ConnectLimits {
-    /// How many may be under way. A guest's SYN beyond is not answered: it comes again.
-    pub max: Option<usize>,
-    /// How long one may take; then it is refused.
-    pub timeout: Option<Duration>,
-}
+use crate::config::ConnectLimits;
 
 /// The connects under way, if anything limits them.
 #[derive(Debug, Default)]

@@ -41,12 +41,12 @@ use tokio::sync::{mpsc, watch};
 
 pub use attach::Attachment;
 pub use command::Handle;
-pub use connecting::ConnectLimits;
 pub use forwards::{ForwardId, Listener};
 pub use lead::{Refused, Said, Turned};
 pub use readout::Counters;
 pub use requests::Request;
 
+use crate::config::ConnectLimits;
 use crate::host::icmp::{PingId, Pings};
 use crate::host::udp::Outbox;
 use crate::listen::TcpAddress;

@@ -1,32 +1,17 @@
-//! What `local` means for TCP and UDP: where the host listens, by the rules and in the words of Go's `net.Listen`.
-//! Owns: parsing, names, binding. May not: know where it leads. Read next: `registry.rs`.
+//! Where the host listens for an exposed TCP or UDP port, by the rules and in the words of Go's `net.Listen`.
+//! Owns: names, binding. May not: know where it leads. Read next: `../addr/local.rs`, what can be asked for; `registry.rs`.
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use socket2::{Domain, Socket, Type};
 
-use crate::addr::PORT_DIGITS;
+use crate::addr::{Host, Local};
 use crate::text::reason;
 
 /// Clients that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
-
-/// Where to listen, as it was typed.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) struct Local {
-    pub(super) host: Host,
-    pub(super) port: u16,
-}
-
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) enum Host {
-    /// None: every address of the host.
-    Any,
-    Address(IpAddr),
-    Name(String),
-}
 
 /// Where to listen, with the name looked up.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -44,47 +29,27 @@ impl fmt::Display for Place {
     }
 }
 
-impl Local {
-    /// # Errors
-    /// What is wrong with it, as Go says it.
-    pub(super) fn parse(text: &str, protocol: &str) -> Result<Self, String> {
-        // Go takes nothing at all for any address and any port.
-        let (host, port) = if text.is_empty() { ("", "") } else { split_host_port(text)? };
-        let port = parse_port(port, protocol)?;
-        let host = match host.parse::<IpAddr>() {
-            Ok(address) => Host::Address(address.to_canonical()),
-            Err(_) if host.is_empty() => Host::Any,
-            // The system's resolver would take these for addresses written in an old form.
-            Err(_) if host.bytes().all(|b| b.is_ascii_digit() || b == b'.') || host.trim().is_empty() => {
-                return Err(format!("lookup {host}: no such host"));
-            }
-            Err(_) => Host::Name(host.to_owned()),
-        };
-        Ok(Self { host, port })
-    }
+/// Looks the name up, if there is one, and may wait for that.
+///
+/// # Errors
+/// The name has no address.
+pub(super) async fn resolve(local: Local) -> Result<Place, String> {
+    let Host::Name(name) = &local.host else { return resolve_at_once(local) };
+    let found = tokio::net::lookup_host((name.as_str(), local.port)).await;
+    pick(name, found.map(Iterator::collect))
+}
 
-    /// Looks the name up, if there is one, and may wait for that.
-    ///
-    /// # Errors
-    /// The name has no address.
-    pub(super) async fn resolve(self) -> Result<Place, String> {
-        let Host::Name(name) = &self.host else { return self.resolve_at_once() };
-        let found = tokio::net::lookup_host((name.as_str(), self.port)).await;
-        pick(name, found.map(Iterator::collect))
-    }
-
-    /// The same where nothing else is to be done meanwhile.
-    ///
-    /// # Errors
-    /// The name has no address.
-    pub(super) fn resolve_at_once(self) -> Result<Place, String> {
-        match self.host {
-            Host::Any => Ok(Place::Any(self.port)),
-            Host::Address(address) => Ok(Place::At(SocketAddr::new(address, self.port))),
-            Host::Name(name) => {
-                let found = std::net::ToSocketAddrs::to_socket_addrs(&(name.as_str(), self.port));
-                pick(&name, found.map(Iterator::collect))
-            }
+/// The same where nothing else is to be done meanwhile.
+///
+/// # Errors
+/// The name has no address.
+pub(super) fn resolve_at_once(local: Local) -> Result<Place, String> {
+    match local.host {
+        Host::Any => Ok(Place::Any(local.port)),
+        Host::Address(address) => Ok(Place::At(SocketAddr::new(address, local.port))),
+        Host::Name(name) => {
+            let found = std::net::ToSocketAddrs::to_socket_addrs(&(name.as_str(), local.port));
+            pick(&name, found.map(Iterator::collect))
         }
     }
 }
@@ -179,124 +144,12 @@ fn text(call: &str, error: &io::Error) -> String {
     format!("{call}: {}", reason(error))
 }
 
-/// Takes `host:port`, `[host]:port` or `:port` apart; neither part is looked at.
-///
-/// # Errors
-/// What is wrong with it, in the words of Go's function of that name.
-pub(crate) fn split_host_port(text: &str) -> Result<(&str, &str), String> {
-    let wrong = |why: &str| match text {
-        "" => Err(why.to_owned()),
-        text => Err(format!("address {text}: {why}")),
-    };
-    let Some((before, port)) = text.rsplit_once(':') else { return wrong("missing port in address") };
-    let host = if let Some(bracketed) = text.strip_prefix('[') {
-        let Some((host, after)) = bracketed.split_once(']') else {
-            return wrong("missing ']' in address");
-        };
-        match after.strip_prefix(':') {
-            Some(rest) if rest.contains(':') => return wrong("too many colons in address"),
-            Some(_) => host,
-            None => return wrong("missing port in address"),
-        }
-    } else if before.contains(':') {
-        return wrong("too many colons in address");
-    } else {
-        before
-    };
-    let is_bracketed = text.starts_with('[');
-    if text.get(usize::from(is_bracketed)..).unwrap_or_default().contains('[') {
-        return wrong("unexpected '[' in address");
-    }
-    if text.matches(']').count() > usize::from(is_bracketed) {
-        return wrong("unexpected ']' in address");
-    }
-    Ok((host, port))
-}
-
-fn parse_port(port: &str, protocol: &str) -> Result<u16, String> {
-    let digits = port.strip_prefix(['+', '-']).unwrap_or(port);
-    if digits.is_empty() && port.is_empty() {
-        return Ok(0);
-    }
-    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        // COMPAT(gvproxy): the original also knows services by name.
-        return Err(format!("lookup {protocol}/{port}: unknown port"));
-    }
-    match digits.parse::<u16>() {
-        Ok(number) if digits.len() <= PORT_DIGITS && (number == 0 || !port.starts_with('-')) => Ok(number),
-        _ => Err(format!("address {port}: invalid port")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<(Host, u16), String> {
-        Local::parse(text, "tcp").map(|local| (local.host, local.port))
-    }
-
-    /// What the original says, as observed.
-    #[test]
-    fn what_go_takes() {
-        let at = |address: &str| Host::Address(address.parse().unwrap());
-        for (text, host, port) in [
-            ("", Host::Any, 0),
-            (":", Host::Any, 0),
-            (":0", Host::Any, 0),
-            (":9494", Host::Any, 9494),
-            (":09898", Host::Any, 9898),
-            ("0.0.0.0:9595", at("0.0.0.0"), 9595),
-            ("[::]:9696", at("::"), 9696),
-            ("[::1]:9191", at("::1"), 9191),
-            ("127.0.0.1:", at("127.0.0.1"), 0),
-            ("127.0.0.1:+9393", at("127.0.0.1"), 9393),
-            ("[127.0.0.1]:9900", at("127.0.0.1"), 9900),
-            ("[::ffff:127.0.0.1]:9902", at("127.0.0.1"), 9902),
-            ("localhost:80", Host::Name("localhost".into()), 80),
-            ("[fe80::1%lo]:80", Host::Name("fe80::1%lo".into()), 80),
-        ] {
-            assert_eq!(parse(text), Ok((host, port)), "{text}");
-        }
-    }
-
-    /// Each number of zeros would be another port, kept as it was written.
-    #[test]
-    fn leading_zeros_end() {
-        assert_eq!(parse(":0000000000000080"), Ok((Host::Any, 80)));
-        let text = format!(":{}80", "0".repeat(15));
-        assert_eq!(parse(&text), Err(format!("address {}: invalid port", &text[1..])));
-    }
-
-    #[test]
-    fn what_go_refuses() {
-        for (text, why) in [
-            ("9090", "address 9090: missing port in address"),
-            ("127.0.0.1", "address 127.0.0.1: missing port in address"),
-            (":99999", "address 99999: invalid port"),
-            (":99999999999999999999", "address 99999999999999999999: invalid port"),
-            (":-80", "address -80: invalid port"),
-            (":abc", "lookup tcp/abc: unknown port"),
-            ("127.0.0.1:1 ", "lookup tcp/1 : unknown port"),
-            ("::1:80", "address ::1:80: too many colons in address"),
-            ("a:b:c", "address a:b:c: too many colons in address"),
-            ("[::1]", "address [::1]: missing port in address"),
-            ("[::1", "address [::1: missing ']' in address"),
-            ("[::1]x:80", "address [::1]x:80: missing port in address"),
-            ("x]:80", "address x]:80: unexpected ']' in address"),
-            (" :9797", "lookup  : no such host"),
-            ("127.1:80", "lookup 127.1: no such host"),
-            ("127.0.0.01:9901", "lookup 127.0.0.01: no such host"),
-            ("256.1.1.1:80", "lookup 256.1.1.1: no such host"),
-        ] {
-            assert_eq!(parse(text), Err(why.into()), "{text}");
-        }
-    }
-
     fn place(text: &str) -> Place {
-        Local::parse(text, "tcp")
-            .and_then(Local::resolve_at_once)
-            .unwrap_or_else(|why| panic!("{text}: {why}"))
+        Local::parse(text, "tcp").and_then(resolve_at_once).unwrap_or_else(|why| panic!("{text}: {why}"))
     }
 
     #[test]

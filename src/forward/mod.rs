@@ -8,12 +8,11 @@
 
 pub mod clients;
 mod direct;
-pub(crate) mod local;
+mod local;
 pub mod loops;
 mod network;
 pub mod policy;
 pub mod registry;
-mod remote;
 pub mod ssh;
 
 use std::io;

@@ -7,27 +7,13 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::local::{Host, Local};
-use super::registry::{Exposed, Protocol};
-use super::remote;
-use crate::addr::{Dest, Source, SshDest};
+use crate::addr::{Dest, Host, Local, Source, SshDest, remote_address};
+use crate::config::{Exposed, GuestPolicy, Protocol};
 
 /// Ports that one guest may have exposed at a time. Each is a descriptor; podman exposes every port of a range by itself.
 const MAX_PORTS: usize = 4096;
 
 const PLAIN: &str = "a guest may expose plain unix sockets, no other ones";
-
-/// What guests may listen on at the host. By default whatever the system lets the daemon have: `podman run -p 80:80` is usual where
-/// the system gives port 80 to everybody, as macOS does.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct GuestPolicy {
-    /// The lowest port.
-    pub lowest_port: u16,
-    /// The addresses; empty stands for all.
-    pub addresses: Vec<IpAddr>,
-    /// Whether unix sockets too, at any path and with any key file that the daemon can read.
-    pub all_protocols: bool,
-}
 
 impl GuestPolicy {
     /// Whether the guest may have that.
@@ -43,7 +29,7 @@ impl GuestPolicy {
             return Err(format!("a guest may expose tcp and udp ports, not {protocol}"));
         }
         // What cannot be read is refused with the words for everybody.
-        if let Ok(remote) = remote::address(remote)
+        if let Ok(remote) = remote_address(remote)
             && *remote.ip() != guest
         {
             return Err(format!("a guest may expose its own ports, and {} is not {guest}", remote.ip()));

@@ -2,11 +2,10 @@
 //! remove one while the daemon runs.
 //!
 //! Owns: the table of exposed ports and sockets. May not: carry bytes (the engine does), speak HTTP (`api`).
-//! Read next: `policy.rs`, what a guest may do; `local.rs` and `remote.rs`, what the words mean; `engine/forwards.rs`, the listeners.
+//! Read next: `policy.rs`, what a guest may do; `../config/ports.rs`, what is asked for; `engine/forwards.rs`, the listeners.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
-use std::fmt;
 use std::io;
 use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
@@ -15,91 +14,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use netstack::{Guest, PortId};
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-use super::local::{Local, Place};
-use super::policy::GuestPolicy;
-use super::{Forward, Ways, remote};
-use crate::addr::{Dest, Source, SshDest};
-use crate::config::SocketForward;
+use super::local::{Place, resolve, resolve_at_once};
+use super::{Forward, Ways};
+use crate::addr::{Dest, Local, Source, SshDest, remote_address};
+use crate::config::{Exposed, GuestPolicy, Protocol, SocketForward};
 use crate::disk;
 use crate::engine::{Engine, ForwardId, Listener};
 use crate::listen::{is_in_use, patiently};
 use crate::places::{Owners, Permit, Places};
 use crate::sys::descriptor_limit;
 use crate::text::{quote, reason};
-
-/// What is listened on at the host. The names in JSON are the original's.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// A TCP port.
-    #[default]
-    Tcp,
-    /// A UDP port.
-    Udp,
-    /// A stream socket of any kind: a path, or what else `-forward-sock` takes.
-    Unix,
-    /// A named pipe of Windows.
-    Npipe,
-}
-
-impl Protocol {
-    /// The name in JSON.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-            Self::Unix => "unix",
-            Self::Npipe => "npipe",
-        }
-    }
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// A port or socket to expose, and one that is, as `/services/forwarder/all` shows it.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
-pub struct Exposed {
-    /// Where the host listens, in the words of who asked.
-    pub local: String,
-    /// Where it leads. It has an address: `:8080` has been completed by the API.
-    pub remote: String,
-    /// What is listened on.
-    pub protocol: Protocol,
-}
-
-impl Exposed {
-    /// Whether the words for a TCP or UDP port mean something, before anything is bound.
-    ///
-    /// # Errors
-    /// What is wrong with them.
-    pub fn check(&self) -> Result<(), ExposeError> {
-        Local::parse(&self.local, self.protocol.as_str()).map_err(|why| self.bad_local(why))?;
-        remote::address(&self.remote).map_err(ExposeError::Remote)?;
-        Ok(())
-    }
-
-    fn key(&self) -> Key {
-        (self.local.clone(), self.protocol.as_str())
-    }
-
-    /// In the original the name of the call stands before only one of the two.
-    fn bad_local(&self, why: String) -> ExposeError {
-        ExposeError::Listen(if self.protocol == Protocol::Tcp { format!("listen tcp: {why}") } else { why })
-    }
-
-    fn cannot_watch(&self, error: &io::Error) -> ExposeError {
-        ExposeError::Listen(format!("listen {} {}: {}", self.protocol, self.local, reason(error)))
-    }
-}
 
 /// Who wants to see or change what is exposed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -144,6 +72,18 @@ pub enum ExposeError {
     /// The daemon is about to end.
     #[error("the daemon is stopping")]
     Stopping,
+}
+
+fn key(exposed: &Exposed) -> Key {
+    (exposed.local.clone(), exposed.protocol.as_str())
+}
+
+fn bad_local(wanted: &Exposed, why: String) -> ExposeError {
+    ExposeError::Listen(wanted.bad_local(why))
+}
+
+fn cannot_watch(wanted: &Exposed, error: &io::Error) -> ExposeError {
+    ExposeError::Listen(format!("listen {} {}: {}", wanted.protocol, wanted.local, reason(error)))
 }
 
 /// The table of what is exposed; clones are the same table.
@@ -253,16 +193,16 @@ impl Registry {
     /// # Errors
     /// See [`ExposeError`].
     pub fn configure(&self, engine: &mut Engine, wanted: Exposed) -> Result<(), ExposeError> {
-        let place = Local::parse(&wanted.local, wanted.protocol.as_str()).and_then(Local::resolve_at_once);
-        let place = place.map_err(|why| wanted.bad_local(why))?;
+        let place = Local::parse(&wanted.local, wanted.protocol.as_str()).and_then(resolve_at_once);
+        let place = place.map_err(|why| bad_local(&wanted, why))?;
         if self.0.is_running(&wanted, Asker::Operator)? {
             return Ok(());
         }
-        let to = remote::address(&wanted.remote).map_err(ExposeError::Remote)?;
+        let to = remote_address(&wanted.remote).map_err(ExposeError::Remote)?;
         // At the start nobody else is kept waiting.
         let bound = patiently(|(_, error)| is_in_use(error), || bind(wanted.protocol, place));
         let listener = self.0.told(bound, &wanted, place, Asker::Operator)?;
-        let id = engine.forward(listener, to, None).map_err(|error| wanted.cannot_watch(&error))?;
+        let id = engine.forward(listener, to, None).map_err(|error| cannot_watch(&wanted, &error))?;
         self.0.insert(wanted, Asker::Operator, Some(place), Running::Engine(id), None);
         Ok(())
     }
@@ -365,13 +305,13 @@ impl Inner {
         let place = match wanted.protocol {
             Protocol::Tcp | Protocol::Udp => {
                 let local = Local::parse(&wanted.local, wanted.protocol.as_str());
-                let local = local.map_err(|why| wanted.bad_local(why))?;
-                Some(local.resolve().await.map_err(|why| wanted.bad_local(why))?)
+                let local = local.map_err(|why| bad_local(&wanted, why))?;
+                Some(resolve(local).await.map_err(|why| bad_local(&wanted, why))?)
             }
             Protocol::Unix | Protocol::Npipe => None,
         };
         let _changing = self.changing(wanted.protocol).lock().await;
-        if let Some(left) = self.take_left(&wanted.key(), asker).await {
+        if let Some(left) = self.take_left(&key(&wanted), asker).await {
             self.end(left).await;
         }
         if self.is_running(&wanted, asker)? {
@@ -380,7 +320,7 @@ impl Inner {
         let permit = self.permit(&wanted, asker)?;
         let running = match place {
             Some(place) => {
-                let to = remote::address(&wanted.remote).map_err(ExposeError::Remote)?;
+                let to = remote_address(&wanted.remote).map_err(ExposeError::Remote)?;
                 let listener = self.told(bind(wanted.protocol, place), &wanted, place, asker)?;
                 self.add(&wanted, listener, to, asker).await?
             }
@@ -450,7 +390,7 @@ impl Inner {
         if table.closed {
             return Err(ExposeError::Stopping);
         }
-        if let Some(entry) = table.entries.get_mut(&wanted.key()) {
+        if let Some(entry) = table.entries.get_mut(&key(wanted)) {
             let same = entry.exposed.remote == wanted.remote;
             // Of a socket the original's own tests want to hear it.
             if same && matches!(wanted.protocol, Protocol::Tcp | Protocol::Udp) {
@@ -543,7 +483,7 @@ impl Inner {
         match self.ways.engine.add_forward(listener, to, asker.guest()).await {
             Ok(id) => Ok(Running::Engine(id)),
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => Err(ExposeError::Stopping),
-            Err(error) => Err(wanted.cannot_watch(&error)),
+            Err(error) => Err(cannot_watch(wanted, &error)),
         }
     }
 
@@ -600,7 +540,7 @@ impl Inner {
                 self.followed.notify_one();
             }
         }
-        let key = exposed.key();
+        let key = key(&exposed);
         table.entries.insert(
             key,
             Entry {
