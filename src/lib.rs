@@ -15,6 +15,7 @@ pub mod forward;
 #[cfg(target_os = "linux")]
 pub mod guest;
 pub mod host;
+pub mod hypervisor;
 pub mod limit;
 pub mod link;
 pub mod listen;

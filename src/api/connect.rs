@@ -11,9 +11,9 @@ use tokio::time::timeout;
 
 use super::listener::Stream;
 use super::{Api, Peer};
+use crate::hypervisor::{report, report_begin, report_refusal};
 use crate::limit::Place;
 use crate::link::Framing;
-use crate::link::listener::{report, report_begin, report_refusal};
 
 /// How long a client may take to show its framing. A guest's first frame follows its link at once.
 const FRAMING_TIME: Duration = Duration::from_secs(10);

@@ -1,4 +1,4 @@
-//! Where hypervisors connect. Owns: what `-listen-qemu` and its like mean. May not: bind. Read next: `link/listener.rs`.
+//! Where hypervisors connect. Owns: what `-listen-qemu` and its like mean. May not: bind. Read next: `hypervisor/mod.rs`.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

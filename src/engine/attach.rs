@@ -1,5 +1,5 @@
 //! How a link gets to the engine, and how its end gets back. Owns: nothing. May not: read or write a frame.
-//! Read next: `links.rs`; `link/listener.rs`, which attaches.
+//! Read next: `links.rs`; `hypervisor/mod.rs`, which attaches.
 
 use std::io;
 use std::os::fd::OwnedFd;

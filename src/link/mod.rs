@@ -1,13 +1,10 @@
 //! Links to hypervisors: bytes to frames and back, batched, and nothing else. Owns: one buffer each way.
-//! May not: look into a frame. Read next: `stream.rs`, `datagram.rs`; `engine/links.rs`, which drives them; `listener.rs`, where links
-//! come from.
+//! May not: look into a frame. Read next: `stream.rs`, `datagram.rs`; `../engine/links.rs`, which drives them;
+//! `../hypervisor/mod.rs`, where links come from.
 
 mod batch;
 mod datagram;
-pub mod listener;
 mod stream;
-mod vfkit;
-mod vpnkit;
 
 use std::io::{self, Read, Write};
 use std::os::fd::BorrowedFd;

@@ -1,5 +1,5 @@
 //! Many datagrams of a connected unix socket in one system call, where the system has one for it; and who sent the first one.
-//! Owns: nothing. Read next: `link/datagram.rs`, `link/vfkit.rs`.
+//! Owns: nothing. Read next: `link/datagram.rs`, `hypervisor/vfkit.rs`.
 // UNSAFETY: no crate lays out messages for recvmmsg and sendmmsg from borrowed buffers, nor credentials of a process of another namespace.
 #![cfg_attr(
     target_os = "linux",

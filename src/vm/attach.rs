@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 
 use super::status::Device;
 use crate::addr::hash;
-use crate::link::listener::Presence;
+use crate::hypervisor::Presence;
 
 /// What ids of ours begin with.
 const NIC: &str = "gvproxy-nic-";

@@ -1,6 +1,6 @@
 //! Virtual machines that are known by their QMP socket: a running one is given a network card, and followed for as long as it lives.
 //!
-//! The card is a `virtio-net-pci` in front of a `stream` netdev that QEMU connects to a socket of ours, where `link/listener.rs` takes it like
+//! The card is a `virtio-net-pci` in front of a `stream` netdev that QEMU connects to a socket of ours, where `hypervisor/mod.rs` takes it like
 //! any hypervisor's. A QMP socket serves one client: with `-qmp` that is us; a socket that was only found at `-listen-qemu` is let go as soon as
 //! the card is there.
 //!
@@ -25,7 +25,7 @@ use tokio::time::timeout;
 
 use crate::config::{Address, LinkConfig, MachineConfig};
 use crate::engine::Handle;
-use crate::link::listener::{Listener, Presence, Terms};
+use crate::hypervisor::{Listener, Presence, Terms};
 use crate::notify::{Notice, VmChange};
 
 use attach::Card;

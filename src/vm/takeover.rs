@@ -23,7 +23,7 @@ use super::status::{Connection, Entry};
 use super::{Surroundings, VmChange, bind_beside};
 use crate::config::{Address, DEVICE_MAC, LinkConfig};
 use crate::disk;
-use crate::link::listener::{Listener, Presence, Terms};
+use crate::hypervisor::{Listener, Presence, Terms};
 use crate::listen::{Made, RemoveOnDrop, ensure_vacant};
 use crate::sys::follow::NameWatch;
 use crate::sys::owner;

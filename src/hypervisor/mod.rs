@@ -1,9 +1,12 @@
-//! Where links come from: the sockets that hypervisors connect to, and what the end of one means for the run.
+//! What accepts and greets hypervisors: the sockets that they connect to, and what the end of one means for the run.
 //!
 //! QEMU, BESS, vfkit and standard input and output stand for the virtual machine that the daemon was started for: without `-keep-running`
 //! there is one, and the run ends with it. VPNKit's clients come and go, as those of `/connect` do.
 //!
 //! Owns: the listening sockets and their files. May not: read a frame. Read next: `vfkit.rs`, `vpnkit.rs`; `engine/attach.rs`.
+
+mod vfkit;
+mod vpnkit;
 
 use std::fmt::Display;
 use std::fs::File;
@@ -19,10 +22,10 @@ use socket2::{SockRef, Socket, Type};
 use tokio::io::Interest;
 use tokio::task::JoinSet;
 
-use super::{Framing, vfkit, vpnkit};
 use crate::config::{Address, LinkConfig};
 use crate::engine::{Attachment, Handle};
 use crate::limit::Limit;
+use crate::link::Framing;
 use crate::listen::{RemoveOnDrop, TcpAddress, as_made, tcp_listener, unix_socket};
 use crate::logging::Limited;
 use crate::notify::{Notice, Notifier};
@@ -221,7 +224,7 @@ impl Listener {
 }
 
 /// Waits for the end of one link among others.
-pub(super) async fn follow(mut attachment: Attachment) {
+async fn follow(mut attachment: Attachment) {
     let ended = attachment.ended().await;
     report(attachment.port(), &ended);
 }

@@ -1,5 +1,5 @@
 //! VPNKit's handshake: HyperKit says who it is, and is told its MTU and hardware address. Owns: nothing. May not: read a frame.
-//! Read next: `listener.rs`.
+//! Read next: `mod.rs`.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,10 +13,10 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
-use super::Framing;
-use super::listener::{Terms, follow, report_begin};
+use super::{Terms, follow, report_begin};
 use crate::engine::Handle;
 use crate::limit::Place;
+use crate::link::Framing;
 use crate::logging::Limited;
 use crate::sys::watch;
 

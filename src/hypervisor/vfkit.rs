@@ -4,7 +4,7 @@
 //! Connected, because then the kernel queues as much as the buffers hold (else ten datagrams, unix(7)), tells when there is room again, and
 //! looks no path up for each frame. It also refuses everybody else.
 //!
-//! Owns: whom the socket is connected to. May not: read a frame. Read next: `sys/datagram.rs`, `datagram.rs`.
+//! Owns: whom the socket is connected to. May not: read a frame. Read next: `../sys/datagram.rs`, `../link/datagram.rs`.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,9 +16,9 @@ use socket2::Socket;
 use tokio::io::Interest;
 use tokio::time::sleep;
 
-use super::Framing;
-use super::listener::{Terms, report, report_begin};
+use super::{Terms, report, report_begin};
 use crate::engine::Handle;
+use crate::link::Framing;
 use crate::logging::Limited;
 use crate::sys::datagram::{Sender, pass_senders, peek};
 use crate::sys::watch;
