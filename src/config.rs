@@ -25,13 +25,12 @@ use netstack::{Mac, NetworkConfig};
 
 use crate::addr::{Endpoint, SSH_PORT, Url};
 use crate::agent::Secret;
-use crate::logging::frames::Extent;
 use crate::text::{quote, reason};
 
 use addresses::Addresses;
 use stack::Settings;
 
-pub use asked::Asked;
+pub use asked::{Asked, LoggedFrames};
 pub use forwards::SocketForward;
 pub use guest::{ConnectLimits, GuestPolicy};
 pub use links::{Address, LinkConfig};
@@ -98,7 +97,7 @@ pub struct Config {
     /// What limits the connects of guests to the host.
     pub connects: ConnectLimits,
     /// Which frames are written into the log, if any.
-    pub frame_log: Option<Extent>,
+    pub frame_log: Option<LoggedFrames>,
     /// What guests may expose at the host.
     pub guest_policy: GuestPolicy,
     /// Host ports into the guest, the ssh port among them.
@@ -145,11 +144,12 @@ impl Config {
         ways.peek().is_some() && ways.all(|way| !way.is_guests(self.network.subnet))
     }
 
-    /// Fills in the defaults and checks what was asked for; `resolv_conf` is where search domains come from.
+    /// Fills in the defaults and checks what was asked for; `resolv_conf` is where search domains come from, and `check` says whether a
+    /// socket's path is to be had.
     ///
     /// # Errors
     /// The first mistake, in the original's order and mostly in its words, as one line (`{:#}`).
-    pub fn resolve(asked: &Asked, resolv_conf: &Path) -> Result<Self> {
+    pub fn resolve(asked: &Asked, resolv_conf: &Path, check: PathCheck<'_>) -> Result<Self> {
         let raw = &asked.args;
         let text = |value: &OsStr| value.to_string_lossy().into_owned();
         let Addresses { subnet, gateway, device, host } = Addresses::resolve(
@@ -165,7 +165,7 @@ impl Config {
             !raw.qmp_status || !machines.is_empty(),
             "-qmp-status shows what is behind -qmp: there is none"
         );
-        let links = LinkConfig::resolve(asked, &machines)?;
+        let links = LinkConfig::resolve(asked, &machines, check)?;
         let notification = notification_socket(asked).map_err(|error| asked.place("notification", error))?;
         let mut settings = match asked.stack() {
             Some(stack) => Settings::new(asked, stack, subnet)?,
@@ -188,8 +188,8 @@ impl Config {
         let agent_port = agent_port.context("agent-port value must be between 1 and 65535")?;
         let agent_secret = Secret::find(raw.agent_secret_file.as_deref())
             .map_err(|error| asked.place("agent-secret-file", error))?;
-        let mut forwards = forwards::of_file(asked, device)?;
-        forwards.extend(forwards::typed(raw, device)?);
+        let mut forwards = forwards::of_file(asked, device, check)?;
+        forwards.extend(forwards::typed(raw, device, check)?);
         let mut reverse = reverse::of_file(asked, device)?;
         reverse.extend(reverse::typed(raw, device)?);
         let endpoint = |flag, index, url| {
@@ -254,6 +254,20 @@ impl Config {
         Ok(config)
     }
 }
+
+/// A path at which a socket is to be made.
+#[derive(Clone, Copy, Debug)]
+pub enum Wanted<'a> {
+    /// A link's of that kind.
+    Link(&'a Path),
+    /// A link's that may be the QMP socket of a machine as well.
+    QemuLink(&'a Path),
+    /// A forward's.
+    Forward(&'a Path),
+}
+
+/// Says whether a path is to be had. Asked where the original looks, so that of several mistakes the same is told.
+pub type PathCheck<'a> = &'a dyn Fn(Wanted<'_>) -> Result<()>;
 
 /// `None` for 0, which stands for "not asked for".
 fn mtu(typed: i64) -> Result<Option<u16>> {

@@ -30,7 +30,7 @@ use crate::forward::registry::Registry;
 use crate::forward::{Forward, Ways};
 use crate::host::dns::{Upstream, serve_stream};
 use crate::host::icmp;
-use crate::hypervisor::{Listener, Presence, Terms};
+use crate::hypervisor::{Listener, Presence, Terms, connect_framing};
 use crate::limit::{Limit, Place};
 use crate::link::Framing;
 use crate::listen::succession::{Paths, Predecessors};
@@ -362,7 +362,7 @@ impl Daemon {
             true if config.listen.is_empty() && config.machines.is_empty() => GoesOn::WithAnother,
             true => GoesOn::Always,
         };
-        let connect_framing = LinkConfig::connect_framing(&config.links);
+        let connect_framing = connect_framing(&config.links);
         // The last, so that whoever waits for one finds the rest there.
         let (links, machines) = match early {
             Some(bound) => bound,

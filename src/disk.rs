@@ -2,6 +2,8 @@
 //! Owns: the threads that wait there, and how many. May not: let the control plane wait for one, or anybody without a limit.
 //! Read next: `host/files.rs`, how much of a file is read; `pcap.rs`, `logging/writer.rs`, which have threads of their own.
 
+pub(crate) mod files;
+
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;

@@ -24,6 +24,7 @@ pub mod notify;
 pub mod pcap;
 pub mod pidfile;
 pub mod places;
+pub mod preflight;
 pub mod relay;
 pub mod reverse;
 pub mod ssh;

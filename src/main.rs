@@ -14,6 +14,7 @@ use gvproxy::docker_sock::command as docker_sock;
 use gvproxy::listen;
 use gvproxy::logging::Log;
 use gvproxy::pidfile;
+use gvproxy::preflight;
 use gvproxy::text::quote;
 use gvproxy::vm;
 use tracing::level_filters::LevelFilter;
@@ -68,7 +69,7 @@ fn main() -> ExitCode {
     if let Some(word) = &ignored {
         tracing::warn!(word = %word.display(), "the flags end at this word: it and what follows is ignored");
     }
-    let config = match Config::resolve(&asked, Path::new(RESOLV_CONF)) {
+    let config = match Config::resolve(&asked, Path::new(RESOLV_CONF), &preflight::ensure_to_be_had) {
         Ok(config) => config,
         Err(error) => return fail(&log, "fatal", &format!("{error:#}")),
     };

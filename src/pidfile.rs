@@ -11,7 +11,7 @@ use anyhow::{Result, anyhow};
 use rustix::fs::{Access, FlockOperation, access, flock};
 
 use crate::disk;
-use crate::host::files;
+use crate::disk::files;
 use crate::text::reason;
 
 /// How long another start may keep us waiting, and how often to look.

@@ -22,7 +22,7 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
 use super::Refusal;
-use crate::host::files;
+use crate::disk::files;
 use crate::sys;
 use crate::text::{quote, reason};
 

@@ -14,8 +14,16 @@ use tracing::level_filters::LevelFilter;
 use super::file::{File, Stack, Text};
 use crate::addr::{Endpoint, Source};
 use crate::cli::RawArgs;
-use crate::logging::frames::Extent;
 use crate::text::quote;
+
+/// Which frames are written into the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoggedFrames {
+    /// The first hundred of every five seconds, and how many there were between them.
+    Some,
+    /// Every one, whatever that costs.
+    All,
+}
 
 /// Flags and file as one.
 #[derive(Clone, Debug)]
@@ -77,13 +85,13 @@ impl Asked {
     }
 
     /// Which frames the log is to have: as many as it can bear at debug level or where the file asks for it, all at trace level.
-    pub(super) fn frame_log(&self) -> Option<Extent> {
+    pub(super) fn frame_log(&self) -> Option<LoggedFrames> {
         let level = self.log_level().unwrap_or(LevelFilter::INFO);
         let asked_for = self.stack().and_then(|stack| stack.debug.as_ref()).is_some_and(|debug| debug.value);
         match level {
-            LevelFilter::TRACE => Some(Extent::All),
-            LevelFilter::DEBUG => Some(Extent::Some),
-            _ => asked_for.then_some(Extent::Some),
+            LevelFilter::TRACE => Some(LoggedFrames::All),
+            LevelFilter::DEBUG => Some(LoggedFrames::Some),
+            _ => asked_for.then_some(LoggedFrames::Some),
         }
     }
 

@@ -12,9 +12,9 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use super::asked::Asked;
 use super::file::{self, Text};
+use super::{PathCheck, Wanted};
 use crate::addr::{Dest, Source, SshDest};
 use crate::cli::RawArgs;
-use crate::listen;
 use crate::text::{quote, reason};
 
 /// A host socket, and where its clients are led.
@@ -30,7 +30,7 @@ const UNEQUAL: &str = "--forward-sock, --forward-dest, --forward-user, and --for
                        together, the same number of times, or not at all";
 
 /// The file's.
-pub(super) fn of_file(asked: &Asked, device: Ipv4Addr) -> Result<Vec<SocketForward>> {
+pub(super) fn of_file(asked: &Asked, device: Ipv4Addr, check: PathCheck<'_>) -> Result<Vec<SocketForward>> {
     let mut forwards = Vec::new();
     let Some(file) = asked.file() else { return Ok(forwards) };
     for (index, entry) in file.forwards.iter().enumerate() {
@@ -38,7 +38,7 @@ pub(super) fn of_file(asked: &Asked, device: Ipv4Addr) -> Result<Vec<SocketForwa
         let text = |text: &Text| OsString::from(text.as_ref().map_or("", |text| text.value.as_str()));
         let given = |given: &Text| Some(text(given)).filter(|text| !text.is_empty());
         let (socket, dest) = (text(socket), text(dest));
-        let forward = SocketForward::new(&socket, &dest, given(user), given(identity), device);
+        let forward = SocketForward::new(&socket, &dest, given(user), given(identity), device, check);
         forwards.push(
             forward.map_err(|e| asked.wrong(entry.referenced.line(), &format!("forwards[{index}]"), e))?,
         );
@@ -47,7 +47,7 @@ pub(super) fn of_file(asked: &Asked, device: Ipv4Addr) -> Result<Vec<SocketForwa
 }
 
 /// The flags', which belong together by index: users and keys to those forwards that are in need of one.
-pub(super) fn typed(raw: &RawArgs, device: Ipv4Addr) -> Result<Vec<SocketForward>> {
+pub(super) fn typed(raw: &RawArgs, device: Ipv4Addr, check: PathCheck<'_>) -> Result<Vec<SocketForward>> {
     let RawArgs { forward_sock, forward_dest, forward_user, forward_identity, .. } = raw;
     if forward_sock.is_empty() && forward_dest.is_empty() && !raw.reverse_sock.is_empty() {
         // User and key are for those.
@@ -68,7 +68,7 @@ pub(super) fn typed(raw: &RawArgs, device: Ipv4Addr) -> Result<Vec<SocketForward
             false => (users.next(), !by_agent),
         };
         let identity = if needs_key { identities.next() } else { None };
-        forwards.push(SocketForward::new(sock, dest, user, identity, device)?);
+        forwards.push(SocketForward::new(sock, dest, user, identity, device, check)?);
     }
     if let Some(identity) = identities.next() {
         return Err(anyhow!(
@@ -86,6 +86,7 @@ impl SocketForward {
         user: Option<OsString>,
         identity: Option<OsString>,
         device: Ipv4Addr,
+        check: PathCheck<'_>,
     ) -> Result<Self> {
         let dest = match (is_url(dest), user, identity) {
             (true, None, identity) => with_key(parse(dest)?, identity, dest)?,
@@ -110,7 +111,7 @@ impl SocketForward {
         let source = Source::parse(socket)
             .with_context(|| format!("invalid value {} for flag -forward-sock", quote(socket.as_bytes())))?;
         if let Some(path) = source.path() {
-            listen::at_start(|| listen::ensure_to_be_had(path))?;
+            check(Wanted::Forward(path))?;
         }
         Ok(Self { source, dest })
     }

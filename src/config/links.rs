@@ -6,13 +6,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::MachineConfig;
 use super::asked::Asked;
+use super::{MachineConfig, PathCheck, Wanted};
 use crate::addr::Url;
-use crate::link::Framing;
-use crate::listen;
 use crate::text::quote;
-use crate::vm;
 
 /// A way for a hypervisor to connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,20 +48,24 @@ impl LinkConfig {
     }
 
     /// The links that were asked for, in the order in which they are bound. A socket of one of `machines`' QEMU is none.
-    pub(super) fn resolve(asked: &Asked, machines: &[MachineConfig]) -> Result<Vec<Self>> {
+    pub(super) fn resolve(
+        asked: &Asked,
+        machines: &[MachineConfig],
+        check: PathCheck<'_>,
+    ) -> Result<Vec<Self>> {
         let raw = &asked.args;
         let given = |typed: &OsStr| !typed.is_empty();
         let mut links = Vec::new();
         for (flag, typed, parse) in [
-            ("listen-vpnkit", &raw.listen_vpnkit, vpnkit as fn(&OsStr) -> Result<Self>),
+            ("listen-vpnkit", &raw.listen_vpnkit, vpnkit as fn(&OsStr, PathCheck<'_>) -> Result<Self>),
             ("listen-qemu", &raw.listen_qemu, qemu),
             ("listen-bess", &raw.listen_bess, bess),
             ("listen-vfkit", &raw.listen_vfkit, vfkit),
-            ("listen-stdio", &raw.listen_stdio, |_| Ok(Self::Stdio)),
+            ("listen-stdio", &raw.listen_stdio, |_, _| Ok(Self::Stdio)),
         ] {
             let is_machine = *flag == *"listen-qemu" && machines.iter().any(|machine| is_of(machine, typed));
             if given(typed) && !is_machine {
-                links.push(parse(typed).map_err(|error| asked.place(flag, error))?);
+                links.push(parse(typed, check).map_err(|error| asked.place(flag, error))?);
             }
         }
         for (one, other, names) in [
@@ -76,14 +77,6 @@ impl LinkConfig {
         }
         Ok(links)
     }
-
-    /// What a client of `/connect` speaks: as QEMU if that is what else comes here.
-    // COMPAT(gvproxy): with -listen-bess or -listen-vfkit the original reads its stream as if it were datagrams, of which nobody has any
-    // use.
-    pub fn connect_framing(links: &[Self]) -> Framing {
-        let is_qemu = links.iter().any(|link| matches!(link, Self::Qemu(_)));
-        if is_qemu { Framing::Qemu } else { Framing::Hyperkit }
-    }
 }
 
 /// Whether the URL is that of the machine's QMP socket.
@@ -92,33 +85,29 @@ fn is_of(machine: &MachineConfig, typed: &OsStr) -> bool {
     path.is_some_and(|path| machine.qmp == qmp::Address::Unix(path))
 }
 
-fn vpnkit(typed: &OsStr) -> Result<LinkConfig> {
-    stream_address("vpnkit", typed).map(LinkConfig::Vpnkit)
+fn vpnkit(typed: &OsStr, check: PathCheck<'_>) -> Result<LinkConfig> {
+    stream_address("vpnkit", typed, check).map(LinkConfig::Vpnkit)
 }
 
-fn qemu(typed: &OsStr) -> Result<LinkConfig> {
-    stream_address("qemu", typed).map(LinkConfig::Qemu)
+fn qemu(typed: &OsStr, check: PathCheck<'_>) -> Result<LinkConfig> {
+    stream_address("qemu", typed, check).map(LinkConfig::Qemu)
 }
 
-fn bess(typed: &OsStr) -> Result<LinkConfig> {
-    path("bess", "unixpacket", typed).map(LinkConfig::Bess)
+fn bess(typed: &OsStr, check: PathCheck<'_>) -> Result<LinkConfig> {
+    path("bess", "unixpacket", typed, check).map(LinkConfig::Bess)
 }
 
-fn vfkit(typed: &OsStr) -> Result<LinkConfig> {
-    path("vfkit", "unixgram", typed).map(LinkConfig::Vfkit)
+fn vfkit(typed: &OsStr, check: PathCheck<'_>) -> Result<LinkConfig> {
+    path("vfkit", "unixgram", typed, check).map(LinkConfig::Vfkit)
 }
 
-fn stream_address(name: &str, typed: &OsStr) -> Result<Address> {
+fn stream_address(name: &str, typed: &OsStr, check: PathCheck<'_>) -> Result<Address> {
     let url = Url::parse(typed).with_context(|| format!("invalid value for {name} listen address"))?;
     let invalid = || format!("invalid value for {name} listen address");
     match url.scheme.as_str() {
         "unix" => {
             let path = url.into_socket_path().with_context(invalid)?;
-            listen::at_start(|| match listen::ensure_vacant(&path) {
-                // Then that is where the machine is.
-                Err(_) if name == "qemu" && vm::serves_qmp(&path) => Ok(()),
-                vacant => vacant,
-            })?;
+            check(if name == "qemu" { Wanted::QemuLink(&path) } else { Wanted::Link(&path) })?;
             Ok(Address::Unix(path))
         }
         "tcp" => url.into_host_and_port().map(|(host, port)| Address::Tcp(host, port)).with_context(invalid),
@@ -126,11 +115,11 @@ fn stream_address(name: &str, typed: &OsStr) -> Result<Address> {
     }
 }
 
-fn path(name: &str, scheme: &str, typed: &OsStr) -> Result<PathBuf> {
+fn path(name: &str, scheme: &str, typed: &OsStr, check: PathCheck<'_>) -> Result<PathBuf> {
     let invalid = || format!("invalid value for {name} listen address");
     let url = Url::parse(typed).with_context(invalid)?;
     ensure!(url.scheme == scheme, "{name} listen address must be {scheme}:// address");
     let path = url.into_socket_path().with_context(invalid)?;
-    listen::at_start(|| listen::ensure_vacant(&path))?;
+    check(Wanted::Link(&path))?;
     Ok(path)
 }

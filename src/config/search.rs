@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::host::files;
+use crate::disk::files;
 
 /// More of a `resolv.conf` is not read, in bytes.
 const FILE_MAX: u64 = 64 * 1024;

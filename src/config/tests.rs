@@ -31,7 +31,8 @@ impl Bench {
             std::iter::once("gvproxy").chain(line.split_whitespace()).map(Into::into).collect();
         let Parsed::Run(raw) = cli::parse(&argv) else { panic!("{line}") };
         let asked = Asked::new(*raw).map_err(|error| format!("{error:#}"))?;
-        Config::resolve(&asked, &self.dir.path().join("resolv.conf")).map_err(|error| format!("{error:#}"))
+        Config::resolve(&asked, &self.dir.path().join("resolv.conf"), &crate::preflight::ensure_to_be_had)
+            .map_err(|error| format!("{error:#}"))
     }
 
     /// The same with a file.
@@ -265,7 +266,7 @@ fn links_in_the_order_in_which_they_are_made() {
         ("-listen-vfkit unixgram:@/v", Framing::Hyperkit),
     ] {
         let links = bench.resolve(line).unwrap().links;
-        assert_eq!(LinkConfig::connect_framing(&links), framing, "{line}");
+        assert_eq!(crate::hypervisor::connect_framing(&links), framing, "{line}");
     }
 }
 
@@ -403,17 +404,17 @@ fn frames_in_the_log() {
     let bench = Bench::new();
     for (yaml, line, extent) in [
         ("", "", None),
-        ("", "-debug", Some(Extent::Some)),
-        ("log-level: debug\n", "", Some(Extent::Some)),
-        ("log-level: trace\n", "", Some(Extent::All)),
+        ("", "-debug", Some(LoggedFrames::Some)),
+        ("log-level: debug\n", "", Some(LoggedFrames::Some)),
+        ("log-level: trace\n", "", Some(LoggedFrames::All)),
         ("log-level: chatty\n", "", None),
-        ("stack: {debug: true}\n", "", Some(Extent::Some)),
-        ("stack: {debug: true}\nlog-level: trace\n", "", Some(Extent::All)),
+        ("stack: {debug: true}\n", "", Some(LoggedFrames::Some)),
+        ("stack: {debug: true}\nlog-level: trace\n", "", Some(LoggedFrames::All)),
         ("stack: {debug: false}\nlog-level: warn\n", "", None),
     ] {
         assert_eq!(bench.resolve_file(yaml, line).unwrap().frame_log, extent, "{yaml:?} {line}");
     }
-    assert_eq!(bench.resolve("-debug").unwrap().frame_log, Some(Extent::Some));
+    assert_eq!(bench.resolve("-debug").unwrap().frame_log, Some(LoggedFrames::Some));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, ensure};
 
 use super::asked::Asked;
-use crate::host::files;
+use crate::disk::files;
 use crate::text::{quote, reason};
 
 /// The environment variable that may hold it; the original's.

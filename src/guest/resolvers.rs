@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::host::files;
+use crate::disk::files;
 use crate::text::reason;
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";

@@ -2,7 +2,6 @@
 //! Read next: `tcp.rs`; `dns/`, the host's resolvers.
 
 pub mod dns;
-pub(crate) mod files;
 mod hearing;
 pub(crate) mod icmp;
 pub(crate) mod stream;

@@ -38,6 +38,13 @@ const MAX_GUESTS: usize = 256;
 /// The pause after the process ran out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What a client of `/connect` speaks beside `links`: as QEMU if that is what else comes here.
+// COMPAT(gvproxy): with -listen-bess or -listen-vfkit the original reads its stream as if it were datagrams, of which nobody has any use.
+pub fn connect_framing(links: &[LinkConfig]) -> Framing {
+    let is_qemu = links.iter().any(|link| matches!(link, LinkConfig::Qemu(_)));
+    if is_qemu { Framing::Qemu } else { Framing::Hyperkit }
+}
+
 /// What links are told and asked.
 #[derive(Clone, Debug)]
 pub struct Terms {

@@ -7,19 +7,11 @@ use std::time::{Duration, Instant};
 use smoltcp::wire::{EthernetFrame, PrettyPrinter};
 
 use super::Limited;
+use crate::config::LoggedFrames;
 
 /// Lines in a [`WINDOW`]: a guest's start is all there, and a transfer fills no disk.
 const LINES: u32 = 100;
 const WINDOW: Duration = Duration::from_secs(5);
-
-/// Which frames are written into the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Extent {
-    /// The first hundred of every five seconds, and how many there were between them.
-    Some,
-    /// Every one, whatever that costs.
-    All,
-}
 
 /// Writes frames into the log.
 #[derive(Debug)]
@@ -27,8 +19,8 @@ pub struct FrameLog(Option<Limited>);
 
 impl FrameLog {
     /// A log with so many of them.
-    pub fn new(extent: Extent) -> Self {
-        Self((extent == Extent::Some).then(|| Limited::new(LINES, WINDOW)))
+    pub fn new(extent: LoggedFrames) -> Self {
+        Self((extent == LoggedFrames::Some).then(|| Limited::new(LINES, WINDOW)))
     }
 
     /// A frame that came from there.

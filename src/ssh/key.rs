@@ -8,7 +8,7 @@ use russh::keys::{Error, PrivateKey};
 use zeroize::Zeroizing;
 
 use super::Secret;
-use crate::host::files;
+use crate::disk::files;
 use crate::sys;
 
 /// The longest file that may be a key, in bytes. A guest may name any file (`-gateway-expose-all-protocols`).

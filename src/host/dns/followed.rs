@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use crate::host::files;
+use crate::disk::files;
 
 /// How long the file is taken to be what it was.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
