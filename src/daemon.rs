@@ -33,7 +33,6 @@ use crate::host::icmp;
 use crate::hypervisor::{Listener, Presence, Terms, connect_framing};
 use crate::limit::{Limit, Place};
 use crate::link::Framing;
-use crate::listen::succession::{Paths, Predecessors};
 use crate::listen::{self, RemoveOnDrop, at_start};
 use crate::logging::frames::FrameLog;
 use crate::logging::{Limited, Log};
@@ -41,9 +40,11 @@ use crate::notify::{Notice, Notifier};
 use crate::pcap::Capture;
 use crate::pidfile::PidFile;
 use crate::places::{Owners, Places};
+use crate::preflight;
 use crate::relay::Relays;
 use crate::reverse::Reverse;
 use crate::ssh::Penalties;
+use crate::succession::{Paths, Predecessors};
 use crate::sys::memory::{give_back, give_back_much};
 use crate::sys::{UnlessIgnored, descriptor_share};
 use crate::vm::status::Board;
@@ -343,7 +344,7 @@ impl Daemon {
         let wanted: Vec<_> = wanted.collect();
         let before = Predecessors::at(wanted.iter().filter_map(Source::path));
         if !before.is_empty() {
-            wanted.iter().try_for_each(|source| at_start(|| listen::ensure_to_be_made(source)))?;
+            wanted.iter().try_for_each(preflight::ensure_to_be_made)?;
         }
         // Whoever finds a socket finds it there.
         let pid_file = config.pid_file.as_deref().map(PidFile::create).transpose()?;

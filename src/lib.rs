@@ -28,6 +28,7 @@ pub mod preflight;
 pub mod relay;
 pub mod reverse;
 pub mod ssh;
+pub mod succession;
 pub mod sys;
 pub mod text;
 pub mod vm;

@@ -1,9 +1,8 @@
 //! Sockets that the daemon listens on. Unix sockets are made private, a dead predecessor's is replaced, all are removed at the end.
 //! Owns: the files of its sockets, through [`RemoveOnDrop`]. May not: remove what is not a socket, or not its own.
-//! Read next: `addr/listen.rs`, where a forward's socket may be; `listen/inherited.rs`; `listen/succession.rs`.
+//! Read next: `addr/listen.rs`, where a forward's socket may be; `listen/inherited.rs`; `succession.rs`.
 
 mod inherited;
-pub mod succession;
 
 use std::fs::{self, Metadata};
 use std::io;
@@ -181,8 +180,8 @@ pub(crate) fn is_in_use(error: &io::Error) -> bool {
 /// A socket's file, by the path that it was made at, absolute where the working directory has a name.
 #[derive(Clone, Debug)]
 pub struct Made {
-    path: PathBuf,
-    file: FileId,
+    pub(crate) path: PathBuf,
+    pub(crate) file: FileId,
 }
 
 impl Made {
@@ -368,21 +367,12 @@ pub fn ensure_vacant(path: &Path) -> Result<()> {
     stale_socket(path).map(drop)
 }
 
-/// The same where a socket of another gvproxy would be taken over.
-///
-/// # Errors
-/// As [`unix_listener`].
-pub fn ensure_to_be_had(path: &Path) -> Result<()> {
-    if succession::of_gvproxy(path).is_some() { Ok(()) } else { ensure_vacant(path) }
-}
-
-/// The same where it is about to be taken over: makes such a socket beside it, which is gone at once.
+/// Whether a socket could be made there, though there is one: makes such a one beside it, which is gone at once.
 ///
 /// # Errors
 /// As [`bind`].
 pub fn ensure_to_be_made(source: &Source) -> Result<()> {
     let Source::Unix { path, mode, owner, group } = source else { return Ok(()) };
-    ensure_to_be_had(path)?;
     let beside = path.with_file_name(format!(".gvproxy-{}", std::process::id()));
     // Then this name has no room there.
     if beside.as_os_str().len() > PATH_MAX {
@@ -435,7 +425,7 @@ fn whose(owners: &[Owner], found: &Metadata) -> String {
 }
 
 /// Removes `path` if it is `file`; that it is gone or another is no error.
-fn remove(path: &Path, file: FileId) -> io::Result<()> {
+pub(crate) fn remove(path: &Path, file: FileId) -> io::Result<()> {
     let result = fs::symlink_metadata(path).and_then(|found| match FileId::of(&found) == file {
         true => fs::remove_file(path),
         false => Ok(()),
@@ -448,13 +438,13 @@ fn remove(path: &Path, file: FileId) -> io::Result<()> {
 
 /// Which file it is, whatever its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct FileId {
+pub(crate) struct FileId {
     device: u64,
     inode: u64,
 }
 
 impl FileId {
-    fn of(metadata: &Metadata) -> Self {
+    pub(crate) fn of(metadata: &Metadata) -> Self {
         Self { device: metadata.dev(), inode: metadata.ino() }
     }
 }

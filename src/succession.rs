@@ -1,7 +1,7 @@
 //! Paths of sockets that go from one gvproxy to the next. A manager that was killed leaves its gvproxy behind, and starts the next one with
 //! the same paths: that one takes them, and the one that has lost its last way in ends. Of a path that is only removed the log tells.
 //!
-//! Owns: no socket. May not: take a path from another program, or connect to a socket that is a virtual machine's. Read next: `../daemon.rs`.
+//! Owns: no socket. May not: take a path from another program, or connect to a socket that is a virtual machine's. Read next: `daemon.rs`.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -16,10 +16,10 @@ use anyhow::{Result, anyhow};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::time::sleep;
 
-use super::{FileId, Made, remove};
 use crate::cli::{self, Parsed};
 use crate::config::Asked;
 use crate::disk;
+use crate::listen::{FileId, Made, remove};
 use crate::sys::follow::NameWatch;
 use crate::sys::owner::{self, Owner};
 use crate::sys::peer_pid;
@@ -60,7 +60,7 @@ impl Predecessors {
 }
 
 /// The socket for clients at `path`, if it is another gvproxy's, and the id of that process.
-pub(super) fn of_gvproxy(path: &Path) -> Option<(Made, u32)> {
+pub(crate) fn of_gvproxy(path: &Path) -> Option<(Made, u32)> {
     let found = FileId::of(&fs::symlink_metadata(path).ok()?);
     let owners = owner::of_socket(&std::path::absolute(path).ok()?);
     // One that systemd passed is systemd's as well.
