@@ -36,7 +36,7 @@ ways: ## podman's API by every way into a VM, and an image of 2 GiB loaded by ea
 	@tests/guest/build.sh
 	ARCHIVE_MB=$(or $(ARCHIVE_MB),2048) cargo test --profile $(PROFILE) --test vm_ways -- --nocapture
 
-bench: ## speed, cost and scale beside the peers that are there (ROWS=udp RUNS=1: see README)
+bench: ## speed, cost and scale beside the peers that are there (ROWS=udp RUNS=1: see CONTRIBUTING.md)
 	@tests/install.sh bench
 	cargo bench --bench peers
 

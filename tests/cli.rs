@@ -211,10 +211,10 @@ mod ours {
     }
 
     #[test]
-    fn the_readme_has_the_table_of_flags() {
+    fn the_docs_have_the_table_of_flags() {
         let table = gvproxy::cli::table::markdown(gvproxy::cli::table::FLAGS);
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-        let readme = fs::read_to_string(path).unwrap_or_default();
-        assert!(readme.contains(&table), "README.md wants this table:\n{table}");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/cli.md");
+        let page = fs::read_to_string(path).unwrap_or_default();
+        assert!(page.contains(&table), "docs/cli.md wants this table:\n{table}");
     }
 }

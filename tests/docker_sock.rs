@@ -284,10 +284,11 @@ fn what_is_no_command_line() {
 }
 
 #[test]
-fn the_readme_has_the_flags() {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+fn the_docs_have_the_table_of_flags() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/docker-sock.md");
+    let page = fs::read_to_string(path).unwrap();
     let table = gvproxy::cli::table::markdown(command::INSTALL);
-    assert!(readme.contains(&table), "README.md wants this table:\n{table}");
+    assert!(page.contains(&table), "docs/docker-sock.md wants this table:\n{table}");
 }
 
 /// A system that has just started: /run and /etc/tmpfiles.d are empty, and nobody else's.

@@ -666,10 +666,11 @@ fn flags_that_cannot_be_meant_are_told_at_once() {
 }
 
 #[test]
-fn the_readme_has_the_table_of_flags() {
+fn the_docs_have_the_table_of_flags() {
     let table = gvproxy::cli::table::markdown(gvproxy::guest::settings::FLAGS);
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
-    assert!(readme.contains(&table), "README.md wants this table:\n{table}");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/gvforwarder.md");
+    let page = fs::read_to_string(path).unwrap();
+    assert!(page.contains(&table), "docs/gvforwarder.md wants this table:\n{table}");
 }
 
 #[test]

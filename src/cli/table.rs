@@ -1,4 +1,4 @@
-//! The flags. Owns: the one table that parsing, the usage text and the README's table are made from.
+//! The flags. Owns: the one table that parsing, the usage text and the table in docs/cli.md are made from.
 //! May not: parse. Read next: `grammar.rs`, which reads argv by it.
 
 /// What a flag's value is, and its default.
@@ -175,7 +175,7 @@ pub fn usage(program: &str, flags: &[Flag]) -> String {
     out
 }
 
-/// The table of the README.
+/// The table of a page in docs/.
 pub fn markdown(flags: &[Flag]) -> String {
     let mut out = String::from("| flag | default | meaning |\n|---|---|---|\n");
     for flag in flags {

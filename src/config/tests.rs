@@ -455,9 +455,9 @@ fn what_guests_may() {
 
 /// Its paths are those of a machine that nobody has.
 #[test]
-fn the_readmes_file_is_one() {
+fn the_docs_file_is_one() {
     let bench = Bench::new();
-    let (_, rest) = include_str!("../../README.md").split_once("```yaml\n").unwrap();
+    let (_, rest) = include_str!("../../docs/config.md").split_once("```yaml\n").unwrap();
     let (yaml, _) = rest.split_once("```").unwrap();
     let yaml = yaml.replace("/run/vm/", "@/").replace("/home/me/.ssh/machine", "@/key");
     for name in ["token", "secret"] {

@@ -1,4 +1,5 @@
-//! gvforwarder's flags and what they mean. Owns: the table that its usage text and the README's table are made from.
+//! gvforwarder's flags and what they mean. Owns: the table that its usage text and that of docs/gvforwarder.md are
+//! made from.
 //! May not: look at the system. Read next: `../cli/mod.rs`, which reads argv by the table.
 
 use std::ffi::OsString;
