@@ -47,12 +47,13 @@ instructions: ## the same in instructions, which do not vary: takes anew the fig
 	@tests/install.sh instructions
 	@benches/netstack/instructions.sh --update
 
-lint: ## formatting, clippy, documentation, scripts, what netstack depends on
+lint: ## formatting, clippy, documentation, scripts, what imports what
 	@tests/install.sh lint
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --profile $(PROFILE) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --profile $(PROFILE)
 	shellcheck .ci/run $$(git ls-files '*.sh')
+	@tests/imports.sh >/dev/null
 	@! cargo tree -p netstack -e normal --prefix none | grep -E '^(tokio|mio|socket2|rustix) ' || \
 		{ echo 'netstack may not depend on these' >&2; exit 1; }
 
