@@ -3,7 +3,7 @@
 //! there and the connection waits: [`CLIENT`] says that it is now one with a client of that socket. Until then the host says nothing, and
 //! the agent an empty line now and then, so that each notices when the other is gone. With a secret both prove themselves before the line.
 //! Owns: how a line is read, what the host asks and makes of the answers. Read next: `agent/secret.rs`, the proofs; `guest/agent.rs` and
-//! `guest/offers.rs`, which serve; `engine/lead.rs` and `reverse/agent.rs`, which ask.
+//! `guest/offers.rs`, which serve; `engine/client.rs` and `reverse/agent.rs`, which ask.
 
 pub(crate) mod secret;
 

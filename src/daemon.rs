@@ -47,8 +47,8 @@ use crate::ssh::Penalties;
 use crate::succession::{Paths, Predecessors};
 use crate::sys::memory::{give_back, give_back_much};
 use crate::sys::{UnlessIgnored, descriptor_share};
-use crate::vm::status::Board;
-use crate::vm::{Machine, QemuLink, Surroundings};
+use crate::vm::status::StatusTable;
+use crate::vm::{Environment, Machine, QemuLink};
 
 const HOSTS: &str = "/etc/hosts";
 /// How long what is still to be told may hold up the end.
@@ -268,7 +268,7 @@ impl Link {
         }
     }
 
-    async fn serve(self, with: Surroundings) -> Result<()> {
+    async fn serve(self, with: Environment) -> Result<()> {
         match self {
             Self::Qemu(link) => link.serve(with).await,
             Self::Other(listener) => tokio::select! {
@@ -427,9 +427,9 @@ impl Daemon {
         for reverse in self.reverse {
             reversing.spawn(reverse.run(left.clone()));
         }
-        let board = Board::default();
+        let statuses = StatusTable::default();
         let places = self.ways.places.clone();
-        let mut api = Api::new(self.ways, registry.clone(), self.connect_framing, board.clone());
+        let mut api = Api::new(self.ways, registry.clone(), self.connect_framing, statuses.clone());
         if let Some(token) = self.api_token {
             api.ask_for(token, self.api_token_gateway);
         }
@@ -439,10 +439,10 @@ impl Daemon {
             serving.spawn(listener.run(Arc::clone(&api), stopped.clone()));
         }
         let mut linked = JoinSet::new();
-        let with = Surroundings {
+        let with = Environment {
             engine: handle.clone(),
             terms: Arc::clone(&terms),
-            board,
+            statuses,
             keep_device: self.keep_device,
             exit_with_vm: self.exit_with_vm,
             stop: stopped.clone(),

@@ -17,7 +17,8 @@ const PROTOCOLS: [Protocol; 4] = [Protocol::Tcp, Protocol::Udp, Protocol::Unix, 
 
 pub(super) async fn answer(api: &Api, client: &Client, request: Request<Incoming>) -> Result<Reply, Refusal> {
     let asker = client.scope.asker();
-    let Wish { local, remote, protocol } = Wish::decode("ExposeRequest", posted(client, request).await?)?;
+    let ExposeRequest { local, remote, protocol } =
+        ExposeRequest::decode("ExposeRequest", posted(client, request).await?)?;
     let remote = match protocol_of(&protocol) {
         Some(Protocol::Unix | Protocol::Npipe) => remote,
         _ => complete(remote, asker).map_err(Refusal::bad_request)?,
@@ -31,13 +32,13 @@ pub(super) async fn answer(api: &Api, client: &Client, request: Request<Incoming
 }
 
 /// What a request names; the fields of `types.ExposeRequest`, and of `types.UnexposeRequest` without a `remote`.
-pub(super) struct Wish {
+pub(super) struct ExposeRequest {
     pub(super) local: String,
     pub(super) remote: String,
     pub(super) protocol: String,
 }
 
-impl Wish {
+impl ExposeRequest {
     pub(super) fn decode(name: &'static str, body: Bytes) -> Result<Self, Refusal> {
         let mut object = Object::decode(name, &body)?;
         let local = object.text("local")?;

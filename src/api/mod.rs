@@ -45,7 +45,7 @@ use crate::logging::Limited;
 use crate::places::Owners;
 use crate::relay::Relays;
 use crate::sys::descriptor_share;
-use crate::vm::status::Board;
+use crate::vm::status::StatusTable;
 
 use connection::Unsent;
 use dns::Change;
@@ -74,7 +74,7 @@ pub struct Api {
     handle: Handle,
     registry: Registry,
     connect_framing: Framing,
-    board: Board,
+    statuses: StatusTable,
     /// Of those that lead to one port of a guest each, so that a service that hangs keeps nobody from another.
     tunnels: Owners<SocketAddrV4>,
     gateway: Limit<Peer>,
@@ -133,14 +133,14 @@ enum TakeOver {
 }
 
 impl Api {
-    /// Answers by `ways`, `registry` and `board`; clients of `/connect` speak `connect_framing`.
-    pub fn new(ways: Arc<Ways>, registry: Registry, connect_framing: Framing, board: Board) -> Self {
+    /// Answers by `ways`, `registry` and `statuses`; clients of `/connect` speak `connect_framing`.
+    pub fn new(ways: Arc<Ways>, registry: Registry, connect_framing: Framing, statuses: StatusTable) -> Self {
         Self {
             handle: ways.engine.clone(),
             relays: Arc::clone(&ways.relays),
             registry,
             connect_framing,
-            board,
+            statuses,
             tunnels: Owners::new(ways.places.clone()),
             gateway: limit(MAX_GATEWAY_CONNECTIONS),
             unread: Budget::new(MAX_UNREAD),

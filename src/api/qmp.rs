@@ -4,5 +4,5 @@ use super::Api;
 use super::reply::{Refusal, Reply, json};
 
 pub(super) fn answer(api: &Api) -> Result<Reply, Refusal> {
-    json(&api.board.read())
+    json(&api.statuses.read())
 }

@@ -12,7 +12,7 @@ use super::Api;
 use super::listener::Stream;
 use super::path::value;
 use super::reply::Refusal;
-use crate::engine::{Said, Turned};
+use crate::engine::{Preface, Rejected};
 use crate::places::Permit;
 use crate::relay::discard;
 use crate::text::quote;
@@ -54,9 +54,9 @@ impl Tunnel {
             Ok(client) => client,
             Err(error) => return tracing::debug!(%to, %error, "tunnel failed"),
         };
-        match api.handle.lead(client, permit, to, Said::Early(early.into())).await {
+        match api.handle.forward_client(client, permit, to, Preface::Early(early.into())).await {
             Ok(()) => tracing::debug!(%to, "tunnel connected"),
-            Err(Turned { client, why }) => {
+            Err(Rejected { client, why }) => {
                 if let Some(suppressed) = api.failed_dials.admit(Instant::now()) {
                     tracing::warn!(%to, error = %why, suppressed, "cannot dial");
                 }

@@ -32,7 +32,7 @@ pub const OTHERS: &[Flag] = &[PREFIX];
 
 /// What to print, and the process's exit code.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Said {
+pub struct Output {
     /// For standard output.
     pub out: String,
     /// For standard error.
@@ -54,7 +54,7 @@ const TAKEN: u8 = 5;
 const INCOMPLETE: u8 = 6;
 
 /// Does what a command line asks for, whose second word is [`WORD`].
-pub fn run(argv: &[OsString]) -> Said {
+pub fn run(argv: &[OsString]) -> Output {
     let (program, words) = match argv {
         [program, _, words @ ..] => (program.as_os_str(), words),
         _ => (OsStr::new("gvproxy"), argv),
@@ -85,13 +85,13 @@ pub fn run(argv: &[OsString]) -> Said {
         return said(format!("unexpected word {word}\n{}", usage(&program, flags)), BAD_USAGE);
     }
     match done(verb, &values) {
-        Ok((out, code)) => Said { out, err: String::new(), code },
+        Ok((out, code)) => Output { out, err: String::new(), code },
         Err(error) => said(format!("gvproxy {WORD} {verb}: {error:#}\n"), FAILED),
     }
 }
 
-fn said(err: String, code: u8) -> Said {
-    Said { out: String::new(), err, code }
+fn said(err: String, code: u8) -> Output {
+    Output { out: String::new(), err, code }
 }
 
 fn done(verb: &str, values: &Values) -> Result<(String, u8)> {

@@ -13,8 +13,8 @@ use netstack::{DnsClient, Mac, PortId, dns};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::attach::NewLink;
+use super::client::ConnectRequest;
 use super::forwards::ForwardCommand;
-use super::lead::Wish;
 use super::readout::Readout;
 use super::requests::{Request, Requests};
 
@@ -27,7 +27,7 @@ pub(super) enum Command {
     /// Connects to a guest from an address of the gateway's; the stream is one end of a socket pair.
     Connect { from: Ipv4Addr, to: SocketAddrV4, reply: oneshot::Sender<io::Result<UnixStream>> },
     /// Leads a client to a socket in a guest.
-    Lead(Wish),
+    ForwardClient(ConnectRequest),
     /// Asks the gateway's own zones.
     DnsQuery { message: Vec<u8>, reply: oneshot::Sender<(dns::Verdict, Vec<u8>)> },
     /// Answers [`Request::DnsQuestion`].

@@ -10,11 +10,11 @@
 
 mod attach;
 mod capture;
+mod client;
 mod command;
 mod connecting;
 mod ending;
 mod forwards;
-mod lead;
 mod links;
 mod own;
 mod ping;
@@ -40,9 +40,9 @@ use slotmap::SecondaryMap;
 use tokio::sync::{mpsc, watch};
 
 pub use attach::Attachment;
+pub use client::{Preface, Refused, Rejected};
 pub use command::Handle;
 pub use forwards::{ForwardId, Listener};
-pub use lead::{Refused, Said, Turned};
 pub use readout::Counters;
 pub use requests::Request;
 
@@ -405,7 +405,7 @@ impl Engine {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Connect { from, to, reply } => self.connect_guest(from, to, reply),
-                Command::Lead(wish) => self.lead(wish),
+                Command::ForwardClient(request) => self.forward_client(request),
                 Command::DnsQuery { message, reply } => {
                     let mut answer = Vec::new();
                     let verdict = self.stack.dns_query(&message, netstack::dns::Transport::Tcp, &mut answer);

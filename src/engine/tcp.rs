@@ -14,8 +14,8 @@ use netstack::tcp::{Abort, Phase};
 use netstack::{FlowId, Guest, Instant, PortId, Refusal};
 use tokio::sync::oneshot;
 
+use super::client::Greeting;
 use super::ending::Ending;
-use super::lead::Greeting;
 use super::shares::Owner;
 use super::{Engine, Request, Source};
 use crate::host::stream::HostStream;

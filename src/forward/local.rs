@@ -13,14 +13,14 @@ use crate::text::reason;
 /// Clients that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// Where to listen, with the name looked up.
+/// Where to bind, with the name looked up.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Place {
+pub(super) enum BindAddress {
     Any(u16),
     At(SocketAddr),
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for BindAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Any(port) => write!(f, ":{port}"),
@@ -33,7 +33,7 @@ impl fmt::Display for Place {
 ///
 /// # Errors
 /// The name has no address.
-pub(super) async fn resolve(local: Local) -> Result<Place, String> {
+pub(super) async fn resolve(local: Local) -> Result<BindAddress, String> {
     let Host::Name(name) = &local.host else { return resolve_at_once(local) };
     let found = tokio::net::lookup_host((name.as_str(), local.port)).await;
     pick(name, found.map(Iterator::collect))
@@ -43,10 +43,10 @@ pub(super) async fn resolve(local: Local) -> Result<Place, String> {
 ///
 /// # Errors
 /// The name has no address.
-pub(super) fn resolve_at_once(local: Local) -> Result<Place, String> {
+pub(super) fn resolve_at_once(local: Local) -> Result<BindAddress, String> {
     match local.host {
-        Host::Any => Ok(Place::Any(local.port)),
-        Host::Address(address) => Ok(Place::At(SocketAddr::new(address, local.port))),
+        Host::Any => Ok(BindAddress::Any(local.port)),
+        Host::Address(address) => Ok(BindAddress::At(SocketAddr::new(address, local.port))),
         Host::Name(name) => {
             let found = std::net::ToSocketAddrs::to_socket_addrs(&(name.as_str(), local.port));
             pick(&name, found.map(Iterator::collect))
@@ -55,13 +55,13 @@ pub(super) fn resolve_at_once(local: Local) -> Result<Place, String> {
 }
 
 /// One address of a name: of IPv4, if it has one.
-fn pick(name: &str, found: io::Result<Vec<SocketAddr>>) -> Result<Place, String> {
+fn pick(name: &str, found: io::Result<Vec<SocketAddr>>) -> Result<BindAddress, String> {
     let found = found.unwrap_or_default();
     let picked = found.iter().find(|address| address.is_ipv4()).or_else(|| found.first());
-    picked.copied().map(Place::At).ok_or_else(|| format!("lookup {name}: no such host"))
+    picked.copied().map(BindAddress::At).ok_or_else(|| format!("lookup {name}: no such host"))
 }
 
-impl Place {
+impl BindAddress {
     /// The port, 0 for any.
     pub(super) fn port(self) -> u16 {
         match self {
@@ -148,7 +148,7 @@ fn text(call: &str, error: &io::Error) -> String {
 mod tests {
     use super::*;
 
-    fn place(text: &str) -> Place {
+    fn place(text: &str) -> BindAddress {
         Local::parse(text, "tcp").and_then(resolve_at_once).unwrap_or_else(|why| panic!("{text}: {why}"))
     }
 

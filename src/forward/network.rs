@@ -5,7 +5,7 @@
 //! closed, and the log says what to start.
 //!
 //! Owns: the clients that wait. May not: carry bytes (the engine does, from the client's descriptor).
-//! Read next: `../engine/lead.rs`; `../guest/agent.rs`, the agent.
+//! Read next: `../engine/client.rs`; `../guest/agent.rs`, the agent.
 
 use std::io;
 use std::net::SocketAddrV4;
@@ -18,7 +18,7 @@ use tracing::debug;
 use super::clients::{ClientLog, has_left};
 use crate::agent::{self, Question, Secret};
 use crate::dial::stream;
-use crate::engine::{Handle, Refused, Said};
+use crate::engine::{Handle, Preface, Refused};
 use crate::places::Permit;
 use crate::relay::discard;
 
@@ -62,16 +62,16 @@ impl NetworkWay {
         let (mut waited, mut booting) = (false, None);
         loop {
             let asked = Instant::now();
-            let led = match client.into_std().and_then(|client| Ok((client, self.said()?))) {
-                Ok((client, said)) => {
-                    let leading = self.engine.lead(client.into(), place.clone(), to, said);
-                    self.log.while_waiting(leading).await
+            let connected = match client.into_std().and_then(|client| Ok((client, self.preface()?))) {
+                Ok((client, preface)) => {
+                    let connecting = self.engine.forward_client(client.into(), place.clone(), to, preface);
+                    self.log.while_waiting(connecting).await
                 }
                 Err(error) => return debug!(%error, "forward: client failed"),
             };
-            let Err(turned) = led else { return debug!(%to, path, "forward: client connected") };
+            let Err(rejected) = connected else { return debug!(%to, path, "forward: client connected") };
             waited |= asked.elapsed() > PRESENT;
-            let again = match &turned.why {
+            let again = match &rejected.why {
                 Refused::Unreachable | Refused::Silence => {
                     waited = true;
                     booting = None;
@@ -83,11 +83,11 @@ impl NetworkWay {
                 _ => false,
             };
             if !again {
-                self.say(&turned.why);
-                return turned.client.as_ref().map_or((), discard);
+                self.say(&rejected.why);
+                return rejected.client.as_ref().map_or((), discard);
             }
-            self.log.waits(arrival.elapsed(), &turned.why.to_string());
-            let Some(Ok(back)) = turned.client.map(stream) else { return };
+            self.log.waits(arrival.elapsed(), &rejected.why.to_string());
+            let Some(Ok(back)) = rejected.client.map(stream) else { return };
             client = back;
             sleep(pause).await;
             pause = (pause * 2).min(LAST_PAUSE);
@@ -98,10 +98,10 @@ impl NetworkWay {
     }
 
     /// What the agent is asked, or nothing.
-    fn said(&self) -> io::Result<Said> {
+    fn preface(&self) -> io::Result<Preface> {
         Ok(match &self.path {
-            Some(path) => Said::Asked(Question::new(path.clone().into_bytes(), self.secret.as_ref())?),
-            None => Said::Early(Vec::new()),
+            Some(path) => Preface::Asked(Question::new(path.clone().into_bytes(), self.secret.as_ref())?),
+            None => Preface::Early(Vec::new()),
         })
     }
 

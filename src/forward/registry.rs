@@ -18,7 +18,7 @@ use thiserror::Error;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-use super::local::{Place, resolve, resolve_at_once};
+use super::local::{BindAddress, resolve, resolve_at_once};
 use super::{Forward, Ways};
 use crate::addr::{Dest, Local, Source, SshDest, remote_address};
 use crate::config::{Exposed, GuestPolicy, Protocol, SocketForward};
@@ -133,7 +133,7 @@ struct Entry {
     gone: Option<Instant>,
     repeats: Repeats,
     /// Of TCP and UDP.
-    place: Option<Place>,
+    place: Option<BindAddress>,
     running: Running,
     /// Of what was not known at the start.
     _permit: Option<Permit>,
@@ -430,7 +430,7 @@ impl Inner {
         &self,
         bound: Result<Listener, (String, io::Error)>,
         wanted: &Exposed,
-        place: Place,
+        place: BindAddress,
         asker: Asker,
     ) -> Result<Listener, ExposeError> {
         let protocol = wanted.protocol;
@@ -460,7 +460,7 @@ impl Inner {
     }
 
     /// Whose the port is, for the end of a message.
-    fn owner(&self, protocol: Protocol, place: Place) -> String {
+    fn owner(&self, protocol: Protocol, place: BindAddress) -> String {
         let table = self.table();
         let ours = table.entries.values().find(|entry| {
             entry.exposed.protocol == protocol && entry.place.is_some_and(|other| other.overlaps(place))
@@ -522,7 +522,7 @@ impl Inner {
         &self,
         exposed: Exposed,
         asker: Asker,
-        place: Option<Place>,
+        place: Option<BindAddress>,
         running: Running,
         permit: Option<Permit>,
     ) -> Option<Running> {
@@ -587,7 +587,7 @@ impl Inner {
 }
 
 /// A socket of the host.
-fn bind(protocol: Protocol, place: Place) -> Result<Listener, (String, io::Error)> {
+fn bind(protocol: Protocol, place: BindAddress) -> Result<Listener, (String, io::Error)> {
     match protocol {
         Protocol::Udp => place.receive().map(Listener::Udp),
         _ => place.listen().map(Listener::Tcp),

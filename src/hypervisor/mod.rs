@@ -191,7 +191,7 @@ impl Listener {
     ///
     /// # Errors
     /// The socket cannot be watched.
-    pub async fn knock(&self) -> io::Result<()> {
+    pub async fn wait_readable(&self) -> io::Result<()> {
         if let Way::Accept(_, socket) = &self.way {
             let _ready = watch(socket.try_clone()?.into(), Interest::READABLE)?.readable().await?;
         }

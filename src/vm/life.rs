@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::attach::{self, Card};
 use super::session::{self, Session};
 use super::status::{Connection, Entry, state};
-use super::{Surroundings, VmChange};
+use super::{Environment, VmChange};
 use crate::logging::Limited;
 
 /// The pause before the card is looked after again, which doubles each time that it was in vain.
@@ -29,7 +29,7 @@ const LOG_BURST: u32 = 20;
 const LOG_WINDOW: Duration = Duration::from_secs(60);
 
 /// Follows the machine through all its QEMUs. Returns when the run ends, or when it is to end because of this one.
-pub(super) async fn follow(qmp: &qmp::Address, card: &Card, entry: &Entry, with: &Surroundings) {
+pub(super) async fn follow(qmp: &qmp::Address, card: &Card, entry: &Entry, with: &Environment) {
     tracing::info!(%qmp, "waiting for the virtual machine");
     let mut begun = false;
     let mut life =
@@ -104,7 +104,7 @@ struct Life<'a> {
     qmp: &'a qmp::Address,
     card: &'a Card,
     entry: &'a Entry,
-    with: &'a Surroundings,
+    with: &'a Environment,
     limited: Limited,
     /// Somebody took the card out of this QEMU, and is to have his way.
     taken_out: bool,

@@ -30,7 +30,7 @@ use crate::notify::{Notice, VmChange};
 
 use attach::Card;
 use session::Session;
-use status::Board;
+use status::StatusTable;
 pub use takeover::{QemuLink, serves_qmp};
 
 /// How long a session may take to come about that is only there to take a card out.
@@ -38,13 +38,13 @@ const LAST_CONNECT: Duration = Duration::from_secs(1);
 
 /// What everybody here works with.
 #[derive(Clone, Debug)]
-pub struct Surroundings {
+pub struct Environment {
     /// Where links go.
     pub engine: Handle,
     /// What is said of them.
     pub terms: Arc<Terms>,
     /// Where what is known of the machines stands.
-    pub board: Board,
+    pub statuses: StatusTable,
     /// Whether a card stays when the run ends.
     pub keep_device: bool,
     /// Whether the run ends with the machines.
@@ -53,7 +53,7 @@ pub struct Surroundings {
     pub stop: watch::Receiver<bool>,
 }
 
-impl Surroundings {
+impl Environment {
     /// Waits until the run is to end.
     pub async fn stopped(&self) {
         let mut stop = self.stop.clone();
@@ -114,9 +114,9 @@ impl Machine {
     ///
     /// # Errors
     /// The link's socket failed.
-    pub async fn run(self, with: Surroundings) -> Result<()> {
+    pub async fn run(self, with: Environment) -> Result<()> {
         let Self { qmp, card, listener } = self;
-        let entry = with.board.enter(&qmp);
+        let entry = with.statuses.enter(&qmp);
         let mut with = with;
         if listener.is_some() {
             with.terms = Arc::new(Terms { present: Presence::default(), ..(*with.terms).clone() });

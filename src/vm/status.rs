@@ -1,6 +1,6 @@
 //! What is known of the machines: for the API's `/qmp`, and for `-qmp-status`.
 //!
-//! Owns: the board, one entry for each machine. May not: change anything in a machine. Read next: `life.rs`, which keeps it right.
+//! Owns: the statuses, one entry for each machine. May not: change anything in a machine. Read next: `life.rs`, which keeps it right.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -133,9 +133,9 @@ pub(super) async fn state(client: &mut Client) -> Option<String> {
 
 /// Every machine's status. Clones show the same.
 #[derive(Clone, Debug, Default)]
-pub struct Board(Arc<Mutex<Slab<Status>>>);
+pub struct StatusTable(Arc<Mutex<Slab<Status>>>);
 
-impl Board {
+impl StatusTable {
     /// All machines, in the order in which they came.
     pub fn read(&self) -> Vec<Status> {
         self.lock().iter().map(|(_, status)| status.clone()).collect()
@@ -143,7 +143,7 @@ impl Board {
 
     pub(super) fn enter(&self, qmp: &Address) -> Entry {
         let key = self.lock().insert(Status { qmp: qmp.to_string(), ..Status::default() });
-        Entry { board: self.clone(), key }
+        Entry { statuses: self.clone(), key }
     }
 
     fn lock(&self) -> MutexGuard<'_, Slab<Status>> {
@@ -151,20 +151,20 @@ impl Board {
     }
 }
 
-/// One machine's place on the board, until this is dropped.
+/// One machine's entry, until this is dropped.
 #[derive(Debug)]
 pub(super) struct Entry {
-    board: Board,
+    statuses: StatusTable,
     key: usize,
 }
 
 impl Entry {
     pub(super) fn read(&self) -> Status {
-        self.board.lock().get(self.key).cloned().unwrap_or_default()
+        self.statuses.lock().get(self.key).cloned().unwrap_or_default()
     }
 
     pub(super) fn change(&self, change: impl FnOnce(&mut Status)) {
-        if let Some(status) = self.board.lock().get_mut(self.key) {
+        if let Some(status) = self.statuses.lock().get_mut(self.key) {
             change(status);
         }
     }
@@ -172,7 +172,7 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.board.lock().try_remove(self.key);
+        self.statuses.lock().try_remove(self.key);
     }
 }
 
@@ -292,11 +292,11 @@ mod tests {
 
     #[test]
     fn an_entry_goes_with_its_owner() {
-        let board = Board::default();
-        let entry = board.enter(&Address::Unix("/q".into()));
+        let statuses = StatusTable::default();
+        let entry = statuses.enter(&Address::Unix("/q".into()));
         entry.change(|status| status.pid = Some(7));
-        assert_eq!((board.read()[0].pid, board.read()[0].qmp.as_str()), (Some(7), "unix:///q"));
+        assert_eq!((statuses.read()[0].pid, statuses.read()[0].qmp.as_str()), (Some(7), "unix:///q"));
         drop(entry);
-        assert!(board.read().is_empty());
+        assert!(statuses.read().is_empty());
     }
 }

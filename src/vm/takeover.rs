@@ -20,7 +20,7 @@ use tokio::time::sleep;
 use super::attach::{self, Card};
 use super::session::{self, Session};
 use super::status::{Connection, Entry};
-use super::{Surroundings, VmChange, bind_beside};
+use super::{Environment, VmChange, bind_beside};
 use crate::config::{Address, DEVICE_MAC, LinkConfig};
 use crate::disk;
 use crate::hypervisor::{Listener, Presence, Terms};
@@ -134,7 +134,7 @@ impl QemuLink {
     ///
     /// # Errors
     /// The run is over because of a failure.
-    pub async fn serve(self, with: Surroundings) -> Result<()> {
+    pub async fn serve(self, with: Environment) -> Result<()> {
         let Self { path, listener } = self;
         let qmp = QmpAddress::Unix(path.clone());
         if let Some(mut listener) = listener {
@@ -142,7 +142,7 @@ impl QemuLink {
                 // What came in before QEMU took the path over is the machine's link.
                 biased;
                 () = with.stopped() => return Ok(()),
-                knock = listener.knock() => knock.context("cannot watch the listener").map(|()| false)?,
+                wait_readable = listener.wait_readable() => wait_readable.context("cannot watch the listener").map(|()| false)?,
                 () = taken_over(&listener, &path) => true,
             };
             if !is_taken {
@@ -242,7 +242,7 @@ async fn replaced(file: &Made, path: &Path) {
 }
 
 /// Attaches the machine of a QMP socket that is there, lets the session go, and serves the link to its end.
-async fn serve_found(qmp: &QmpAddress, with: &Surroundings) -> Result<()> {
+async fn serve_found(qmp: &QmpAddress, with: &Environment) -> Result<()> {
     let session = tokio::select! {
         session = session::wait(qmp) => session,
         () = with.stopped() => return Ok(()),
@@ -253,10 +253,10 @@ async fn serve_found(qmp: &QmpAddress, with: &Surroundings) -> Result<()> {
     let mut listener = listener.context("no socket for the link")?;
     let file = listener.take_file();
     let card = Card::new(DEVICE_MAC, path);
-    let entry = with.board.enter(qmp);
+    let entry = with.statuses.enter(qmp);
     // One link: the run, or this machine's part of it, ends with it.
     let terms = Terms { keep_running: false, present: Presence::default(), ..(*with.terms).clone() };
-    let with = Surroundings { terms: Arc::new(terms), ..with.clone() };
+    let with = Environment { terms: Arc::new(terms), ..with.clone() };
     let serving = listener.serve(with.engine.clone(), Arc::clone(&with.terms));
     tokio::pin!(serving);
     // Dropped before the listener.
@@ -274,7 +274,7 @@ async fn serve_attached(
     mut session: Session,
     card: &Card,
     entry: &Entry,
-    with: &Surroundings,
+    with: &Environment,
     mut serving: Pin<&mut impl Future<Output = Result<()>>>,
 ) -> Result<()> {
     loop {
@@ -326,7 +326,7 @@ async fn serve_attached(
     }
 }
 
-async fn attach_once(session: &mut Session, card: &Card, entry: &Entry, with: &Surroundings) -> Result<()> {
+async fn attach_once(session: &mut Session, card: &Card, entry: &Entry, with: &Environment) -> Result<()> {
     let mut status = entry.read();
     status.connection = Connection::Connected;
     status.learn(session).await;

@@ -52,33 +52,33 @@ pub enum Refused {
 
 /// A client that was turned away.
 #[derive(Debug)]
-pub struct Turned {
+pub struct Rejected {
     /// The client, of which nothing has been read; `None` if it is closed already.
     pub client: Option<OwnedFd>,
     /// Why.
     pub why: Refused,
 }
 
-/// A wish to be led to a guest.
+/// A client that asks for a guest.
 #[derive(Debug)]
-pub(super) struct Wish {
+pub(super) struct ConnectRequest {
     client: OwnedFd,
     permit: Permit,
     to: SocketAddrV4,
-    said: Said,
+    preface: Preface,
     reply: Reply,
 }
 
 /// What the guest hears before it hears the client.
 #[derive(Debug)]
-pub enum Said {
+pub enum Preface {
     /// The client's own words, which somebody has read already.
     Early(Vec<u8>),
     /// What an agent is asked, whose answers are not the client's.
     Asked(Question),
 }
 
-type Reply = oneshot::Sender<Result<(), Turned>>;
+type Reply = oneshot::Sender<Result<(), Rejected>>;
 
 /// What is missing before bytes may pass.
 #[derive(Debug)]
@@ -94,10 +94,10 @@ pub(super) struct Greeting {
 }
 
 impl Greeting {
-    fn new(said: Said, reply: Reply) -> Self {
-        let (words, question) = match said {
-            Said::Early(words) => (words, None),
-            Said::Asked(question) => (question.first(), Some(question)),
+    fn new(preface: Preface, reply: Reply) -> Self {
+        let (words, question) = match preface {
+            Preface::Early(words) => (words, None),
+            Preface::Asked(question) => (question.first(), Some(question)),
         };
         Self { words, question, begun: false, answer: Vec::new(), reply: Some(reply) }
     }
@@ -169,19 +169,19 @@ impl Greeting {
 }
 
 impl Engine {
-    pub(super) fn lead(&mut self, wish: Wish) {
-        let Wish { client, permit, to, said, reply } = wish;
+    pub(super) fn forward_client(&mut self, request: ConnectRequest) {
+        let ConnectRequest { client, permit, to, preface, reply } = request;
         match self.stack.tcp_connect(to, self.now, &mut self.batches) {
             Ok(flow) => {
                 let client = HostStream::from_client(client);
-                self.adopt(flow, client, Opening::Led(Box::new(Greeting::new(said, reply))), None);
+                self.adopt(flow, client, Opening::Led(Box::new(Greeting::new(preface, reply))), None);
                 if let Some(connection) = self.tcp.get_mut(flow) {
                     connection.permit = Some(permit);
                 }
             }
             Err(error) => {
                 tracing::debug!(%to, %error, "cannot lead a client");
-                let _ = reply.send(Err(Turned { client: Some(client), why: Refused::Unreachable }));
+                let _ = reply.send(Err(Rejected { client: Some(client), why: Refused::Unreachable }));
             }
         }
     }
@@ -199,7 +199,7 @@ impl Engine {
             && let Some(reply) = greeting.reply
         {
             let client = connection.relay.into_stream(self.poll.registry()).ok();
-            let _ = reply.send(Err(Turned { client: client.map(OwnedFd::from), why }));
+            let _ = reply.send(Err(Rejected { client: client.map(OwnedFd::from), why }));
         }
         self.stack.tcp_release(flow, true);
     }
@@ -226,16 +226,16 @@ impl Handle {
     ///
     /// # Errors
     /// See [`Refused`]; the client comes back, and may be led again.
-    pub async fn lead(
+    pub async fn forward_client(
         &self,
         client: OwnedFd,
         permit: Permit,
         to: SocketAddrV4,
-        said: Said,
-    ) -> Result<(), Turned> {
+        preface: Preface,
+    ) -> Result<(), Rejected> {
         let (reply, answer) = oneshot::channel();
-        self.send(Command::Lead(Wish { client, permit, to, said, reply })).await;
-        answer.await.unwrap_or(Err(Turned { client: None, why: Refused::Unreachable }))
+        self.send(Command::ForwardClient(ConnectRequest { client, permit, to, preface, reply })).await;
+        answer.await.unwrap_or(Err(Rejected { client: None, why: Refused::Unreachable }))
     }
 }
 
@@ -246,7 +246,7 @@ mod tests {
     /// What becomes of an agent that sends `bytes` in pieces of `step`, then ends; and what of it is left for the client.
     fn answer(bytes: &[u8], step: usize) -> (Result<(), Refused>, usize) {
         let question = Question::new(b"/run/a".to_vec(), None).unwrap();
-        let mut greeting = Greeting::new(Said::Asked(question), oneshot::channel().0);
+        let mut greeting = Greeting::new(Preface::Asked(question), oneshot::channel().0);
         assert_eq!(greeting.words, b"/run/a\n");
         let judge = |greeting: &mut Greeting, ended| {
             let over = greeting.judge(ended)?;
