@@ -29,6 +29,7 @@ pub mod relay;
 pub mod reverse;
 pub mod ssh;
 pub mod succession;
+pub mod supervise;
 pub mod sys;
 pub mod text;
 pub mod vm;

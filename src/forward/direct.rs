@@ -20,6 +20,7 @@ use crate::addr::HostPort;
 use crate::dial;
 use crate::disk;
 use crate::relay::{Relays, discard};
+use crate::supervise::Backoff;
 use crate::text::reason;
 use crate::vsock;
 
@@ -103,7 +104,8 @@ impl DirectWay {
         let dest = self.log.dest();
         let arrival = Instant::now();
         let deadline = arrival + patience;
-        let (mut pause, mut busy_pause) = (FIRST_PAUSE, FIRST_BUSY_PAUSE);
+        let mut backoff = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
+        let mut busy = Backoff::new(FIRST_BUSY_PAUSE, LAST_BUSY_PAUSE);
         loop {
             let connected = async {
                 self.own.may_connect()?;
@@ -117,18 +119,13 @@ impl DirectWay {
             self.own.failed();
             let is_final =
                 matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidData);
-            if is_final || Instant::now() + pause > deadline {
+            if is_final || Instant::now() + backoff.pause() > deadline {
                 self.log.turned_away(&reason(&error), None);
                 return None;
             }
             self.log.waits(arrival.elapsed(), &reason(&error));
-            if error.kind() == io::ErrorKind::WouldBlock {
-                sleep(busy_pause).await;
-                busy_pause = (busy_pause * 2).min(LAST_BUSY_PAUSE);
-            } else {
-                sleep(pause).await;
-                pause = (pause * 2).min(LAST_PAUSE);
-            }
+            let is_busy = error.kind() == io::ErrorKind::WouldBlock;
+            sleep(if is_busy { busy.next_pause() } else { backoff.next_pause() }).await;
             if has_left(client) {
                 debug!(dest, "forward: client left before anybody answered");
                 return None;

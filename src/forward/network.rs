@@ -21,6 +21,7 @@ use crate::dial::stream;
 use crate::engine::{Handle, Preface, Refused};
 use crate::places::Permit;
 use crate::relay::discard;
+use crate::supervise::Backoff;
 
 /// The pause after a guest that was not there; it doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -57,7 +58,7 @@ impl NetworkWay {
         let (to, path) = (self.to, self.path.as_deref());
         let arrival = Instant::now();
         let deadline = arrival + patience;
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
         // Whether the guest was waited for, and since when it has refused.
         let (mut waited, mut booting) = (false, None);
         loop {
@@ -89,8 +90,7 @@ impl NetworkWay {
             self.log.waits(arrival.elapsed(), &rejected.why.to_string());
             let Some(Ok(back)) = rejected.client.map(stream) else { return };
             client = back;
-            sleep(pause).await;
-            pause = (pause * 2).min(LAST_PAUSE);
+            sleep(backoff.next_pause()).await;
             if has_left(&client) {
                 return debug!(%to, path, "forward: client left before the guest answered");
             }

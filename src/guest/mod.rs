@@ -26,6 +26,8 @@ use relay::{End, MAX_FRAME, Relay};
 use settings::Settings;
 use tap::Tap;
 
+use crate::supervise::{Backoff, LastFailure};
+
 /// The first pause after a link that could not be had, or was lost; it doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LAST_PAUSE: Duration = Duration::from_secs(4);
@@ -46,15 +48,21 @@ pub struct Guest {
     settings: Settings,
     tap: Option<Tap>,
     client: Option<Client>,
-    pause: Duration,
+    backoff: Backoff,
     /// The reason that was logged last, so that the same one is logged once.
-    told: String,
+    last: LastFailure,
 }
 
 impl Guest {
     /// Nothing is made yet.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, tap: None, client: None, pause: FIRST_PAUSE, told: String::new() }
+        Self {
+            settings,
+            tap: None,
+            client: None,
+            backoff: Backoff::new(FIRST_PAUSE, LAST_PAUSE),
+            last: LastFailure::default(),
+        }
     }
 
     /// Keeps the guest connected. Dropping the guest takes its interface down.
@@ -65,15 +73,12 @@ impl Guest {
         loop {
             if let Err(error) = self.session().await {
                 let reason = format!("{error:#}");
-                if reason == self.told {
-                    tracing::debug!(reason, "no link");
-                } else {
-                    tracing::error!(reason, "no link: trying again");
-                    self.told = reason;
+                match self.last.is_news(&reason) {
+                    true => tracing::error!(reason, "no link: trying again"),
+                    false => tracing::debug!(reason, "no link"),
                 }
             }
-            tokio::time::sleep(self.pause).await;
-            self.pause = (self.pause * 2).min(LAST_PAUSE);
+            tokio::time::sleep(self.backoff.next_pause()).await;
         }
     }
 
@@ -98,7 +103,8 @@ impl Guest {
             false => self.lease(&relay).await,
         };
         if relay.has_heard() {
-            (self.pause, self.told) = (FIRST_PAUSE, String::new());
+            self.backoff.reset();
+            self.last.forget();
         }
         let end = relay.end();
         if self.settings.preexisting || result.is_err() || matches!(end, End::Tap(_)) {

@@ -20,6 +20,7 @@ use super::{Terms, report, report_begin};
 use crate::engine::Handle;
 use crate::link::Framing;
 use crate::logging::Limited;
+use crate::supervise::Backoff;
 use crate::sys::datagram::{Sender, pass_senders, peek};
 use crate::sys::watch;
 
@@ -102,10 +103,9 @@ async fn gone(socket: &Socket, guest: &SocketAddrAny, process: Option<OwnedFd>) 
         && let Ok(process) = watch(process, Interest::READABLE)
         && process.readable().await.is_ok()
     {
-        let mut pause = LOOK.0;
+        let mut backoff = Backoff::new(LOOK.0, LOOK.1);
         while connect(socket, guest).is_ok() {
-            sleep(pause).await;
-            pause = LOOK.1.min(pause * 2);
+            sleep(backoff.next_pause()).await;
         }
         return;
     }

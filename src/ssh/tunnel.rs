@@ -20,6 +20,7 @@ use super::connection::{Connection, Exchanges};
 use super::penalties::{Standing, With};
 use super::{Channel, ConnectError, Penalties, Record, Target};
 use crate::dial::Dial;
+use crate::supervise::Backoff;
 
 /// Connections to one guest of which none waits for a slow client. Each costs the guest two sshd processes while it is busy. Of those made
 /// beside as many less may wait for the clients.
@@ -399,7 +400,7 @@ impl<D> Drop for Waiting<D> {
 /// Tries until there is a connection, or nobody waits any more, or trying is of no use. Runs at most once per pool at a
 /// time, and not in a client's task: a client that gives up early must not undo a slow handshake.
 async fn connect<D: Dial>(pool: Arc<Pool<D>>) {
-    let mut pause = FIRST_PAUSE;
+    let mut backoff = Backoff::new(FIRST_PAUSE, MAX_PAUSE);
     let mut said = None;
     let (target, penalties) = (&pool.target, &*pool.penalties);
     loop {
@@ -460,8 +461,8 @@ async fn connect<D: Dial>(pool: Arc<Pool<D>>) {
                 }
             }
         };
+        let pause = backoff.next_pause();
         sleep(if refused { REFUSED_PAUSE } else { pause }).await;
-        pause = (pause * 2).min(MAX_PAUSE);
     }
     pool.released.notify_waiters();
 }

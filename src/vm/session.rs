@@ -8,6 +8,7 @@ use qmp::{Address, Client, ConnectError, Timeouts};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::disk;
+use crate::supervise::{Backoff, LastFailure};
 use crate::sys::follow::NameWatch;
 use crate::sys::peer_pid;
 
@@ -52,9 +53,9 @@ pub(super) async fn connect(address: &Address, timeouts: Timeouts) -> Result<Ses
 /// Connects as soon as there is a QEMU. Waits without waking where the system tells of new files.
 pub(super) async fn wait(address: &Address) -> Session {
     let mut timeouts = Timeouts::default();
-    let mut told = String::new();
+    let mut last = LastFailure::default();
     let mut settled = Instant::now() + SETTLE;
-    let mut pause = PAUSE.0;
+    let mut backoff = Backoff::new(PAUSE.0, PAUSE.1);
     loop {
         // Before the attempt, so that nothing that comes after it is missed.
         let watch = match directory_of(address).map(Path::to_owned) {
@@ -71,22 +72,19 @@ pub(super) async fn wait(address: &Address) -> Session {
         let (is_absent, is_busy) = (error.is_absent(), error.is_busy());
         let text = format!("{:#}", anyhow::Error::from(error));
         timeouts.greeting = if is_busy { QUEUE } else { Timeouts::default().greeting };
-        if text != told {
+        if last.is_news(&text) {
             match is_absent {
                 true => tracing::info!(qmp = %address, "waiting for the virtual machine"),
                 false => tracing::warn!(qmp = %address, error = text, "no QMP session yet"),
             }
-            told = text;
         }
         match &watch {
             Some(watch) if is_absent && Instant::now() >= settled => {
                 watch.changed().await;
-                (settled, pause) = (Instant::now() + SETTLE, PAUSE.0);
+                settled = Instant::now() + SETTLE;
+                backoff.reset();
             }
-            _ => {
-                sleep(pause).await;
-                pause = (pause * 2).min(PAUSE.1);
-            }
+            _ => sleep(backoff.next_pause()).await,
         }
     }
 }

@@ -25,6 +25,7 @@ use crate::config::{Address, DEVICE_MAC, LinkConfig};
 use crate::disk;
 use crate::hypervisor::{Listener, Presence, Terms};
 use crate::listen::{Made, RemoveOnDrop, ensure_vacant};
+use crate::supervise::{Backoff, LastFailure};
 use crate::sys::follow::NameWatch;
 use crate::sys::owner;
 
@@ -156,13 +157,13 @@ impl QemuLink {
             }
             tracing::info!(path = %path.display(), "another socket is here now: a QMP socket, if it greets");
         }
-        let mut pause = PAUSE.0;
-        let mut told = String::new();
+        let mut backoff = Backoff::new(PAUSE.0, PAUSE.1);
+        let mut last = LastFailure::default();
         loop {
             let error = match serve_found(&qmp, &with).await {
                 Ok(()) if !with.terms.keep_running || *with.stop.borrow() => return Ok(()),
                 Ok(()) => {
-                    pause = PAUSE.0;
+                    backoff.reset();
                     continue;
                 }
                 Err(error) => error,
@@ -172,12 +173,11 @@ impl QemuLink {
                 return Err(error);
             }
             let text = format!("{error:#}");
-            if text != told {
+            if last.is_news(&text) {
                 tracing::error!(error = text, "not attached yet");
-                told = text;
             }
             tokio::select! {
-                () = sleep(pause) => pause = (pause * 2).min(PAUSE.1),
+                () = sleep(backoff.next_pause()) => {}
                 () = with.stopped() => return Ok(()),
             }
         }
@@ -193,7 +193,7 @@ fn has_no_room(error: &anyhow::Error) -> bool {
 async fn taken_over(listener: &Listener, path: &Path) {
     let Some(file) = listener.file().map(RemoveOnDrop::made) else { return std::future::pending().await };
     replaced(file, path).await;
-    let (mut pause, mut is_told) = (PAUSE.0, false);
+    let (mut backoff, mut is_told) = (Backoff::new(PAUSE.0, PAUSE.1), false);
     loop {
         let why = match Owner::of_new(path).await {
             Owner::Other { .. } => return,
@@ -206,8 +206,7 @@ async fn taken_over(listener: &Listener, path: &Path) {
             tracing::warn!(path = %path.display(), why, "no virtual machine can connect here any more");
             is_told = true;
         }
-        sleep(pause).await;
-        pause = (pause * 2).min(PAUSE.1);
+        sleep(backoff.next_pause()).await;
     }
 }
 
