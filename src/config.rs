@@ -116,10 +116,9 @@ impl Config {
     /// The address that guests' sshds see the daemon's own logins come from: the first other one of the gateway's in the subnet that no
     /// guest is meant to have, or else the gateway's.
     pub fn login_ip(&self) -> Ipv4Addr {
-        let NetworkConfig { gateway, subnet: (network, prefix), static_leases, .. } = &self.network;
-        let mask = u32::MAX.checked_shl(32 - u32::from(*prefix)).unwrap_or(0);
+        let NetworkConfig { gateway, subnet, static_leases, .. } = &self.network;
         let is_free = |ip: &Ipv4Addr| {
-            ip.to_bits() & mask == network.to_bits() & mask
+            subnet.contains(*ip)
                 && *ip != self.device_ip
                 && static_leases.iter().all(|(lease, _)| lease != ip)
         };

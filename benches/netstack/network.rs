@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::net::Ipv4Addr;
 
 use netstack::tcp::{Flow, Phase};
-use netstack::{Event, FlowId, FrameSink, Instant, Mac, NetworkConfig, PortId, Stack, UdpFlowId};
+use netstack::{Event, FlowId, FrameSink, Instant, Mac, NetworkConfig, PortId, Stack, Subnet, UdpFlowId};
 use smoltcp::time::Duration;
 
 pub(crate) const GATEWAY_MAC: Mac = Mac([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xdd]);
@@ -45,7 +45,7 @@ impl Network {
         let config = NetworkConfig {
             mtu,
             assumed_mtu: mtu,
-            subnet: (Ipv4Addr::new(192, 168, 127, 0), 24),
+            subnet: Subnet::new(Ipv4Addr::new(192, 168, 127, 0), 24),
             gateway: Ipv4Addr::new(192, 168, 127, 1),
             gateway_mac: GATEWAY_MAC,
             gateway_virtual_ips: vec![Ipv4Addr::new(192, 168, 127, 254)],

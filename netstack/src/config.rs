@@ -3,8 +3,8 @@
 
 use core::net::{IpAddr, Ipv4Addr};
 
-use crate::Mac;
 use crate::dns::Zone;
+use crate::{Mac, Subnet};
 
 /// A virtual network, validated: all addresses are inside `subnet` and distinct.
 #[derive(Clone, Debug)]
@@ -14,8 +14,8 @@ pub struct NetworkConfig {
     /// Largest IP packet, in bytes, that is sent to a guest before it has shown to take larger ones. The same as `mtu` where every guest
     /// is known to take that.
     pub assumed_mtu: u16,
-    /// Network address and prefix length.
-    pub subnet: (Ipv4Addr, u8),
+    /// The addresses of guests and the gateway.
+    pub subnet: Subnet,
     /// The virtual gateway: ARP, DHCP, DNS.
     pub gateway: Ipv4Addr,
     /// The gateway's hardware address.

@@ -26,6 +26,7 @@ mod limit;
 mod link;
 mod mtu;
 mod nat;
+mod subnet;
 mod switch;
 pub mod tcp;
 mod timer;
@@ -50,6 +51,7 @@ pub use guard::Address;
 pub use icmp::Echo;
 pub use link::{FrameSink, Guest, PortId};
 pub use nat::Target;
+pub use subnet::Subnet;
 pub use tcp::{FlowId, Refusal};
 pub use turns::Turns;
 pub use udp::{Datagram, UdpFlowId};
@@ -758,7 +760,7 @@ impl Stack {
             return Err(DropReason::Martian);
         }
         // Of other networks' addresses, which guests lead to one another, nobody here is the owner.
-        if !nat::in_subnet(self.config.subnet, ip) {
+        if !self.config.subnet.contains(ip) {
             return Ok(());
         }
         let title = self.title(ip, port, now);
@@ -891,7 +893,7 @@ impl Stack {
         // If nobody has it, nobody is to say so from now on.
         let is_free = message.operation == ArpOperation::Request
             && self.guard.owner(ip, now).is_none()
-            && nat::in_subnet(self.config.subnet, ip)
+            && self.config.subnet.contains(ip)
             && !self.is_gateway(ip);
         Ok(if is_free { ip } else { Ipv4Addr::UNSPECIFIED })
     }
@@ -956,11 +958,7 @@ impl Stack {
     ) -> Result<(), DropReason> {
         let message = arp::parse(payload)?;
         let (ip, mac) = message.sender;
-        if mac == route.to
-            && !self.is_gateway(ip)
-            && nat::in_subnet(self.config.subnet, ip)
-            && !mac.is_group()
-        {
+        if mac == route.to && !self.is_gateway(ip) && self.config.subnet.contains(ip) && !mac.is_group() {
             if self.neighbours.has_moved(ip, mac, route.port, now) {
                 self.tcp.readdress(ip, route);
                 self.udp.readdress(ip, route);
@@ -987,7 +985,7 @@ impl Stack {
         let (source, destination) = (packet.src_addr(), packet.dst_addr());
         // A guest speaks from the subnet; before it has an address, from none. To the DHCP server it may speak from
         // one of another network: it hears that it needs another (RFC 2131 4.3.2). And routers behind it have addresses of their own.
-        let is_guest = nat::in_subnet(self.config.subnet, source);
+        let is_guest = self.config.subnet.contains(source);
         let is_expected = is_guest || source.is_unspecified() || self.is_from_elsewhere(packet);
         if nat::is_martian(destination) || !is_expected {
             return Err(DropReason::Martian);
@@ -1209,15 +1207,12 @@ impl Stack {
     }
 
     fn is_guest(&self, ip: Ipv4Addr) -> bool {
-        nat::in_subnet(self.config.subnet, ip) && !self.is_gateway(ip)
+        self.config.subnet.contains(ip) && !self.is_gateway(ip)
     }
 
     /// Whether packets to `ip` are forwarded.
     fn is_beyond(&self, ip: Ipv4Addr) -> bool {
-        !nat::in_subnet(self.config.subnet, ip)
-            && !self.is_gateway(ip)
-            && !ip.is_multicast()
-            && !ip.is_broadcast()
+        !self.config.subnet.contains(ip) && !self.is_gateway(ip) && !ip.is_multicast() && !ip.is_broadcast()
     }
 
     /// Whether this is what may come from an address of another network: something for the DHCP server, or about a packet to a guest.
@@ -1243,7 +1238,7 @@ impl Stack {
 
     /// Whether connections may start here for `ip`: it can be a guest's.
     fn ensure_guest(&self, ip: Ipv4Addr) -> Result<(), ConnectError> {
-        let is_guest = nat::in_subnet(self.config.subnet, ip) && ip != self.config.gateway;
+        let is_guest = self.config.subnet.contains(ip) && ip != self.config.gateway;
         if is_guest { Ok(()) } else { Err(ConnectError::NoRoute) }
     }
 

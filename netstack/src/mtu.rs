@@ -85,7 +85,7 @@ mod tests {
 
     use super::*;
     use crate::ipv4::Reassembly;
-    use crate::{DropCounts, Mac};
+    use crate::{DropCounts, Mac, Subnet};
 
     const TO: PortId = PortId(1);
     const BACK: Route = Route { port: PortId(0), from: Mac([2; 6]), to: Mac([4; 6]) };
@@ -108,7 +108,7 @@ mod tests {
         NetworkConfig {
             mtu: 65_520,
             assumed_mtu: 1500,
-            subnet: (Ipv4Addr::new(192, 168, 127, 0), 24),
+            subnet: Subnet::new(Ipv4Addr::new(192, 168, 127, 0), 24),
             gateway: Ipv4Addr::new(192, 168, 127, 1),
             gateway_mac: BACK.from,
             gateway_virtual_ips: Vec::new(),

@@ -5,6 +5,8 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
+use netstack::Subnet;
+
 use super::{HostPort, PATH_MAX, Secret};
 use crate::text::quote;
 
@@ -94,7 +96,7 @@ impl Dest {
     }
 
     /// Whether it is in the virtual network with this address and prefix length.
-    pub(crate) fn is_guests(&self, subnet: (Ipv4Addr, u8)) -> bool {
+    pub(crate) fn is_guests(&self, subnet: Subnet) -> bool {
         match self {
             Self::Agent { .. } => true,
             Self::Ssh(SshDest { sshd: place, .. }) | Self::Tcp(place) => place.within(subnet).is_some(),

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use netstack::Subnet;
+
 /// A TCP port of an address or a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPort {
@@ -13,11 +15,10 @@ pub struct HostPort {
 }
 
 impl HostPort {
-    /// The guest's port that it is, if it is an address of the virtual network with this address and prefix length.
-    pub fn within(&self, (network, prefix): (Ipv4Addr, u8)) -> Option<SocketAddrV4> {
+    /// The guest's port that it is, if it is an address of that virtual network.
+    pub fn within(&self, subnet: Subnet) -> Option<SocketAddrV4> {
         let ip: Ipv4Addr = self.host.parse().ok()?;
-        let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
-        (ip.to_bits() & mask == network.to_bits() & mask).then(|| SocketAddrV4::new(ip, self.port))
+        subnet.contains(ip).then(|| SocketAddrV4::new(ip, self.port))
     }
 }
 

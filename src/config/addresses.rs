@@ -4,12 +4,12 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use netstack::Subnet;
 
 /// The three addresses that a network's own machines have: inside the subnet and distinct.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Addresses {
-    /// Network address and prefix length.
-    pub(super) subnet: (Ipv4Addr, u8),
+    pub(super) subnet: Subnet,
     pub(super) gateway: Ipv4Addr,
     pub(super) device: Ipv4Addr,
     pub(super) host: Ipv4Addr,
@@ -29,118 +29,92 @@ impl Addresses {
     /// With the name of the flag whose value is wrong.
     pub(super) fn resolve(subnet: &str, gateway: &str, device: &str, host: &str) -> Result<Self, Wrong> {
         let cidr = subnet;
-        let subnet = Subnet::parse(cidr).context("failed to parse subnet").map_err(in_flag("subnet"))?;
-        let or_default = |text: &str, who: &str, default: fn(&Subnet) -> Result<Ipv4Addr>| {
+        let subnet = parse(cidr).context("failed to parse subnet").map_err(in_flag("subnet"))?;
+        let or_default = |text: &str, who: &str, default: fn(Subnet) -> Result<Ipv4Addr>| {
             if !text.is_empty() {
                 return Ok(text.to_owned());
             }
-            let address = default(&subnet)
+            let address = default(subnet)
                 .with_context(|| format!("failed to identify usable {who} IP address in subnet"))?;
             Ok(address.to_string())
         };
-        let or_default = |text: &str, who: &str, default: fn(&Subnet) -> Result<Ipv4Addr>| {
+        let or_default = |text: &str, who: &str, default: fn(Subnet) -> Result<Ipv4Addr>| {
             or_default(text, who, default).map_err(in_flag("subnet"))
         };
-        let gateway = or_default(gateway, "gateway", Subnet::first)?;
-        let device = or_default(device, "device", Subnet::second)?;
-        let host = or_default(host, "host", Subnet::last)?;
-        subnet
-            .check(cidr, [&gateway, &device, &host])
-            .map(|[gateway, device, host]| Self {
-                subnet: (subnet.network(), subnet.prefix),
-                gateway,
-                device,
-                host,
-            })
+        let gateway = or_default(gateway, "gateway", first)?;
+        let device = or_default(device, "device", second)?;
+        let host = or_default(host, "host", last)?;
+        check(subnet, cidr, [&gateway, &device, &host])
+            .map(|[gateway, device, host]| Self { subnet, gateway, device, host })
             .map_err(|(flag, error)| (flag, error.context("failed to validate configuration IPs")))
     }
 }
 
-#[derive(Clone, Copy)]
-struct Subnet {
-    address: Ipv4Addr,
-    prefix: u8,
+fn parse(text: &str) -> Result<Subnet> {
+    let wrong = |why: &str| anyhow!("{text:?}: {why}");
+    let (address, prefix) = text.rsplit_once('/').ok_or_else(|| wrong("no '/'"))?;
+    let address = match address.parse() {
+        Ok(IpAddr::V4(address)) => address,
+        Ok(IpAddr::V6(_)) => return Err(wrong("an IPv6 subnet is not supported yet")),
+        Err(_) => return Err(wrong("unable to parse IP")),
+    };
+    if prefix.is_empty()
+        || !prefix.bytes().all(|b| b.is_ascii_digit())
+        || prefix.starts_with('0') && prefix != "0"
+    {
+        return Err(wrong("bad bits after slash"));
+    }
+    let prefix = prefix.parse().ok().filter(|&bits| bits <= 32);
+    Ok(Subnet::new(address, prefix.ok_or_else(|| wrong("prefix length out of range"))?))
 }
 
-impl Subnet {
-    fn parse(text: &str) -> Result<Self> {
-        let wrong = |why: &str| anyhow!("{text:?}: {why}");
-        let (address, prefix) = text.rsplit_once('/').ok_or_else(|| wrong("no '/'"))?;
-        let address = match address.parse() {
-            Ok(IpAddr::V4(address)) => address,
-            Ok(IpAddr::V6(_)) => return Err(wrong("an IPv6 subnet is not supported yet")),
-            Err(_) => return Err(wrong("unable to parse IP")),
-        };
-        if prefix.is_empty()
-            || !prefix.bytes().all(|b| b.is_ascii_digit())
-            || prefix.starts_with('0') && prefix != "0"
-        {
-            return Err(wrong("bad bits after slash"));
-        }
-        let prefix = prefix.parse().ok().filter(|&bits| bits <= 32);
-        Ok(Self { address, prefix: prefix.ok_or_else(|| wrong("prefix length out of range"))? })
-    }
+/// Network, broadcast, gateway, guest and host: five addresses do not fit a /30.
+fn ensure_large_enough(subnet: Subnet) -> Result<()> {
+    ensure!(subnet.prefix() + 3 <= 32, "subnet too small");
+    Ok(())
+}
 
-    fn mask(self) -> u32 {
-        u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0)
-    }
+fn first(subnet: Subnet) -> Result<Ipv4Addr> {
+    ensure_large_enough(subnet)?;
+    Ok(Ipv4Addr::from_bits(subnet.network().to_bits() | 1))
+}
 
-    fn network(self) -> Ipv4Addr {
-        Ipv4Addr::from_bits(self.address.to_bits() & self.mask())
-    }
+fn second(subnet: Subnet) -> Result<Ipv4Addr> {
+    ensure_large_enough(subnet)?;
+    Ok(Ipv4Addr::from_bits(subnet.network().to_bits() | 2))
+}
 
-    fn broadcast(self) -> Ipv4Addr {
-        Ipv4Addr::from_bits(self.address.to_bits() | !self.mask())
-    }
+fn last(subnet: Subnet) -> Result<Ipv4Addr> {
+    ensure_large_enough(subnet)?;
+    Ok(Ipv4Addr::from_bits(subnet.broadcast().to_bits() & !1))
+}
 
-    /// Network, broadcast, gateway, guest and host: five addresses do not fit a /30.
-    fn ensure_large_enough(self) -> Result<()> {
-        ensure!(self.prefix + 3 <= 32, "subnet too small");
-        Ok(())
+fn check(subnet: Subnet, cidr: &str, texts: [&str; 3]) -> Result<[Ipv4Addr; 3], Wrong> {
+    ensure_large_enough(subnet).map_err(in_flag("subnet"))?;
+    let [gateway, device, host] = texts;
+    let gateway = check_one(subnet, cidr, gateway).map_err(in_flag("gatewayIP"))?;
+    let device = check_one(subnet, cidr, device).map_err(in_flag("deviceIP"))?;
+    let host = check_one(subnet, cidr, host).map_err(in_flag("hostIP"))?;
+    let distinct = |flag| in_flag(flag)(anyhow!("IP addresses need to be distinct"));
+    if device == gateway {
+        return Err(distinct("deviceIP"));
     }
+    if host == gateway || host == device {
+        return Err(distinct("hostIP"));
+    }
+    Ok([gateway, device, host])
+}
 
-    fn first(&self) -> Result<Ipv4Addr> {
-        self.ensure_large_enough()?;
-        Ok(Ipv4Addr::from_bits(self.network().to_bits() | 1))
-    }
-
-    fn second(&self) -> Result<Ipv4Addr> {
-        self.ensure_large_enough()?;
-        Ok(Ipv4Addr::from_bits(self.network().to_bits() | 2))
-    }
-
-    fn last(&self) -> Result<Ipv4Addr> {
-        self.ensure_large_enough()?;
-        Ok(Ipv4Addr::from_bits(self.broadcast().to_bits() & !1))
-    }
-
-    fn check(self, cidr: &str, texts: [&str; 3]) -> Result<[Ipv4Addr; 3], Wrong> {
-        self.ensure_large_enough().map_err(in_flag("subnet"))?;
-        let [gateway, device, host] = texts;
-        let gateway = self.check_one(cidr, gateway).map_err(in_flag("gatewayIP"))?;
-        let device = self.check_one(cidr, device).map_err(in_flag("deviceIP"))?;
-        let host = self.check_one(cidr, host).map_err(in_flag("hostIP"))?;
-        let distinct = |flag| in_flag(flag)(anyhow!("IP addresses need to be distinct"));
-        if device == gateway {
-            return Err(distinct("deviceIP"));
-        }
-        if host == gateway || host == device {
-            return Err(distinct("hostIP"));
-        }
-        Ok([gateway, device, host])
-    }
-
-    fn check_one(self, cidr: &str, text: &str) -> Result<Ipv4Addr> {
-        let address: IpAddr = text.parse().map_err(|_| anyhow!("invalid IP address: {text}"))?;
-        let address = match address {
-            IpAddr::V4(v4) if v4.to_bits() & self.mask() == self.network().to_bits() => v4,
-            _ => bail!("IP ({text}) not in subnet ({cidr})"),
-        };
-        // COMPAT(gvproxy): the original compares with the subnet as it was written, host bits included.
-        ensure!(address != self.network(), "IP must not be address of subnet: {text}");
-        ensure!(address != self.broadcast(), "IP must not be broadcast address: {text}");
-        Ok(address)
-    }
+fn check_one(subnet: Subnet, cidr: &str, text: &str) -> Result<Ipv4Addr> {
+    let address: IpAddr = text.parse().map_err(|_| anyhow!("invalid IP address: {text}"))?;
+    let address = match address {
+        IpAddr::V4(v4) if subnet.contains(v4) => v4,
+        _ => bail!("IP ({text}) not in subnet ({cidr})"),
+    };
+    // COMPAT(gvproxy): the original compares with the subnet as it was written, host bits included.
+    ensure!(address != subnet.network(), "IP must not be address of subnet: {text}");
+    ensure!(address != subnet.broadcast(), "IP must not be broadcast address: {text}");
+    Ok(address)
 }
 
 #[cfg(test)]
@@ -164,7 +138,7 @@ mod tests {
             ("0.0.0.0/0", "0.0.0.0", ["0.0.0.1", "0.0.0.2", "255.255.255.254"]),
         ] {
             let found = resolve([subnet, "", "", ""]).unwrap();
-            assert_eq!(found.subnet.0, network.parse::<Ipv4Addr>().unwrap(), "{subnet}");
+            assert_eq!(found.subnet.network(), network.parse::<Ipv4Addr>().unwrap(), "{subnet}");
             let expected = [gateway, device, host].map(|a| a.parse::<Ipv4Addr>().unwrap());
             assert_eq!([found.gateway, found.device, found.host], expected, "{subnet}");
         }

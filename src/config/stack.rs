@@ -6,8 +6,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow, ensure};
-use netstack::Mac;
 use netstack::dns::{Record, Zone};
+use netstack::{Mac, Subnet};
 use regex::Regex;
 use serde_saphyr::Spanned;
 
@@ -39,7 +39,7 @@ pub(super) struct Settings {
 impl Settings {
     /// # Errors
     /// The first mistake, with its line and key.
-    pub(super) fn new(asked: &Asked, stack: &Stack, subnet: (Ipv4Addr, u8)) -> Result<Self> {
+    pub(super) fn new(asked: &Asked, stack: &Stack, subnet: Subnet) -> Result<Self> {
         let at = |line: &Spanned<String>, key: &str, error| asked.wrong(line.referenced.line(), key, error);
         let gateway_mac = match filled(&stack.gateway_mac_address) {
             Some(text) => Some(mac(&text.value).map_err(|e| at(text, "stack.gatewayMacAddress", e))?),
@@ -51,7 +51,7 @@ impl Settings {
         }
         let lease = |ip: &str, mac_text: &str| {
             let ip = ipv4(ip)?;
-            ensure!(contains(subnet, ip), "{ip} is not in the subnet");
+            ensure!(subnet.contains(ip), "{ip} is not in the subnet");
             Ok((ip, mac(mac_text)?))
         };
         let mut search_domains = Vec::new();
@@ -168,11 +168,6 @@ fn entries<T>(asked: &Asked, map: &Map, key: &str, read: impl Fn(&str, &str) -> 
             read(name, value).map_err(|e| asked.wrong(text.referenced.line(), &format!("{key}.{name}"), e))
         })
         .collect()
-}
-
-fn contains((network, prefix): (Ipv4Addr, u8), ip: Ipv4Addr) -> bool {
-    let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
-    ip.to_bits() & mask == network.to_bits()
 }
 
 fn ipv4(text: &str) -> Result<Ipv4Addr> {

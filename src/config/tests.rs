@@ -3,6 +3,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 
+use netstack::Subnet;
 use tempfile::TempDir;
 
 use crate::addr::{Dest, Endpoint, HostPort, Source, SshDest};
@@ -61,7 +62,7 @@ fn defaults() {
 
     let network = config.network;
     assert_eq!((network.mtu, network.assumed_mtu), (1500, 1500));
-    assert_eq!(network.subnet, (Ipv4Addr::new(192, 168, 127, 0), 24));
+    assert_eq!(network.subnet, Subnet::new(Ipv4Addr::new(192, 168, 127, 0), 24));
     assert_eq!((network.gateway, network.gateway_mac.to_string()), (gateway, "5a:94:ef:e4:0c:dd".into()));
     assert_eq!(network.gateway_virtual_ips, [host]);
     assert_eq!(network.nat, [(host.into(), Ipv4Addr::LOCALHOST.into())]);

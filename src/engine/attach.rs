@@ -112,7 +112,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use std::time::Duration;
 
-    use netstack::{Mac, NetworkConfig};
+    use netstack::{Mac, NetworkConfig, Subnet};
     use rustix::fs::OFlags;
 
     use super::super::Engine;
@@ -125,7 +125,7 @@ mod tests {
         NetworkConfig {
             mtu,
             assumed_mtu: 1500,
-            subnet: (Ipv4Addr::new(192, 168, 127, 0), 24),
+            subnet: Subnet::new(Ipv4Addr::new(192, 168, 127, 0), 24),
             gateway: GATEWAY.into(),
             gateway_mac: Mac([2; 6]),
             gateway_virtual_ips: Vec::new(),

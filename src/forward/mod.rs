@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use netstack::Subnet;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -54,7 +55,7 @@ pub struct Ways {
     /// Of the virtual network.
     pub engine: Handle,
     /// Network address and prefix length: these addresses are guests'.
-    pub subnet: (Ipv4Addr, u8),
+    pub subnet: Subnet,
     /// Whom guests see as their clients,
     pub gateway: Ipv4Addr,
     /// and whom their sshds see when the daemon itself logs in: not the same where there is another address of the gateway's, as sshd

@@ -42,7 +42,7 @@ struct Lease {
 
 #[derive(Clone, Debug)]
 pub(super) struct Leases {
-    mask: u32,
+    subnet_mask: Ipv4Addr,
     /// Addresses of hosts; empty where the subnet has none.
     pool: RangeInclusive<u32>,
     /// Reservations; theirs for ever, and not in the table.
@@ -58,10 +58,7 @@ pub(super) struct Leases {
 
 impl Leases {
     pub(super) fn new(config: &NetworkConfig) -> Self {
-        let (subnet, prefix_len) = config.subnet;
-        let mask = u32::MAX.checked_shl(32 - u32::from(prefix_len.min(32))).unwrap_or(0);
-        let network = subnet.to_bits() & mask;
-        let broadcast = network | !mask;
+        let (network, broadcast) = (config.subnet.network().to_bits(), config.subnet.broadcast().to_bits());
         let pool = network.saturating_add(1)..=broadcast.saturating_sub(1);
         let nat = config.nat.iter().filter_map(|(from, _)| match from {
             IpAddr::V4(address) => Some(*address),
@@ -74,7 +71,7 @@ impl Leases {
             .chain(config.static_leases.iter().map(|(address, _)| *address))
             .collect();
         Self {
-            mask,
+            subnet_mask: config.subnet.mask(),
             first_unused: *pool.start(),
             pool,
             fixed: config.static_leases.clone(),
@@ -90,7 +87,7 @@ impl Leases {
     }
 
     pub(super) fn subnet_mask(&self) -> Ipv4Addr {
-        self.mask.into()
+        self.subnet_mask
     }
 
     /// The addresses that clients have at `now`, and the reservations.

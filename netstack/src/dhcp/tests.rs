@@ -2,6 +2,7 @@ use dhcproto::{Decodable, Decoder};
 use proptest::prelude::*;
 
 use super::*;
+use crate::Subnet;
 
 const START: Duration = Duration::ZERO;
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 1);
@@ -19,7 +20,7 @@ pub(super) fn config() -> NetworkConfig {
     NetworkConfig {
         mtu: 1500,
         assumed_mtu: 1500,
-        subnet: (Ipv4Addr::new(192, 168, 127, 0), 24),
+        subnet: Subnet::new(Ipv4Addr::new(192, 168, 127, 0), 24),
         gateway: GATEWAY,
         gateway_mac: mac(0xdd),
         gateway_virtual_ips: vec![HOST],
@@ -219,7 +220,7 @@ fn what_is_not_for_the_server_gets_no_answer() {
 
 #[test]
 fn guests_get_addresses_of_their_own_until_none_is_left() {
-    let mut server = DhcpServer::new(&NetworkConfig { subnet: (GATEWAY, 29), ..config() });
+    let mut server = DhcpServer::new(&NetworkConfig { subnet: Subnet::new(GATEWAY, 29), ..config() });
     for (client, last) in [(1, 3), (2, 4), (3, 5), (4, 6)] {
         let address = Ipv4Addr::new(192, 168, 127, last);
         let discover = request(mac(client), MessageType::Discover, vec![]);

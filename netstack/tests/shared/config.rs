@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use netstack::{Mac, NetworkConfig};
+use netstack::{Mac, NetworkConfig, Subnet};
 
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 1);
 pub(crate) const GATEWAY_MAC: Mac = Mac([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xdd]);
@@ -14,7 +14,7 @@ pub(crate) fn config(mtu: u16) -> NetworkConfig {
     NetworkConfig {
         mtu,
         assumed_mtu: mtu,
-        subnet: (Ipv4Addr::new(192, 168, 127, 0), 24),
+        subnet: Subnet::new(Ipv4Addr::new(192, 168, 127, 0), 24),
         gateway: GATEWAY,
         gateway_mac: GATEWAY_MAC,
         gateway_virtual_ips: vec![HOST],

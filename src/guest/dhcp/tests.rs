@@ -4,8 +4,8 @@ use std::net::SocketAddrV4;
 
 use dhcproto::v4::{DhcpOption, Message, OptionCode};
 use dhcproto::{Decodable, Decoder, Encodable};
-use netstack::NetworkConfig;
 use netstack::dhcp::{Asker, DhcpServer, SERVER_PORT};
+use netstack::{NetworkConfig, Subnet};
 
 use super::*;
 
@@ -19,7 +19,7 @@ fn config() -> NetworkConfig {
     NetworkConfig {
         mtu: 1500,
         assumed_mtu: 1500,
-        subnet: (Ipv4Addr::new(192, 168, 127, 0), 24),
+        subnet: Subnet::new(Ipv4Addr::new(192, 168, 127, 0), 24),
         gateway: GATEWAY,
         gateway_mac: netstack::Mac(GATEWAY_MAC),
         gateway_virtual_ips: Vec::new(),
@@ -184,7 +184,7 @@ fn asks_for_the_address_of_before_when_the_link_is_back() {
     assert_eq!(network.answer(&frame), None, "nothing has changed");
 
     // The network is another one: the old address is refused, and a new one taken.
-    let subnet = (Ipv4Addr::new(10, 9, 0, 0), 24);
+    let subnet = Subnet::new(Ipv4Addr::new(10, 9, 0, 0), 24);
     let mut other = NetworkConfig { subnet, gateway: Ipv4Addr::new(10, 9, 0, 1), ..config() };
     other.static_leases = vec![(Ipv4Addr::new(10, 9, 0, 7), netstack::Mac(MAC))];
     network.server = DhcpServer::new(&other);

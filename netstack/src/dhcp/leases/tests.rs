@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::super::tests::{config, mac};
 use super::*;
+use crate::Subnet;
 
 const START: Duration = Duration::ZERO;
 
@@ -21,7 +22,7 @@ fn at(port: u32, use_of: &dyn Fn(Ipv4Addr) -> Use) -> Asker<'_> {
 }
 
 fn leases(prefix_len: u8) -> Leases {
-    Leases::new(&NetworkConfig { subnet: (ip(0), prefix_len), ..config() })
+    Leases::new(&NetworkConfig { subnet: Subnet::new(ip(0), prefix_len), ..config() })
 }
 
 #[test]
