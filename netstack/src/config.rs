@@ -33,3 +33,22 @@ pub struct NetworkConfig {
     /// Whether 169.254.0.0/16 may be reached.
     pub ec2_metadata_access: bool,
 }
+
+impl NetworkConfig {
+    /// A network with nothing in it but its gateway: packets of 1500 bytes, no reservations and no names.
+    pub fn new(subnet: Subnet, gateway: Ipv4Addr, gateway_mac: Mac) -> Self {
+        Self {
+            mtu: 1500,
+            assumed_mtu: 1500,
+            subnet,
+            gateway,
+            gateway_mac,
+            gateway_virtual_ips: Vec::new(),
+            nat: Vec::new(),
+            static_leases: Vec::new(),
+            zones: Vec::new(),
+            search_domains: Vec::new(),
+            ec2_metadata_access: false,
+        }
+    }
+}

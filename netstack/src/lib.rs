@@ -4,6 +4,50 @@
 //! Owns: ports and switch, ARP, ICMP, DHCP, DNS zones, TCP and UDP flows, and the policy (`nat.rs`).
 //! May not: do I/O, read a clock, draw randomness. The same inputs give the same outputs.
 //! Read next: [`Stack`], then `tcp/mod.rs`.
+//!
+//! A guest asks who has the gateway's address, and the gateway answers:
+//!
+//! ```
+//! use std::net::Ipv4Addr;
+//!
+//! use netstack::{FrameSink, Instant, Mac, NetworkConfig, PortId, Stack, Subnet};
+//!
+//! /// What guests are sent, in order.
+//! #[derive(Default)]
+//! struct Sent(Vec<(PortId, Vec<u8>)>);
+//!
+//! impl FrameSink for Sent {
+//!     fn has_room(&self, _: PortId, _: usize) -> bool {
+//!         true
+//!     }
+//!
+//!     fn frame(&mut self, port: PortId, len: usize) -> Option<&mut [u8]> {
+//!         self.0.push((port, vec![0; len]));
+//!         self.0.last_mut().map(|(_, frame)| frame.as_mut_slice())
+//!     }
+//! }
+//!
+//! let gateway = Ipv4Addr::new(192, 168, 127, 1);
+//! let mac = Mac([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xdd]);
+//! let config = NetworkConfig::new(Subnet::new(gateway, 24), gateway, mac);
+//! // Whoever knows the seed can guess the network's numbers: take it from the system's random numbers.
+//! let (mut stack, now) = (Stack::new(config, 1, Instant::ZERO), Instant::ZERO);
+//! let port = stack.attach_port(now);
+//!
+//! let mut question = [0xff; 42]; // to everybody,
+//! question[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 7]); // from this hardware address,
+//! question[12..22].copy_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]); // an ARP request (RFC 826)
+//! question[22..28].copy_from_slice(&[2, 0, 0, 0, 0, 7]);
+//! question[28..32].copy_from_slice(&[192, 168, 127, 7]); // of this address
+//! question[38..42].copy_from_slice(&gateway.octets()); // for that one.
+//! let mut sent = Sent::default();
+//! stack.handle_frame(port, &question, now, &mut sent);
+//!
+//! let answer = sent.0.iter().find(|(to, frame)| *to == port && frame[12..14] == [8, 6] && frame[21] == 2);
+//! let (_, answer) = answer.expect("an ARP reply");
+//! assert_eq!(answer[22..28], mac.0);
+//! assert_eq!(answer[28..32], gateway.octets());
+//! ```
 #![forbid(unsafe_code)]
 
 mod arp;

@@ -14,14 +14,8 @@ pub(crate) fn config(mtu: u16) -> NetworkConfig {
     NetworkConfig {
         mtu,
         assumed_mtu: mtu,
-        subnet: Subnet::new(Ipv4Addr::new(192, 168, 127, 0), 24),
-        gateway: GATEWAY,
-        gateway_mac: GATEWAY_MAC,
         gateway_virtual_ips: vec![HOST],
         nat: vec![(HOST.into(), Ipv4Addr::LOCALHOST.into())],
-        static_leases: Vec::new(),
-        zones: Vec::new(),
-        search_domains: Vec::new(),
-        ec2_metadata_access: false,
+        ..NetworkConfig::new(Subnet::new(Ipv4Addr::new(192, 168, 127, 0), 24), GATEWAY, GATEWAY_MAC)
     }
 }

@@ -1,0 +1,35 @@
+//! Gives a running QEMU a network card whose other end is a unix socket, by QMP, shows what QEMU knows of it, and takes it out again.
+//!
+//!     qemu-system-x86_64 -M q35 -display none -qmp unix:/tmp/qmp.sock,server=on,wait=off &
+//!     cargo run --example attach_by_qmp -- unix:///tmp/qmp.sock /tmp/qemu.sock
+//!
+//! A gvproxy that listens at the second socket (`-listen-qemu unix:///tmp/qemu.sock`) would serve it. `gvproxy -qmp` does all of this by
+//! itself, and again after a restart of either.
+#![allow(clippy::print_stdout, reason = "it shows what QEMU says")]
+
+use anyhow::{Result, bail};
+use qmp::{Client, Timeouts, netdev_stream, virtio_net};
+
+const NETDEV: &str = "example-net";
+const CARD: &str = "example-nic";
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [qmp, socket] = arguments.as_slice() else { bail!("usage: attach_by_qmp QMP-URL SOCKET") };
+    let mut client = Client::connect(&qmp.parse()?, Timeouts::default()).await?;
+    let version = &client.version().qemu;
+    println!("QEMU {}.{}.{}", version.major, version.minor, version.micro);
+
+    // A slot that the guest's firmware and system look at, also while they run.
+    let bus = client.free_pci_bus().await?;
+    println!("a free slot: {bus}");
+    client.execute(netdev_stream(NETDEV, socket)).await?;
+    client.execute(virtio_net(CARD, NETDEV, "5a:94:ef:e4:0c:ee", &bus)).await?;
+    println!("{:#?}", client.network().await?);
+
+    // The guest is asked to let a card go, and may not answer; its end on the host goes at once.
+    client.execute(qmp::qapi::qmp::netdev_del { id: NETDEV.into() }).await?;
+    println!("taken out");
+    Ok(())
+}
