@@ -2,7 +2,7 @@
 PROFILE := ci
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help build demo guest test attack ways bench micro instructions lint fmt
+.PHONY: help build demo guest test attack ways bench micro instructions pages lint fmt
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -47,6 +47,9 @@ instructions: ## the same in instructions, which do not vary: takes anew the fig
 	@tests/install.sh instructions
 	@benches/netstack/instructions.sh --update
 
+pages: ## share/: manual pages, and completions for bash, zsh and fish, from the tables of flags
+	UPDATE_PAGES=1 cargo test -q --profile $(PROFILE) -p gvproxy --test pages
+
 lint: ## formatting, clippy, documentation, scripts, what imports what
 	@tests/install.sh lint
 	cargo fmt --all --check
@@ -54,6 +57,7 @@ lint: ## formatting, clippy, documentation, scripts, what imports what
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --profile $(PROFILE)
 	shellcheck .ci/run $$(git ls-files '*.sh')
 	@tests/imports.sh >/dev/null
+	cargo test -q --profile $(PROFILE) -p gvproxy --test pages
 	@! cargo tree -p netstack -e normal --prefix none | grep -E '^(tokio|mio|socket2|rustix) ' || \
 		{ echo 'netstack may not depend on these' >&2; exit 1; }
 

@@ -3,6 +3,7 @@
 
 mod grammar;
 pub mod literal;
+pub mod pages;
 pub mod table;
 
 use std::ffi::{OsStr, OsString};

@@ -10,6 +10,7 @@ use super::agent;
 use super::endpoint::Endpoint;
 use crate::addr::{PATH_MAX, Source};
 use crate::agent::Secret;
+use crate::cli::pages::Program;
 use crate::cli::table::{Flag, Kind, flag};
 use crate::cli::{Read, Values, read};
 use crate::config::Token;
@@ -68,6 +69,20 @@ pub const FLAGS: &[Flag] = &[
     ),
     flag("version", Kind::Bool, "Print the version and exit"),
 ];
+
+/// What its manual page says beside the flags.
+pub const GVFORWARDER: Program = Program {
+    name: "gvforwarder",
+    summary: "the network of a guest without a network card, and its sockets for the host",
+    description: &[
+        "Runs in a guest. Makes a tap interface, carries its frames to gvproxy on the host, and leases an address there. With -agent it serves \
+         sockets of the guest to the host, and sockets of the host in the guest.",
+        "A flag is written with one dash or two, its value behind a space or an equals sign.",
+    ],
+    commands: &[],
+    flags: FLAGS,
+    statuses: &[],
+};
 
 /// What a command line asks for.
 #[derive(Debug)]

@@ -1,0 +1,17 @@
+# Completion of gvforwarder, made from the table of flags: see tests/pages.rs.
+complete -c gvforwarder -f
+complete -c gvforwarder -o agent -d 'Serve the sockets of -agent-allow to the host, and make those of -agent-offer for it; no tap then, unless -url is given'
+complete -c gvforwarder -o agent-allow -r -F -d 'Absolute path of a unix socket that the host may reach'
+complete -c gvforwarder -o agent-from -r -F -d 'Address that TCP connections to the agent must come from, default is the gateway of the default route'
+complete -c gvforwarder -o agent-offer -r -F -d 'Unix socket that the host may have made here and whose clients it serves: a path, or unix:///path?mode=0660&owner=NAME&group=NAME'
+complete -c gvforwarder -o agent-port -x -d 'Port of the agent, for TCP and on vsock'
+complete -c gvforwarder -o agent-secret-file -r -F -d 'File of mode 0600 with a secret of 16 to 4096 bytes that the host\'s gvproxy has too; over TCP each has to prove so to the other'
+complete -c gvforwarder -o api-token-file -r -F -d 'File of mode 0600 with the API\'s token of the host\'s gvproxy, if it has one; without it that of the environment\'s GVISOR_API_TOKEN'
+complete -c gvforwarder -o debug -d 'Log at debug level'
+complete -c gvforwarder -o iface -r -F -d 'Name of the tap interface'
+complete -c gvforwarder -o mac -r -F -d 'Hardware address of the interface; empty leaves the one it has'
+complete -c gvforwarder -o mtu -x -d 'Largest MTU taken from DHCP, at least 68; 0 takes what is offered'
+complete -c gvforwarder -o preexisting -d 'Use a tap that somebody else configures: no hardware address, no DHCP'
+complete -c gvforwarder -o stop-if-exist -r -F -d 'Do nothing where one of these interfaces exists, separated by commas'
+complete -c gvforwarder -o url -r -F -d 'Where the frames go: vsock://CID:PORT/connect, unix:///SOCKET, tcp://HOST:PORT/connect, or stdio:PROGRAM?FLAG=VALUE'
+complete -c gvforwarder -o version -d 'Print the version and exit'
