@@ -28,8 +28,8 @@ pub const GVPROXY: Program = Program {
         "Takes the Ethernet frames of a virtual machine from its hypervisor and is the network behind them: DHCP, DNS, and TCP, UDP and \
          pings to wherever the host can reach. Brings ports and sockets out of the machine, and sockets of the host into it. It needs no \
          privilege.",
-        "A flag is written with one dash or two, its value behind a space or an equals sign. A flag without a value, such as -debug, takes \
-         one only behind an equals sign.",
+        "A flag is written with one dash or two, its value after a space or an equals sign. A flag without a value, such as -debug, takes \
+         one only after an equals sign.",
     ],
     commands: &[("docker-sock", "Keep /var/run/docker.sock as a link to a machine's socket")],
     flags: super::table::FLAGS,

@@ -77,7 +77,7 @@ pub const GVFORWARDER: Program = Program {
     description: &[
         "Runs in a guest. Makes a tap interface, carries its frames to gvproxy on the host, and leases an address there. With -agent it serves \
          sockets of the guest to the host, and sockets of the host in the guest.",
-        "A flag is written with one dash or two, its value behind a space or an equals sign.",
+        "A flag is written with one dash or two, its value after a space or an equals sign.",
     ],
     commands: &[],
     flags: FLAGS,
