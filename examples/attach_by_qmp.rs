@@ -1,4 +1,4 @@
-//! Gives a running QEMU a network card whose other end is a unix socket, by QMP, shows what QEMU knows of it, and takes it out again.
+//! Gives a running QEMU a network card whose other end is a unix socket, by QMP, shows what QEMU knows of it, and closes that end again.
 //!
 //!     gvproxy -listen-qemu unix:///tmp/qemu.sock &
 //!     qemu-system-x86_64 -M q35 -device pcie-root-port,id=hot0,chassis=1 -display none \
@@ -30,8 +30,8 @@ async fn main() -> Result<()> {
     client.execute(virtio_net(CARD, NETDEV, "5a:94:ef:e4:0c:ee", &bus)).await?;
     println!("{:#?}", client.network().await?);
 
-    // The guest is asked to let a card go, and may not answer; its end on the host goes at once.
+    // The card stays: a guest is asked to let one go (`Client::unplug`), and none runs here that could.
     client.execute(qmp::qapi::qmp::netdev_del { id: NETDEV.into() }).await?;
-    println!("taken out");
+    println!("its end on the host is closed");
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! What the daemon asks of file systems, one of which may stand still: a network's that lost its server, or a FIFO that nobody reads.
 //! Owns: the threads that wait there, and how many. May not: let the control plane wait for one, or anybody without a limit.
-//! Read next: `host/files.rs`, how much of a file is read; `pcap.rs`, `logging/writer.rs`, which have threads of their own.
+//! Read next: `disk/files.rs`, how much of a file is read; `pcap.rs`, `logging/writer.rs`, which have threads of their own.
 
 pub(crate) mod files;
 

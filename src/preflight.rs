@@ -1,4 +1,4 @@
-//! Whether what is asked for is to be had, before anything is bound. Owns: nothing. May not: make or change a file.
+//! Whether what is asked for is to be had, before anything is bound. Owns: nothing. May not: leave a file.
 //! Read next: `config.rs`, which asks; `listen.rs`.
 
 use std::path::Path;

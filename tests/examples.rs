@@ -55,5 +55,5 @@ fn attach_by_qmp() {
     let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let _qemu = Qemu::start(&qmp, Q35);
     let said = run("attach_by_qmp", &[format!("unix://{}", qmp.display()), socket.display().to_string()]);
-    assert!(said.contains("example-nic") && said.ends_with("taken out\n"), "{said}");
+    assert!(said.contains("example-nic") && said.ends_with("is closed\n"), "{said}");
 }

@@ -54,7 +54,7 @@ const HOST_PATIENCE: Duration = Duration::from_secs(30);
 pub struct Ways {
     /// Of the virtual network.
     pub engine: Handle,
-    /// Network address and prefix length: these addresses are guests'.
+    /// Whose addresses are guests'.
     pub subnet: Subnet,
     /// Whom guests see as their clients,
     pub gateway: Ipv4Addr,
