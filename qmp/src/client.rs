@@ -169,6 +169,7 @@ impl Client {
     /// The next event, however long it takes: the oldest of those that are kept, or the next to come. `Err` is the end of the stream:
     /// [`Lost::Closed`] when QEMU ended, which events such as `SHUTDOWN` may have announced.
     pub async fn next_event(&mut self) -> Result<Event, Lost> {
+        consume_budget().await;
         match self.take(0) {
             Some(event) => Ok(event),
             None => self.receive_event().await.map(|(event, _)| event),

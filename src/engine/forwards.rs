@@ -114,6 +114,12 @@ impl Forwards {
         }
     }
 
+    /// A port is gone.
+    pub(super) fn tidy(&mut self) {
+        self.accepting.tidy();
+        self.receiving.tidy();
+    }
+
     fn rest(&mut self, id: ForwardId) {
         if let Some(forward) = self.table.get_mut(id) {
             forward.queued = false;

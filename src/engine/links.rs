@@ -422,6 +422,7 @@ impl Engine {
             self.forwards.handle_room(link.port);
             self.stack.detach_port(link.port, self.now);
             self.udp_ready.tidy();
+            self.forwards.tidy();
             self.handle_stack_events();
             let end = link.told.take().zip(link.over.take());
             // First its descriptors, so that whoever is told finds them given up.

@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 use super::{FAREWELL, Host, MAX_CLIENTS, Retry, stopped};
 use crate::dial::stream;
 use crate::forward::Logins;
-use crate::ssh::{Arrival, ConnectError, Offer, OfferError, Record, Target};
+use crate::ssh::{Arrival, ConnectError, Exchanges, Offer, OfferError, Record, Target};
 
 /// Keeps a socket at `path` in the guest of `target`.
 pub(super) async fn run(target: &Target, path: &str, host: &Arc<Host>, shutdown: watch::Receiver<bool>) {
@@ -20,11 +20,12 @@ pub(super) async fn run(target: &Target, path: &str, host: &Arc<Host>, shutdown:
     let mut retry = Retry::default();
     let (dialer, penalties, mut record) =
         (Logins(Arc::clone(&host.ways)), &host.ways.penalties, Record::default());
+    let exchanges = Exchanges::new();
     let mut stop = pin!(stopped(shutdown));
     loop {
         let made = tokio::select! {
             () = &mut stop => return,
-            made = Offer::make(&dialer, penalties, target, &mut record, path) => made,
+            made = Offer::make(&dialer, penalties, target, &mut record, &exchanges, path) => made,
         };
         let refused = match made {
             Ok(mut offer) => {

@@ -31,8 +31,8 @@ const ENTERING: Duration = Duration::from_secs(8);
 const OTHERS: Duration = Duration::from_secs(60);
 /// How often it is looked whether that is so.
 const LOOK: Duration = Duration::from_secs(1);
-/// A backlog of this part of it leaves freed memory between what is in use, which the allocator would keep.
-const MUCH: usize = 4;
+/// A backlog of so much leaves freed memory between what is in use, which the allocator would keep.
+const MUCH: usize = MAX_BACKLOG / 4;
 /// How long after that has gone it is given back: others may be leaving too.
 const SETTLE: Duration = Duration::from_secs(5);
 
@@ -90,7 +90,7 @@ impl Client {
         Self { held: 0, moved: Instant::now(), answer, given_up: Arc::default() }
     }
 
-    /// Since when it waits for its answer. Behind a full backlog of others' there is none to come: no more than that was on its way before.
+    /// Since when it waits for its answer. Behind so much of others' there is none to come: sshd and TCP had no more on its way before.
     fn awaits(&mut self, came: u64) -> Option<Instant> {
         match self.answer {
             Answer::Awaited(_, before) if came - before >= MAX_BACKLOG as u64 => {
@@ -144,6 +144,11 @@ impl Backlog {
         Self::of(MAX_SMALL_BACKLOG)
     }
 
+    /// There are few others now.
+    pub(super) fn enlarge(&self) {
+        self.change(|state| state.most = MAX_BACKLOG);
+    }
+
     fn of(most: usize) -> Self {
         let state = State {
             most,
@@ -186,7 +191,7 @@ impl Backlog {
             }
             client.held += bytes + PACKET_COST;
             state.held += bytes + PACKET_COST;
-            state.was_much |= state.held >= state.most / MUCH;
+            state.was_much |= state.held >= MUCH;
             state.came += bytes as u64;
         }
         let mut since = None;
@@ -319,7 +324,7 @@ impl Drop for Share {
         self.backlog.change(|state| {
             let left = state.clients.remove(&self.channel).map_or(0, |client| client.held);
             state.held -= left;
-            is_over = state.was_much && state.held < state.most / MUCH;
+            is_over = state.was_much && state.held < MUCH;
             state.was_much &= !is_over;
         });
         // At the end of the process there is no runtime any more, nor a need.
@@ -484,6 +489,23 @@ mod tests {
             () = &mut more => panic!("there is no room"),
             given_up = timeout(ENTERING + 2 * LOOK, shares[0].given_up()) => given_up.expect("one waits"),
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_small_one_holds_little_until_it_may_grow() {
+        let backlog = Backlog::small();
+        let _share = backlog.share(0);
+        for _ in 0..MAX_SMALL_BACKLOG / (PACKET + PACKET_COST) {
+            backlog.add(0, PACKET).await;
+        }
+        let mut more = pin!(backlog.add(0, PACKET));
+        assert!(timeout(LOOK, &mut more).await.is_err(), "it is full");
+        backlog.enlarge();
+        timeout(Duration::from_millis(1), more).await.expect("there is room");
+        while backlog.state().held + PACKET + PACKET_COST <= MAX_BACKLOG {
+            backlog.add(0, PACKET).await;
+        }
+        assert!(timeout(LOOK, backlog.add(0, PACKET)).await.is_err(), "it is full");
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,7 +4,6 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
-use std::mem;
 use std::net::Shutdown;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -63,6 +62,10 @@ const MAX_OPENING: usize = 1024;
 const EXCHANGES_AHEAD: u32 = 8;
 const EXCHANGE_EVERY: Duration = Duration::from_millis(500);
 const SLOW_EXCHANGE_EVERY: Duration = Duration::from_secs(5);
+/// How many intervals one waits at most.
+const MAX_WAIT: u32 = 4;
+/// Keys as old as this are exchanged without being counted: russh does so by itself after an hour, with those of many connections at once.
+const KEYS_OLD: Duration = Duration::from_secs(600);
 
 /// What sshd says instead of its version to an address that it penalizes, quoted,
 const NOT_ALLOWED: &str = r#""Not allowed at this time""#;
@@ -205,7 +208,7 @@ impl Connection {
                 backlog: backlog.clone(),
                 known_hosts,
                 exchanges: Arc::clone(exchanges),
-                is_new: true,
+                exchanged: None,
                 opened,
             };
             let mut handle = client::connect_stream(
@@ -304,6 +307,11 @@ impl Connection {
             && self.aborted.load(Ordering::Relaxed) < MAX_ABORTED
             && self.refused.load(Ordering::Relaxed) < MAX_REFUSED
             && self.backlog.being_opened() < MAX_OPENING
+    }
+
+    /// It is beside few others now, and may hold as much as one that was made so.
+    pub(super) fn enlarge_backlog(&self) {
+        self.backlog.enlarge();
     }
 
     /// No new channels are put on it until the guest is heard again.
@@ -484,13 +492,14 @@ impl Life {
     }
 }
 
-/// What one guest's connections have had of key exchanges that it wished for: up to when its part is used up. Each takes the thread of all
-/// others milliseconds.
+/// What the connections of one forward have had of key exchanges that the guest wished for: up to when its part is used up. Each takes the
+/// thread of all others milliseconds before it is counted.
 #[derive(Debug)]
-pub(super) struct Exchanges(Mutex<Instant>);
+pub struct Exchanges(Mutex<Instant>);
 
 impl Exchanges {
-    pub(super) fn new() -> Arc<Self> {
+    /// None yet. Clones are the same ones.
+    pub fn new() -> Arc<Self> {
         Arc::new(Self(Mutex::new(Instant::now())))
     }
 
@@ -498,7 +507,9 @@ impl Exchanges {
     async fn count(&self, every: Duration) {
         let used_up = {
             let mut used_up = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            *used_up = (*used_up).max(Instant::now()) + every;
+            let now = Instant::now();
+            // Who waited longer would be taken for a guest that is gone, and what one had too much of is not held against the next.
+            *used_up = ((*used_up).max(now) + every).min(now + (EXCHANGES_AHEAD + MAX_WAIT) * every);
             *used_up
         };
         if let Some(at) = used_up.checked_sub(EXCHANGES_AHEAD * every) {
@@ -526,8 +537,8 @@ struct Events {
     backlog: Backlog,
     known_hosts: Option<(PathBuf, HostPort)>,
     exchanges: Arc<Exchanges>,
-    /// Its first keys are still to be exchanged.
-    is_new: bool,
+    /// When keys were exchanged last.
+    exchanged: Option<Instant>,
     /// Gone with the session, which tells the other end that it has ended.
     opened: Option<mpsc::Sender<Opened>>,
 }
@@ -561,7 +572,8 @@ impl client::Handler for Events {
         _: &mut client::Session,
     ) -> Result<(), Self::Error> {
         self.life.heard();
-        if !mem::replace(&mut self.is_new, false) {
+        let last = self.exchanged.replace(Instant::now());
+        if last.is_some_and(|last| last.elapsed() < KEYS_OLD) {
             let is_slow = [kex::DH_G14_SHA256, kex::DH_G16_SHA512].contains(&names.kex);
             self.exchanges.count(if is_slow { SLOW_EXCHANGE_EVERY } else { EXCHANGE_EVERY }).await;
         }
@@ -853,6 +865,26 @@ mod tests {
     fn longer_packets_than_agreed_end_the_connection() {
         assert!(ensure_agreed(&[0; PACKET as usize]).is_ok());
         assert!(matches!(ensure_agreed(&[0; PACKET as usize + 1]), Err(russh::Error::PacketSize(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_exchanges_keys_too_often_waits_and_not_for_long() {
+        let exchanges = Exchanges::new();
+        let start = Instant::now();
+        for _ in 0..EXCHANGES_AHEAD {
+            exchanges.count(EXCHANGE_EVERY).await;
+        }
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        exchanges.count(EXCHANGE_EVERY).await;
+        assert_eq!(start.elapsed(), EXCHANGE_EVERY);
+        // All logins of a forward at once.
+        let mut logins = tokio::task::JoinSet::new();
+        for _ in 0..crate::ssh::MAX_LOGINS {
+            let exchanges = Arc::clone(&exchanges);
+            logins.spawn(async move { exchanges.count(EXCHANGE_EVERY).await });
+        }
+        logins.join_all().await;
+        assert_eq!(start.elapsed(), (1 + MAX_WAIT) * EXCHANGE_EVERY);
     }
 
     #[tokio::test]

@@ -26,7 +26,7 @@ use std::path::PathBuf;
 use crate::addr::{HostPort, Secret};
 
 pub use self::channel::Channel;
-pub use self::connection::ConnectError;
+pub use self::connection::{ConnectError, Exchanges};
 pub use self::key::load as load_key;
 pub use self::offer::{Arrival, Offer, OfferError};
 pub use self::penalties::{Penalties, Record};

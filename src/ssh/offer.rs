@@ -97,6 +97,7 @@ impl Offer {
         penalties: &Penalties,
         target: &Target,
         record: &mut Record,
+        exchanges: &Arc<Exchanges>,
         path: &str,
     ) -> Result<Self, OfferError> {
         let (to, opened) = mpsc::channel(BACKLOG);
@@ -104,8 +105,7 @@ impl Offer {
         let mut ticket = penalties.admit(target, || known.standing(target, penalties)).await;
         let with = With::now(target, penalties).await;
         let made =
-            Connection::connect(dialer, target, Backlog::large(), &Exchanges::new(), Some(to), &mut ticket)
-                .await;
+            Connection::connect(dialer, target, Backlog::large(), exchanges, Some(to), &mut ticket).await;
         drop(ticket);
         if let Some(accepted) = ConnectError::verdict(&made) {
             record.note(with, accepted);

@@ -27,7 +27,7 @@ use crate::supervise::Backoff;
 pub const MAX_CONNECTIONS: usize = 8;
 /// Connections to one guest at most, with those that do, and those that its sshd has left with too much to close. One that waits for a slow
 /// client keeps the others on it waiting as well, since russh gives back a channel's window before the client has read.
-pub const MAX_LOGINS: usize = 64;
+pub const MAX_LOGINS: usize = 48;
 /// The pause after the first failed attempt; it doubles with each.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause: a guest that begins to answer is found within this and a handshake.
@@ -500,6 +500,9 @@ async fn reap<D: Dial>(pool: Weak<Pool<D>>) {
             }
             keep
         });
+        if state.connections.len() <= MAX_CONNECTIONS {
+            state.connections.iter().for_each(|spare| spare.connection.enlarge_backlog());
+        }
         if left <= 1 {
             state.reaping = false;
             return;
