@@ -42,18 +42,13 @@ pub(crate) struct Network {
 impl Network {
     /// `step` is what a turn takes.
     pub(crate) fn new(mtu: u16, step: Duration) -> Self {
+        let gateway = Ipv4Addr::new(192, 168, 127, 1);
         let config = NetworkConfig {
             mtu,
             assumed_mtu: mtu,
-            subnet: Subnet::new(Ipv4Addr::new(192, 168, 127, 0), 24),
-            gateway: Ipv4Addr::new(192, 168, 127, 1),
-            gateway_mac: GATEWAY_MAC,
             gateway_virtual_ips: vec![Ipv4Addr::new(192, 168, 127, 254)],
             nat: vec![(Ipv4Addr::new(192, 168, 127, 254).into(), Ipv4Addr::LOCALHOST.into())],
-            static_leases: Vec::new(),
-            zones: Vec::new(),
-            search_domains: Vec::new(),
-            ec2_metadata_access: false,
+            ..NetworkConfig::new(Subnet::new(gateway, 24), gateway, GATEWAY_MAC)
         };
         let mut stack = Stack::new(config, SEED, Instant::ZERO);
         let port = stack.attach_port(Instant::ZERO);

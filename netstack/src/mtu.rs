@@ -105,19 +105,8 @@ mod tests {
     }
 
     fn config() -> NetworkConfig {
-        NetworkConfig {
-            mtu: 65_520,
-            assumed_mtu: 1500,
-            subnet: Subnet::new(Ipv4Addr::new(192, 168, 127, 0), 24),
-            gateway: Ipv4Addr::new(192, 168, 127, 1),
-            gateway_mac: BACK.from,
-            gateway_virtual_ips: Vec::new(),
-            nat: Vec::new(),
-            static_leases: Vec::new(),
-            zones: Vec::new(),
-            search_domains: Vec::new(),
-            ec2_metadata_access: false,
-        }
+        let gateway = Ipv4Addr::new(192, 168, 127, 1);
+        NetworkConfig { mtu: 65_520, ..NetworkConfig::new(Subnet::new(gateway, 24), gateway, BACK.from) }
     }
 
     fn frame(ether_type: [u8; 2], payload: &[u8]) -> Vec<u8> {

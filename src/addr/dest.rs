@@ -95,7 +95,7 @@ impl Dest {
         }
     }
 
-    /// Whether it is in the virtual network with this address and prefix length.
+    /// Whether it is in that virtual network.
     pub(crate) fn is_guests(&self, subnet: Subnet) -> bool {
         match self {
             Self::Agent { .. } => true,

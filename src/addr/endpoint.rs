@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::host_port::Shown;
 use super::url::Url;
 use crate::text::quote;
 
@@ -64,8 +65,7 @@ impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix://{}", path.display()),
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp://[{host}]:{port}"),
-            Self::Tcp { host, port } => write!(f, "tcp://{host}:{port}"),
+            Self::Tcp { host, port } => write!(f, "tcp://{}", Shown(host, *port)),
             Self::Vsock { cid: Some(cid), port } => write!(f, "vsock://{cid}:{port}"),
             Self::Vsock { cid: None, port } => write!(f, "vsock://:{port}"),
         }

@@ -30,7 +30,16 @@ impl From<SocketAddrV4> for HostPort {
 
 impl fmt::Display for HostPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { host, port } = self;
+        Shown(&self.host, self.port).fmt(f)
+    }
+}
+
+/// A host and a port as they are written: an address of IPv6 in brackets.
+pub(super) struct Shown<'a>(pub(super) &'a str, pub(super) u16);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(host, port) = self;
         if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
     }
 }

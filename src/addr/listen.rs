@@ -10,6 +10,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::unistd::{Group, User};
 
 use super::endpoint;
+use super::host_port::Shown;
 use super::url::{self, Url};
 use crate::text::quote;
 
@@ -200,8 +201,7 @@ impl fmt::Display for Source {
                 Ok(())
             }
             Self::Abstract(name) => write!(f, "unix:@{}", name.escape_ascii()),
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp://[{host}]:{port}"),
-            Self::Tcp { host, port } => write!(f, "tcp://{host}:{port}"),
+            Self::Tcp { host, port } => write!(f, "tcp://{}", Shown(host, *port)),
             Self::Vsock { cid: Some(cid), port } => write!(f, "vsock://{cid}:{port}"),
             Self::Vsock { cid: None, port } => write!(f, "vsock://:{port}"),
             Self::Inherited(word) => word.fmt(f),

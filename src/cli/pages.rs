@@ -104,14 +104,14 @@ fn roff(text: &str) -> String {
 pub fn bash(program: &Program) -> String {
     let name = program.name;
     let function = name.replace('-', "_");
-    let names = |wanted: fn(Kind) -> bool, mark: &str| {
+    let names = |wanted: fn(Kind) -> bool| {
         let flags = program.flags.iter().filter(|flag| wanted(flag.kind));
-        flags.map(|flag| format!("-{0}{mark}--{0}", flag.name)).collect::<Vec<_>>().join(mark)
+        flags.map(|flag| format!("-{0}|--{0}", flag.name)).collect::<Vec<_>>().join("|")
     };
     let all: Vec<_> = program.flags.iter().map(|flag| format!("-{}", flag.name)).collect();
     let words: Vec<_> = program.commands.iter().map(|(word, _)| *word).collect();
-    let numbers = names(|kind| matches!(kind, Kind::Int(_)), "|");
-    let texts = names(|kind| matches!(kind, Kind::Text(_) | Kind::List), "|");
+    let numbers = names(|kind| matches!(kind, Kind::Int(_)));
+    let texts = names(|kind| matches!(kind, Kind::Text(_) | Kind::List));
     let number = if numbers.is_empty() { String::new() } else { format!("    {numbers}) return ;;\n") };
     format!(
         "# Completion of {name}, made from the table of flags: see tests/pages.rs.\n_{function}() {{\n\

@@ -108,7 +108,6 @@ impl Handle {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::net::{IpAddr, Ipv4Addr};
     use std::os::unix::net::UnixStream;
     use std::time::Duration;
 
@@ -122,19 +121,8 @@ mod tests {
     const GATEWAY: [u8; 4] = [192, 168, 127, 1];
 
     fn network(mtu: u16) -> NetworkConfig {
-        NetworkConfig {
-            mtu,
-            assumed_mtu: 1500,
-            subnet: Subnet::new(Ipv4Addr::new(192, 168, 127, 0), 24),
-            gateway: GATEWAY.into(),
-            gateway_mac: Mac([2; 6]),
-            gateway_virtual_ips: Vec::new(),
-            nat: Vec::<(IpAddr, IpAddr)>::new(),
-            static_leases: Vec::new(),
-            zones: Vec::new(),
-            search_domains: Vec::new(),
-            ec2_metadata_access: false,
-        }
+        let gateway = GATEWAY.into();
+        NetworkConfig { mtu, ..NetworkConfig::new(Subnet::new(gateway, 24), gateway, Mac([2; 6])) }
     }
 
     /// A request for the gateway's hardware address, after its length in HyperKit's framing.

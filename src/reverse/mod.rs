@@ -27,6 +27,7 @@ use crate::forward::{Ways, ssh::target};
 use crate::logging::Limited;
 use crate::places::{Permit, Places};
 use crate::ssh::load_key;
+use crate::supervise::LastFailure;
 use crate::text::reason;
 
 /// Clients of one socket at a time.
@@ -151,21 +152,20 @@ impl Host {
 #[derive(Debug)]
 struct Retry {
     pause: Duration,
-    /// What was said last; the same is said once.
-    told: String,
+    last: LastFailure,
     log: Limited,
 }
 
 impl Default for Retry {
     fn default() -> Self {
-        Self { pause: Duration::ZERO, told: String::new(), log: Limited::new(5, LOG_WINDOW) }
+        Self { pause: Duration::ZERO, last: LastFailure::default(), log: Limited::new(5, LOG_WINDOW) }
     }
 }
 
 impl Retry {
     /// The socket is there.
     fn made(&mut self, path: &str, host: &Host) {
-        self.told.clear();
+        self.last.forget();
         let dest = &host.dest;
         match self.log.admit(std::time::Instant::now()) {
             Some(_) => info!(path, %dest, "reverse: the guest has a socket that leads here"),
@@ -182,10 +182,7 @@ impl Retry {
 
     /// Whether there is anything new in this failure.
     fn is_news(&mut self, failure: &impl Display) -> bool {
-        let text = failure.to_string();
-        let is_new = text != self.told;
-        self.told = text;
-        is_new && self.log.admit(std::time::Instant::now()).is_some()
+        self.last.is_news(&failure.to_string()) && self.log.admit(std::time::Instant::now()).is_some()
     }
 
     /// The next pause: after a refusal, or else after a guest that is not there or has left.

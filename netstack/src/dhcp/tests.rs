@@ -18,17 +18,10 @@ pub(super) fn mac(n: u32) -> Mac {
 
 pub(super) fn config() -> NetworkConfig {
     NetworkConfig {
-        mtu: 1500,
-        assumed_mtu: 1500,
-        subnet: Subnet::new(Ipv4Addr::new(192, 168, 127, 0), 24),
-        gateway: GATEWAY,
-        gateway_mac: mac(0xdd),
         gateway_virtual_ips: vec![HOST],
         nat: vec![(HOST.into(), Ipv4Addr::LOCALHOST.into())],
         static_leases: vec![(DEVICE, mac(0xee))],
-        zones: vec![],
-        search_domains: vec![],
-        ec2_metadata_access: false,
+        ..NetworkConfig::new(Subnet::new(Ipv4Addr::new(192, 168, 127, 0), 24), GATEWAY, mac(0xdd))
     }
 }
 

@@ -17,17 +17,8 @@ const SECOND: Duration = Duration::from_secs(1);
 
 fn config() -> NetworkConfig {
     NetworkConfig {
-        mtu: 1500,
-        assumed_mtu: 1500,
-        subnet: Subnet::new(Ipv4Addr::new(192, 168, 127, 0), 24),
-        gateway: GATEWAY,
-        gateway_mac: netstack::Mac(GATEWAY_MAC),
-        gateway_virtual_ips: Vec::new(),
-        nat: Vec::new(),
         static_leases: vec![(ADDRESS, netstack::Mac(MAC))],
-        zones: Vec::new(),
-        search_domains: Vec::new(),
-        ec2_metadata_access: false,
+        ..NetworkConfig::new(Subnet::new(GATEWAY, 24), GATEWAY, netstack::Mac(GATEWAY_MAC))
     }
 }
 
