@@ -62,4 +62,10 @@ fn bash_completes_flags_and_files() {
     assert_eq!(completed("gvproxy -debug dock"), "");
     assert_eq!(completed("gvproxy -config so"), "some.yaml");
     assert_eq!(completed("gvproxy -mtu so"), "");
+    // As bash cuts -config=so.
+    assert_eq!(completed("gvproxy -config = so"), "some.yaml");
+    fs::write(dir.path().join("with a space.yaml"), "").unwrap();
+    assert_eq!(completed("gvproxy -config with"), "with a space.yaml");
+    // A newer word of bash than macOS has.
+    assert!(!pages::bash(&GVPROXY).contains("mapfile"));
 }

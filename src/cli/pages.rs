@@ -100,7 +100,7 @@ fn roff(text: &str) -> String {
     if text.starts_with(['.', '\'']) { format!("\\&{text}") } else { text }
 }
 
-/// For bash, with or without bash-completion.
+/// For bash, with or without bash-completion; also that of macOS, which is 3.2 and has no `mapfile`.
 pub fn bash(program: &Program) -> String {
     let name = program.name;
     let function = name.replace('-', "_");
@@ -115,12 +115,16 @@ pub fn bash(program: &Program) -> String {
     let number = if numbers.is_empty() { String::new() } else { format!("    {numbers}) return ;;\n") };
     format!(
         "# Completion of {name}, made from the table of flags: see tests/pages.rs.\n_{function}() {{\n\
-         \x20   local word=${{COMP_WORDS[COMP_CWORD]}}\n    COMPREPLY=()\n    case ${{COMP_WORDS[COMP_CWORD - 1]}} in\n{number}\
-         \x20   {texts})\n        mapfile -t COMPREPLY < <(compgen -f -- \"$word\")\n        return\n        ;;\n    esac\n\
-         \x20   local words='{}'\n    [ \"$COMP_CWORD\" -eq 1 ] && words+=' {}'\n\
-         \x20   mapfile -t COMPREPLY < <(compgen -W \"$words\" -- \"$word\")\n}}\ncomplete -o filenames -F _{function} {name}\n",
-        all.join(" "),
-        words.join(" "),
+         \x20   local IFS=$'\\n' word=${{COMP_WORDS[COMP_CWORD]}} flag=${{COMP_WORDS[COMP_CWORD - 1]}}\n\
+         \x20   # -flag=value is three words.\n\
+         \x20   [ \"$word\" = = ] && word=\n\
+         \x20   [ \"$flag\" = = ] && flag=${{COMP_WORDS[COMP_CWORD - 2]}}\n\
+         \x20   COMPREPLY=()\n    case $flag in\n{number}\
+         \x20   {texts})\n        COMPREPLY=($(compgen -f -- \"$word\"))\n        return\n        ;;\n    esac\n\
+         \x20   local words='{}'\n    [ \"$COMP_CWORD\" -eq 1 ] && words+=$'\\n{}'\n\
+         \x20   COMPREPLY=($(compgen -W \"$words\" -- \"$word\"))\n}}\ncomplete -o filenames -F _{function} {name}\n",
+        all.join("\n"),
+        words.join("\\n"),
     )
 }
 
