@@ -8,9 +8,6 @@
     clippy::print_stderr,
     reason = "a test fails by panic"
 )]
-#[path = "support/guest_agent.rs"]
-mod guest_agent;
-mod support;
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -23,17 +20,19 @@ use std::process::{Command, Output, Stdio};
 use std::thread::spawn;
 use std::time::{Duration, Instant};
 
-use guest_agent::{Agent, binary, line, secret_file};
 use rustix::process::Signal;
 use socket2::Socket;
-use support::daemon::Daemon;
-use support::eventually;
-use support::exposed::{Asker, Bench};
-use support::guest::{self, Guest};
-use support::net::plug;
-use support::ns::Namespace;
-use support::streams;
-use support::traffic::{check, send_from};
+use testkit::daemon::Daemon;
+use testkit::eventually;
+use testkit::exposed::{Asker, Bench};
+use testkit::guest::{self, Guest};
+use testkit::guest_agent::{Agent, line, secret_file};
+use testkit::net::plug;
+use testkit::ns::Namespace;
+use testkit::streams;
+use testkit::traffic::{check, send_from};
+
+testkit::agent_in_a_namespace!();
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 2);
@@ -382,7 +381,7 @@ fn hostile_agents_cost_their_client_and_nobody_else() {
     let guest = plug_guest(&daemon);
     let listener = guest.listen(SocketAddr::from((GUEST, 8460)));
     let next = |client: &UnixStream| {
-        let stream = support::traffic::accept(&listener);
+        let stream = testkit::traffic::accept(&listener);
         let mut line = vec![0; path.len() + 1];
         (&stream).read_exact(&mut line).unwrap();
         assert_eq!(line, format!("{path}\n").into_bytes());
@@ -531,7 +530,7 @@ fn recorded_and_reflected_proofs_are_good_for_nothing() {
     let next = || {
         let mut client = connect(&daemon, "a");
         client.write_all(b"early").unwrap();
-        (client, support::traffic::accept(&listener))
+        (client, testkit::traffic::accept(&listener))
     };
 
     let (mut client, host) = next();
@@ -644,7 +643,7 @@ fn the_agent_takes_connections_from_the_gateway_only() {
     eventually("a warning", PATIENCE, || agent.stderr().contains("that is not the host's").then_some(()));
 
     // An exposed port of the host is a connection of the gateway.
-    let port = support::free_port();
+    let port = testkit::free_port();
     bench
         .expose_as(Asker::Operator, "tcp", &format!("127.0.0.1:{port}"), &format!("{GUEST}:{PORT}"))
         .unwrap();
@@ -723,7 +722,11 @@ fn beside_the_tap_of_the_same_program() {
 
 /// Runs it to its end on this machine: only for what ends before it does anything.
 fn run(args: &[&str]) -> Output {
-    Command::new(binary()).args(args).stdin(Stdio::null()).output().expect("gvforwarder")
+    Command::new(env!("CARGO_BIN_EXE_gvforwarder"))
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .expect("gvforwarder")
 }
 
 #[test]

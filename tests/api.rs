@@ -2,19 +2,20 @@
 //!
 //! What the original has as well is in `parity`; this is what only ours does.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
-mod support;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use support::daemon::{Builder, Daemon};
-use support::frames;
-use support::guest::Guest;
-use support::http::{Answer, ask, ask_and_keep, exchange, read_to_end};
-use support::net::{GATEWAY, Host, Net, plug};
-use support::{eventually, free_port};
+use testkit::daemon::{Builder, Daemon};
+use testkit::frames;
+use testkit::guest::Guest;
+use testkit::http::{Answer, ask, ask_and_keep, exchange, read_to_end};
+use testkit::net::{GATEWAY, Host, Net, plug};
+use testkit::{eventually, free_port};
+
+testkit::agent_in_a_namespace!();
 
 /// No answer takes longer, on a slow machine; the daemon itself gives up after 10 s.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -486,7 +487,7 @@ mod ours {
         let file = ["-api-token-file", file.to_str().unwrap()];
         let _daemon = served().binary(OURS).args(machine).args(file).start();
         let show = |args: &[&str], variable: Option<&str>| {
-            let mut command = std::process::Command::new(support::daemon::binary());
+            let mut command = std::process::Command::new(testkit::daemon::binary());
             command.args(machine).args(args).arg("-qmp-status");
             let output = command.envs(variable.map(|token| ("GVISOR_API_TOKEN", token))).output().unwrap();
             String::from_utf8([output.stdout, output.stderr].concat()).unwrap()

@@ -1,7 +1,6 @@
 //! A guest that means harm, beside one that works: what it tries costs the other nothing. Each attack is made on the binary, with frames
 //! by hand; the victim is a Linux stack. `make attack` runs these alone.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
-mod support;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -11,18 +10,20 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
-use support::cable::{Cable, Framing};
-use support::daemon::Daemon;
-use support::dns::{A, NOERROR, Scripted, answer, is_about, question, try_ask_udp};
-use support::frames::{
+use testkit::cable::{Cable, Framing};
+use testkit::daemon::Daemon;
+use testkit::dns::{A, NOERROR, Scripted, answer, is_about, question, try_ask_udp};
+use testkit::frames::{
     ACK, ARP, BROADCAST, GATEWAY_MAC, ICMP, IPV4, SYN, TCP, UDP, Wire, arp, echo_request, ether, fragment,
     ipv4, tcp, udp,
 };
-use support::guest::Guest;
-use support::http::{ask, ask_and_keep};
-use support::net::{GATEWAY, HOST, Host};
-use support::traffic::{accept, impatient, transfer};
-use support::{eventually, free_port};
+use testkit::guest::Guest;
+use testkit::http::{ask, ask_and_keep};
+use testkit::net::{GATEWAY, HOST, Host};
+use testkit::traffic::{accept, impatient, transfer};
+use testkit::{eventually, free_port};
+
+testkit::agent_in_a_namespace!();
 
 /// The victim is the machine that the network was made for, with the address of its reservation.
 const VICTIM: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 2);
@@ -49,12 +50,12 @@ impl Network {
         Self::of(Daemon::builder())
     }
 
-    fn of(builder: support::daemon::Builder) -> Self {
+    fn of(builder: testkit::daemon::Builder) -> Self {
         let (host, ssh_port) = (Host::new("nameserver 127.0.0.1\n"), free_port());
         let port = ssh_port.to_string();
         let args = ["-keep-running", "-ssh-port", &port, "-listen", "unix://{dir}/api"];
         let daemon = builder.args(args).through(host.prefix()).start();
-        let victim = Guest::start(support::net::plug(&daemon), support::guest::MAC, 1500);
+        let victim = Guest::start(testkit::net::plug(&daemon), testkit::guest::MAC, 1500);
         assert_eq!(victim.dhcp().ip(), VICTIM);
         let mut network = Self { thief: Wire::plug(&daemon), victim, daemon, host, ssh_port };
         network.thief.send(&arp(1, THIEF_MAC, THIEF, [0; 6], GATEWAY));
@@ -80,7 +81,7 @@ impl Network {
         transfer(&inside, &accept(&listener), 1 << 20);
     }
 
-    fn api(&self, method: &str, path: &str, body: &str) -> support::http::Answer {
+    fn api(&self, method: &str, path: &str, body: &str) -> testkit::http::Answer {
         let socket = self.daemon.dir().join("api");
         let stream = eventually("the API", PATIENCE, || UnixStream::connect(&socket).ok());
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -198,7 +199,7 @@ fn leases_are_of_whom_they_were_given_to() {
     const RELEASE: u8 = 7;
     const DECLINE: u8 = 4;
     let mut network = Network::start();
-    let other = Guest::start(support::net::plug(&network.daemon), "5a:94:ef:00:00:03", 1500);
+    let other = Guest::start(testkit::net::plug(&network.daemon), "5a:94:ef:00:00:03", 1500);
     let ip = other.dhcp().ip();
     let mac = [0x5a, 0x94, 0xef, 0, 0, 3];
     for kind in [RELEASE, DECLINE] {
@@ -213,7 +214,7 @@ fn leases_are_of_whom_they_were_given_to() {
     }
     let leases = network.api("GET", "/services/dhcp/leases", "").json();
     assert_eq!(leases[ip.to_string()], "5a:94:ef:00:00:03", "{leases}");
-    let late = Guest::start(support::net::plug(&network.daemon), "5a:94:ef:00:00:04", 1500);
+    let late = Guest::start(testkit::net::plug(&network.daemon), "5a:94:ef:00:00:04", 1500);
     let lease = late.dhcp().ip();
     assert!(lease != ip && late.ping(GATEWAY, 56), "{lease}");
     assert!(other.ping(GATEWAY, 56) && other.dhcp().ip() == ip);
@@ -227,7 +228,7 @@ fn what_is_for_one_guest_reaches_no_other() {
         let mac = [2, 6, 6, b, c, d];
         network.thief.send(&ether(GATEWAY_MAC, mac, 0x88b5, b"somebody new"));
     }
-    let late = Guest::start(support::net::plug(&network.daemon), "5a:94:ef:00:00:04", 1500);
+    let late = Guest::start(testkit::net::plug(&network.daemon), "5a:94:ef:00:00:04", 1500);
     let ip = late.dhcp().ip();
     assert!(network.victim.ping(ip, 56));
     // What came to everybody until then.
@@ -400,7 +401,7 @@ fn what_a_guest_asks_without_end_keeps_nobody_waiting() {
     let _server = Scripted::start(&network.host, "127.0.0.1", |question| {
         Some((Duration::ZERO, answer(question, NOERROR, Some([10, 1, 1, 1]))))
     });
-    let greedy = Guest::start(support::net::plug(&network.daemon), "5a:94:ef:00:00:07", 1500);
+    let greedy = Guest::start(testkit::net::plug(&network.daemon), "5a:94:ef:00:00:07", 1500);
     greedy.dhcp();
     let request = b"GET /services/forwarder/all HTTP/1.1\r\nHost: gateway\r\n\r\n".repeat(16);
     let asked = question("greedy.example", A, None);
@@ -482,7 +483,7 @@ fn no_guest_reaches_what_is_for_the_operator() {
     let daemon = daemon.through(host.prefix()).start();
     let mut stream = eventually("the API", PATIENCE, || UnixStream::connect(daemon.dir().join("api")).ok());
     stream.write_all(b"POST /connect HTTP/1.1\r\nHost: \r\n\r\n").unwrap();
-    let guest = Guest::start(Cable::new(stream, Framing::Little16), support::guest::MAC, 1500);
+    let guest = Guest::start(Cable::new(stream, Framing::Little16), testkit::guest::MAC, 1500);
     guest.dhcp();
     let _service = host.listen(([127, 0, 0, 1], other).into());
     assert!(guest.connect((HOST, other).into()).is_ok(), "a service of the host");
@@ -639,7 +640,7 @@ fn what_a_guest_exposed_leads_to_nobody_else() {
     let is_led = |frame: &[u8]| frame[12..14] == IPV4.to_be_bytes() && [TCP, UDP].contains(&frame[23]);
     assert!(!network.thief_hears(is_led, SILENCE), "the other one is led to");
     // It comes back, and says nothing by itself.
-    network.victim.replug(support::net::plug(&network.daemon));
+    network.victim.replug(testkit::net::plug(&network.daemon));
     assert!(network.victim.ping(GATEWAY, 56), "it has its address again");
     led_to_victim(&network);
     // Gone for good, with its ports.
@@ -661,7 +662,7 @@ fn what_a_guest_exposed_leads_to_nobody_else() {
 fn a_guest_that_was_silent_for_a_moment_keeps_what_it_exposed() {
     let network = Network::start();
     let by_hand = |mac: &str| {
-        let guest = Guest::start(support::net::plug(&network.daemon), mac, 1500);
+        let guest = Guest::start(testkit::net::plug(&network.daemon), mac, 1500);
         guest.configure("192.168.127.50/24", Some("192.168.127.1"));
         guest
     };
@@ -734,7 +735,7 @@ fn idle_connections_leave_descriptors_to_others() {
     let service = network.victim.listen("0.0.0.0:22".parse().unwrap());
     network.assert_victim_works(&service);
     let listener = network.host.listen("127.0.0.1:0".parse().unwrap());
-    let greedy = Guest::start(support::net::plug(&network.daemon), "5a:94:ef:00:00:07", 1500);
+    let greedy = Guest::start(testkit::net::plug(&network.daemon), "5a:94:ef:00:00:07", 1500);
     greedy.dhcp();
     let held_by = |connect: &dyn Fn() -> std::io::Result<TcpStream>| -> Vec<TcpStream> {
         (0..LIMIT).map_while(|_| connect().ok()).collect()
@@ -793,7 +794,7 @@ fn what_nobody_takes_holds_little_memory() {
     let service = network.victim.listen("0.0.0.0:22".parse().unwrap());
     network.assert_victim_works(&service);
     let before = network.daemon.rss_kb();
-    let greedy = Guest::start(support::net::plug(&network.daemon), "5a:94:ef:00:00:07", 1500);
+    let greedy = Guest::start(testkit::net::plug(&network.daemon), "5a:94:ef:00:00:07", 1500);
     greedy.dhcp();
     let listener = network.host.listen("127.0.0.1:0".parse().unwrap());
     let to = (HOST, listener.local_addr().unwrap().port()).into();
@@ -860,7 +861,7 @@ fn what_a_guest_leaves_half_done_holds_little_memory() {
         large.resize(60_000, 0);
         Some((Duration::ZERO, large))
     });
-    let greedy = Guest::start(support::net::plug(&network.daemon), "5a:94:ef:00:00:07", 1500);
+    let greedy = Guest::start(testkit::net::plug(&network.daemon), "5a:94:ef:00:00:07", 1500);
     greedy.dhcp();
     let connect = |port| {
         let stream = greedy.connect((GATEWAY, port).into()).expect("the gateway");
@@ -906,7 +907,7 @@ fn answers_that_a_guest_does_not_read_hold_little_memory() {
     const PORTS: u16 = 4000;
     const CONNECTIONS: usize = 900;
     let network = Network::start();
-    let greedy = Guest::start(support::net::plug(&network.daemon), "5a:94:ef:00:00:07", 1500);
+    let greedy = Guest::start(testkit::net::plug(&network.daemon), "5a:94:ef:00:00:07", 1500);
     let address = greedy.dhcp().ip();
     let connect = |guest: &Guest| impatient(guest.connect((GATEWAY, 80).into()).expect("the gateway"));
     let exposes = connect(&greedy);

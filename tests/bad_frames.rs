@@ -1,6 +1,5 @@
 //! A guest whose frames are wrong costs itself its answer, and nobody anything else.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
-mod support;
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -8,12 +7,14 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
-use support::daemon::{self, Daemon};
-use support::frames::{
+use testkit::daemon::{self, Daemon};
+use testkit::frames::{
     ACK, ARP, BROADCAST, GATEWAY_MAC, ICMP, IP, IPV4, MAC, SYN, TCP, UDP, Wire, arp, checksum, echo_request,
     ether, fragment, ipv4, tcp, udp,
 };
-use support::net::{BLACK_HOLE, GATEWAY, HOST, Host};
+use testkit::net::{BLACK_HOLE, GATEWAY, HOST, Host};
+
+testkit::agent_in_a_namespace!();
 
 /// The longest frame that the length word may announce.
 const LONGEST: u32 = 131_072;
@@ -56,7 +57,7 @@ fn sound() -> Vec<(&'static str, Vec<u8>)> {
         message[236..240].copy_from_slice(&[99, 130, 83, 99]);
         [message, vec![53, 1, 1, 55, 3, 1, 3, 6, 255]].concat()
     };
-    let question = support::dns::question("host.containers.internal", support::dns::A, Some(1232));
+    let question = testkit::dns::question("host.containers.internal", testkit::dns::A, Some(1232));
     let dhcp = ipv4(UDP, Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, &udp(68, 67, &discover));
     let syn = {
         let mut segment =
@@ -230,7 +231,7 @@ fn floods_are_bounded() {
                 UDP,
                 IP,
                 GATEWAY,
-                &udp(port(n), 53, &support::dns::question("a.test", support::dns::A, None)),
+                &udp(port(n), 53, &testkit::dns::question("a.test", testkit::dns::A, None)),
             ))
         }),
     ];

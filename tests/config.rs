@@ -3,16 +3,16 @@
 //! What the original has as well is in `parity`; this is what only ours does.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test's helper fails like the test")]
 
-mod support;
-
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use support::daemon::Daemon;
-use support::eventually;
+use testkit::daemon::Daemon;
+use testkit::eventually;
+
+testkit::agent_in_a_namespace!();
 
 const OURS: &str = env!("CARGO_BIN_EXE_gvproxy");
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -2,8 +2,6 @@
 //! systemd-tmpfiles starts the system again and docker's own client comes by the link.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test's helper fails like the test")]
 
-mod support;
-
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -14,8 +12,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use gvproxy::docker_sock::{command, launchd};
-use support::ns::Namespace;
-use support::tool;
+use testkit::ns::Namespace;
+use testkit::tool;
+
+testkit::agent_in_a_namespace!();
 
 const OURS: &str = env!("CARGO_BIN_EXE_gvproxy");
 /// What the system tests have in the link's place.

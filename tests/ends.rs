@@ -10,15 +10,8 @@
     clippy::print_stderr,
     reason = "a test fails by panic"
 )]
-#[path = "support/guest_agent.rs"]
-mod guest_agent;
-#[path = "support/reversed.rs"]
-mod reversed;
 #[path = "ends/scenes.rs"]
 mod scenes;
-#[path = "support/sshd.rs"]
-mod sshd;
-mod support;
 #[path = "ends/table.rs"]
 mod table;
 #[path = "ends/way.rs"]
@@ -28,10 +21,12 @@ mod ways;
 
 use std::time::Duration;
 
-use reversed::Files;
 use scenes::{Early, hear_and_answer, hear_answer};
 use table::{ROUNDS, assert_kept};
+use testkit::reversed::Files;
 use ways::{Doors, controls};
+
+testkit::agent_in_a_namespace!();
 
 /// Longest wait for a client.
 const PATIENCE: Duration = Duration::from_secs(30);

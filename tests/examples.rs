@@ -1,17 +1,15 @@
 //! The examples do what their heads say. Owns: nothing. May not: test more than that.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test's helper fails like the test")]
 
-#[path = "support/qemu.rs"]
-mod qemu;
-mod support;
-
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::Command;
 
-use qemu::{Q35, Qemu};
-use support::daemon::Daemon;
-use support::free_port;
+use testkit::daemon::Daemon;
+use testkit::free_port;
+use testkit::qemu::{Q35, Qemu};
+
+testkit::agent_in_a_namespace!();
 
 /// What an example says. They are built with all tests, or by `cargo build --examples`.
 #[track_caller]

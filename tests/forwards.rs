@@ -6,9 +6,6 @@
     clippy::print_stderr,
     reason = "a test fails by panic"
 )]
-#[path = "support/sshd.rs"]
-mod sshd;
-mod support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -18,12 +15,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
-use support::daemon::Daemon;
-use support::exposed::{Asker, Bench, GUEST, Refused};
-use support::net::{GATEWAY, plug};
-use support::streams::{self, Server, assert_echo, at};
-use support::traffic::lead;
-use support::{eventually, free_port};
+use testkit::daemon::Daemon;
+use testkit::exposed::{Asker, Bench, GUEST, Refused};
+use testkit::net::{GATEWAY, plug};
+use testkit::sshd;
+use testkit::streams::{self, Server, assert_echo, at};
+use testkit::traffic::lead;
+use testkit::{eventually, free_port};
+
+testkit::agent_in_a_namespace!();
 
 const PATIENCE: Duration = Duration::from_secs(10);
 

@@ -6,15 +6,16 @@
     clippy::print_stderr,
     reason = "a test fails by panic"
 )]
-mod support;
 
 use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use support::exposed::{Asker, Bench};
-use support::{eventually, free_port};
+use testkit::exposed::{Asker, Bench};
+use testkit::{eventually, free_port};
+
+testkit::agent_in_a_namespace!();
 
 const CYCLES: usize = 1000;
 const PATIENCE: Duration = Duration::from_secs(10);

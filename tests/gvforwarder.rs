@@ -7,7 +7,6 @@
     clippy::print_stderr,
     reason = "a test fails by panic"
 )]
-mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -17,11 +16,13 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use support::daemon::{Daemon, is_peer};
-use support::net::{GATEWAY, HOST, Host};
-use support::ns::Namespace;
-use support::traffic::{accept, impatient, transfer};
-use support::{dns, eventually, free_port, http, tool};
+use testkit::daemon::{Daemon, is_peer};
+use testkit::net::{GATEWAY, HOST, Host};
+use testkit::ns::Namespace;
+use testkit::traffic::{accept, impatient, transfer};
+use testkit::{dns, eventually, free_port, http, tool};
+
+testkit::agent_in_a_namespace!();
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const NAMESERVER: &str = "nameserver 192.0.2.53\n";

@@ -1,7 +1,6 @@
 //! The daemon's sockets on a host whose ports, addresses and routes are not what a daemon would like.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
-mod support;
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
@@ -9,15 +8,17 @@ use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 use std::time::Duration;
 
-use support::cable::Kind;
-use support::daemon::{Daemon, binary};
-use support::exposed::{Bench, GUEST};
-use support::guest::{self, Guest};
-use support::net::{BLACK_HOLE, ELSEWHERE, HOST, Host, Net, plug};
-use support::ns::Namespace;
-use support::streams::{Server, assert_echo_while_read, at, connect};
-use support::traffic::{accept, impatient, transfer};
-use support::{eventually, tool};
+use testkit::cable::Kind;
+use testkit::daemon::{Daemon, binary};
+use testkit::exposed::{Bench, GUEST};
+use testkit::guest::{self, Guest};
+use testkit::net::{BLACK_HOLE, ELSEWHERE, HOST, Host, Net, plug};
+use testkit::ns::Namespace;
+use testkit::streams::{Server, assert_echo_while_read, at, connect};
+use testkit::traffic::{accept, impatient, transfer};
+use testkit::{eventually, tool};
+
+testkit::agent_in_a_namespace!();
 
 const PATIENCE: Duration = Duration::from_secs(5);
 

@@ -8,8 +8,6 @@
     reason = "a test fails by panic"
 )]
 
-mod support;
-
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -20,13 +18,15 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
-use support::cable::{Cable, datagrams};
-use support::daemon::{Daemon, binary};
-use support::guest::{Guest, MAC};
-use support::net::{HOST, Host};
-use support::ns::Namespace;
-use support::traffic::{accept, transfer};
-use support::{eventually, tool};
+use testkit::cable::{Cable, datagrams};
+use testkit::daemon::{Daemon, binary};
+use testkit::guest::{Guest, MAC};
+use testkit::net::{HOST, Host};
+use testkit::ns::Namespace;
+use testkit::traffic::{accept, transfer};
+use testkit::{eventually, tool};
+
+testkit::agent_in_a_namespace!();
 
 /// For how long podman waits for the machine's socket, at least.
 const PATIENCE: Duration = Duration::from_secs(15);

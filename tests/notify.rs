@@ -1,17 +1,17 @@
 //! Notifications through the binary: what is told while a link or the daemon ends, which the original may be too late for.
 //! What it tells as well is in `parity`.
 
-mod support;
-
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use support::cable::{Cable, Kind};
-use support::daemon::Daemon;
-use support::frames::{IP, MAC, Wire, arp};
-use support::net::GATEWAY;
-use support::notices::Listener;
+use testkit::cable::{Cable, Kind};
+use testkit::daemon::Daemon;
+use testkit::frames::{IP, MAC, Wire, arp};
+use testkit::net::GATEWAY;
+use testkit::notices::Listener;
+
+testkit::agent_in_a_namespace!();
 
 const OURS: &str = env!("CARGO_BIN_EXE_gvproxy");
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -1,18 +1,18 @@
 //! Frames for people to see, through the binary: a capture, read by tcpdump while the daemon runs and after it; and lines of the log.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test's helper fails like the test")]
 
-mod support;
-
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use support::cable::Kind;
-use support::daemon::Daemon;
-use support::frames::{GATEWAY_MAC, ICMP, IP, IPV4, MAC, Wire, arp, echo_request, ether, ipv4};
-use support::net::GATEWAY;
-use support::{eventually, tool};
+use testkit::cable::Kind;
+use testkit::daemon::Daemon;
+use testkit::frames::{GATEWAY_MAC, ICMP, IP, IPV4, MAC, Wire, arp, echo_request, ether, ipv4};
+use testkit::net::GATEWAY;
+use testkit::{eventually, tool};
+
+testkit::agent_in_a_namespace!();
 
 const PATIENCE: Duration = Duration::from_secs(10);
 

@@ -2,22 +2,18 @@
 //! Today's, and that of Debian 12, each with the QEMU that it knows. And what the podman in the machine does: it has it expose the ports of containers.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
-#[path = "support/machine.rs"]
-mod machine;
-mod support;
-#[path = "support/vm.rs"]
-mod vm;
-
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use machine::{Suite, User};
-use support::eventually;
-use support::net::ELSEWHERE;
-use vm::{image, step};
+use testkit::eventually;
+use testkit::machine::{Suite, User};
+use testkit::net::ELSEWHERE;
+use testkit::vm::{image, step};
+
+testkit::agent_in_a_namespace!();
 
 /// How long an emulated machine may take for what is a moment's work.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -2,24 +2,22 @@
 //! path that is QEMU's too. No system runs in these machines; for that see `qmp_vm.rs`, and for a QEMU that misbehaves `qmp_peer.rs`.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test's helper fails like the test")]
 
-#[path = "support/qemu.rs"]
-mod qemu;
-mod support;
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use qemu::{Monitor, PC, Q35, Qemu};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use support::daemon::{Builder, Daemon, binary};
-use support::frames::{GATEWAY_MAC, IP, MAC, Wire, arp};
-use support::http::{Answer, exchange};
-use support::net::GATEWAY;
-use support::{eventually, free_port};
+use testkit::daemon::{Builder, Daemon, binary};
+use testkit::frames::{GATEWAY_MAC, IP, MAC, Wire, arp};
+use testkit::http::{Answer, exchange};
+use testkit::net::GATEWAY;
+use testkit::qemu::{Monitor, PC, Q35, Qemu};
+use testkit::{eventually, free_port};
+
+testkit::agent_in_a_namespace!();
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const MAC_TEXT: &str = "5a:94:ef:e4:0c:ee";

@@ -2,8 +2,6 @@
 //! be left half attached. What the real one does is in `qmp.rs`.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test's helper fails like the test")]
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -12,8 +10,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::daemon::Daemon;
-use support::eventually;
+use testkit::daemon::Daemon;
+use testkit::eventually;
+
+testkit::agent_in_a_namespace!();
 
 /// Two time-outs of a command, and the pauses between attempts.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,12 +1,6 @@
 //! A real machine that boots without a network, and gets one from a daemon that knows its QMP socket and nothing else.
 #![allow(clippy::expect_used, clippy::print_stderr, reason = "a test fails by panic")]
 
-#[path = "support/qemu.rs"]
-mod qemu;
-mod support;
-#[path = "support/vm.rs"]
-mod vm;
-
 use std::fs::{self, File};
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener};
@@ -15,12 +9,15 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use qemu::Monitor;
 use rustix::process::Signal;
 use serde_json::json;
-use support::daemon::{Builder, Daemon};
-use support::{eventually, free_port, tool};
-use vm::{BOOT, http_get, sshd_greets, step};
+use testkit::daemon::{Builder, Daemon};
+use testkit::qemu::Monitor;
+use testkit::vm;
+use testkit::vm::{BOOT, http_get, sshd_greets, step};
+use testkit::{eventually, free_port, tool};
+
+testkit::agent_in_a_namespace!();
 
 const PING: &str = "/v4.0.0/libpod/_ping";
 /// The socket of the podman in the machine.

@@ -8,14 +8,6 @@
     reason = "a test fails by panic"
 )]
 
-#[path = "support/guest_agent.rs"]
-mod guest_agent;
-#[path = "support/reversed.rs"]
-mod reversed;
-#[path = "support/sshd.rs"]
-mod sshd;
-mod support;
-
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr};
@@ -26,17 +18,20 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread::spawn;
 use std::time::{Duration, Instant};
 
-use guest_agent::{Agent, line, secret_file};
-use reversed::{
+use rustix::process::Signal;
+use testkit::daemon::Daemon;
+use testkit::guest::{self, Guest};
+use testkit::guest_agent::{Agent, line, secret_file};
+use testkit::net::plug;
+use testkit::reversed::{
     Files, GUEST, IntoSocket, MADE, PATIENCE, Rig, Way, assert_closed, said, start_daemon, wait_for_log,
 };
-use rustix::process::Signal;
-use support::daemon::Daemon;
-use support::guest::{self, Guest};
-use support::net::plug;
-use support::streams::{self, Server, echo, exchange};
-use support::traffic::{accept, check, send_from};
-use support::{eventually, tool};
+use testkit::sshd;
+use testkit::streams::{self, Server, echo, exchange};
+use testkit::traffic::{accept, check, send_from};
+use testkit::{eventually, tool};
+
+testkit::agent_in_a_namespace!();
 
 /// A function of a [`Way`] as a test of each.
 macro_rules! both_ways {

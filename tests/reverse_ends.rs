@@ -8,14 +8,6 @@
     reason = "a test fails by panic"
 )]
 
-#[path = "support/guest_agent.rs"]
-mod guest_agent;
-#[path = "support/reversed.rs"]
-mod reversed;
-#[path = "support/sshd.rs"]
-mod sshd;
-mod support;
-
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr};
@@ -25,16 +17,18 @@ use std::path::Path;
 use std::thread::spawn;
 use std::time::{Duration, Instant};
 
-use guest_agent::Agent;
-use reversed::{Files, GUEST, Login, MADE, PATIENCE, Rig, Way, said, start_daemon, wait_for_log};
 use rustix::process::{Pid, Signal, kill_process};
-use sshd::Sshd;
-use support::daemon::Daemon;
-use support::eventually;
-use support::guest::{self, Guest};
-use support::net::plug;
-use support::streams::{self, Server, at, echo};
-use support::traffic::accept;
+use testkit::daemon::Daemon;
+use testkit::eventually;
+use testkit::guest::{self, Guest};
+use testkit::guest_agent::Agent;
+use testkit::net::plug;
+use testkit::reversed::{Files, GUEST, Login, MADE, PATIENCE, Rig, Way, said, start_daemon, wait_for_log};
+use testkit::sshd::Sshd;
+use testkit::streams::{self, Server, at, echo};
+use testkit::traffic::accept;
+
+testkit::agent_in_a_namespace!();
 
 #[test]
 fn a_dead_socket_of_an_sshd_that_was_killed_is_replaced() {

@@ -8,7 +8,6 @@
     clippy::print_stderr,
     reason = "a test fails by panic"
 )]
-mod support;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -19,9 +18,11 @@ use std::path::PathBuf;
 
 use rustix::process::{Signal, getegid, geteuid};
 use socket2::{SockAddr, Socket};
-use support::daemon::{Builder, Daemon};
-use support::streams::{PATIENCE, Server, assert_closed, assert_echo, at, connect};
-use support::{eventually, free_port, tool};
+use testkit::daemon::{Builder, Daemon};
+use testkit::streams::{PATIENCE, Server, assert_closed, assert_echo, at, connect};
+use testkit::{eventually, free_port, tool};
+
+testkit::agent_in_a_namespace!();
 
 /// An echo on the host, behind every forward of a test.
 struct Echo {

@@ -8,7 +8,6 @@
     clippy::print_stderr,
     reason = "a test fails by panic"
 )]
-mod support;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -20,10 +19,12 @@ use std::time::Duration;
 
 use serde_json::json;
 use socket2::SockAddr;
-use support::daemon::{Builder, Daemon};
-use support::http::{Answer, ask};
-use support::streams::{PATIENCE, Server, assert_closed, assert_echo, at, connect, echo};
-use support::{eventually, free_port};
+use testkit::daemon::{Builder, Daemon};
+use testkit::http::{Answer, ask};
+use testkit::streams::{PATIENCE, Server, assert_closed, assert_echo, at, connect, echo};
+use testkit::{eventually, free_port};
+
+testkit::agent_in_a_namespace!();
 
 /// What is behind the forwards: an echo at a unix socket, and one at the port 7 of a machine whose VMM is at another.
 struct Ends {

@@ -8,7 +8,6 @@
     clippy::print_stderr,
     reason = "a test fails by panic"
 )]
-mod support;
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener};
@@ -22,12 +21,14 @@ use std::thread::{JoinHandle, spawn};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
-use support::daemon::{Builder, Daemon};
-use support::guest::{self, Guest};
-use support::net::plug;
-use support::streams::{PATIENCE, Server, assert_closed, assert_echo, at, connect, echo, exchange};
-use support::traffic::{check, send_from};
-use support::{eventually, free_port, raise_descriptor_limit};
+use testkit::daemon::{Builder, Daemon};
+use testkit::guest::{self, Guest};
+use testkit::net::plug;
+use testkit::streams::{PATIENCE, Server, assert_closed, assert_echo, at, connect, echo, exchange};
+use testkit::traffic::{check, send_from};
+use testkit::{eventually, free_port, raise_descriptor_limit};
+
+testkit::agent_in_a_namespace!();
 
 /// Descriptors that may stay: pipes that the relay keeps for the next.
 const KEPT: usize = 2 * 2 * 4;

@@ -7,19 +7,18 @@
     clippy::print_stderr,
     reason = "a test fails by panic"
 )]
-#[path = "support/strace.rs"]
-mod strace;
-mod support;
 
 use std::net::{Ipv4Addr, Shutdown, SocketAddr};
 use std::thread;
 
 use socket2::{Domain, SockAddr, Socket, Type};
-use strace::{CALLS, Calls};
-use support::daemon::Daemon;
-use support::streams::{PATIENCE, at, connect};
-use support::traffic::{check, send_from};
-use support::{eventually, tool};
+use testkit::daemon::Daemon;
+use testkit::strace::{CALLS, Calls};
+use testkit::streams::{PATIENCE, at, connect};
+use testkit::traffic::{check, send_from};
+use testkit::{eventually, tool};
+
+testkit::agent_in_a_namespace!();
 
 /// Bytes each way.
 const PAYLOAD: u64 = 32 << 20;

@@ -1,16 +1,8 @@
 //! Many clients of one forward that take nothing of what the guest sends. A test program of its own, as the memory is the process's.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
-
-#[expect(dead_code, reason = "for other tests")]
-#[path = "support/process.rs"]
-mod process;
-#[path = "support/sshd.rs"]
-mod sshd;
-
 use gvproxy::ssh::MAX_LOGINS;
-use process::Process;
-use sshd::{PATIENCE, Sshd, eventually};
+use testkit::process::Process;
+use testkit::sshd::{PATIENCE, Sshd, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio::time::timeout;

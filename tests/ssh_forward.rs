@@ -1,9 +1,6 @@
 //! Unix sockets on the host that lead into the guest, against a real sshd on loopback in place of the guest.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
-
-#[path = "support/sshd.rs"]
-mod sshd;
+#![expect(clippy::unwrap_used, reason = "a test's helper fails like the test")]
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -13,7 +10,7 @@ use std::time::Duration;
 
 use gvproxy::ssh::{MAX_CONNECTIONS, OpenError, Target, Tunnel};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use sshd::{PATIENCE, Pattern, Sshd, eventually, run, soon, sum, text};
+use testkit::sshd::{PATIENCE, Pattern, Sshd, eventually, run, soon, sum, text};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
@@ -102,7 +99,7 @@ async fn an_unusable_identity_is_refused_at_start() {
         ("junk", "not a usable ssh private key"),
         ("missing", "cannot read the ssh identity"),
     ] {
-        let error = format!("{:#}", sshd.try_forward("service.sock", name).err().expect(name));
+        let error = format!("{:#}", sshd.try_forward("service.sock", name).expect_err(name));
         assert!(error.contains(want) && error.contains(text(&sshd.path(name))), "{name}: {error}");
         assert!(!error.contains('\n'), "{name}: {error}");
     }

@@ -1,15 +1,10 @@
 //! A forward when the process has no descriptors left. A test program of its own, as the limit is the process's.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "tests")]
-
-#[path = "support/sshd.rs"]
-mod sshd;
-
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use sshd::{PATIENCE, Sshd};
+use testkit::sshd::{PATIENCE, Sshd};
 use tokio::time::timeout;
 
 #[tokio::test]

@@ -7,9 +7,6 @@
     clippy::print_stderr,
     reason = "a test fails by panic"
 )]
-#[path = "support/sshd.rs"]
-mod sshd;
-mod support;
 
 use std::collections::HashMap;
 use std::fs;
@@ -21,11 +18,14 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sshd::Sshd;
-use support::daemon::Daemon;
-use support::guest::{self, Guest};
-use support::net::{GATEWAY, HOST, plug};
-use support::{eventually, free_port};
+use testkit::daemon::Daemon;
+use testkit::guest::{self, Guest};
+use testkit::net::{GATEWAY, HOST, plug};
+use testkit::sshd;
+use testkit::sshd::Sshd;
+use testkit::{eventually, free_port};
+
+testkit::agent_in_a_namespace!();
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// As in sshd_config(5): what a refused login costs, a connection without one, and for how much nobody is let in.

@@ -2,16 +2,7 @@
 //! each, the API answers, and the daemon ends in time; what is lost of the log is counted.
 //!
 //! All but what only we have runs against the original too; it stands still at most of them.
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::print_stderr,
-    reason = "a test's helper fails like the test"
-)]
-
-#[path = "support/guest_agent.rs"]
-mod guest_agent;
-mod support;
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test's helper fails like the test")]
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -20,17 +11,19 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use guest_agent::Agent;
 use rustix::io::Errno;
 use rustix::pipe::{fcntl_setpipe_size, pipe};
 use rustix::process::Signal;
-use support::daemon::{Builder, Daemon};
-use support::eventually;
-use support::frames::{GATEWAY_MAC, ICMP, IP, IPV4, MAC, Wire, arp, echo_request, ether, ipv4};
-use support::fuse::{Fuse, Mood};
-use support::http::ask;
-use support::net::GATEWAY;
-use support::ns::Namespace;
+use testkit::daemon::{Builder, Daemon};
+use testkit::eventually;
+use testkit::frames::{GATEWAY_MAC, ICMP, IP, IPV4, MAC, Wire, arp, echo_request, ether, ipv4};
+use testkit::fuse::{Fuse, Mood};
+use testkit::guest_agent::Agent;
+use testkit::http::ask;
+use testkit::net::GATEWAY;
+use testkit::ns::Namespace;
+
+testkit::agent_in_a_namespace!();
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest that a guest or a client of the API may wait.

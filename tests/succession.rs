@@ -2,7 +2,6 @@
 //! makes them; and who else has a path.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
-mod support;
 
 use std::fs;
 use std::io::Write as _;
@@ -14,9 +13,11 @@ use std::time::{Duration, Instant};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{Pid, Signal, kill_process};
 use socket2::{Domain, SockAddr, Socket, Type};
-use support::daemon::{Builder, Daemon, binary, is_peer};
-use support::ns::Namespace;
-use support::{eventually, free_port, tool};
+use testkit::daemon::{Builder, Daemon, binary, is_peer};
+use testkit::ns::Namespace;
+use testkit::{eventually, free_port, tool};
+
+testkit::agent_in_a_namespace!();
 
 const OURS: &str = env!("CARGO_BIN_EXE_gvproxy");
 const PATIENCE: Duration = Duration::from_secs(10);

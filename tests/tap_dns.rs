@@ -1,6 +1,5 @@
 //! DNS of the gateway, asked by a Linux guest: the zones from here, all else as the host's own resolver says it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
-mod support;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -9,15 +8,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use support::daemon::{Builder, Daemon};
-use support::dns::{
+use testkit::daemon::{Builder, Daemon};
+use testkit::dns::{
     A, AAAA, CAA, CNAME, FORMERR, HTTPS, MX, NOERROR, NS, NXDOMAIN, PTR, SERVFAIL, SOA, SRV, Scripted,
     Server, TXT, answer, ask_tcp, ask_udp, code, count, is_about, is_truncated, question, try_ask_udp,
 };
-use support::eventually;
-use support::http::{Answer, exchange};
-use support::net::{GATEWAY, Host, Net};
-use support::traffic::impatient;
+use testkit::eventually;
+use testkit::http::{Answer, exchange};
+use testkit::net::{GATEWAY, Host, Net};
+use testkit::traffic::impatient;
+
+testkit::agent_in_a_namespace!();
 
 const GATEWAY_DNS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(GATEWAY), 53);
 

@@ -1,12 +1,13 @@
 //! A Linux guest gets its lease from the gateway with a real DHCP client, and sees the gateway.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
-mod support;
 
 use std::net::Ipv4Addr;
 
-use support::daemon::{Daemon, is_peer};
-use support::guest::{Guest, NIC};
-use support::net::{BLACK_HOLE, ELSEWHERE, GATEWAY, HOST, Host, Net, plug};
+use testkit::daemon::{Daemon, is_peer};
+use testkit::guest::{Guest, NIC};
+use testkit::net::{BLACK_HOLE, ELSEWHERE, GATEWAY, HOST, Host, Net, plug};
+
+testkit::agent_in_a_namespace!();
 
 #[test]
 fn is_the_reserved_address_with_every_option() {

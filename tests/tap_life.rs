@@ -1,6 +1,5 @@
 //! How the daemon ends, and what it does while nothing happens, with a Linux guest attached.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
-mod support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -10,10 +9,12 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use socket2::SockRef;
-use support::daemon::Daemon;
-use support::net::{Host, Net};
-use support::traffic::{accept, impatient, transfer};
-use support::{eventually, http};
+use testkit::daemon::Daemon;
+use testkit::net::{Host, Net};
+use testkit::traffic::{accept, impatient, transfer};
+use testkit::{eventually, http};
+
+testkit::agent_in_a_namespace!();
 
 /// What "at once" means.
 const AT_ONCE: Duration = Duration::from_secs(1);
@@ -214,13 +215,13 @@ fn rests_small() {
 
 #[test]
 fn the_ssh_port_leads_to_the_guest() {
-    let port = support::free_port();
+    let port = testkit::free_port();
     let net = start(&["-ssh-port", &port.to_string()]);
     let address = ([127, 0, 0, 1], port).into();
     let listener = net.guest.listen("0.0.0.0:22".parse().unwrap());
     let host = impatient(net.host.connect(address).expect("the forwarded port"));
     let guest = accept(&listener);
-    assert_eq!(guest.peer_addr().unwrap().ip(), support::net::GATEWAY, "the guest sees the gateway");
+    assert_eq!(guest.peer_addr().unwrap().ip(), testkit::net::GATEWAY, "the guest sees the gateway");
     transfer(&host, &guest, 64 << 20);
     transfer(&guest, &host, 64 << 20);
     // Without a listener the connection is made and then closed, as the original does.
@@ -233,7 +234,7 @@ fn the_ssh_port_leads_to_the_guest() {
 
 #[test]
 fn the_ssh_port_is_open_before_the_guest_is() {
-    let port = support::free_port();
+    let port = testkit::free_port();
     let host = Host::new("nameserver 127.0.0.1\n");
     let daemon = Daemon::builder().args(["-ssh-port", &port.to_string()]).through(host.prefix()).start();
     let mut early = impatient(host.connect(([127, 0, 0, 1], port).into()).expect("the forwarded port"));

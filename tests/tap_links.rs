@@ -1,6 +1,5 @@
 //! Every link carries a Linux guest; several guests share one daemon, and what happens to one is its own affair.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
-mod support;
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -9,12 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
-use support::cable::{Cable, Framing, Kind, datagrams, greet};
-use support::daemon::{Daemon, is_peer};
-use support::eventually;
-use support::guest::{Guest, MAC};
-use support::net::{GATEWAY, HOST, Host};
-use support::traffic::{accept, impatient, transfer};
+use testkit::cable::{Cable, Framing, Kind, datagrams, greet};
+use testkit::daemon::{Daemon, is_peer};
+use testkit::eventually;
+use testkit::guest::{Guest, MAC};
+use testkit::net::{GATEWAY, HOST, Host};
+use testkit::traffic::{accept, impatient, transfer};
+
+testkit::agent_in_a_namespace!();
 
 /// The links that a machine manager starts a daemon with, each alone.
 const SINGLE: [Kind; 5] = [Kind::Qemu, Kind::Bess, Kind::Vfkit(true), Kind::Vfkit(false), Kind::Stdio];
@@ -141,7 +142,7 @@ fn connect_serves_a_guest() {
 #[test]
 fn the_run_ends_with_its_guest() {
     for kind in SINGLE {
-        let port = support::free_port().to_string();
+        let port = testkit::free_port().to_string();
         let mut daemon = kind.builder().args(["-pid-file", "{dir}/pid", "-ssh-port", &port]).start();
         let (mut guest, _) = guest(kind.plug(&mut daemon), 0);
         guest.switch_off();
@@ -184,7 +185,7 @@ fn the_run_ends_with_vfkits_process() {
     let socket = Kind::Vfkit(true).socket(&daemon);
     eventually("the socket", AT_ONCE, || socket.exists().then_some(()));
     // The end of the process is noticed though nothing is sent to it: a socket for datagrams says nothing.
-    let process = support::ns::Namespace::new();
+    let process = testkit::ns::Namespace::new();
     let name = daemon.dir().with_file_name("other.sock");
     let theirs = process.open(&format!("vfkit {} {}", name.display(), socket.display())).expect("a socket");
     eventually("the guest", AT_ONCE, || daemon.stderr().contains("connected").then_some(()));
@@ -301,7 +302,7 @@ fn a_guest_that_dies_costs_only_itself() {
 #[test]
 fn a_guest_that_reconnects_keeps_lease_and_forwards() {
     for kind in [Kind::Qemu, Kind::Vfkit(true), Kind::Bess] {
-        let (host, port) = (host(), support::free_port().to_string());
+        let (host, port) = (host(), testkit::free_port().to_string());
         let builder = kind.builder().args(["-keep-running", "-ssh-port", &port]);
         let mut daemon = builder.through(host.prefix()).start();
         let mut guest = Guest::start(kind.plug(&mut daemon), MAC, 1500);

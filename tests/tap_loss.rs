@@ -6,7 +6,6 @@
     clippy::print_stderr,
     reason = "a test fails by panic"
 )]
-mod support;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -17,11 +16,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
-use support::daemon::Daemon;
-use support::guest::{self, Guest};
-use support::net::{HOST, Host, plug};
-use support::traffic::{accept, check, send_from};
-use support::wire::{Quality, Wire};
+use testkit::daemon::Daemon;
+use testkit::guest::{self, Guest};
+use testkit::net::{HOST, Host, plug};
+use testkit::traffic::{accept, check, send_from};
+use testkit::wire::{Quality, Wire};
+
+testkit::agent_in_a_namespace!();
 
 /// Who ends the guest's connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +79,7 @@ impl Setup {
         };
         let address = (HOST, listener.local_addr().unwrap().port()).into();
         let guest =
-            support::eventually("a connection", Duration::from_secs(20), || self.guest.connect(address).ok());
+            testkit::eventually("a connection", Duration::from_secs(20), || self.guest.connect(address).ok());
         let other = accept(&listener);
         for socket in [&guest, &other] {
             SockRef::from(socket).set_tcp_congestion(congestion.as_bytes()).expect("the congestion control");
@@ -232,7 +233,7 @@ fn nothing_is_lost_where_memory_is_scarce() {
         SockRef::from(guest).set_recv_buffer_size(4096).unwrap();
         other.set_nonblocking(true).unwrap();
     }
-    support::eventually("much memory", PATIENCE, || {
+    testkit::eventually("much memory", PATIENCE, || {
         for (_, other) in &unread {
             let mut other = other;
             let _ = other.write(&[0x5a; UNREAD]);

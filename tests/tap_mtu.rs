@@ -1,16 +1,17 @@
 //! A daemon that was not told of an MTU offers a large one, and Linux guests that make of it what they like: nothing is lost, and no
 //! frame is longer than the guest's card would take.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
-mod support;
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use support::daemon::Daemon;
-use support::free_port;
-use support::guest::{Guest, MAC, NIC};
-use support::net::{GATEWAY, HOST, Host, Net, plug};
-use support::traffic::{accept, impatient, transfer};
+use testkit::daemon::Daemon;
+use testkit::free_port;
+use testkit::guest::{Guest, MAC, NIC};
+use testkit::net::{GATEWAY, HOST, Host, Net, plug};
+use testkit::traffic::{accept, impatient, transfer};
+
+testkit::agent_in_a_namespace!();
 
 const MIB: u64 = 1 << 20;
 /// Bytes of an Ethernet header.

@@ -1,17 +1,18 @@
 //! What happens to packets on the way: a shorter link or no way behind the guest, a guest that takes a datagram no more, a packet that may go
 //! no further than the gateway.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
-mod support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use support::exposed::{Bench, GUEST};
-use support::guest::NIC;
-use support::net::{ELSEWHERE, HOST, Net};
-use support::ns::Namespace;
-use support::{eventually, free_port};
+use testkit::exposed::{Bench, GUEST};
+use testkit::guest::NIC;
+use testkit::net::{ELSEWHERE, HOST, Net};
+use testkit::ns::Namespace;
+use testkit::{eventually, free_port};
+
+testkit::agent_in_a_namespace!();
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Somebody behind the guest.

@@ -1,15 +1,16 @@
 //! Whoever does not read, read slowly or goes away costs itself and nobody else, in rate, memory or processor time.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
-mod support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use support::eventually;
-use support::net::{HOST, Net};
-use support::traffic::{accept, check, impatient, send_from, transfer};
+use testkit::eventually;
+use testkit::net::{HOST, Net};
+use testkit::traffic::{accept, check, impatient, send_from, transfer};
+
+testkit::agent_in_a_namespace!();
 
 /// What the daemon may hold for one flow in one direction, with what both kernels hold on the way.
 const IN_FLIGHT: u64 = 32 << 20;

@@ -1,15 +1,16 @@
 //! TCP between a Linux guest and its host through the daemon: every byte, every kind of end.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
-mod support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use socket2::{SockRef, Socket};
-use support::net::{BLACK_HOLE, ELSEWHERE, HOST, Net, UNREACHABLE};
-use support::traffic::{accept, answer_each, impatient, transfer};
-use support::{eventually, ns::Namespace};
+use testkit::net::{BLACK_HOLE, ELSEWHERE, HOST, Net, UNREACHABLE};
+use testkit::traffic::{accept, answer_each, impatient, transfer};
+use testkit::{eventually, ns::Namespace};
+
+testkit::agent_in_a_namespace!();
 
 const GIB: u64 = 1 << 30;
 
@@ -35,8 +36,8 @@ fn begin(ns: &Namespace, to: SocketAddr) -> Socket {
 #[test]
 fn carries_a_gib_each_way() {
     // As podman 5 starts it.
-    let builder = support::daemon::Daemon::builder().args(["-mtu", "1500"]);
-    let net = Net::with(support::net::Host::new("nameserver 127.0.0.1\n"), builder, 1500);
+    let builder = testkit::daemon::Daemon::builder().args(["-mtu", "1500"]);
+    let net = Net::with(testkit::net::Host::new("nameserver 127.0.0.1\n"), builder, 1500);
     let (guest, host) = pair(&net);
     transfer(&guest, &host, GIB);
     // The same connection, now half closed, carries the other direction.
@@ -45,8 +46,8 @@ fn carries_a_gib_each_way() {
 
 #[test]
 fn carries_both_ways_at_once_at_a_large_mtu() {
-    let builder = support::daemon::Daemon::builder().args(["-mtu", "65520"]);
-    let net = Net::with(support::net::Host::new("nameserver 127.0.0.1\n"), builder, 65520);
+    let builder = testkit::daemon::Daemon::builder().args(["-mtu", "65520"]);
+    let net = Net::with(testkit::net::Host::new("nameserver 127.0.0.1\n"), builder, 65520);
     assert_eq!(net.lease.option("mtu"), "65520");
     let (guest, host) = pair(&net);
     std::thread::scope(|scope| {

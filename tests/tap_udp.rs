@@ -1,15 +1,16 @@
 //! UDP between a Linux guest and its host through the daemon.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
-mod support;
 
 use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use support::daemon::Daemon;
-use support::eventually;
-use support::net::{ELSEWHERE, HOST, Host, Net};
+use testkit::daemon::Daemon;
+use testkit::eventually;
+use testkit::net::{ELSEWHERE, HOST, Host, Net};
+
+testkit::agent_in_a_namespace!();
 
 const PATIENCE: Duration = Duration::from_secs(5);
 

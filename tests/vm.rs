@@ -2,10 +2,6 @@
 //! podman's and docker's own programs, restart it, switch it off.
 #![allow(clippy::expect_used, reason = "a test fails by panic")]
 
-mod support;
-#[path = "support/vm.rs"]
-mod vm;
-
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -13,8 +9,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use support::eventually;
-use vm::{BOOT, Client, Noise, Vm, http_get, image, install, note, step};
+use testkit::eventually;
+use testkit::vm::{BOOT, Client, Noise, Vm, http_get, image, install, note, step};
+
+testkit::agent_in_a_namespace!();
 
 const PING: &str = "/v4.0.0/libpod/_ping";
 const IMAGE: &str = "localhost/busybox:test";

@@ -2,10 +2,6 @@
 //! and a machine that comes back on another link.
 #![allow(clippy::expect_used, reason = "a test fails by panic")]
 
-mod support;
-#[path = "support/vm.rs"]
-mod vm;
-
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
@@ -15,10 +11,12 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::json;
-use support::daemon::Daemon;
-use support::http::ask;
-use support::{eventually, free_port};
-use vm::{BOOT, Neighbour, Vm, image, output, ssh_command, sshd_greets, step};
+use testkit::daemon::Daemon;
+use testkit::http::ask;
+use testkit::vm::{BOOT, Neighbour, Vm, image, output, ssh_command, sshd_greets, step};
+use testkit::{eventually, free_port};
+
+testkit::agent_in_a_namespace!();
 
 /// The hardware address of the second machine; the first one's has a reservation.
 const MAC: &str = "5a:94:ef:e4:0c:77";

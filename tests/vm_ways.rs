@@ -10,18 +10,11 @@
     reason = "a test fails by panic"
 )]
 
-#[path = "support/archive.rs"]
-mod archive;
 #[path = "ends/scenes.rs"]
 #[allow(dead_code, reason = "the rest is for `ends.rs`")]
 mod scenes;
-#[path = "support/strace.rs"]
-mod strace;
-mod support;
 #[path = "ends/table.rs"]
 mod table;
-#[path = "support/vm.rs"]
-mod vm;
 #[path = "ends/vsock.rs"]
 mod vsock;
 #[path = "ends/way.rs"]
@@ -36,11 +29,13 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use archive::Archive;
-use strace::{CALLS, Calls};
-use support::daemon::Daemon;
-use support::{eventually, free_port, tool};
-use vm::{Client, Vm, identity, install, output, step};
+use testkit::archive::Archive;
+use testkit::daemon::Daemon;
+use testkit::strace::{CALLS, Calls};
+use testkit::vm::{Client, Vm, identity, install, output, step};
+use testkit::{eventually, free_port, tool};
+
+testkit::agent_in_a_namespace!();
 
 const PODMAN: &str = "/run/podman/podman.sock";
 const GUEST: &str = "192.168.127.2";

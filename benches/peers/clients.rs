@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use socket2::Socket;
 
 use crate::measure::Sample;
-use crate::support::process::Process;
+use testkit::process::Process;
 
 /// Threads that connect one after the other.
 const THREADS: u32 = 16;

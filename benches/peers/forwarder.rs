@@ -15,9 +15,9 @@ use tempfile::TempDir;
 use crate::clients::Door;
 use crate::peer::Kind;
 use crate::splice;
-use crate::support::eventually;
-use crate::support::ns::Namespace;
-use crate::support::process::Process;
+use testkit::eventually;
+use testkit::ns::Namespace;
+use testkit::process::Process;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Clients that may wait to be accepted.

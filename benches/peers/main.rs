@@ -8,9 +8,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a measurement fails by panic")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is a report")]
 
-#[path = "../../tests/support/mod.rs"]
-mod support;
-
 mod chart;
 mod clients;
 mod forwarder;
@@ -38,7 +35,7 @@ use setup::{Setup, Shape};
 use table::{Family, Table};
 
 fn main() {
-    if support::agent::serve_if_asked() || scale::hold_if_asked() || splice::serve_if_asked() {
+    if testkit::agent::serve_if_asked() || scale::hold_if_asked() || splice::serve_if_asked() {
         return;
     }
     let mut arguments = std::env::args();

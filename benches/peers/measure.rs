@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::setup::Setup;
-use crate::support::process::Process;
+use testkit::process::Process;
 
 /// How long a load runs before it is measured: windows have grown by then.
 const WARM_UP: Duration = Duration::from_millis(500);

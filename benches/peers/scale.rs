@@ -13,10 +13,10 @@ use socket2::{Domain, Socket, Type};
 
 use crate::measure::{Direction, Sample};
 use crate::setup::Setup;
-use crate::support::ns::Namespace;
-use crate::support::process::Process;
-use crate::support::raise_descriptor_limit;
 use crate::tcp::{answer, listen, request, stream};
+use testkit::ns::Namespace;
+use testkit::process::Process;
+use testkit::raise_descriptor_limit;
 
 /// Threads that open flows, and threads that accept them.
 const THREADS: usize = 8;

@@ -12,13 +12,13 @@ use std::time::Duration;
 use crate::forwarder::Dest;
 use crate::peer::Kind;
 use crate::ssh::Forward;
-use crate::support::cable::Kind as Link;
-use crate::support::daemon::Daemon;
-use crate::support::eventually;
-use crate::support::guest::{self, Guest, Lease, NIC};
-use crate::support::net::{HOST, Host, plug};
-use crate::support::ns::Namespace;
-use crate::support::process::Process;
+use testkit::cable::Kind as Link;
+use testkit::daemon::Daemon;
+use testkit::eventually;
+use testkit::guest::{self, Guest, Lease, NIC};
+use testkit::net::{HOST, Host, plug};
+use testkit::ns::Namespace;
+use testkit::process::Process;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The port on the host that leads to port 22 of the guest.

@@ -17,10 +17,10 @@ use tempfile::TempDir;
 
 use crate::clients::Door;
 use crate::measure::Sample;
-use crate::support::ns::Namespace;
-use crate::support::process::Process;
-use crate::support::{eventually, tool};
 use crate::tcp::answer;
+use testkit::ns::Namespace;
+use testkit::process::Process;
+use testkit::{eventually, tool};
 
 /// The name of user 1, as whom sshd runs: root in a namespace of one user cannot become another one, which sshd insists on.
 const USER: &str = "daemon";

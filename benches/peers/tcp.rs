@@ -14,7 +14,7 @@ use socket2::Socket;
 use crate::measure::{Direction, Sample, Window};
 use crate::setup::Setup;
 use crate::ssh::Lead;
-use crate::support::traffic::{accept, impatient};
+use testkit::traffic::{accept, impatient};
 
 /// Where a service of the host is for the guest.
 pub(crate) fn listen(setup: &Setup) -> (TcpListener, SocketAddr) {

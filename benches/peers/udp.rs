@@ -12,9 +12,9 @@ use socket2::SockRef;
 
 use crate::measure::{Direction, Sample, Window};
 use crate::setup::Setup;
-use crate::support::eventually;
-use crate::support::guest::NIC;
-use crate::support::ns::Namespace;
+use testkit::eventually;
+use testkit::guest::NIC;
+use testkit::ns::Namespace;
 
 /// Datagrams of one system call.
 const BATCH: usize = 64;

@@ -4,10 +4,10 @@
 use socket2::{SockAddr, Socket};
 
 use super::way::{Way, dial, listen, listen_at, loopback, way};
-use crate::support::daemon::Daemon;
-use crate::support::eventually;
-use crate::support::free_port;
-use crate::support::streams::{PATIENCE, at};
+use testkit::daemon::Daemon;
+use testkit::eventually;
+use testkit::free_port;
+use testkit::streams::{PATIENCE, at};
 
 /// This machine, for itself: `VMADDR_CID_LOCAL`.
 const LOCAL: u32 = 1;

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use socket2::{SockAddr, Socket, Type};
 
 use super::scenes::Needs;
-use crate::support::streams::PATIENCE;
+use testkit::streams::PATIENCE;
 
 /// Bytes that a socket of a test keeps, more or less: filling it is to be quick.
 const BUFFER: usize = 64 << 10;

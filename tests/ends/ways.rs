@@ -11,17 +11,17 @@ use socket2::{SockAddr, Socket};
 
 use super::scenes::Needs;
 use super::way::{Connect, Way, connect, dial, listen, listen_at, loopback, shrink, way};
-use crate::guest_agent::Agent;
-use crate::reversed::{Files, Login, MADE};
-use crate::support::daemon::{Daemon, binary};
-use crate::support::eventually;
-use crate::support::exposed::GUEST;
-use crate::support::free_port;
-use crate::support::guest::{self, Guest};
-use crate::support::http::{Answer, read_to_end};
-use crate::support::net::{HOST, plug};
-use crate::support::streams::{PATIENCE, at};
-use crate::support::traffic::lead;
+use testkit::daemon::{Daemon, binary};
+use testkit::eventually;
+use testkit::exposed::GUEST;
+use testkit::free_port;
+use testkit::guest::{self, Guest};
+use testkit::guest_agent::Agent;
+use testkit::http::{Answer, read_to_end};
+use testkit::net::{HOST, plug};
+use testkit::reversed::{Files, Login, MADE};
+use testkit::streams::{PATIENCE, at};
+use testkit::traffic::lead;
 
 /// As a VMM does for vsock at a unix socket.
 fn greet_as_vmm(mut socket: &Socket) {

@@ -6,13 +6,13 @@ use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use crate::case::{Case, On, Table};
-use crate::support::free_port;
-use crate::support::http::{Answer, ask_and_keep, exchange, read_to_end, request};
-use crate::support::traffic::{accept, impatient};
 use crate::web::{
     ADD_ZONE, ALL, EXPOSE, NOT_FOUND, REMOVE_RECORD, REMOVE_ZONE, SERVED, UNEXPOSE, ZONES, ask, connect, get,
     post, raw, served, shown,
 };
+use testkit::free_port;
+use testkit::http::{Answer, ask_and_keep, exchange, read_to_end, request};
+use testkit::traffic::{accept, impatient};
 
 const LEASES: &str = r#"{"192.168.127.1":"5a:94:ef:e4:0c:dd","192.168.127.2":"5a:94:ef:e4:0c:ee"}"#;
 

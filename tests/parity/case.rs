@@ -3,9 +3,9 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::support::daemon::{Builder, Daemon};
-use crate::support::guest::{Guest, MAC};
-use crate::support::net::{Host, plug};
+use testkit::daemon::{Builder, Daemon};
+use testkit::guest::{Guest, MAC};
+use testkit::net::{Host, plug};
 
 /// The binary that a case is driven on.
 #[derive(Debug)]

@@ -9,8 +9,8 @@ use rustix::process::Signal;
 
 use crate::case::{Case, On, Table};
 use crate::process::{Place, ends, ends_with, runs};
-use crate::support::free_port;
-use crate::support::net::Host;
+use testkit::free_port;
+use testkit::net::Host;
 
 /// Flags that the original does not have, or not yet, as the usage text names them.
 const OURS: [&str; 13] = [

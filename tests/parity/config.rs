@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use crate::case::{Case, On, Table};
 use crate::packets::Dhcp;
 use crate::process::{Place, READY, Run};
-use crate::support::dns::{A, question};
-use crate::support::frames::{IPV4, MAC, UDP, Wire, arp, ether, ipv4, udp};
-use crate::support::http::{Answer, exchange, request};
-use crate::support::net::{BLACK_HOLE, HOST};
-use crate::support::{eventually, free_port};
 use crate::web::{ALL, PATIENCE, ZONES, shown};
+use testkit::dns::{A, question};
+use testkit::frames::{IPV4, MAC, UDP, Wire, arp, ether, ipv4, udp};
+use testkit::http::{Answer, exchange, request};
+use testkit::net::{BLACK_HOLE, HOST};
+use testkit::{eventually, free_port};
 
 const QEMU: &str = "interfaces: {qemu: \"unix://@/q\"}\n";
 

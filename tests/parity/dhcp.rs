@@ -4,10 +4,10 @@ use std::net::Ipv4Addr;
 
 use crate::case::{Case, Table};
 use crate::packets::{Dhcp, start};
-use crate::support::frames::{BROADCAST, IP, IPV4, MAC, UDP, Wire, ether, ipv4, udp};
-use crate::support::guest::{Guest, MAC as MAC_TEXT};
-use crate::support::net::{Host, plug};
 use crate::wire::SILENCE;
+use testkit::frames::{BROADCAST, IP, IPV4, MAC, UDP, Wire, ether, ipv4, udp};
+use testkit::guest::{Guest, MAC as MAC_TEXT};
+use testkit::net::{Host, plug};
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut table = Table::new("dhcp");

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use hickory_proto::op::Message;
 
 use crate::case::{Case, Net, On, Table};
-use crate::support::dns::{
+use crate::web::{ADD_ZONE, REMOVE_RECORD, REMOVE_ZONE, SERVED, post};
+use crate::wire::SILENCE;
+use testkit::dns::{
     A, AAAA, CAA, CNAME, HTTPS, MX, NS, PTR, SOA, SRV, Server, TXT, ask_tcp, ask_udp, is_truncated, question,
     try_ask_udp,
 };
-use crate::support::net::{GATEWAY, Host};
-use crate::web::{ADD_ZONE, REMOVE_RECORD, REMOVE_ZONE, SERVED, post};
-use crate::wire::SILENCE;
+use testkit::net::{GATEWAY, Host};
 
 /// The row of what the original's newest checks.
 const CHECKS: &str = "`/services/dns/add`";
@@ -250,7 +250,7 @@ fn upstream(table: &mut Table) {
         "NoError caa.test. CAA 0 issue \"ca.example\"",
         |on| {
             let (net, _server) = net(on);
-            let at = SocketAddr::from((crate::support::net::HOST, 53));
+            let at = SocketAddr::from((testkit::net::HOST, 53));
             shown(&ask_udp(&net.guest, at, &question("caa.test", CAA, None)))
         },
     );

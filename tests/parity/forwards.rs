@@ -7,14 +7,14 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
 use crate::case::{Case, On, Table};
-use crate::support::daemon::Daemon;
-use crate::support::free_port;
-use crate::support::http::{ask_and_keep, read_to_end};
-use crate::support::net::Host;
-use crate::support::traffic::{accept, impatient};
 use crate::web::{
     ADD_ZONE, ALL, EXPOSE, NOT_FOUND, PATIENCE, SERVED, UNEXPOSE, ZONES, ask, at_gateway, get, post, served,
 };
+use testkit::daemon::Daemon;
+use testkit::free_port;
+use testkit::http::{ask_and_keep, read_to_end};
+use testkit::net::Host;
+use testkit::traffic::{accept, impatient};
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut table = Table::new("forwards");

@@ -8,17 +8,15 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::case::{Case, On, Table};
-use crate::support::cable::{Cable, Framing, Kind, datagrams, greet};
-use crate::support::daemon::Daemon;
-use crate::support::frames::{
-    BROADCAST, GATEWAY_MAC, ICMP, IP, IPV4, MAC, Wire, arp, echo_request, ether, ipv4,
-};
-use crate::support::guest::{Guest, MAC as MAC_TEXT};
-use crate::support::net::{GATEWAY, HOST, Host};
-use crate::support::traffic::{accept, impatient, transfer};
-use crate::support::{eventually, free_port};
 use crate::web::{connect, get};
 use crate::wire::{PATIENCE, Plug, SILENCE, framed};
+use testkit::cable::{Cable, Framing, Kind, datagrams, greet};
+use testkit::daemon::Daemon;
+use testkit::frames::{BROADCAST, GATEWAY_MAC, ICMP, IP, IPV4, MAC, Wire, arp, echo_request, ether, ipv4};
+use testkit::guest::{Guest, MAC as MAC_TEXT};
+use testkit::net::{GATEWAY, HOST, Host};
+use testkit::traffic::{accept, impatient, transfer};
+use testkit::{eventually, free_port};
 
 const API: [&str; 2] = ["-listen", "unix://{dir}/api"];
 const CONNECT: &[u8] =
@@ -144,7 +142,7 @@ fn serving(table: &mut Table) {
         "1500",
         |on| {
             let daemon = on.daemon().start();
-            let guest = Guest::start(crate::support::net::plug(&daemon), MAC_TEXT, 1500);
+            let guest = Guest::start(testkit::net::plug(&daemon), MAC_TEXT, 1500);
             guest.dhcp().option("mtu").to_owned()
         },
     );
@@ -556,7 +554,7 @@ fn clients(table: &mut Table) {
         let mut daemon = daemon(on, kind);
         let socket = kind.socket(&daemon);
         eventually("the socket", PATIENCE, || socket.exists().then_some(()));
-        let process = crate::support::ns::Namespace::new();
+        let process = testkit::ns::Namespace::new();
         let name = daemon.dir().with_file_name("process.sock");
         let theirs =
             process.open(&format!("vfkit {} {}", name.display(), socket.display())).expect("a socket");

@@ -6,11 +6,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is a report")]
 
-#[path = "../support/sshd.rs"]
-mod sshd;
-#[path = "../support/mod.rs"]
-mod support;
-
 mod api;
 mod case;
 mod cli;
@@ -45,7 +40,7 @@ const AT_ONCE: usize = 8;
 const LONG: Duration = Duration::from_secs(15);
 
 fn main() -> ExitCode {
-    if support::agent::serve_if_asked() {
+    if testkit::agent::serve_if_asked() {
         return ExitCode::SUCCESS;
     }
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();

@@ -8,15 +8,13 @@ use socket2::SockRef;
 
 use crate::case::{Case, Net, On, Table};
 use crate::packets::{Tcp, start};
-use crate::support::frames::{
-    GATEWAY_MAC, ICMP, IP, IPV4, MAC, UDP, Wire, arp, echo_request, ether, ipv4, udp,
-};
-use crate::support::guest::{Guest, MAC as MAC_TEXT};
-use crate::support::http::request;
-use crate::support::net::{BLACK_HOLE, ELSEWHERE, GATEWAY, HOST, Host, UNREACHABLE, plug};
-use crate::support::traffic::{accept, impatient};
 use crate::web::{SERVED, raw};
 use crate::wire::{PATIENCE, SILENCE};
+use testkit::frames::{GATEWAY_MAC, ICMP, IP, IPV4, MAC, UDP, Wire, arp, echo_request, ether, ipv4, udp};
+use testkit::guest::{Guest, MAC as MAC_TEXT};
+use testkit::http::request;
+use testkit::net::{BLACK_HOLE, ELSEWHERE, GATEWAY, HOST, Host, UNREACHABLE, plug};
+use testkit::traffic::{accept, impatient};
 
 /// How long a thing is waited for that the original does not do.
 const IN_VAIN: Duration = Duration::from_secs(3);
@@ -416,7 +414,7 @@ fn tcp(table: &mut Table) {
     }
     table.same("a connection to the ssh port before the guest is there", "made, then closed", |on| {
         let host = Host::new("nameserver 127.0.0.1\n");
-        let port = crate::support::free_port();
+        let port = testkit::free_port();
         let _daemon = on.daemon().args(["-ssh-port", &port.to_string()]).through(host.prefix()).start();
         let mut early = impatient(host.connect(([127, 0, 0, 1], port).into()).expect("the ssh port"));
         match early.read(&mut [0; 16]) {

@@ -6,12 +6,12 @@ use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use crate::case::{Case, On, Table};
-use crate::support::cable::Kind;
-use crate::support::daemon::Daemon;
-use crate::support::frames::{BROADCAST, GATEWAY_MAC, IP, MAC, Wire, arp};
-use crate::support::net::GATEWAY;
-use crate::support::notices::Listener;
 use crate::wire::{PATIENCE, SILENCE};
+use testkit::cable::Kind;
+use testkit::daemon::Daemon;
+use testkit::frames::{BROADCAST, GATEWAY_MAC, IP, MAC, Wire, arp};
+use testkit::net::GATEWAY;
+use testkit::notices::Listener;
 
 const READY: &str = r#"{"notification_type":"ready"}"#;
 const OTHER: [u8; 6] = [2, 0, 0, 0, 0, 9];

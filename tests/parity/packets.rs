@@ -4,11 +4,11 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use crate::case::On;
-use crate::support::daemon::Daemon;
-use crate::support::frames::{
+use crate::wire::PATIENCE;
+use testkit::daemon::Daemon;
+use testkit::frames::{
     ACK, BROADCAST, GATEWAY_MAC, IP, IPV4, MAC, SYN, TCP, UDP, Wire, ether, ipv4, tcp, udp,
 };
-use crate::wire::PATIENCE;
 
 /// How long a DHCP answer is waited for.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -58,7 +58,7 @@ impl Dhcp {
     }
 
     pub(crate) fn release(mac: [u8; 6], own: Ipv4Addr) -> Self {
-        Self { from: own, at: crate::support::net::GATEWAY, ..Self::new(7, mac) }
+        Self { from: own, at: testkit::net::GATEWAY, ..Self::new(7, mac) }
     }
 
     pub(crate) fn inform(mac: [u8; 6], own: Ipv4Addr) -> Self {

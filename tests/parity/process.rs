@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::case::On;
-use crate::support::{eventually, tool};
+use testkit::{eventually, tool};
 
 /// No run here takes longer, on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(30);

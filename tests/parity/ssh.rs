@@ -7,13 +7,13 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use crate::case::{Case, Net, On, Table};
-use crate::sshd::Sshd;
-use crate::support::daemon::Daemon;
-use crate::support::eventually;
-use crate::support::guest::{Guest, MAC};
-use crate::support::net::{Host, plug};
-use crate::support::traffic::lead;
 use crate::web::{EXPOSE, PATIENCE, SERVED, UNEXPOSE, post};
+use testkit::daemon::Daemon;
+use testkit::eventually;
+use testkit::guest::{Guest, MAC};
+use testkit::net::{Host, plug};
+use testkit::sshd::Sshd;
+use testkit::traffic::lead;
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut table = Table::new("ssh");

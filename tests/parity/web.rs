@@ -6,10 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use crate::case::{Net, On};
-use crate::support::daemon::Daemon;
-use crate::support::eventually;
-use crate::support::http::{Answer, exchange, request};
-use crate::support::net::GATEWAY;
+use testkit::daemon::Daemon;
+use testkit::eventually;
+use testkit::http::{Answer, exchange, request};
+use testkit::net::GATEWAY;
 
 /// No answer takes longer, on a slow machine; the daemon itself gives up after 10 s.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);

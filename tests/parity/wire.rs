@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-use crate::support::cable::{Cable, Framing};
-use crate::support::frames::{GATEWAY_MAC, IP, MAC, arp};
-use crate::support::net::GATEWAY;
+use testkit::cable::{Cable, Framing};
+use testkit::frames::{GATEWAY_MAC, IP, MAC, arp};
+use testkit::net::GATEWAY;
 
 /// Longest that the gateway may take to answer, on a slow machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);

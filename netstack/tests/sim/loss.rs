@@ -13,7 +13,7 @@ use crate::raw::{ACK, Raw, SYN};
 /// What of Linux's rate is asked for.
 const SHARE: f64 = 0.8;
 
-/// 100 Mbit/s with a queue of 500 frames, as tests/support/wire.rs makes it. `delay` is one way, in milliseconds.
+/// 100 Mbit/s with a queue of 500 frames, as testkit/src/wire.rs makes it. `delay` is one way, in milliseconds.
 fn link(delay: u64) -> Quality {
     Quality::CLEAN
         .rate(100_000_000)
@@ -42,7 +42,7 @@ fn rate(seed: u64, quality: Quality, len: usize) -> f64 {
 }
 
 /// Fails if the median of five runs is less than [`SHARE`] of `linux`, in Mbit/s: the median of three runs of 4 s between two Linux
-/// 6.18 stacks, cubic, on taps, joined by tests/support/wire.rs (`tests/tap_loss.rs`).
+/// 6.18 stacks, cubic, on taps, joined by testkit/src/wire.rs (`tests/tap_loss.rs`).
 #[track_caller]
 fn compare(quality: Quality, linux: f64, len: usize) {
     let mut rates: Vec<f64> = (0..5).map(|seed| rate(seed, quality, len)).collect();

@@ -12,33 +12,33 @@ use std::time::Duration;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use socket2::Socket;
 
-use super::{agent, tool};
+use crate::{agent, tool};
 
 /// Longest that a connect may take before a test counts it as never.
 const CONNECT: Duration = Duration::from_secs(10);
 
 /// A namespace with `lo` up and nothing else in it.
 #[derive(Debug)]
-pub(crate) struct Namespace {
+pub struct Namespace {
     agent: Child,
     channel: Mutex<OwnedFd>,
 }
 
 impl Namespace {
     #[track_caller]
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         Self::from(Command::new(tool("unshare", "util-linux")))
     }
 
     /// A namespace whose user namespace is a child of `parent`'s, so that a program there can enter it.
     #[track_caller]
-    pub(crate) fn inside(parent: &Self) -> Self {
+    pub fn inside(parent: &Self) -> Self {
         Self::from(parent.command(tool("unshare", "util-linux")))
     }
 
     #[track_caller]
     fn from(mut unshare: Command) -> Self {
-        super::raise_descriptor_limit();
+        crate::raise_descriptor_limit();
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .expect("a socket pair");
@@ -64,12 +64,12 @@ impl Namespace {
     }
 
     /// The process that keeps the namespace; `/proc/PID/ns/net` names it.
-    pub(crate) fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.agent.id()
     }
 
     /// The words that run a command inside, by `exec`.
-    pub(crate) fn prefix(&self) -> Vec<String> {
+    pub fn prefix(&self) -> Vec<String> {
         let nsenter = tool("nsenter", "util-linux").display().to_string();
         [&nsenter, "-t", &self.pid().to_string(), "-U", "-n", "-m", "--preserve-credentials", "--"]
             .map(str::to_owned)
@@ -77,7 +77,7 @@ impl Namespace {
     }
 
     /// A command inside the namespace.
-    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let prefix = self.prefix();
         let mut command = Command::new(&prefix[0]);
         command.args(&prefix[1..]).arg(program);
@@ -86,14 +86,14 @@ impl Namespace {
 
     /// Runs `words` inside to their end.
     #[track_caller]
-    pub(crate) fn output<S: AsRef<OsStr>, const N: usize>(&self, words: [S; N]) -> Output {
+    pub fn output<S: AsRef<OsStr>, const N: usize>(&self, words: [S; N]) -> Output {
         let [program, args @ ..] = words.as_slice() else { panic!("no words") };
         self.command(program).args(args).stdin(Stdio::null()).output().expect("nsenter")
     }
 
     /// Runs `words` inside and gives their stdout; fails the test if they fail.
     #[track_caller]
-    pub(crate) fn run<S: AsRef<OsStr> + std::fmt::Debug, const N: usize>(&self, words: [S; N]) -> String {
+    pub fn run<S: AsRef<OsStr> + std::fmt::Debug, const N: usize>(&self, words: [S; N]) -> String {
         let shown = format!("{words:?}");
         let output = self.output(words);
         let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -107,27 +107,27 @@ impl Namespace {
     }
 
     /// A descriptor that the agent opens inside: see `agent.rs` for what there is.
-    pub(crate) fn open(&self, what: &str) -> io::Result<OwnedFd> {
+    pub fn open(&self, what: &str) -> io::Result<OwnedFd> {
         let mut fds = agent::ask(&self.channel.lock().unwrap(), what)?;
         fds.pop().ok_or_else(|| io::Error::other("no descriptor"))
     }
 
     /// A TCP socket of this network, neither bound nor connected.
     #[track_caller]
-    pub(crate) fn tcp(&self) -> Socket {
+    pub fn tcp(&self) -> Socket {
         self.open("tcp").expect("a TCP socket").into()
     }
 
     /// Many TCP sockets of this network for one question.
     #[track_caller]
-    pub(crate) fn many_tcp(&self) -> Vec<Socket> {
+    pub fn many_tcp(&self) -> Vec<Socket> {
         let fds = agent::ask(&self.channel.lock().unwrap(), "tcps").expect("TCP sockets");
         fds.into_iter().map(Socket::from).collect()
     }
 
     /// A connection from this network.
     #[track_caller]
-    pub(crate) fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
+    pub fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
         let socket = self.tcp();
         socket.connect_timeout(&to.into(), CONNECT)?;
         Ok(socket.into())
@@ -135,7 +135,7 @@ impl Namespace {
 
     /// A listening socket in this network, with a long backlog.
     #[track_caller]
-    pub(crate) fn listen(&self, at: SocketAddr) -> TcpListener {
+    pub fn listen(&self, at: SocketAddr) -> TcpListener {
         let what = if at.is_ipv4() { "tcp" } else { "tcp6" };
         let socket = Socket::from(self.open(what).expect("a TCP socket"));
         socket.set_reuse_address(true).unwrap();
@@ -146,11 +146,11 @@ impl Namespace {
 
     /// A UDP socket bound in this network.
     #[track_caller]
-    pub(crate) fn udp(&self, at: SocketAddr) -> UdpSocket {
+    pub fn udp(&self, at: SocketAddr) -> UdpSocket {
         let what = if at.is_ipv4() { "udp" } else { "udp6" };
         let socket = Socket::from(self.open(what).expect("a UDP socket"));
         // A process that another test starts holds a copy of a socket just closed, until it runs its own program.
-        super::eventually(&format!("{at} is free"), CONNECT, || match socket.bind(&at.into()) {
+        crate::eventually(&format!("{at} is free"), CONNECT, || match socket.bind(&at.into()) {
             Ok(()) => Some(()),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => None,
             Err(error) => panic!("bind {at}: {error}"),

@@ -9,28 +9,28 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use super::cable::{Cable, Framing};
-use super::daemon::Daemon;
-use super::net::{self, GATEWAY};
+use crate::cable::{Cable, Framing};
+use crate::daemon::Daemon;
+use crate::net::{self, GATEWAY};
 
-pub(crate) const BROADCAST: [u8; 6] = [0xff; 6];
-pub(crate) const GATEWAY_MAC: [u8; 6] = [0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xdd];
-pub(crate) const MAC: [u8; 6] = [0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee];
-pub(crate) const IP: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 2);
+pub const BROADCAST: [u8; 6] = [0xff; 6];
+pub const GATEWAY_MAC: [u8; 6] = [0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xdd];
+pub const MAC: [u8; 6] = [0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee];
+pub const IP: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 2);
 
-pub(crate) const IPV4: u16 = 0x0800;
-pub(crate) const ARP: u16 = 0x0806;
+pub const IPV4: u16 = 0x0800;
+pub const ARP: u16 = 0x0806;
 
-pub(crate) const ICMP: u8 = 1;
-pub(crate) const TCP: u8 = 6;
-pub(crate) const UDP: u8 = 17;
+pub const ICMP: u8 = 1;
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
 
-pub(crate) const SYN: u8 = 2;
-pub(crate) const ACK: u8 = 16;
+pub const SYN: u8 = 2;
+pub const ACK: u8 = 16;
 
 /// A plug in the daemon's QEMU socket, or in another link.
 #[derive(Debug)]
-pub(crate) struct Wire {
+pub struct Wire {
     cable: Cable,
     frames: Receiver<Vec<u8>>,
     asked: u16,
@@ -38,20 +38,20 @@ pub(crate) struct Wire {
 
 impl Wire {
     #[track_caller]
-    pub(crate) fn plug(daemon: &Daemon) -> Self {
+    pub fn plug(daemon: &Daemon) -> Self {
         Self::over(net::plug(daemon))
     }
 
     /// A plug in another QEMU socket than the one that [`Daemon`] made.
     #[track_caller]
-    pub(crate) fn plug_into(socket: &Path) -> Self {
-        Self::over(super::eventually("a connection to the QEMU socket", Duration::from_secs(5), || {
+    pub fn plug_into(socket: &Path) -> Self {
+        Self::over(crate::eventually("a connection to the QEMU socket", Duration::from_secs(5), || {
             UnixStream::connect(socket).ok()
         }))
     }
 
     /// Frames over whatever link.
-    pub(crate) fn over(cable: impl Into<Cable>) -> Self {
+    pub fn over(cable: impl Into<Cable>) -> Self {
         let cable = cable.into();
         let (mut reader, framing) = (cable.input.try_clone().unwrap(), cable.framing);
         let (sender, frames) = channel();
@@ -67,19 +67,19 @@ impl Wire {
     }
 
     /// Bytes as they are, without a length before them.
-    pub(crate) fn raw(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+    pub fn raw(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.cable.output.write_all(bytes)
     }
 
     /// One frame.
     #[track_caller]
-    pub(crate) fn send(&mut self, frame: &[u8]) {
+    pub fn send(&mut self, frame: &[u8]) {
         self.send_all([frame]);
     }
 
     /// Many frames in one write.
     #[track_caller]
-    pub(crate) fn send_all<'a>(&mut self, frames: impl IntoIterator<Item = &'a [u8]>) {
+    pub fn send_all<'a>(&mut self, frames: impl IntoIterator<Item = &'a [u8]>) {
         self.try_send_all(frames).unwrap_or_else(|error| panic!("the daemon hung up: {error}"));
     }
 
@@ -100,7 +100,7 @@ impl Wire {
     }
 
     /// The next frame for which `wanted` is true; others are passed over.
-    pub(crate) fn receive(&self, patience: Duration, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+    pub fn receive(&self, patience: Duration, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
         let deadline = Instant::now() + patience;
         loop {
             let frame = self.frames.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()?;
@@ -111,7 +111,7 @@ impl Wire {
     }
 
     /// Whether the gateway still answers: to an ARP request and to an echo request that nobody sent before.
-    pub(crate) fn is_alive(&mut self) -> bool {
+    pub fn is_alive(&mut self) -> bool {
         // After a flood an answer may be lost in a full batch, so that it is asked for again.
         (0..10).any(|_| self.answers(Duration::from_millis(500)))
     }
@@ -135,7 +135,7 @@ impl Wire {
     }
 
     /// Hangs up.
-    pub(crate) fn unplug(&self) {
+    pub fn unplug(&self) {
         self.cable.shutdown();
     }
 }
@@ -170,23 +170,23 @@ fn read_frame(reader: &mut std::fs::File, framing: Framing) -> std::io::Result<V
     Ok(frame)
 }
 
-pub(crate) fn ether(to: [u8; 6], from: [u8; 6], kind: u16, payload: &[u8]) -> Vec<u8> {
+pub fn ether(to: [u8; 6], from: [u8; 6], kind: u16, payload: &[u8]) -> Vec<u8> {
     [&to[..], &from, &kind.to_be_bytes(), payload].concat()
 }
 
 /// A whole ARP frame, broadcast.
-pub(crate) fn arp(operation: u8, mac: [u8; 6], ip: Ipv4Addr, target: [u8; 6], asked: Ipv4Addr) -> Vec<u8> {
+pub fn arp(operation: u8, mac: [u8; 6], ip: Ipv4Addr, target: [u8; 6], asked: Ipv4Addr) -> Vec<u8> {
     let head = [0, 1, 8, 0, 6, 4, 0, operation];
     ether(BROADCAST, mac, ARP, &[&head[..], &mac, &ip.octets(), &target, &asked.octets()].concat())
 }
 
 /// An IPv4 packet.
-pub(crate) fn ipv4(protocol: u8, from: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
+pub fn ipv4(protocol: u8, from: Ipv4Addr, to: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
     fragment(protocol, from, to, 0, 0, false, payload)
 }
 
 /// One fragment of an IPv4 packet. `offset` counts 8-byte units.
-pub(crate) fn fragment(
+pub fn fragment(
     protocol: u8,
     from: Ipv4Addr,
     to: Ipv4Addr,
@@ -208,20 +208,13 @@ pub(crate) fn fragment(
 }
 
 /// A UDP datagram without a checksum, which IPv4 allows.
-pub(crate) fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
+pub fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
     let length = u16::try_from(8 + payload.len()).unwrap();
     [&from.to_be_bytes()[..], &to.to_be_bytes(), &length.to_be_bytes(), &[0, 0], payload].concat()
 }
 
 /// A TCP segment. Its checksum is left out: frames of a local hypervisor come without.
-pub(crate) fn tcp(
-    from: u16,
-    to: u16,
-    sequence: u32,
-    acknowledged: u32,
-    flags: u8,
-    payload: &[u8],
-) -> Vec<u8> {
+pub fn tcp(from: u16, to: u16, sequence: u32, acknowledged: u32, flags: u8, payload: &[u8]) -> Vec<u8> {
     let mut segment = [from.to_be_bytes(), to.to_be_bytes()].concat();
     segment.extend(sequence.to_be_bytes());
     segment.extend(acknowledged.to_be_bytes());
@@ -231,7 +224,7 @@ pub(crate) fn tcp(
 }
 
 /// An echo request with identifier 0x0909.
-pub(crate) fn echo_request(high: u8, low: u8) -> Vec<u8> {
+pub fn echo_request(high: u8, low: u8) -> Vec<u8> {
     let mut message = vec![8, 0, 0, 0, 9, 9, high, low, b'p', b'i', b'n', b'g'];
     let sum = checksum(&message);
     message[2..4].copy_from_slice(&sum.to_be_bytes());
@@ -239,7 +232,7 @@ pub(crate) fn echo_request(high: u8, low: u8) -> Vec<u8> {
 }
 
 /// The Internet checksum, RFC 1071.
-pub(crate) fn checksum(bytes: &[u8]) -> u16 {
+pub fn checksum(bytes: &[u8]) -> u16 {
     let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
     let mut sum = words.sum::<u32>();
     while sum > 0xffff {

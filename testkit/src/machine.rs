@@ -2,19 +2,19 @@
 //! of `tests/guest/build.sh`. Owns: the host's network, which is a loopback and nothing else, the user's files, every process that the user starts,
 //! and their end. May not: leave anything on this machine.
 //! Read next: `ns.rs`; `tests/guest/boot.sh`, which boots what podman asks for; `tests/guest/files/usr/local/sbin/ignition`.
-#![allow(clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "a test fails by panic")]
 
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::support::daemon::binary;
-use crate::support::ns::Namespace;
-use crate::support::{eventually, tool};
+use crate::daemon::binary;
+use crate::ns::Namespace;
+use crate::workspace;
+use crate::{eventually, tool};
 
 /// One command, in seconds: a machine under emulation is slow, and the host may be busy.
 const COMMAND_SECONDS: &str = "300";
@@ -23,7 +23,7 @@ const UID: &str = "1000";
 
 /// Which Debian the host and the machine have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Suite {
+pub enum Suite {
     /// podman 5.4, QEMU 10.
     Trixie,
     /// podman 4.3, QEMU 7.2.
@@ -75,7 +75,7 @@ exec "$@"
 
 /// The user and the host.
 #[derive(Debug)]
-pub(crate) struct User {
+pub struct User {
     suite: Suite,
     host: Namespace,
     /// `unshare`, whose child is the first process of the user's; all others end with that one.
@@ -90,8 +90,8 @@ static ALONE: Mutex<()> = Mutex::new(());
 impl User {
     /// A user whose podman finds the daemon under test through `helper_binaries_dir`, and boots the machine of `make guest`.
     #[track_caller]
-    pub(crate) fn new(suite: Suite) -> Self {
-        let cache = repository("tests/guest/cache");
+    pub fn new(suite: Suite) -> Self {
+        let cache = workspace().join("tests/guest/cache");
         assert!(cache.join("stamp").exists(), "this test needs a machine to boot: run `make guest`");
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         // Sockets' paths are short.
@@ -105,8 +105,8 @@ impl User {
             .command(tool("unshare", "util-linux"))
             .args(["--mount", "bash", "-c", ENTER, "enter"])
             .args([
-                &cache.join(suite.name()).join("root"),
-                &repository("."),
+                cache.join(suite.name()).join("root").as_path(),
+                workspace(),
                 daemon.parent().expect("a directory"),
             ])
             .args(["--", "unshare"])
@@ -130,7 +130,7 @@ impl User {
     }
 
     fn prepare(&self) {
-        let guest = repository("tests/guest");
+        let guest = workspace().join("tests/guest");
         for directory in [".config", ".config/containers", "run", "helpers"] {
             fs::create_dir(self.path(directory)).expect("a directory");
         }
@@ -163,7 +163,7 @@ impl User {
     /// Makes [`Self::disk`].
     #[track_caller]
     fn make_disk(&self) {
-        let disk = repository("tests/guest/cache").join(self.suite.name()).join("root.img");
+        let disk = workspace().join("tests/guest/cache").join(self.suite.name()).join("root.img");
         let words = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b"].map(Into::into);
         let words = [&words[..], &[disk, self.disk()]].concat();
         let words: Vec<_> = words.iter().map(|word: &PathBuf| word.to_str().expect("UTF-8")).collect();
@@ -174,7 +174,7 @@ impl User {
     /// podman 4.3 gives QEMU three seconds to begin, of which `boot.sh` may not take five to find out about KVM.
     #[track_caller]
     fn make_ready(&self) {
-        let output = self.output(repository("tests/guest/boot.sh").to_str().expect("UTF-8"), &[]);
+        let output = self.output(workspace().join("tests/guest/boot.sh").to_str().expect("UTF-8"), &[]);
         assert!(output.status.success(), "{output:?}");
     }
 
@@ -186,29 +186,29 @@ impl User {
     }
 
     /// A file of the user.
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.home.path().join(name)
     }
 
     /// What `podman machine init` is to copy: nothing but a reference to the disk of `make guest`.
-    pub(crate) fn disk(&self) -> PathBuf {
+    pub fn disk(&self) -> PathBuf {
         self.path("disk.qcow2")
     }
 
     /// The host's network.
-    pub(crate) fn host(&self) -> &Namespace {
+    pub fn host(&self) -> &Namespace {
         &self.host
     }
 
     /// Runs a command of the user's to its end.
     #[track_caller]
-    pub(crate) fn output(&self, program: &str, args: &[&str]) -> Output {
+    pub fn output(&self, program: &str, args: &[&str]) -> Output {
         self.command(program, args).output().expect("nsenter")
     }
 
     /// Starts a command of the user's.
     #[track_caller]
-    pub(crate) fn spawn(&self, program: &str, args: &[&str]) -> Child {
+    pub fn spawn(&self, program: &str, args: &[&str]) -> Child {
         self.command(program, args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("nsenter")
     }
 
@@ -235,7 +235,7 @@ impl User {
 
     /// SIGKILL to the user's processes with this name, of which there must be one.
     #[track_caller]
-    pub(crate) fn kill(&self, name: &str) {
+    pub fn kill(&self, name: &str) {
         let script = r#"for process in /proc/[0-9]*; do
             [ "$(cat "$process/comm" 2>/dev/null)" != "$0" ] || { kill -9 "${process#/proc/}" && echo killed; }
         done"#;
@@ -245,7 +245,7 @@ impl User {
 
     /// A daemon with the arguments that podman gave the last one, whom nobody ends.
     #[track_caller]
-    pub(crate) fn leave_a_gvproxy(&self) {
+    pub fn leave_a_gvproxy(&self) {
         let args = fs::read_to_string(self.path("gvproxy.args")).expect("a start of gvproxy");
         let last = args.lines().last().expect("its arguments");
         let script = format!("setsid helpers/gvproxy {last} </dev/null >/dev/null 2>&1 &");
@@ -255,7 +255,7 @@ impl User {
 
     /// podman with these arguments, which must succeed; what it printed.
     #[track_caller]
-    pub(crate) fn podman(&self, args: &[&str]) -> String {
+    pub fn podman(&self, args: &[&str]) -> String {
         let output = self.output("podman", args);
         let (stdout, stderr) = text(&output);
         assert!(output.status.success(), "podman {args:?}: {}\n{stdout}{stderr}", output.status);
@@ -264,7 +264,7 @@ impl User {
 
     /// podman with these arguments, which must fail; what it said.
     #[track_caller]
-    pub(crate) fn podman_fails(&self, args: &[&str]) -> String {
+    pub fn podman_fails(&self, args: &[&str]) -> String {
         let output = self.output("podman", args);
         let (stdout, stderr) = text(&output);
         assert!(!output.status.success(), "podman {args:?} succeeds:\n{stdout}");
@@ -273,7 +273,7 @@ impl User {
 
     /// The names of the user's processes, without those that a look at them takes.
     #[track_caller]
-    pub(crate) fn processes(&self) -> Vec<String> {
+    pub fn processes(&self) -> Vec<String> {
         let (names, _) = text(&self.output("sh", &["-c", "cat /proc/[0-9]*/comm"]));
         let look = ["bash", "sleep", "timeout", "sh", "cat"];
         names.lines().filter(|name| !look.contains(name)).map(str::to_owned).collect()
@@ -281,7 +281,7 @@ impl User {
 
     /// The user's sockets and pid files.
     #[track_caller]
-    pub(crate) fn sockets_and_pid_files(&self) -> Vec<String> {
+    pub fn sockets_and_pid_files(&self) -> Vec<String> {
         let words = [".", "(", "-type", "s", "-o", "-name", "*.pid", ")"];
         let (files, _) = text(&self.output("find", &words));
         files.lines().map(str::to_owned).collect()
@@ -300,10 +300,6 @@ impl Drop for User {
             }
         }
     }
-}
-
-fn repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
 fn text(output: &Output) -> (String, String) {

@@ -1,5 +1,4 @@
 //! gvforwarder as the agent of a guest that is a namespace. Owns: the process, and its log. Read next: `../agent.rs`.
-#![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::fs::{self, Permissions};
 use std::io::Read;
@@ -12,18 +11,15 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::eventually;
-use crate::support::ns::Namespace;
-use crate::support::process::Process;
+use crate::eventually;
+use crate::ns::Namespace;
+use crate::process::Process;
+use crate::program;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-pub(crate) fn binary() -> &'static str {
-    env!("CARGO_BIN_EXE_gvforwarder")
-}
-
 /// A file for `-agent-secret-file`, by its path.
-pub(crate) fn secret_file(path: impl AsRef<Path>, secret: &str) -> String {
+pub fn secret_file(path: impl AsRef<Path>, secret: &str) -> String {
     fs::write(&path, secret).unwrap();
     fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
     path.as_ref().display().to_string()
@@ -31,7 +27,7 @@ pub(crate) fn secret_file(path: impl AsRef<Path>, secret: &str) -> String {
 
 /// The next line, with its end, and nothing behind it.
 #[track_caller]
-pub(crate) fn line(mut from: &TcpStream) -> String {
+pub fn line(mut from: &TcpStream) -> String {
     let mut line = Vec::new();
     while !line.ends_with(b"\n") {
         let mut byte = [0];
@@ -43,32 +39,32 @@ pub(crate) fn line(mut from: &TcpStream) -> String {
 
 /// gvforwarder in the guest.
 #[derive(Debug)]
-pub(crate) struct Agent {
-    pub(crate) child: Child,
+pub struct Agent {
+    pub child: Child,
     log: tempfile::NamedTempFile,
 }
 
 impl Agent {
     /// Starts it without waiting.
-    pub(crate) fn spawn(ns: &Namespace, args: &[&str]) -> Self {
+    pub fn spawn(ns: &Namespace, args: &[&str]) -> Self {
         let log = tempfile::NamedTempFile::new().unwrap();
         let stderr = log.reopen().unwrap().into();
         Self { child: Self::child(ns, args, stderr), log }
     }
 
     /// The same with a standard error of which [`Self::stderr`] knows nothing.
-    pub(crate) fn spawn_to(ns: &Namespace, args: &[&str], stderr: OwnedFd) -> Self {
+    pub fn spawn_to(ns: &Namespace, args: &[&str], stderr: OwnedFd) -> Self {
         Self { child: Self::child(ns, args, stderr), log: tempfile::NamedTempFile::new().unwrap() }
     }
 
     fn child(ns: &Namespace, args: &[&str], stderr: OwnedFd) -> Child {
-        let mut command = ns.command(binary());
+        let mut command = ns.command(program("gvforwarder"));
         command.args(["-debug", "-agent"]).args(args).stdin(Stdio::null()).stderr(stderr);
         command.spawn().expect("nsenter")
     }
 
     #[track_caller]
-    pub(crate) fn start(ns: &Namespace, args: &[&str]) -> Self {
+    pub fn start(ns: &Namespace, args: &[&str]) -> Self {
         let mut agent = Self::spawn(ns, args);
         eventually("the agent listens", PATIENCE, || {
             assert_eq!(agent.child.try_wait().unwrap(), None, "{}", agent.stderr());
@@ -77,16 +73,16 @@ impl Agent {
         agent
     }
 
-    pub(crate) fn stderr(&self) -> String {
+    pub fn stderr(&self) -> String {
         fs::read_to_string(self.log.path()).unwrap()
     }
 
-    pub(crate) fn process(&self) -> Process {
+    pub fn process(&self) -> Process {
         Process(self.child.id())
     }
 
     #[track_caller]
-    pub(crate) fn end(&mut self, signal: Signal) {
+    pub fn end(&mut self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
         eventually("the end of the agent", PATIENCE, || self.child.try_wait().unwrap());
     }

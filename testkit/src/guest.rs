@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use socket2::Socket;
 
-use super::cable::Cable;
-use super::ns::Namespace;
-use super::relay::Relay;
-use super::{tool, uninterrupted};
+use crate::cable::Cable;
+use crate::ns::Namespace;
+use crate::relay::Relay;
+use crate::{tool, uninterrupted};
 
 /// The hardware address that the daemon reserves the first address for.
-pub(crate) const MAC: &str = "5a:94:ef:e4:0c:ee";
+pub const MAC: &str = "5a:94:ef:e4:0c:ee";
 /// The name of the guest's network card.
-pub(crate) const NIC: &str = "eth0";
+pub const NIC: &str = "eth0";
 
 /// What a DHCP client has to do with a lease: configure the interface, and say what it was given.
 const SCRIPT: &str = r#"#!/bin/sh
@@ -33,7 +33,7 @@ esac
 
 /// A running guest. It dereferences to its [`Namespace`], for its sockets and commands.
 #[derive(Debug)]
-pub(crate) struct Guest {
+pub struct Guest {
     ns: Namespace,
     tap: File,
     relay: Relay,
@@ -42,15 +42,15 @@ pub(crate) struct Guest {
 
 /// What the DHCP client was given, by udhcpc's names.
 #[derive(Debug)]
-pub(crate) struct Lease(HashMap<String, String>);
+pub struct Lease(HashMap<String, String>);
 
 impl Lease {
     /// An option, or an empty text.
-    pub(crate) fn option(&self, name: &str) -> &str {
+    pub fn option(&self, name: &str) -> &str {
         self.0.get(name).map_or("", String::as_str)
     }
 
-    pub(crate) fn ip(&self) -> Ipv4Addr {
+    pub fn ip(&self) -> Ipv4Addr {
         self.option("ip").parse().unwrap_or_else(|error| panic!("{error} in {self:?}"))
     }
 }
@@ -58,13 +58,13 @@ impl Lease {
 impl Guest {
     /// A guest whose network card is plugged into `link` and has no address yet.
     #[track_caller]
-    pub(crate) fn start(link: impl Into<Cable>, mac: &str, mtu: u16) -> Self {
+    pub fn start(link: impl Into<Cable>, mac: &str, mtu: u16) -> Self {
         Self::plug(Namespace::new(), link, mac, mtu)
     }
 
     /// Gives the network `ns` a card that is plugged into `link`.
     #[track_caller]
-    pub(crate) fn plug(ns: Namespace, link: impl Into<Cable>, mac: &str, mtu: u16) -> Self {
+    pub fn plug(ns: Namespace, link: impl Into<Cable>, mac: &str, mtu: u16) -> Self {
         let tap = ns.open(&format!("tap {NIC}")).unwrap_or_else(|error| {
             panic!("{error}: a test guest needs /dev/net/tun, readable and writable (modprobe tun)")
         });
@@ -77,7 +77,7 @@ impl Guest {
 
     /// Configures the interface by hand.
     #[track_caller]
-    pub(crate) fn configure(&self, address: &str, router: Option<&str>) {
+    pub fn configure(&self, address: &str, router: Option<&str>) {
         self.ns.run(["ip", "addr", "add", address, "dev", NIC]);
         if let Some(router) = router {
             self.ns.run(["ip", "route", "replace", "default", "via", router]);
@@ -86,13 +86,13 @@ impl Guest {
 
     /// Asks for a lease with a real DHCP client, which configures the interface with what it gets.
     #[track_caller]
-    pub(crate) fn dhcp(&self) -> Lease {
+    pub fn dhcp(&self) -> Lease {
         self.dhcp_with("")
     }
 
     /// The same, and the interface gets the MTU `own`, whatever is offered.
     #[track_caller]
-    pub(crate) fn dhcp_keeping(&self, own: u16) -> Lease {
+    pub fn dhcp_keeping(&self, own: u16) -> Lease {
         self.dhcp_with(&own.to_string())
     }
 
@@ -119,7 +119,7 @@ impl Guest {
 
     /// Whether `to` answers one echo request with all that was in it: `length` bytes.
     #[track_caller]
-    pub(crate) fn ping(&self, to: Ipv4Addr, length: usize) -> bool {
+    pub fn ping(&self, to: Ipv4Addr, length: usize) -> bool {
         let socket = UdpSocket::from(Socket::from(self.open("ping").expect("an echo socket")));
         socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
         // Type 8, and what the kernel fills in: checksum, identifier. The sequence number is 1.
@@ -134,22 +134,22 @@ impl Guest {
     }
 
     /// Bytes of the longest frame that came since the last time.
-    pub(crate) fn longest_frame(&self) -> usize {
+    pub fn longest_frame(&self) -> usize {
         self.relay.longest()
     }
 
     /// Stops taking frames from the daemon, or goes on with it: see [`Relay::hold`].
-    pub(crate) fn hold(&self, hold: bool) {
+    pub fn hold(&self, hold: bool) {
         self.relay.hold(hold);
     }
 
     /// Puts the card, configured as it is, on another link.
-    pub(crate) fn replug(&mut self, link: impl Into<Cable>) {
+    pub fn replug(&mut self, link: impl Into<Cable>) {
         self.relay = Relay::start(self.tap.try_clone().expect("a descriptor"), link);
     }
 
     /// Pulls the plug.
-    pub(crate) fn switch_off(&mut self) {
+    pub fn switch_off(&mut self) {
         self.relay.stop();
     }
 }

@@ -11,10 +11,10 @@ use std::time::Duration;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 /// Longest silence that an end puts up with.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A client, with an error instead of endless silence.
-pub(crate) fn connect(to: &SockAddr) -> io::Result<Socket> {
+pub fn connect(to: &SockAddr) -> io::Result<Socket> {
     let socket = Socket::new(to.domain(), Type::STREAM, None)?;
     // Linux lets a connect to a unix socket wait for this long too.
     socket.set_read_timeout(Some(PATIENCE))?;
@@ -25,12 +25,12 @@ pub(crate) fn connect(to: &SockAddr) -> io::Result<Socket> {
 
 /// The address of a unix socket's file.
 #[track_caller]
-pub(crate) fn at(path: impl AsRef<Path>) -> SockAddr {
+pub fn at(path: impl AsRef<Path>) -> SockAddr {
     SockAddr::unix(path).expect("a path that is no longer than a socket's may be")
 }
 
 /// Sends, ends its half, and reads to the end.
-pub(crate) fn exchange(socket: &Socket, bytes: &[u8]) -> io::Result<Vec<u8>> {
+pub fn exchange(socket: &Socket, bytes: &[u8]) -> io::Result<Vec<u8>> {
     let mut socket = socket;
     socket.write_all(bytes)?;
     socket.shutdown(Shutdown::Write)?;
@@ -41,7 +41,7 @@ pub(crate) fn exchange(socket: &Socket, bytes: &[u8]) -> io::Result<Vec<u8>> {
 
 /// The server at the other end sends back what comes.
 #[track_caller]
-pub(crate) fn assert_echo(socket: &Socket, bytes: &[u8]) {
+pub fn assert_echo(socket: &Socket, bytes: &[u8]) {
     match exchange(socket, bytes) {
         Ok(got) => assert!(got == bytes, "{} of {} bytes come back", got.len(), bytes.len()),
         Err(error) => panic!("no echo: {error}"),
@@ -50,7 +50,7 @@ pub(crate) fn assert_echo(socket: &Socket, bytes: &[u8]) {
 
 /// The same for more than fits anywhere, read and written at once.
 #[track_caller]
-pub(crate) fn assert_echo_while_read(socket: &Socket, bytes: &[u8]) {
+pub fn assert_echo_while_read(socket: &Socket, bytes: &[u8]) {
     let mut got = Vec::new();
     scope(|scope| {
         scope.spawn(|| {
@@ -66,7 +66,7 @@ pub(crate) fn assert_echo_while_read(socket: &Socket, bytes: &[u8]) {
 
 /// All of them are through to a server that echoes before the first one goes.
 #[track_caller]
-pub(crate) fn assert_echo_of_all(clients: Vec<Socket>) {
+pub fn assert_echo_of_all(clients: Vec<Socket>) {
     let numbered = clients.into_iter().enumerate().map(|(number, mut client)| {
         spawn(move || {
             let bytes = number.to_be_bytes();
@@ -86,7 +86,7 @@ pub(crate) fn assert_echo_of_all(clients: Vec<Socket>) {
 
 /// The client is closed without a byte.
 #[track_caller]
-pub(crate) fn assert_closed(mut socket: &Socket) {
+pub fn assert_closed(mut socket: &Socket) {
     let mut bytes = Vec::new();
     let end = socket.read_to_end(&mut bytes);
     let closed = end.as_ref().map_or_else(|error| error.kind() == io::ErrorKind::ConnectionReset, |_| true);
@@ -94,7 +94,7 @@ pub(crate) fn assert_closed(mut socket: &Socket) {
 }
 
 /// Sends back what comes, and then the end.
-pub(crate) fn echo(mut stream: UnixStream) {
+pub fn echo(mut stream: UnixStream) {
     let mut bytes = [0; 64 << 10];
     while let Ok(read @ 1..) = stream.read(&mut bytes) {
         if stream.write_all(&bytes[..read]).is_err() {
@@ -106,7 +106,7 @@ pub(crate) fn echo(mut stream: UnixStream) {
 
 /// A server on a unix socket, each connection on a thread of its own. Gone with the guard; its connections go on.
 #[derive(Debug)]
-pub(crate) struct Server {
+pub struct Server {
     path: PathBuf,
     listener: UnixListener,
     accepting: Option<JoinHandle<()>>,
@@ -114,7 +114,7 @@ pub(crate) struct Server {
 
 impl Server {
     #[track_caller]
-    pub(crate) fn start(path: impl AsRef<Path>, serve: impl Fn(UnixStream) + Clone + Send + 'static) -> Self {
+    pub fn start(path: impl AsRef<Path>, serve: impl Fn(UnixStream) + Clone + Send + 'static) -> Self {
         let path = path.as_ref().to_owned();
         // The standard library's own listener has a backlog of 128.
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None).expect("a socket");
@@ -132,7 +132,7 @@ impl Server {
     }
 
     #[track_caller]
-    pub(crate) fn echo(path: impl AsRef<Path>) -> Self {
+    pub fn echo(path: impl AsRef<Path>) -> Self {
         Self::start(path, echo)
     }
 }

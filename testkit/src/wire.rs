@@ -18,47 +18,47 @@ const OVERHEAD: usize = 24;
 
 /// What one direction does to frames, in this order: the queue before the transmitter, loss, delay, being held back.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Quality {
+pub struct Quality {
     /// Bit/s of the transmitter; `None`: no limit, and then no queue.
-    pub(crate) rate: Option<u64>,
+    pub rate: Option<u64>,
     /// Frames that wait for the transmitter at most; one more is lost.
-    pub(crate) queue: usize,
+    pub queue: usize,
     /// One way.
-    pub(crate) delay: Duration,
+    pub delay: Duration,
     /// Of 1000 frames.
-    pub(crate) loss: u64,
+    pub loss: u64,
     /// Of 1000 frames, those that come 1 to 3 ms late while others overtake them.
-    pub(crate) late: u64,
+    pub late: u64,
 }
 
 impl Quality {
     /// 100 Mbit/s with a queue of 500 frames, half of what a Linux tap has.
-    pub(crate) const CLEAN: Self =
+    pub const CLEAN: Self =
         Self { rate: Some(100_000_000), queue: 500, delay: Duration::ZERO, loss: 0, late: 0 };
 
-    pub(crate) fn delay(self, milliseconds: u64) -> Self {
+    pub fn delay(self, milliseconds: u64) -> Self {
         Self { delay: Duration::from_millis(milliseconds), ..self }
     }
 
-    pub(crate) fn loss(self, permille: u64) -> Self {
+    pub fn loss(self, permille: u64) -> Self {
         Self { loss: permille, ..self }
     }
 
-    pub(crate) fn late(self, permille: u64) -> Self {
+    pub fn late(self, permille: u64) -> Self {
         Self { late: permille, ..self }
     }
 }
 
 /// A running link; it ends when either side does or when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Wire {
+pub struct Wire {
     near: UnixStream,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Wire {
     /// Puts the link in front of `near`; what was to be plugged into that is plugged into the returned socket.
-    pub(crate) fn before(near: UnixStream, quality: Quality, seed: u64) -> (Self, UnixStream) {
+    pub fn before(near: UnixStream, quality: Quality, seed: u64) -> (Self, UnixStream) {
         let (far, end) = UnixStream::pair().expect("a socket pair");
         let mut threads = Vec::new();
         for (from, to, seed) in [(&near, &far, seed), (&far, &near, seed.wrapping_add(1))] {

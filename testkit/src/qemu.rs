@@ -1,6 +1,4 @@
 //! A QEMU without a system in it, and the tests' own way to its monitor. Owns: one process; its QMP socket for the daemon, and another for the test.
-#![allow(dead_code, reason = "each test file uses its own part")]
-#![allow(clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -10,17 +8,17 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{eventually, tool};
+use crate::{eventually, tool};
 
 const START: Duration = Duration::from_secs(20);
 
 /// Which machine; each has room for one more device.
-pub(crate) const PC: &[&str] = &["-M", "pc"];
-pub(crate) const Q35: &[&str] = &["-M", "q35", "-device", "pcie-root-port,id=hot0,chassis=1"];
+pub const PC: &[&str] = &["-M", "pc"];
+pub const Q35: &[&str] = &["-M", "q35", "-device", "pcie-root-port,id=hot0,chassis=1"];
 
 /// A running QEMU, killed when dropped.
 #[derive(Debug)]
-pub(crate) struct Qemu {
+pub struct Qemu {
     child: Child,
     monitor: Monitor,
 }
@@ -28,7 +26,7 @@ pub(crate) struct Qemu {
 impl Qemu {
     /// Starts one that serves QMP at `socket`, and stands still unless `args` say otherwise.
     #[track_caller]
-    pub(crate) fn start(socket: &Path, args: &[&str]) -> Self {
+    pub fn start(socket: &Path, args: &[&str]) -> Self {
         let program = tool("qemu-system-x86_64", "qemu-system-x86");
         let own = PathBuf::from(format!("{}.test", socket.display()));
         let qmp = |path: &Path| format!("unix:{},server=on,wait=off", path.display());
@@ -44,20 +42,20 @@ impl Qemu {
     }
 
     #[track_caller]
-    pub(crate) fn execute(&mut self, command: &str, arguments: Value) -> Value {
+    pub fn execute(&mut self, command: &str, arguments: Value) -> Value {
         self.monitor.execute(command, arguments)
     }
 
     /// What `info network` of the human monitor says.
     #[track_caller]
-    pub(crate) fn network(&mut self) -> String {
+    pub fn network(&mut self) -> String {
         let text = self.execute("human-monitor-command", json!({"command-line": "info network"}));
         text.as_str().expect("a text").to_owned()
     }
 
     /// Waits until `info network` is as wanted.
     #[track_caller]
-    pub(crate) fn network_until(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+    pub fn network_until(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
         let start = Instant::now();
         loop {
             let network = self.network();
@@ -69,19 +67,19 @@ impl Qemu {
         }
     }
 
-    pub(crate) fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Ends it by its monitor.
     #[track_caller]
-    pub(crate) fn quit(mut self) -> ExitStatus {
+    pub fn quit(mut self) -> ExitStatus {
         self.execute("quit", json!({}));
         eventually("the end of QEMU", START, || self.child.try_wait().expect("wait"))
     }
 
     /// Ends it without a word.
-    pub(crate) fn kill(mut self) {
+    pub fn kill(mut self) {
         self.child.kill().expect("kill");
         self.child.wait().expect("wait");
     }
@@ -96,12 +94,12 @@ impl Drop for Qemu {
 
 /// A QMP session of the test.
 #[derive(Debug)]
-pub(crate) struct Monitor(BufReader<UnixStream>);
+pub struct Monitor(BufReader<UnixStream>);
 
 impl Monitor {
     /// Waits for the socket and the greeting.
     #[track_caller]
-    pub(crate) fn connect(path: &Path) -> Self {
+    pub fn connect(path: &Path) -> Self {
         let stream = eventually("a QMP socket", START, || UnixStream::connect(path).ok());
         stream.set_read_timeout(Some(START)).expect("a timeout");
         let mut monitor = Self(BufReader::new(stream));
@@ -112,7 +110,7 @@ impl Monitor {
     }
 
     #[track_caller]
-    pub(crate) fn execute(&mut self, command: &str, arguments: Value) -> Value {
+    pub fn execute(&mut self, command: &str, arguments: Value) -> Value {
         let line = json!({"execute": command, "arguments": arguments});
         writeln!(self.0.get_mut(), "{line}").expect("a command");
         loop {

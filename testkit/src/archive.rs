@@ -1,6 +1,5 @@
 //! A container image of any size, as `docker save` writes it, around bytes that nothing can compress and whose checksum is known.
 //! Owns: one temporary file. Read next: `vm.rs`, which has the image that it is built upon.
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panic")]
 
 use std::io::{BufWriter, Read, Write};
 use std::path::Path;
@@ -8,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::json;
 
-use crate::support::tool;
+use crate::tool;
 use crate::vm::{self, Noise};
 
 /// How many of the bytes a caller can look at.
@@ -18,19 +17,19 @@ const BLOCK: usize = 512;
 
 /// An image with what `localhost/busybox:test` has, and the file `/data` in a layer of its own.
 #[derive(Debug)]
-pub(crate) struct Archive {
+pub struct Archive {
     file: tempfile::NamedTempFile,
     /// SHA-256 of `/data`, in hexadecimal.
-    pub(crate) sha256: String,
+    pub sha256: String,
     /// The first bytes of `/data`.
-    pub(crate) first: Vec<u8>,
+    pub first: Vec<u8>,
 }
 
 impl Archive {
-    pub(crate) const NAME: &'static str = "localhost/big:test";
+    pub const NAME: &'static str = "localhost/big:test";
 
     /// Writes one with that many MiB in `/data`.
-    pub(crate) fn write(megabytes: usize) -> Self {
+    pub fn write(megabytes: usize) -> Self {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let mut tar = BufWriter::with_capacity(1 << 20, file.as_file());
         let (mut data, mut layer, mut first) = (Sha256::start(), Sha256::start(), Vec::with_capacity(KEPT));
@@ -76,7 +75,7 @@ impl Archive {
         Self { file, sha256: data.finish(), first }
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         self.file.path()
     }
 }

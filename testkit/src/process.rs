@@ -2,27 +2,27 @@
 
 /// A process by its id.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Process(pub(crate) u32);
+pub struct Process(pub u32);
 
 impl Process {
     /// Resident memory in KiB.
-    pub(crate) fn rss_kb(self) -> u64 {
+    pub fn rss_kb(self) -> u64 {
         self.status_field("status", "VmRSS:")
     }
 
     /// The most that it was, in KiB.
-    pub(crate) fn peak_rss_kb(self) -> u64 {
+    pub fn peak_rss_kb(self) -> u64 {
         self.status_field("status", "VmHWM:")
     }
 
     /// Processor time of all its threads, user and kernel, in seconds.
-    pub(crate) fn cpu_seconds(self) -> f64 {
+    pub fn cpu_seconds(self) -> f64 {
         let [user, system, ..] = self.ticks();
         (user + system) as f64 / rustix::param::clock_ticks_per_second() as f64
     }
 
     /// The same with that of its children, running and ended ones, and of theirs.
-    pub(crate) fn family_cpu_seconds(self) -> f64 {
+    pub fn family_cpu_seconds(self) -> f64 {
         let own = self.ticks().iter().sum::<u64>() as f64 / rustix::param::clock_ticks_per_second() as f64;
         let children = self.file(&format!("task/{}/children", self.0));
         let children = children.split_whitespace().map(|pid| Self(pid.parse().expect("a pid")));
@@ -39,12 +39,12 @@ impl Process {
     }
 
     /// Open descriptors.
-    pub(crate) fn fds(self) -> usize {
+    pub fn fds(self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.0)).expect("/proc").count()
     }
 
     /// How often its threads went to sleep so far.
-    pub(crate) fn sleeps(self) -> u64 {
+    pub fn sleeps(self) -> u64 {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.0)).expect("/proc");
         tasks
             .filter_map(|task| task.ok()?.file_name().into_string().ok())

@@ -1,33 +1,42 @@
-//! What the integration tests share. Owns: the daemon under test, its namespaces, its guests.
+//! What the integration tests and benchmarks share. Owns: the daemon under test, its namespaces, its guests and peers.
 //! May not: reach outside a temporary directory and namespaces of its own. Read next: `daemon.rs`, `net.rs`.
-#![allow(dead_code, reason = "each test file uses its own part")]
 #![allow(
+    missing_docs,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::print_stderr,
-    reason = "a test fails by panic"
+    reason = "it serves tests, and a test fails by panic"
 )]
 
-pub(crate) mod agent;
-pub(crate) mod cable;
-pub(crate) mod daemon;
-pub(crate) mod dns;
-pub(crate) mod exposed;
-pub(crate) mod frames;
-pub(crate) mod fuse;
-pub(crate) mod guest;
-pub(crate) mod http;
-pub(crate) mod net;
-pub(crate) mod notices;
-pub(crate) mod ns;
-pub(crate) mod process;
-pub(crate) mod relay;
-pub(crate) mod streams;
-pub(crate) mod traffic;
-pub(crate) mod wire;
+pub mod agent;
+pub mod archive;
+pub mod cable;
+pub mod daemon;
+pub mod dns;
+pub mod exposed;
+pub mod frames;
+pub mod fuse;
+pub mod guest;
+pub mod guest_agent;
+pub mod http;
+pub mod machine;
+pub mod net;
+pub mod notices;
+pub mod ns;
+pub mod process;
+pub mod qemu;
+pub mod relay;
+pub mod reversed;
+pub mod sshd;
+pub mod strace;
+pub mod streams;
+pub mod traffic;
+pub mod vm;
+pub mod wire;
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How often [`eventually`] looks.
@@ -35,7 +44,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// Looks until there is something to see, and fails the test with `what` after `patience`.
 #[track_caller]
-pub(crate) fn eventually<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+pub fn eventually<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(seen) = look() {
@@ -47,7 +56,7 @@ pub(crate) fn eventually<T>(what: &str, patience: Duration, mut look: impl FnMut
 }
 
 /// Calls again what only a stopped process has interrupted: a socket with a timeout does not go on by itself then (signal(7)).
-pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -57,14 +66,14 @@ pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::R
 }
 
 /// A TCP port that was free on 127.0.0.1 a moment ago, for a flag that cannot say "any port".
-pub(crate) fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port on 127.0.0.1");
     listener.local_addr().expect("a bound socket has an address").port()
 }
 
 /// `program` on `PATH`, or a failure that says what to install.
 #[track_caller]
-pub(crate) fn tool(program: &str, package: &str) -> std::path::PathBuf {
+pub fn tool(program: &str, package: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])
@@ -74,9 +83,25 @@ pub(crate) fn tool(program: &str, package: &str) -> std::path::PathBuf {
 }
 
 /// Lets this process have as many descriptors as it may; a test that holds both ends of 1,000 connections needs them.
-pub(crate) fn raise_descriptor_limit() {
+pub fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
         .expect("a soft limit up to the hard one");
+}
+
+/// The workspace, in which tests find the machines that were made for them and the documents that they read.
+pub fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("testkit is a folder of the workspace")
+}
+
+/// A program of this project, built beside the test that runs: cargo builds it before each integration test and benchmark.
+#[track_caller]
+pub fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a path to this executable");
+    let directory =
+        test.parent().and_then(Path::parent).expect("cargo puts tests into a folder of their own");
+    let program = directory.join(name);
+    assert!(program.is_file(), "{} is missing: `cargo build --profile ci` makes it", program.display());
+    program
 }

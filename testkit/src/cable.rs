@@ -11,15 +11,15 @@ use std::time::Duration;
 
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use super::daemon::{Builder, Daemon, is_peer};
-use super::eventually;
+use crate::daemon::{Builder, Daemon, is_peer};
+use crate::eventually;
 
 /// How long a daemon's socket may take to be there.
 const START: Duration = Duration::from_secs(10);
 
 /// How frames are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Framing {
+pub enum Framing {
     /// A 32-bit big-endian length before each.
     Big32,
     /// A 16-bit little-endian length before each.
@@ -30,7 +30,7 @@ pub(crate) enum Framing {
 
 impl Framing {
     /// Bytes of the length.
-    pub(crate) fn prefix(self) -> usize {
+    pub fn prefix(self) -> usize {
         match self {
             Self::Big32 => 4,
             Self::Little16 => 2,
@@ -41,28 +41,28 @@ impl Framing {
 
 /// One end of a link.
 #[derive(Debug)]
-pub(crate) struct Cable {
-    pub(crate) input: File,
-    pub(crate) output: File,
-    pub(crate) framing: Framing,
+pub struct Cable {
+    pub input: File,
+    pub output: File,
+    pub framing: Framing,
     /// A name that the end has, to be removed with it.
     name: Option<PathBuf>,
 }
 
 impl Cable {
-    pub(crate) fn new(socket: impl Into<OwnedFd>, framing: Framing) -> Self {
+    pub fn new(socket: impl Into<OwnedFd>, framing: Framing) -> Self {
         let input = File::from(socket.into());
         Self { output: input.try_clone().unwrap(), input, framing, name: None }
     }
 
     /// The descriptor alone; its name stays.
-    pub(crate) fn into_socket(mut self) -> OwnedFd {
+    pub fn into_socket(mut self) -> OwnedFd {
         self.name = None;
         self.output.try_clone().expect("a descriptor").into()
     }
 
     /// Ends what waits for input, and hangs up where that can be told.
-    pub(crate) fn shutdown(&self) {
+    pub fn shutdown(&self) {
         let _ = SockRef::from(&self.input).shutdown(Shutdown::Both);
     }
 }
@@ -83,7 +83,7 @@ impl From<UnixStream> for Cable {
 
 /// The links that the daemon has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
     Qemu,
     QemuTcp(u16),
     Vpnkit,
@@ -97,7 +97,7 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// A daemon with such a link and no other.
-    pub(crate) fn builder(self) -> Builder {
+    pub fn builder(self) -> Builder {
         let builder = Daemon::builder().without_qemu();
         match self {
             Self::Stdio => builder.args(["-listen-stdio", "accept"]).with_pipes(),
@@ -106,7 +106,7 @@ impl Kind {
     }
 
     /// The flag, as one word.
-    pub(crate) fn args(self) -> Vec<String> {
+    pub fn args(self) -> Vec<String> {
         vec![match self {
             Self::Qemu => "-listen-qemu=unix://{dir}/qemu.sock".to_owned(),
             Self::QemuTcp(port) => format!("-listen-qemu=tcp://127.0.0.1:{port}"),
@@ -119,7 +119,7 @@ impl Kind {
     }
 
     /// The file of its socket.
-    pub(crate) fn socket(self, daemon: &Daemon) -> PathBuf {
+    pub fn socket(self, daemon: &Daemon) -> PathBuf {
         let file = match self {
             Self::Qemu => "qemu.sock",
             Self::Vpnkit => "vpnkit.sock",
@@ -133,7 +133,7 @@ impl Kind {
 
     /// A guest's end.
     #[track_caller]
-    pub(crate) fn plug(self, daemon: &mut Daemon) -> Cable {
+    pub fn plug(self, daemon: &mut Daemon) -> Cable {
         let what = format!("a connection to {self:?}");
         match self {
             Self::Qemu => {
@@ -182,7 +182,7 @@ impl Kind {
 }
 
 /// A datagram socket called `name` that speaks to `path`, if somebody is there.
-pub(crate) fn datagrams(path: &Path, name: &Path, magic: bool) -> io::Result<Cable> {
+pub fn datagrams(path: &Path, name: &Path, magic: bool) -> io::Result<Cable> {
     let _ = std::fs::remove_file(name);
     let socket = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
     socket.bind(&SockAddr::unix(name)?)?;
@@ -198,7 +198,7 @@ pub(crate) fn datagrams(path: &Path, name: &Path, magic: bool) -> io::Result<Cab
 }
 
 /// VPNKit's handshake as a client with that UUID: the daemon's last answer.
-pub(crate) fn greet(mut stream: &UnixStream, uuid: &str) -> io::Result<Vec<u8>> {
+pub fn greet(mut stream: &UnixStream, uuid: &str) -> io::Result<Vec<u8>> {
     stream.set_read_timeout(Some(START))?;
     let greeting: Vec<u8> = (0..49).collect();
     stream.write_all(&greeting)?;

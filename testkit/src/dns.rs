@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use rustix::net::sockopt;
 
-use super::ns::Namespace;
-use super::{eventually, tool, traffic::impatient, uninterrupted};
+use crate::ns::Namespace;
+use crate::{eventually, tool, traffic::impatient, uninterrupted};
 
 /// What the server knows, all of it under `test.`; `big.test.` does not fit a datagram.
 const ZONE: &[&str] = &[
@@ -33,26 +33,26 @@ const ZONE: &[&str] = &[
     "1.2.0.192.in-addr.arpa. 312 PTR a.test.",
 ];
 
-pub(crate) const A: u16 = 1;
-pub(crate) const NS: u16 = 2;
-pub(crate) const CNAME: u16 = 5;
-pub(crate) const SOA: u16 = 6;
-pub(crate) const PTR: u16 = 12;
-pub(crate) const MX: u16 = 15;
-pub(crate) const TXT: u16 = 16;
-pub(crate) const AAAA: u16 = 28;
-pub(crate) const SRV: u16 = 33;
-pub(crate) const HTTPS: u16 = 65;
-pub(crate) const CAA: u16 = 257;
+pub const A: u16 = 1;
+pub const NS: u16 = 2;
+pub const CNAME: u16 = 5;
+pub const SOA: u16 = 6;
+pub const PTR: u16 = 12;
+pub const MX: u16 = 15;
+pub const TXT: u16 = 16;
+pub const AAAA: u16 = 28;
+pub const SRV: u16 = 33;
+pub const HTTPS: u16 = 65;
+pub const CAA: u16 = 257;
 
-pub(crate) const NOERROR: u8 = 0;
-pub(crate) const FORMERR: u8 = 1;
-pub(crate) const SERVFAIL: u8 = 2;
-pub(crate) const NXDOMAIN: u8 = 3;
+pub const NOERROR: u8 = 0;
+pub const FORMERR: u8 = 1;
+pub const SERVFAIL: u8 = 2;
+pub const NXDOMAIN: u8 = 3;
 
 /// A DNS server in a namespace.
 #[derive(Debug)]
-pub(crate) struct Server {
+pub struct Server {
     child: Child,
     _dir: tempfile::TempDir,
 }
@@ -60,7 +60,7 @@ pub(crate) struct Server {
 impl Server {
     /// A server on `address`:53 that has answered its first question.
     #[track_caller]
-    pub(crate) fn start(ns: &Namespace, address: &str) -> Self {
+    pub fn start(ns: &Namespace, address: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let mut text = format!(
             "server:\n interface: {address}\n do-daemonize: no\n username: ''\n chroot: ''\n directory: '{0}'\n \
@@ -100,7 +100,7 @@ impl Drop for Server {
 
 /// A server that does what a test says: answers each question after a time, or not at all.
 #[derive(Debug)]
-pub(crate) struct Scripted {
+pub struct Scripted {
     ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -108,7 +108,7 @@ pub(crate) struct Scripted {
 impl Scripted {
     /// A server on `address`:53.
     #[track_caller]
-    pub(crate) fn start(
+    pub fn start(
         ns: &Namespace,
         address: &str,
         mut answer: impl FnMut(&[u8]) -> Option<(Duration, Vec<u8>)> + Send + 'static,
@@ -146,7 +146,7 @@ impl Drop for Scripted {
 }
 
 /// The answer to `question` with this code and no record, or with an address.
-pub(crate) fn answer(question: &[u8], code: u8, address: Option<[u8; 4]>) -> Vec<u8> {
+pub fn answer(question: &[u8], code: u8, address: Option<[u8; 4]>) -> Vec<u8> {
     let end = 12 + question[12..].iter().position(|&byte| byte == 0).unwrap() + 5;
     let mut message = question[..end].to_vec();
     message[2..4].copy_from_slice(&[0x81, 0x80 | code]);
@@ -159,12 +159,12 @@ pub(crate) fn answer(question: &[u8], code: u8, address: Option<[u8; 4]>) -> Vec
 }
 
 /// Whether the first label of the name in `question` begins with `start`.
-pub(crate) fn is_about(question: &[u8], start: &str) -> bool {
+pub fn is_about(question: &[u8], start: &str) -> bool {
     question.get(13..).is_some_and(|name| name.starts_with(start.as_bytes()))
 }
 
 /// A recursive question; with `edns` as the largest datagram that the client takes.
-pub(crate) fn question(name: &str, record: u16, edns: Option<u16>) -> Vec<u8> {
+pub fn question(name: &str, record: u16, edns: Option<u16>) -> Vec<u8> {
     let mut message = vec![0x12, 0x34, 0x01, 0x00, 0, 1, 0, 0, 0, 0, 0, u8::from(edns.is_some())];
     for label in name.split('.').filter(|label| !label.is_empty()) {
         message.push(u8::try_from(label.len()).unwrap());
@@ -182,22 +182,22 @@ pub(crate) fn question(name: &str, record: u16, edns: Option<u16>) -> Vec<u8> {
 }
 
 /// An answer's response code.
-pub(crate) fn code(answer: &[u8]) -> u8 {
+pub fn code(answer: &[u8]) -> u8 {
     answer[3] & 15
 }
 
 /// Whether an answer was cut short.
-pub(crate) fn is_truncated(answer: &[u8]) -> bool {
+pub fn is_truncated(answer: &[u8]) -> bool {
     answer[2] & 2 != 0
 }
 
 /// How many records an answer holds in its answer section.
-pub(crate) fn count(answer: &[u8]) -> u16 {
+pub fn count(answer: &[u8]) -> u16 {
     u16::from_be_bytes([answer[6], answer[7]])
 }
 
 /// The answer to `question` over UDP, if there is one in time.
-pub(crate) fn try_ask_udp(
+pub fn try_ask_udp(
     socket: &UdpSocket,
     to: SocketAddr,
     question: &[u8],
@@ -216,14 +216,14 @@ pub(crate) fn try_ask_udp(
 
 /// The answer to `question` over UDP.
 #[track_caller]
-pub(crate) fn ask_udp(ns: &Namespace, to: SocketAddr, question: &[u8]) -> Vec<u8> {
+pub fn ask_udp(ns: &Namespace, to: SocketAddr, question: &[u8]) -> Vec<u8> {
     let socket = ns.udp("0.0.0.0:0".parse().unwrap());
     try_ask_udp(&socket, to, question, Duration::from_secs(20)).expect("an answer over UDP")
 }
 
 /// The answers to `questions` over one TCP connection, all sent before the first is read.
 #[track_caller]
-pub(crate) fn ask_tcp(ns: &Namespace, to: SocketAddr, questions: &[Vec<u8>]) -> Vec<Vec<u8>> {
+pub fn ask_tcp(ns: &Namespace, to: SocketAddr, questions: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let mut stream = impatient(ns.connect(to).expect("a connection to the DNS server"));
     let framed =
         |message: &Vec<u8>| [&u16::try_from(message.len()).unwrap().to_be_bytes()[..], message].concat();

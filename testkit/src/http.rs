@@ -4,22 +4,22 @@
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 
-use super::uninterrupted;
+use crate::uninterrupted;
 
 /// An answer, or what came instead of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Answer {
+pub struct Answer {
     /// The status line's number; 0 if there is no status line.
-    pub(crate) status: u16,
+    pub status: u16,
     /// By lower-case name, without `date`.
-    pub(crate) headers: BTreeMap<String, String>,
+    pub headers: BTreeMap<String, String>,
     /// Without the chunks' lengths.
-    pub(crate) body: String,
+    pub body: String,
 }
 
 impl Answer {
     /// Reads what is left of `bytes` as one answer.
-    pub(crate) fn of(bytes: &[u8]) -> Self {
+    pub fn of(bytes: &[u8]) -> Self {
         let text = String::from_utf8_lossy(bytes).into_owned();
         let Some((head, body)) = text.split_once("\r\n\r\n").filter(|_| text.starts_with("HTTP/1.")) else {
             return Self { status: 0, headers: BTreeMap::new(), body: text };
@@ -36,20 +36,20 @@ impl Answer {
         Self { status, headers, body }
     }
 
-    pub(crate) fn header(&self, name: &str) -> &str {
+    pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", String::as_str)
     }
 
     /// The body as JSON.
     #[track_caller]
-    pub(crate) fn json(&self) -> serde_json::Value {
+    pub fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 }
 
 /// Sends `bytes` and gives all that comes back until the other end closes; panics where it does not.
 #[track_caller]
-pub(crate) fn exchange(mut stream: impl Read + Write, bytes: &[u8]) -> Vec<u8> {
+pub fn exchange(mut stream: impl Read + Write, bytes: &[u8]) -> Vec<u8> {
     // The other end may answer and close before it has read everything.
     let _ = stream.write_all(bytes);
     read_to_end(stream)
@@ -57,7 +57,7 @@ pub(crate) fn exchange(mut stream: impl Read + Write, bytes: &[u8]) -> Vec<u8> {
 
 /// All that comes until the other end closes.
 #[track_caller]
-pub(crate) fn read_to_end(mut stream: impl Read) -> Vec<u8> {
+pub fn read_to_end(mut stream: impl Read) -> Vec<u8> {
     let mut received = Vec::new();
     match stream.read_to_end(&mut received) {
         Ok(_) => {}
@@ -68,7 +68,7 @@ pub(crate) fn read_to_end(mut stream: impl Read) -> Vec<u8> {
 }
 
 /// A whole request that asks for the connection's end.
-pub(crate) fn request(method: &str, path: &str, body: &str) -> Vec<u8> {
+pub fn request(method: &str, path: &str, body: &str) -> Vec<u8> {
     let length = body.len();
     format!(
         "{method} {path} HTTP/1.1\r\nHost: \r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
@@ -78,13 +78,13 @@ pub(crate) fn request(method: &str, path: &str, body: &str) -> Vec<u8> {
 
 /// Asks, and gives the answer.
 #[track_caller]
-pub(crate) fn ask(stream: impl Read + Write, method: &str, path: &str, body: &str) -> Answer {
+pub fn ask(stream: impl Read + Write, method: &str, path: &str, body: &str) -> Answer {
     Answer::of(&exchange(stream, &request(method, path, body)))
 }
 
 /// Asks on a connection that stays open, and gives the answer, or what came before its end.
 #[track_caller]
-pub(crate) fn ask_and_keep(mut stream: impl Read + Write, method: &str, path: &str, body: &str) -> Answer {
+pub fn ask_and_keep(mut stream: impl Read + Write, method: &str, path: &str, body: &str) -> Answer {
     let request =
         format!("{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len());
     let _ = stream.write_all(request.as_bytes());

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pipe::pipe;
 
-use super::cable::{Cable, Framing};
+use crate::cable::{Cable, Framing};
 
 /// The longest frame of a tap, with a little room.
 const MAX_FRAME: usize = 65536 + 64;
@@ -20,7 +20,7 @@ const BATCH: usize = 256 * 1024 + 4 + MAX_FRAME;
 
 /// A running relay; it ends when either side does or when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Relay {
+pub struct Relay {
     cable: Arc<Cable>,
     /// Closed to end the thread that waits for the tap.
     running: Option<OwnedFd>,
@@ -39,7 +39,7 @@ struct Gate {
 
 impl Relay {
     /// `tap` must be non-blocking.
-    pub(crate) fn start(tap: File, cable: impl Into<Cable>) -> Self {
+    pub fn start(tap: File, cable: impl Into<Cable>) -> Self {
         let (gate, mut cable) = (Arc::new(Gate::default()), cable.into());
         let (over, running) = pipe().unwrap();
         // The descriptors for writing are the first thread's alone, so that its end closes a pipe.
@@ -62,18 +62,18 @@ impl Relay {
     }
 
     /// Stops taking frames from the socket, or goes on with it.
-    pub(crate) fn hold(&self, hold: bool) {
+    pub fn hold(&self, hold: bool) {
         *self.gate.closed.lock().unwrap() = hold;
         self.gate.opened.notify_all();
     }
 
     /// Bytes of the longest frame to the tap since the last time.
-    pub(crate) fn longest(&self) -> usize {
+    pub fn longest(&self) -> usize {
         self.gate.longest.swap(0, Ordering::AcqRel)
     }
 
     /// Hangs up, as a VM that is switched off.
-    pub(crate) fn stop(&mut self) {
+    pub fn stop(&mut self) {
         self.cable.shutdown();
         self.running = None;
         self.gate.over.store(true, Ordering::Release);

@@ -1,8 +1,6 @@
 //! A real Linux machine behind the daemon under test. Owns: one QEMU process, and what the host's command-line
 //! programs need to reach the machine. May not: keep anything that the machine writes.
 //! Read next: `tests/guest/build.sh`, which makes the machine, and `boot.sh`, which starts it.
-#![allow(dead_code, reason = "each test file uses its own part")]
-#![allow(clippy::expect_used, clippy::print_stderr, reason = "a test fails by panic")]
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -16,33 +14,33 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::daemon::Daemon;
-use crate::support::{eventually, free_port, tool};
+use crate::daemon::Daemon;
+use crate::{eventually, free_port, tool, workspace};
 
 /// From power on to a login; an emulated machine on an idle host takes 12 s.
-pub(crate) const BOOT: Duration = Duration::from_secs(180);
+pub const BOOT: Duration = Duration::from_secs(180);
 /// One command: a machine under emulation is slow, and the host may be busy.
 const COMMAND: Duration = Duration::from_secs(300);
 
 /// One machine at a time: two of them emulated would measure each other.
 static ALONE: Mutex<()> = Mutex::new(());
 
-pub(crate) fn cache() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/cache")
+pub fn cache() -> PathBuf {
+    workspace().join("tests/guest/cache")
 }
 
 /// The private key that the machine's users core and root accept.
-pub(crate) fn identity() -> PathBuf {
+pub fn identity() -> PathBuf {
     cache().join("id_ed25519")
 }
 
 /// A container image in a tar file: `localhost/busybox:test`.
-pub(crate) fn image() -> PathBuf {
+pub fn image() -> PathBuf {
     cache().join("busybox.tar")
 }
 
 /// Says on the terminal what a long test is at, and how long each step took.
-pub(crate) fn step<T>(what: &str, work: impl FnOnce() -> T) -> T {
+pub fn step<T>(what: &str, work: impl FnOnce() -> T) -> T {
     let start = Instant::now();
     let done = work();
     note(&format!("{what} ({:.1} s)", start.elapsed().as_secs_f64()));
@@ -50,25 +48,25 @@ pub(crate) fn step<T>(what: &str, work: impl FnOnce() -> T) -> T {
 }
 
 /// Says something on the terminal, past the harness, which would keep it until the end.
-pub(crate) fn note(what: &str) {
+pub fn note(what: &str) {
     let _ = writeln!(std::io::stderr(), "    vm: {what}");
 }
 
 /// The daemon with one machine on its QEMU socket; both end with it.
 #[derive(Debug)]
-pub(crate) struct Vm {
+pub struct Vm {
     /// What [`Self::power_on`] starts: takes more arguments of QEMU, and variables of boot.sh.
-    pub(crate) boot: Command,
+    pub boot: Command,
     qemu: Option<Child>,
     files: tempfile::TempDir,
-    pub(crate) daemon: Daemon,
-    pub(crate) ssh_port: u16,
+    pub daemon: Daemon,
+    pub ssh_port: u16,
     _alone: MutexGuard<'static, ()>,
 }
 
 /// One more machine on a daemon's QEMU socket; ends with this.
 #[derive(Debug)]
-pub(crate) struct Neighbour {
+pub struct Neighbour {
     qemu: Child,
     files: tempfile::TempDir,
 }
@@ -76,7 +74,7 @@ pub(crate) struct Neighbour {
 impl Neighbour {
     /// Starts it with this hardware address.
     #[track_caller]
-    pub(crate) fn power_on(daemon: &Daemon, mac: &str) -> Self {
+    pub fn power_on(daemon: &Daemon, mac: &str) -> Self {
         let files = tempfile::tempdir().expect("a temporary directory");
         let mut boot = boot(daemon, files.path());
         Self { qemu: start(boot.env("MAC", mac), files.path()), files }
@@ -84,7 +82,7 @@ impl Neighbour {
 
     /// Sends its QEMU a signal.
     #[track_caller]
-    pub(crate) fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.qemu), signal).expect("a QEMU that runs");
     }
 }
@@ -99,7 +97,7 @@ impl Drop for Neighbour {
 
 /// What starts a machine on the daemon's QEMU socket that has its console in `files`.
 fn boot(daemon: &Daemon, files: &Path) -> Command {
-    let mut boot = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/boot.sh"));
+    let mut boot = Command::new(workspace().join("tests/guest/boot.sh"));
     boot.arg(daemon.qemu_socket()).arg(files.join("console"));
     boot
 }
@@ -133,7 +131,7 @@ const FORWARDS: [(&str, &str, &str); 3] = [
 impl Vm {
     /// The daemon with every forward of this file, and no machine yet.
     #[track_caller]
-    pub(crate) fn off() -> Self {
+    pub fn off() -> Self {
         let mut args = Vec::new();
         for (socket, user, dest) in FORWARDS {
             let words = ["-forward-sock", socket, "-forward-dest", dest, "-forward-user", user];
@@ -145,7 +143,7 @@ impl Vm {
 
     /// The daemon with this port for the machine's sshd and these arguments, and no machine yet.
     #[track_caller]
-    pub(crate) fn with(ssh_port: u16, args: impl IntoIterator<Item = OsString>) -> Self {
+    pub fn with(ssh_port: u16, args: impl IntoIterator<Item = OsString>) -> Self {
         tool("qemu-system-x86_64", "qemu-system-x86");
         assert!(cache().join("stamp").exists(), "this test needs a machine to boot: run `make guest`");
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -160,14 +158,14 @@ impl Vm {
 
     /// Starts the machine and waits for its sshd.
     #[track_caller]
-    pub(crate) fn power_on(&mut self) {
+    pub fn power_on(&mut self) {
         self.qemu = Some(start(&mut self.boot, self.files.path()));
         self.wait_for_sshd();
     }
 
     /// Waits until sshd greets on the forwarded port.
     #[track_caller]
-    pub(crate) fn wait_for_sshd(&mut self) {
+    pub fn wait_for_sshd(&mut self) {
         eventually("a greeting of the machine's sshd", BOOT, || {
             let qemu = self.qemu.as_mut().expect("a machine that was started");
             assert_eq!(qemu.try_wait().expect("wait"), None, "QEMU has ended");
@@ -178,7 +176,7 @@ impl Vm {
 
     /// Waits until sshd does not greet any more.
     #[track_caller]
-    pub(crate) fn wait_for_no_sshd(&self) {
+    pub fn wait_for_no_sshd(&self) {
         // One that only takes its time on a busy host is still there.
         let limit = Duration::from_secs(5);
         eventually("the end of the machine's sshd", BOOT, || {
@@ -188,31 +186,31 @@ impl Vm {
         });
     }
 
-    /// A host socket of the daemon, by the name in [`FORWARDS`].
-    pub(crate) fn socket(&self, name: &str) -> PathBuf {
+    /// A host socket of the daemon, by its name in FORWARDS.
+    pub fn socket(&self, name: &str) -> PathBuf {
         self.daemon.dir().join(name)
     }
 
     /// The same as podman and docker want it.
-    pub(crate) fn url(&self, name: &str) -> String {
+    pub fn url(&self, name: &str) -> String {
         format!("unix://{}", self.socket(name).display())
     }
 
     /// Runs `script` in the machine through the ssh port and gives what it printed.
     #[track_caller]
-    pub(crate) fn ssh(&self, user: &str, script: &str) -> String {
+    pub fn ssh(&self, user: &str, script: &str) -> String {
         output(self.ssh_command(user, script))
     }
 
     /// Has `script` run as root in the machine once this login is over, which it may make impossible.
     #[track_caller]
-    pub(crate) fn ssh_later(&self, script: &str) {
+    pub fn ssh_later(&self, script: &str) {
         self.ssh("root", &format!("systemd-run --quiet --no-block sh -c 'sleep 1; {script}'"));
     }
 
     /// Starts `script` in the machine through the ssh port.
     #[track_caller]
-    pub(crate) fn ssh_talk(&self, user: &str, script: &str) -> Talk {
+    pub fn ssh_talk(&self, user: &str, script: &str) -> Talk {
         Talk::start(self.ssh_command(user, script), format!("ssh {user} {script}"))
     }
 
@@ -223,7 +221,7 @@ impl Vm {
 
     /// Waits for the end of QEMU, whose machine has been told to power off.
     #[track_caller]
-    pub(crate) fn wait_for_power_off(&mut self) -> ExitStatus {
+    pub fn wait_for_power_off(&mut self) -> ExitStatus {
         let qemu = self.qemu.as_mut().expect("a machine that was started");
         eventually("the end of QEMU", BOOT, || qemu.try_wait().expect("wait"))
     }
@@ -242,7 +240,7 @@ impl Drop for Vm {
 
 /// Fails where the machine's kernel panicked: it starts again, but for one reason only, which is QEMU's (`boot.sh`).
 #[track_caller]
-pub(crate) fn assert_unharmed(console: &Path) {
+pub fn assert_unharmed(console: &Path) {
     let said = std::fs::read(console).unwrap_or_default();
     let said = String::from_utf8_lossy(&said);
     assert!(!said.contains("Kernel panic") || said.contains("Oops: int3"), "{said}");
@@ -250,7 +248,7 @@ pub(crate) fn assert_unharmed(console: &Path) {
 
 /// Copies a program of the host into root's home, without what only a debugger reads.
 #[track_caller]
-pub(crate) fn install(port: u16, program: &Path) {
+pub fn install(port: u16, program: &Path) {
     let name = program.file_name().expect("a name").to_string_lossy();
     let stripped = tempfile::NamedTempFile::new().expect("a file");
     let mut strip = limited("strip", "binutils");
@@ -264,7 +262,7 @@ pub(crate) fn install(port: u16, program: &Path) {
 
 /// Runs `script` in the machine whose sshd is behind `port` of the host.
 #[track_caller]
-pub(crate) fn ssh_command(port: u16, user: &str, script: &str) -> Command {
+pub fn ssh_command(port: u16, user: &str, script: &str) -> Command {
     let mut ssh = limited("ssh", "openssh-client");
     ssh.arg("-i").arg(identity()).args(["-p", &port.to_string()]);
     for option in
@@ -277,7 +275,7 @@ pub(crate) fn ssh_command(port: u16, user: &str, script: &str) -> Command {
 }
 
 /// Whether an sshd answers on this port of the host, in this time.
-pub(crate) fn sshd_greets(port: u16, limit: Duration) -> bool {
+pub fn sshd_greets(port: u16, limit: Duration) -> bool {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let greeting = TcpStream::connect_timeout(&address, limit).and_then(|mut stream| {
         let mut greeting = [0; 8];
@@ -293,7 +291,7 @@ pub(crate) fn sshd_greets(port: u16, limit: Duration) -> bool {
 }
 
 /// The body of the answer to a GET on a unix socket: empty where the socket was closed without an answer.
-pub(crate) fn http_get(socket: &Path, path: &str, patience: Duration) -> std::io::Result<String> {
+pub fn http_get(socket: &Path, path: &str, patience: Duration) -> std::io::Result<String> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(patience))?;
     stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: d\r\n\r\n").as_bytes())?;
@@ -317,7 +315,7 @@ fn limited_to(limit: Duration, program: &str, package: &str) -> Command {
 
 /// Runs a command that must succeed, and gives what it wrote to stdout.
 #[track_caller]
-pub(crate) fn output(command: Command) -> String {
+pub fn output(command: Command) -> String {
     String::from_utf8_lossy(&output_bytes(command)).trim_end().to_owned()
 }
 
@@ -332,7 +330,7 @@ fn output_bytes(mut command: Command) -> Vec<u8> {
 
 /// A container program of the host that talks to the machine's podman at a URL.
 #[derive(Debug)]
-pub(crate) struct Client {
+pub struct Client {
     program: Program,
     url: String,
     limit: Duration,
@@ -347,20 +345,20 @@ enum Program {
 }
 
 impl Client {
-    pub(crate) fn podman(url: impl Into<String>) -> Self {
+    pub fn podman(url: impl Into<String>) -> Self {
         Self { program: Program::Podman, url: url.into(), limit: COMMAND }
     }
 
-    pub(crate) fn docker(url: impl Into<String>) -> Self {
+    pub fn docker(url: impl Into<String>) -> Self {
         Self { program: Program::Docker, url: url.into(), limit: COMMAND }
     }
 
     /// Gives each of its commands as long.
-    pub(crate) fn limit(self, limit: Duration) -> Self {
+    pub fn limit(self, limit: Duration) -> Self {
         Self { limit, ..self }
     }
 
-    pub(crate) fn name(&self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self.program {
             Program::Podman => "podman",
             Program::Docker => "docker",
@@ -387,26 +385,26 @@ impl Client {
 
     /// Runs it to its end, which must be a success, and gives what it printed.
     #[track_caller]
-    pub(crate) fn run(&self, args: &[&str]) -> String {
+    pub fn run(&self, args: &[&str]) -> String {
         output(self.command(args))
     }
 
     /// The same for an output that is no text.
     #[track_caller]
-    pub(crate) fn run_for_bytes(&self, args: &[&str]) -> Vec<u8> {
+    pub fn run_for_bytes(&self, args: &[&str]) -> Vec<u8> {
         output_bytes(self.command(args))
     }
 
     /// Starts it, to talk with it.
     #[track_caller]
-    pub(crate) fn talk(&self, args: &[&str]) -> Talk {
+    pub fn talk(&self, args: &[&str]) -> Talk {
         Talk::start(self.command(args), format!("{} {}", self.name(), args.join(" ")))
     }
 }
 
 /// A running program with both its standard streams in the test's hands. Ends it when dropped.
 #[derive(Debug)]
-pub(crate) struct Talk {
+pub struct Talk {
     what: String,
     child: Child,
     stdin: Option<ChildStdin>,
@@ -425,13 +423,13 @@ impl Talk {
 
     /// Writes to its stdin.
     #[track_caller]
-    pub(crate) fn say(&mut self, text: &str) {
+    pub fn say(&mut self, text: &str) {
         self.stdin.as_mut().expect("an open stdin").write_all(text.as_bytes()).expect("stdin");
     }
 
     /// Reads exactly `text` from its stdout; the limit of the command is the limit of the wait.
     #[track_caller]
-    pub(crate) fn hear(&mut self, text: &str) {
+    pub fn hear(&mut self, text: &str) {
         let mut heard = Vec::new();
         let _ = self.stdout.by_ref().take(text.len() as u64).read_to_end(&mut heard);
         assert_eq!(String::from_utf8_lossy(&heard), text, "stdout of {}", self.what);
@@ -439,7 +437,7 @@ impl Talk {
 
     /// Closes its stdin, upon which it must end well and without another word.
     #[track_caller]
-    pub(crate) fn finish(mut self) {
+    pub fn finish(mut self) {
         drop(self.stdin.take());
         let mut rest = String::new();
         self.stdout.read_to_string(&mut rest).expect("stdout");
@@ -461,7 +459,7 @@ impl Drop for Talk {
 
 /// Bytes without a pattern, the same in every run.
 #[derive(Debug)]
-pub(crate) struct Noise(u64);
+pub struct Noise(u64);
 
 impl Default for Noise {
     fn default() -> Self {
@@ -471,7 +469,7 @@ impl Default for Noise {
 
 impl Noise {
     /// The next ones; a length that 8 does not divide wastes some.
-    pub(crate) fn fill(&mut self, bytes: &mut [u8]) {
+    pub fn fill(&mut self, bytes: &mut [u8]) {
         for word in bytes.chunks_mut(8) {
             self.0 ^= self.0 << 13;
             self.0 ^= self.0 >> 7;

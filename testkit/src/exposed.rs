@@ -7,27 +7,27 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use super::daemon::{Builder, Daemon};
-use super::guest::{self, Guest};
-use super::net::{GATEWAY, plug};
+use crate::daemon::{Builder, Daemon};
+use crate::guest::{self, Guest};
+use crate::net::{GATEWAY, plug};
 
 /// The address of the guest.
-pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 2);
+pub const GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 2);
 /// Longest that the API may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Who asks: through the daemon's socket, or from an address of the guest through the gateway.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Asker {
+pub enum Asker {
     Operator,
     Guest(Ipv4Addr),
 }
 
 /// What else than 200 the API says.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Refused {
-    pub(crate) status: u16,
-    pub(crate) text: String,
+pub struct Refused {
+    pub status: u16,
+    pub text: String,
 }
 
 impl std::fmt::Display for Refused {
@@ -38,26 +38,26 @@ impl std::fmt::Display for Refused {
 
 /// A daemon on the test's own host, and a guest with [`GUEST`]. The guest hangs up first.
 #[derive(Debug)]
-pub(crate) struct Bench {
-    pub(crate) guest: Guest,
-    pub(crate) daemon: Daemon,
+pub struct Bench {
+    pub guest: Guest,
+    pub daemon: Daemon,
 }
 
 impl Bench {
     #[track_caller]
-    pub(crate) fn start() -> Self {
+    pub fn start() -> Self {
         Self::with(&[])
     }
 
     /// With more arguments.
     #[track_caller]
-    pub(crate) fn with(args: &[&str]) -> Self {
+    pub fn with(args: &[&str]) -> Self {
         Self::of(Daemon::builder().args(args))
     }
 
     /// With a daemon as `builder` says.
     #[track_caller]
-    pub(crate) fn of(builder: Builder) -> Self {
+    pub fn of(builder: Builder) -> Self {
         let daemon = builder.args(["-listen", "unix://{dir}/api.sock"]).start();
         let guest = Guest::start(plug(&daemon), guest::MAC, 1500);
         assert_eq!(guest.dhcp().ip(), GUEST);
@@ -65,13 +65,13 @@ impl Bench {
     }
 
     /// For files of the test.
-    pub(crate) fn dir(&self) -> &Path {
+    pub fn dir(&self) -> &Path {
         self.daemon.dir()
     }
 
     /// Asks the API; the status and the body.
     #[track_caller]
-    pub(crate) fn ask(&self, asker: Asker, path: &str, body: &str) -> Result<String, Refused> {
+    pub fn ask(&self, asker: Asker, path: &str, body: &str) -> Result<String, Refused> {
         let method = if body.is_empty() { "GET" } else { "POST" };
         let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
@@ -97,38 +97,32 @@ impl Bench {
     }
 
     #[track_caller]
-    pub(crate) fn expose_as(
-        &self,
-        asker: Asker,
-        protocol: &str,
-        local: &str,
-        remote: &str,
-    ) -> Result<(), Refused> {
+    pub fn expose_as(&self, asker: Asker, protocol: &str, local: &str, remote: &str) -> Result<(), Refused> {
         let wish = format!(r#"{{"local":"{local}","remote":"{remote}","protocol":"{protocol}"}}"#);
         self.ask(asker, "/services/forwarder/expose", &wish).map(drop)
     }
 
     #[track_caller]
-    pub(crate) fn unexpose_as(&self, asker: Asker, protocol: &str, local: &str) -> Result<(), Refused> {
+    pub fn unexpose_as(&self, asker: Asker, protocol: &str, local: &str) -> Result<(), Refused> {
         let wish = format!(r#"{{"local":"{local}","protocol":"{protocol}"}}"#);
         self.ask(asker, "/services/forwarder/unexpose", &wish).map(drop)
     }
 
     #[track_caller]
-    pub(crate) fn expose(&self, protocol: &str, local: &str, remote: &str) {
+    pub fn expose(&self, protocol: &str, local: &str, remote: &str) {
         self.expose_as(Asker::Operator, protocol, local, remote)
             .unwrap_or_else(|error| panic!("expose {protocol} {local} for {remote}: {error}"));
     }
 
     #[track_caller]
-    pub(crate) fn unexpose(&self, protocol: &str, local: &str) {
+    pub fn unexpose(&self, protocol: &str, local: &str) {
         self.unexpose_as(Asker::Operator, protocol, local)
             .unwrap_or_else(|error| panic!("unexpose {protocol} {local}: {error}"));
     }
 
     /// What the operator is told when that is not exposed.
     #[track_caller]
-    pub(crate) fn refusal(&self, protocol: &str, local: &str, remote: &str) -> String {
+    pub fn refusal(&self, protocol: &str, local: &str, remote: &str) -> String {
         match self.expose_as(Asker::Operator, protocol, local, remote) {
             Ok(()) => panic!("exposed: {protocol} {local} for {remote}"),
             Err(Refused { status, text }) => {
@@ -140,7 +134,7 @@ impl Bench {
 
     /// The list as it is shown.
     #[track_caller]
-    pub(crate) fn all(&self, asker: Asker) -> String {
+    pub fn all(&self, asker: Asker) -> String {
         self.ask(asker, "/services/forwarder/all", "").unwrap_or_else(|error| panic!("{error}"))
     }
 }

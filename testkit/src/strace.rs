@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 
 /// All calls that can move bytes.
-pub(crate) const CALLS: &str = "read,readv,pread64,preadv,preadv2,recvfrom,recvmsg,recvmmsg,write,writev,pwrite64,pwritev,pwritev2,\
+pub const CALLS: &str = "read,readv,pread64,preadv,preadv2,recvfrom,recvmsg,recvmmsg,write,writev,pwrite64,pwritev,pwritev2,\
      sendto,sendmsg,sendmmsg,splice,tee,vmsplice,sendfile,copy_file_range,io_uring_enter";
 /// Bytes that a daemon reads and writes besides: its libraries, its log, its own wake-ups.
 const OTHERS: u64 = 64 << 10;
 
 /// How often each was called, and how many bytes it returned.
 #[derive(Debug)]
-pub(crate) struct Calls(BTreeMap<String, (u64, u64)>);
+pub struct Calls(BTreeMap<String, (u64, u64)>);
 
 impl Calls {
     /// Those of a trace with `-f`; `None` while it is still written.
-    pub(crate) fn read(trace: &str, pid: u32) -> Option<Self> {
+    pub fn read(trace: &str, pid: u32) -> Option<Self> {
         // The number is padded to five digits.
         let is_over = |line: &str| {
             line.trim_start()
@@ -43,7 +43,7 @@ impl Calls {
 
     /// That all of the payload went into a pipe and out of it, and none of it through memory.
     #[track_caller]
-    pub(crate) fn assert_spliced(&self, payload: u64) {
+    pub fn assert_spliced(&self, payload: u64) {
         let Self(calls) = self;
         let spliced = calls.get("splice").map_or(0, |(_, bytes)| *bytes);
         assert_eq!(spliced, 2 * payload, "{calls:#?}");

@@ -13,18 +13,18 @@ use rustix::net::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::cable::Cable;
+use crate::cable::Cable;
 
 /// Set in the process that is to be the agent: the same executable, run again inside the namespace.
-pub(crate) const ROLE: &str = "GVPROXY_TEST_AGENT";
-/// Arguments that lead libtest to [`entry`] and to nothing else.
-pub(crate) const ARGS: [&str; 3] = ["--exact", "support::agent::entry", "--nocapture"];
+pub const ROLE: &str = "GVPROXY_TEST_AGENT";
+/// Arguments that lead libtest to what [`agent_in_a_namespace!`](crate::agent_in_a_namespace) defines, and to nothing else.
+pub const ARGS: [&str; 3] = ["--exact", "agent_in_a_namespace", "--nocapture"];
 
 /// Most descriptors of one answer.
 const MOST: usize = 100;
 
 /// Asks the agent at the other end of `channel` for descriptors.
-pub(crate) fn ask(channel: &OwnedFd, request: &str) -> io::Result<Vec<OwnedFd>> {
+pub fn ask(channel: &OwnedFd, request: &str) -> io::Result<Vec<OwnedFd>> {
     sendmsg(
         channel,
         &[IoSlice::new(request.as_bytes())],
@@ -56,7 +56,7 @@ pub(crate) fn ask(channel: &OwnedFd, request: &str) -> io::Result<Vec<OwnedFd>> 
 }
 
 /// Serves on descriptor 0 until the test goes away, if this process was started as an agent.
-pub(crate) fn serve_if_asked() -> bool {
+pub fn serve_if_asked() -> bool {
     if std::env::var_os(ROLE).is_none() {
         return false;
     }
@@ -102,11 +102,11 @@ fn open(request: &str) -> io::Result<Vec<OwnedFd>> {
         ("ping", _) => socket(Type::DGRAM, Some(Protocol::ICMPV4)),
         ("tap", name) => tap(name),
         // The device of a FUSE file system, mounted where it says.
-        ("fuse", at) => super::fuse::mount(at),
+        ("fuse", at) => crate::fuse::mount(at),
         // The datagram socket of another process: its own name, and whom it greets.
         ("vfkit", names) => {
             let (own, daemon) = names.split_once(' ').unwrap_or_default();
-            super::cable::datagrams(daemon.as_ref(), own.as_ref(), true).map(Cable::into_socket)
+            crate::cable::datagrams(daemon.as_ref(), own.as_ref(), true).map(Cable::into_socket)
         }
         // The network namespace itself.
         ("netns", _) => Ok(File::open("/proc/self/ns/net")?.into()),
@@ -122,13 +122,12 @@ fn tap(name: &str) -> io::Result<OwnedFd> {
     device.as_fd().try_clone_to_owned()
 }
 
-/// In the agent's process this is the agent; in a test run it checks that one can be had.
-#[test]
-fn entry() {
+/// The agent, in its own process. In a test run it checks that one can be had.
+pub fn run_or_check() {
     if serve_if_asked() {
         return;
     }
-    let ns = super::ns::Namespace::new();
+    let ns = crate::ns::Namespace::new();
     let listener = ns.listen("127.0.0.1:0".parse().unwrap());
     let address = listener.local_addr().unwrap();
     // Outside, somebody else may have the port.
@@ -137,4 +136,15 @@ fn entry() {
     assert!(listener.accept().is_err(), "a socket of the namespace is reachable from outside it");
     ns.connect(address).expect("a socket of the namespace is reachable inside it");
     assert!(ns.open("nonsense").is_err());
+}
+
+/// What each test file that uses a [`Namespace`](crate::ns::Namespace) needs: its executable is also the agent.
+#[macro_export]
+macro_rules! agent_in_a_namespace {
+    () => {
+        #[test]
+        fn agent_in_a_namespace() {
+            $crate::agent::run_or_check();
+        }
+    };
 }

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::eventually;
-use super::process::Process;
+use crate::eventually;
+use crate::process::Process;
+use crate::program;
 
 /// How long a daemon may take until its sockets are there.
 const START: Duration = Duration::from_secs(10);
@@ -21,18 +22,18 @@ const END: Duration = Duration::from_secs(5);
 const SHOWN: usize = 40;
 
 /// The binary under test: `GVPROXY` where it is set, so that the same tests run against the original.
-pub(crate) fn binary() -> PathBuf {
-    std::env::var_os("GVPROXY").map_or_else(|| env!("CARGO_BIN_EXE_gvproxy").into(), PathBuf::from)
+pub fn binary() -> PathBuf {
+    std::env::var_os("GVPROXY").map_or_else(|| program("gvproxy"), PathBuf::from)
 }
 
 /// Whether the tests run against another program than this project's.
-pub(crate) fn is_peer() -> bool {
+pub fn is_peer() -> bool {
     std::env::var_os("GVPROXY").is_some()
 }
 
 /// How to start a [`Daemon`].
 #[derive(Debug)]
-pub(crate) struct Builder {
+pub struct Builder {
     binary: PathBuf,
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
@@ -46,62 +47,62 @@ pub(crate) struct Builder {
 
 impl Builder {
     /// Arguments after the ones that the guard passes itself. `{dir}` in one stands for [`Daemon::dir`].
-    pub(crate) fn args<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(mut self, args: I) -> Self {
+    pub fn args<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(mut self, args: I) -> Self {
         self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
         self
     }
 
     /// A variable of the daemon's environment.
-    pub(crate) fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+    pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         self.env.push((key.as_ref().to_owned(), value.as_ref().to_owned()));
         self
     }
 
     /// Another program than [`binary`].
-    pub(crate) fn binary(mut self, binary: impl Into<PathBuf>) -> Self {
+    pub fn binary(mut self, binary: impl Into<PathBuf>) -> Self {
         self.binary = binary.into();
         self
     }
 
     /// A command that runs the daemon, which it must do by `exec`, so that the process stays the same.
-    pub(crate) fn through<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(mut self, prefix: I) -> Self {
+    pub fn through<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(mut self, prefix: I) -> Self {
         self.prefix = prefix.into_iter().map(|word| word.as_ref().to_owned()).collect();
         self
     }
 
     /// Leaves `-listen-qemu` to [`Self::args`].
-    pub(crate) fn without_qemu(mut self) -> Self {
+    pub fn without_qemu(mut self) -> Self {
         self.qemu = false;
         self
     }
 
     /// Its standard input and output are for [`Daemon::take_pipes`].
-    pub(crate) fn with_pipes(mut self) -> Self {
+    pub fn with_pipes(mut self) -> Self {
         self.pipes = true;
         self
     }
 
     /// Its standard input.
-    pub(crate) fn input(mut self, input: impl Into<OwnedFd>) -> Self {
+    pub fn input(mut self, input: impl Into<OwnedFd>) -> Self {
         self.input = Some(input.into());
         self
     }
 
     /// Its standard error, which [`Daemon::stderr`] then knows nothing of.
-    pub(crate) fn stderr(mut self, stderr: impl Into<OwnedFd>) -> Self {
+    pub fn stderr(mut self, stderr: impl Into<OwnedFd>) -> Self {
         self.stderr = Some(stderr.into());
         self
     }
 
     /// How many descriptors it may have, however it asks for more.
-    pub(crate) fn descriptors(mut self, limit: usize) -> Self {
+    pub fn descriptors(mut self, limit: usize) -> Self {
         self.descriptors = format!("{limit}:{limit}");
         self
     }
 
     /// Starts the daemon and waits until its QEMU socket is there.
     #[track_caller]
-    pub(crate) fn start(self) -> Daemon {
+    pub fn start(self) -> Daemon {
         let wait = self.qemu;
         let mut daemon = self.spawn();
         if wait {
@@ -116,7 +117,7 @@ impl Builder {
 
     /// Starts the daemon and waits for nothing.
     #[track_caller]
-    pub(crate) fn spawn(self) -> Daemon {
+    pub fn spawn(self) -> Daemon {
         // A unix socket's path has 108 bytes at most, so a long TMPDIR is of no use.
         let temp = std::env::temp_dir();
         let temp = if temp.as_os_str().len() < 60 { temp.as_path() } else { Path::new("/tmp") };
@@ -127,7 +128,7 @@ impl Builder {
 
         // The soft limit of a login shell, whatever this process gave itself: more is the daemon's to ask for.
         let limit = [
-            super::tool("prlimit", "util-linux").into_os_string(),
+            crate::tool("prlimit", "util-linux").into_os_string(),
             format!("--nofile={}", self.descriptors).into(),
         ];
         // Whoever runs the tests may have it ignored, as in the background of a script, and that is inherited.
@@ -160,7 +161,7 @@ impl Builder {
 
 /// A running daemon. Dropping it ends it; if the test has failed it shows what the daemon had to say.
 #[derive(Debug)]
-pub(crate) struct Daemon {
+pub struct Daemon {
     child: Child,
     dir: PathBuf,
     root: tempfile::TempDir,
@@ -168,7 +169,7 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     /// A daemon with a QEMU socket, without the ssh port unless an argument asks for it.
-    pub(crate) fn builder() -> Builder {
+    pub fn builder() -> Builder {
         Builder {
             binary: binary(),
             args: Vec::new(),
@@ -183,34 +184,34 @@ impl Daemon {
     }
 
     /// Its working directory: empty but for what the daemon makes there.
-    pub(crate) fn dir(&self) -> &Path {
+    pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    pub(crate) fn qemu_socket(&self) -> PathBuf {
+    pub fn qemu_socket(&self) -> PathBuf {
         self.dir.join("qemu.sock")
     }
 
     /// The other ends of its standard output and input, once.
     #[track_caller]
-    pub(crate) fn take_pipes(&mut self) -> (OwnedFd, OwnedFd) {
+    pub fn take_pipes(&mut self) -> (OwnedFd, OwnedFd) {
         let (output, input) = (self.child.stdout.take(), self.child.stdin.take());
         (output.expect("its output").into(), input.expect("its input").into())
     }
 
-    pub(crate) fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// What it wrote to stderr so far.
-    pub(crate) fn stderr(&self) -> String {
+    pub fn stderr(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(self.root.path().join("stderr")).unwrap_or_default())
             .into_owned()
     }
 
     /// The same once `text` is there: a line of the log is written behind what it tells.
     #[track_caller]
-    pub(crate) fn log_with(&self, text: &str) -> String {
+    pub fn log_with(&self, text: &str) -> String {
         eventually(&format!("{text:?} in the log"), START, || {
             Some(self.stderr()).filter(|log| log.contains(text))
         })
@@ -218,7 +219,7 @@ impl Daemon {
 
     /// The port of a forward at `tcp://HOST:0`, as the log tells it.
     #[track_caller]
-    pub(crate) fn tcp_port(&mut self, host: &str) -> u16 {
+    pub fn tcp_port(&mut self, host: &str) -> u16 {
         let start = format!("tcp://{host}:");
         let number =
             |text: &str| text.split(|c: char| !c.is_ascii_digit()).next().unwrap_or(text).parse().ok();
@@ -231,20 +232,20 @@ impl Daemon {
     }
 
     /// Sends `signal` to the daemon itself.
-    pub(crate) fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         // An error means that it has ended already, which is what a caller finds out by waiting.
         let _ = kill_process(Pid::from_child(&self.child), signal);
     }
 
     /// SIGTERM, and how it ended.
     #[track_caller]
-    pub(crate) fn terminate(&mut self) -> ExitStatus {
+    pub fn terminate(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);
         self.wait(END).unwrap_or_else(|| panic!("the daemon still runs {END:?} after SIGTERM"))
     }
 
     /// How it ended, if it does so within `patience`.
-    pub(crate) fn wait(&mut self, patience: Duration) -> Option<ExitStatus> {
+    pub fn wait(&mut self, patience: Duration) -> Option<ExitStatus> {
         let deadline = std::time::Instant::now() + patience;
         loop {
             if let Some(status) = self.child.try_wait().expect("wait") {
@@ -253,37 +254,37 @@ impl Daemon {
             if std::time::Instant::now() >= deadline {
                 return None;
             }
-            std::thread::sleep(super::LOOK_EVERY);
+            std::thread::sleep(crate::LOOK_EVERY);
         }
     }
 
     /// Whether it is still there.
-    pub(crate) fn is_running(&mut self) -> bool {
+    pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("wait").is_none()
     }
 
     /// Resident memory in KiB.
-    pub(crate) fn rss_kb(&self) -> u64 {
+    pub fn rss_kb(&self) -> u64 {
         self.process().rss_kb()
     }
 
     /// The most that it was, in KiB.
-    pub(crate) fn peak_rss_kb(&self) -> u64 {
+    pub fn peak_rss_kb(&self) -> u64 {
         self.process().peak_rss_kb()
     }
 
     /// Processor time of all its threads, user and kernel, in seconds.
-    pub(crate) fn cpu_seconds(&self) -> f64 {
+    pub fn cpu_seconds(&self) -> f64 {
         self.process().cpu_seconds()
     }
 
     /// Open descriptors.
-    pub(crate) fn fds(&self) -> usize {
+    pub fn fds(&self) -> usize {
         self.process().fds()
     }
 
     /// How often its threads went to sleep so far: what an idle daemon must not add to.
-    pub(crate) fn sleeps(&self) -> u64 {
+    pub fn sleeps(&self) -> u64 {
         self.process().sleeps()
     }
 

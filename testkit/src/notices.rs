@@ -8,14 +8,15 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A socket outside the daemon's directory, and the messages that come to it, whole.
-pub(crate) struct Listener {
+#[derive(Debug)]
+pub struct Listener {
     _dir: tempfile::TempDir,
-    pub(crate) url: String,
-    pub(crate) messages: Receiver<String>,
+    pub url: String,
+    pub messages: Receiver<String>,
 }
 
 impl Listener {
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("gv").tempdir_in("/tmp").unwrap();
         let socket = UnixListener::bind(dir.path().join("n")).unwrap();
         let url = format!("unix://{}/n", dir.path().display());
@@ -33,7 +34,7 @@ impl Listener {
     }
 
     #[track_caller]
-    pub(crate) fn next(&self, what: &str) -> String {
+    pub fn next(&self, what: &str) -> String {
         self.messages.recv_timeout(PATIENCE).expect(what)
     }
 }

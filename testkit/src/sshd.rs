@@ -1,6 +1,5 @@
 //! A real sshd on a loopback port of its own, the service behind it, and a dialer that leads there.
 //! Owns: a temporary directory, its processes, and their end. May not: touch the machine's own sshd.
-#![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::fs::{self, Permissions};
 use std::future::Future;
@@ -28,15 +27,15 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 /// Longer than anything here takes on a loaded machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Bounds a step that must come to an end.
-pub(crate) async fn soon<F: Future>(what: &str, step: F) -> F::Output {
+pub async fn soon<F: Future>(what: &str, step: F) -> F::Output {
     timeout(PATIENCE, step).await.unwrap_or_else(|_| panic!("{what} takes too long"))
 }
 
 /// Waits until `met` holds.
-pub(crate) async fn eventually(what: &str, met: impl Fn() -> bool) {
+pub async fn eventually(what: &str, met: impl Fn() -> bool) {
     soon(what, async {
         while !met() {
             sleep(Duration::from_millis(20)).await;
@@ -46,14 +45,15 @@ pub(crate) async fn eventually(what: &str, met: impl Fn() -> bool) {
 }
 
 /// An sshd, its keys, and a service on a unix socket.
-pub(crate) struct Sshd {
-    pub(crate) dir: TempDir,
-    pub(crate) addr: SocketAddrV4,
-    pub(crate) user: String,
-    pub(crate) dials: Arc<AtomicUsize>,
-    pub(crate) penalties: Arc<Penalties>,
+#[derive(Debug)]
+pub struct Sshd {
+    pub dir: TempDir,
+    pub addr: SocketAddrV4,
+    pub user: String,
+    pub dials: Arc<AtomicUsize>,
+    pub penalties: Arc<Penalties>,
     /// More lines for sshd's configuration.
-    pub(crate) options: &'static str,
+    pub options: &'static str,
     /// It runs in a user namespace with an /etc/passwd of its own.
     has_own_users: bool,
     forwards: AtomicUsize,
@@ -63,7 +63,7 @@ pub(crate) struct Sshd {
 
 impl Sshd {
     /// Makes keys and the service; sshd itself waits for [`Sshd::start`].
-    pub(crate) async fn prepare() -> Self {
+    pub async fn prepare() -> Self {
         let dir = tempfile::Builder::new().prefix("gvssh").tempdir().unwrap();
         run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", text(&dir.path().join("host"))]);
         run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", text(&dir.path().join("id"))]);
@@ -88,14 +88,14 @@ impl Sshd {
     }
 
     /// A running one.
-    pub(crate) async fn new() -> Self {
+    pub async fn new() -> Self {
         let mut sshd = Self::prepare().await;
         sshd.start().await;
         sshd
     }
 
     /// A running one that knows `user` by `password` alone.
-    pub(crate) async fn with_password(user: &str, password: &str) -> Self {
+    pub async fn with_password(user: &str, password: &str) -> Self {
         let mut sshd = Self::prepare().await;
         let hash = String::from_utf8(run("openssl", &["passwd", "-6", password])).unwrap();
         let users = format!(
@@ -125,12 +125,12 @@ impl Sshd {
         command
     }
 
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// Starts sshd and waits until it answers.
-    pub(crate) async fn start(&mut self) {
+    pub async fn start(&mut self) {
         // The directory that Debian's sshd wants when it runs as root; its service file makes it otherwise.
         if rustix::process::geteuid().is_root() {
             fs::create_dir_all("/run/sshd").unwrap();
@@ -158,7 +158,7 @@ impl Sshd {
     }
 
     /// Starts Dropbear instead, which takes the keys of a user from below his home: it gets another there.
-    pub(crate) async fn start_dropbear(&mut self) {
+    pub async fn start_dropbear(&mut self) {
         let (home, passwd, key) = (self.path("home"), self.path("passwd"), self.path("dropbear"));
         fs::create_dir_all(home.join(".ssh")).unwrap();
         fs::copy(self.path("authorized"), home.join(".ssh/authorized_keys")).unwrap();
@@ -197,7 +197,7 @@ impl Sshd {
     }
 
     /// Ends sshd and its sessions, as a reboot would.
-    pub(crate) fn stop(&mut self) {
+    pub fn stop(&mut self) {
         let sessions = self.sessions();
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
@@ -210,7 +210,7 @@ impl Sshd {
     }
 
     /// Freezes the sessions there are, but not the listener: a guest that vanished without a word.
-    pub(crate) fn freeze_sessions(&self) {
+    pub fn freeze_sessions(&self) {
         let sessions = self.sessions();
         assert!(!sessions.is_empty(), "no session to freeze");
         for pid in sessions {
@@ -219,14 +219,14 @@ impl Sshd {
     }
 
     /// Has them go on.
-    pub(crate) fn thaw_sessions(&self) {
+    pub fn thaw_sessions(&self) {
         for pid in self.sessions() {
             kill_process(pid, Signal::CONT).unwrap();
         }
     }
 
     /// Every descendant of the listener.
-    pub(crate) fn sessions(&self) -> Vec<Pid> {
+    pub fn sessions(&self) -> Vec<Pid> {
         let Some(child) = &self.child else { return Vec::new() };
         let mut family = vec![i32::try_from(child.id()).unwrap()];
         let mut parents = Vec::new();
@@ -244,21 +244,21 @@ impl Sshd {
         family.into_iter().skip(1).filter_map(Pid::from_raw).collect()
     }
 
-    pub(crate) fn log(&self) -> String {
+    pub fn log(&self) -> String {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
     /// A forward to the service, with the default key.
-    pub(crate) fn forward(&self) -> Forward {
+    pub fn forward(&self) -> Forward {
         self.forward_to("service.sock", "id")
     }
 
     /// A forward to the socket `dest` that logs in with the key `identity`.
-    pub(crate) fn forward_to(&self, dest: &str, identity: &str) -> Forward {
+    pub fn forward_to(&self, dest: &str, identity: &str) -> Forward {
         self.try_forward(dest, identity).unwrap()
     }
 
-    pub(crate) fn try_forward(&self, dest: &str, identity: &str) -> anyhow::Result<Forward> {
+    pub fn try_forward(&self, dest: &str, identity: &str) -> anyhow::Result<Forward> {
         let socket = self.path(&format!("forward-{}", self.forwards.fetch_add(1, Ordering::Relaxed)));
         let to = SshDest {
             sshd: self.addr.into(),
@@ -278,7 +278,7 @@ impl Sshd {
         Ok(Forward { socket, stop, task })
     }
 
-    pub(crate) fn dialer(&self) -> Arc<Loopback> {
+    pub fn dialer(&self) -> Arc<Loopback> {
         Arc::new(Loopback { dials: Arc::clone(&self.dials) })
     }
 }
@@ -294,19 +294,20 @@ impl Drop for Sshd {
 }
 
 /// A forward that runs.
-pub(crate) struct Forward {
-    pub(crate) socket: PathBuf,
+#[derive(Debug)]
+pub struct Forward {
+    pub socket: PathBuf,
     stop: watch::Sender<bool>,
     task: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Forward {
-    pub(crate) async fn connect(&self) -> UnixStream {
+    pub async fn connect(&self) -> UnixStream {
         UnixStream::connect(&self.socket).await.unwrap()
     }
 
     /// Sends one line and reads it back.
-    pub(crate) async fn echo(&self) -> io::Result<()> {
+    pub async fn echo(&self) -> io::Result<()> {
         let mut client = self.connect().await;
         client.write_all(b"Ehello").await?;
         client.shutdown().await?;
@@ -319,14 +320,15 @@ impl Forward {
         }
     }
 
-    pub(crate) async fn stop(self) {
+    pub async fn stop(self) {
         self.stop.send(true).unwrap();
         timeout(PATIENCE, self.task).await.expect("the forward ends").unwrap().unwrap();
     }
 }
 
 /// Reaches loopback as if it were the virtual network.
-pub(crate) struct Loopback {
+#[derive(Debug)]
+pub struct Loopback {
     dials: Arc<AtomicUsize>,
 }
 
@@ -385,18 +387,14 @@ async fn answer(mut stream: UnixStream) -> io::Result<()> {
 }
 
 /// Bytes that repeat nowhere near a packet's or a buffer's length, and their sum.
-#[derive(Default)]
-pub(crate) struct Pattern {
+#[derive(Default, Debug)]
+pub struct Pattern {
     at: u64,
     hasher: DefaultHasher,
 }
 
 impl Pattern {
-    pub(crate) async fn write(
-        &mut self,
-        stream: &mut (impl AsyncWriteExt + Unpin),
-        count: u64,
-    ) -> io::Result<()> {
+    pub async fn write(&mut self, stream: &mut (impl AsyncWriteExt + Unpin), count: u64) -> io::Result<()> {
         let mut left = usize::try_from(count).unwrap();
         let mut block = vec![0; 65_521];
         while left > 0 {
@@ -413,13 +411,13 @@ impl Pattern {
         Ok(())
     }
 
-    pub(crate) fn sum(&self) -> u64 {
+    pub fn sum(&self) -> u64 {
         self.hasher.finish()
     }
 }
 
 /// Reads to the end; the count and the sum of what came.
-pub(crate) async fn sum(stream: &mut (impl AsyncReadExt + Unpin)) -> io::Result<(u64, u64)> {
+pub async fn sum(stream: &mut (impl AsyncReadExt + Unpin)) -> io::Result<(u64, u64)> {
     let mut hasher = DefaultHasher::new();
     let mut block = vec![0; 1 << 18];
     let mut count = 0;
@@ -434,7 +432,7 @@ pub(crate) async fn sum(stream: &mut (impl AsyncReadExt + Unpin)) -> io::Result<
 }
 
 /// Runs a tool to its end and returns what it printed.
-pub(crate) fn run(tool: &str, args: &[&str]) -> Vec<u8> {
+pub fn run(tool: &str, args: &[&str]) -> Vec<u8> {
     let output = Command::new(tool).args(args).output().unwrap_or_else(|error| {
         panic!("cannot run {tool} ({error}); install openssh-client, dropbear-bin, openssl, coreutils")
     });
@@ -442,6 +440,6 @@ pub(crate) fn run(tool: &str, args: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
-pub(crate) fn text(path: &Path) -> &str {
+pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }

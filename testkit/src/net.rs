@@ -8,24 +8,24 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use super::daemon::{Builder, Daemon};
-use super::guest::{self, Guest, Lease};
-use super::ns::Namespace;
+use crate::daemon::{Builder, Daemon};
+use crate::guest::{self, Guest, Lease};
+use crate::ns::Namespace;
 
 /// The virtual gateway.
-pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 1);
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 1);
 /// The host's 127.0.0.1, as the guest sees it.
-pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 254);
+pub const HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 254);
 /// Another address of the host: what a guest reaches without translation.
-pub(crate) const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+pub const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 /// A network in which nobody answers.
-pub(crate) const BLACK_HOLE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
+pub const BLACK_HOLE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
 /// A network that the host has no way to.
-pub(crate) const UNREACHABLE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
+pub const UNREACHABLE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
 
 /// A host: `lo` with [`ELSEWHERE`] on it, an interface that swallows [`BLACK_HOLE`], and the resolvers of `resolv_conf`.
 #[derive(Debug)]
-pub(crate) struct Host {
+pub struct Host {
     ns: Namespace,
     /// The far end of the black hole: open, never read.
     _hole: File,
@@ -34,7 +34,7 @@ pub(crate) struct Host {
 
 impl Host {
     #[track_caller]
-    pub(crate) fn new(resolv_conf: &str) -> Self {
+    pub fn new(resolv_conf: &str) -> Self {
         let ns = Namespace::new();
         let hole = File::from(ns.open("tap hole").expect("a tap: is /dev/net/tun there?"));
         ns.run(["ip", "link", "set", "hole", "arp", "off", "up"]);
@@ -51,18 +51,18 @@ impl Host {
     }
 
     /// A directory for the files of programs on this host.
-    pub(crate) fn dir(&self) -> &Path {
+    pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
     /// Replaces the text of /etc/`file` on this host: `resolv.conf` or `hosts`.
-    pub(crate) fn write(&self, file: &str, text: &str) {
+    pub fn write(&self, file: &str, text: &str) {
         std::fs::write(self.file(file), text).expect("a file of the host");
     }
 
     /// Puts a FIFO that nobody writes in the place of /etc/`file`.
     #[track_caller]
-    pub(crate) fn clog(&self, file: &str) {
+    pub fn clog(&self, file: &str) {
         let fifo = self.file(&format!("{file}.fifo"));
         self.ns.run(["mkfifo", &fifo]);
         self.ns.run(["mount", "--bind", &fifo, &format!("/etc/{file}")]);
@@ -83,23 +83,23 @@ impl std::ops::Deref for Host {
 
 /// A daemon on a [`Host`] with a configured [`Guest`]. Fields are dropped in order: the guest hangs up first.
 #[derive(Debug)]
-pub(crate) struct Net {
-    pub(crate) guest: Guest,
-    pub(crate) daemon: Daemon,
-    pub(crate) host: Host,
-    pub(crate) lease: Lease,
+pub struct Net {
+    pub guest: Guest,
+    pub daemon: Daemon,
+    pub host: Host,
+    pub lease: Lease,
 }
 
 impl Net {
     /// The network with the defaults of a machine manager.
     #[track_caller]
-    pub(crate) fn start() -> Self {
+    pub fn start() -> Self {
         Self::with(Host::new("nameserver 127.0.0.1\n"), Daemon::builder(), 1500)
     }
 
     /// A daemon as `builder` says on `host`, and a guest that has its lease.
     #[track_caller]
-    pub(crate) fn with(host: Host, builder: Builder, mtu: u16) -> Self {
+    pub fn with(host: Host, builder: Builder, mtu: u16) -> Self {
         let daemon = builder.through(host.prefix()).start();
         let guest = Guest::start(plug(&daemon), guest::MAC, mtu);
         let lease = guest.dhcp();
@@ -108,7 +108,7 @@ impl Net {
 
     /// A listener on the host's loopback, and where the guest finds it.
     #[track_caller]
-    pub(crate) fn listen(&self) -> (std::net::TcpListener, SocketAddr) {
+    pub fn listen(&self) -> (std::net::TcpListener, SocketAddr) {
         let listener = self.host.listen("127.0.0.1:0".parse().unwrap());
         let port = listener.local_addr().unwrap().port();
         (listener, (HOST, port).into())
@@ -117,9 +117,9 @@ impl Net {
 
 /// The daemon's side of a network cable.
 #[track_caller]
-pub(crate) fn plug(daemon: &Daemon) -> UnixStream {
+pub fn plug(daemon: &Daemon) -> UnixStream {
     // The socket's file is there a moment before anyone listens on it.
-    super::eventually("a connection to the QEMU socket", Duration::from_secs(5), || {
+    crate::eventually("a connection to the QEMU socket", Duration::from_secs(5), || {
         UnixStream::connect(daemon.qemu_socket()).ok()
     })
 }

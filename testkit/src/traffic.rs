@@ -6,7 +6,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::uninterrupted;
+use crate::uninterrupted;
 
 /// Not a power of two, so that a block never lies on a boundary of anything that is copied.
 const BLOCK: usize = 65521;
@@ -38,7 +38,7 @@ impl Pattern {
 }
 
 /// Writes `length` bytes of the pattern from `start` on.
-pub(crate) fn send_from(mut to: impl Write, start: u64, length: u64) -> io::Result<()> {
+pub fn send_from(mut to: impl Write, start: u64, length: u64) -> io::Result<()> {
     let mut pattern = Pattern::new();
     let mut position = start;
     while position < start + length {
@@ -51,7 +51,7 @@ pub(crate) fn send_from(mut to: impl Write, start: u64, length: u64) -> io::Resu
 }
 
 /// Reads to the end of the stream, checks each byte against the pattern, and says how many there were.
-pub(crate) fn check(mut from: impl Read) -> io::Result<u64> {
+pub fn check(mut from: impl Read) -> io::Result<u64> {
     let mut pattern = Pattern::new();
     let mut buffer = vec![0; 256 * 1024];
     let mut position = 0;
@@ -78,7 +78,7 @@ pub(crate) fn check(mut from: impl Read) -> io::Result<u64> {
 }
 
 /// A stream that fails instead of waiting for good.
-pub(crate) fn impatient(stream: TcpStream) -> TcpStream {
+pub fn impatient(stream: TcpStream) -> TcpStream {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.set_write_timeout(Some(PATIENCE)).unwrap();
     stream
@@ -86,16 +86,16 @@ pub(crate) fn impatient(stream: TcpStream) -> TcpStream {
 
 /// The next connection of a listener, which a test fails without.
 #[track_caller]
-pub(crate) fn accept(listener: &TcpListener) -> TcpStream {
+pub fn accept(listener: &TcpListener) -> TcpStream {
     listener.set_nonblocking(true).unwrap();
     // A daemon that was refused several times comes again after half a minute.
-    let accepted = super::eventually("a connection", Duration::from_secs(40), || listener.accept().ok());
+    let accepted = crate::eventually("a connection", Duration::from_secs(40), || listener.accept().ok());
     accepted.0.set_nonblocking(false).unwrap();
     impatient(accepted.0)
 }
 
 /// Leads every connection of `listener` to `to`, from a thread that stays.
-pub(crate) fn lead(listener: TcpListener, to: impl Into<SocketAddr>) {
+pub fn lead(listener: TcpListener, to: impl Into<SocketAddr>) {
     let to = to.into();
     std::thread::spawn(move || {
         while let Ok((near, _)) = listener.accept() {
@@ -116,7 +116,7 @@ pub(crate) fn lead(listener: TcpListener, to: impl Into<SocketAddr>) {
 
 /// Sends `length` bytes through a connection and its end, and checks what arrives at the other.
 #[track_caller]
-pub(crate) fn transfer(from: &TcpStream, to: &TcpStream, length: u64) {
+pub fn transfer(from: &TcpStream, to: &TcpStream, length: u64) {
     let (mut sender, receiver) = (from.try_clone().unwrap(), to.try_clone().unwrap());
     let sending = std::thread::spawn(move || {
         send_from(&mut sender, 0, length)?;
@@ -133,7 +133,7 @@ pub(crate) fn transfer(from: &TcpStream, to: &TcpStream, length: u64) {
 
 /// Answers each connection's one byte with one byte, then waits for the client to close; ends with the listener's
 /// `connections`.
-pub(crate) fn answer_each(listener: TcpListener, connections: usize) -> JoinHandle<io::Result<()>> {
+pub fn answer_each(listener: TcpListener, connections: usize) -> JoinHandle<io::Result<()>> {
     std::thread::spawn(move || {
         for _ in 0..connections {
             let mut stream = impatient(listener.accept()?.0);

@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::ns::Namespace;
+use crate::ns::Namespace;
 
 /// How often it looks whether its mood has changed, where nothing is asked.
 const LOOK_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
@@ -20,7 +20,7 @@ const IN_HEADER: usize = 40;
 
 /// What it does with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mood {
+pub enum Mood {
     Answers,
     /// What is written is refused with this, as with `EDQUOT` where a quota is used up; everything else works.
     RefusesWrites(Errno),
@@ -31,7 +31,7 @@ pub(crate) enum Mood {
 
 /// A mounted file system with a flat directory.
 #[derive(Debug)]
-pub(crate) struct Fuse {
+pub struct Fuse {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -52,7 +52,7 @@ struct Files {
 impl Fuse {
     /// Mounts it in `ns` at `at`, an empty directory.
     #[track_caller]
-    pub(crate) fn mount(ns: &Namespace, at: &Path) -> Self {
+    pub fn mount(ns: &Namespace, at: &Path) -> Self {
         let device = ns.open(&format!("fuse {}", at.display())).expect("a FUSE mount");
         let shared = Arc::new(Shared {
             state: Mutex::new((Mood::Answers, Files::default())),
@@ -65,13 +65,13 @@ impl Fuse {
         Self { shared, thread }
     }
 
-    pub(crate) fn set(&self, mood: Mood) {
+    pub fn set(&self, mood: Mood) {
         self.shared.lock().0 = mood;
         self.shared.changed.notify_all();
     }
 
     /// The content of a file; `None` without one.
-    pub(crate) fn read(&self, name: &str) -> Option<String> {
+    pub fn read(&self, name: &str) -> Option<String> {
         let state = self.shared.lock();
         let inode = state.1.names.get(name)?;
         Some(String::from_utf8_lossy(&state.1.inodes[*inode as usize - 2].1).into_owned())
@@ -89,7 +89,7 @@ impl Drop for Fuse {
 }
 
 /// The device for a mount at `at`, in the namespace of the caller.
-pub(crate) fn mount(at: &str) -> io::Result<OwnedFd> {
+pub fn mount(at: &str) -> io::Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags, open};
     use rustix::mount::{MountFlags, mount};
     use std::os::fd::AsRawFd;

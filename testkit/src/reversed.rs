@@ -1,7 +1,6 @@
 //! A daemon that reverses a socket: in the guest, a namespace whose port 22 leads to a real sshd, or with gvforwarder's agent in it. Unix sockets
 //! are found by their path from every network, so that both ends are in one directory.
 //! Owns: all that runs. Read next: `../reverse.rs`.
-#![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
@@ -11,35 +10,36 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use crate::daemon::Daemon;
+use crate::eventually;
+use crate::guest::{self, Guest};
 use crate::guest_agent::Agent;
+use crate::net::plug;
 use crate::sshd::Sshd;
-use crate::support::daemon::Daemon;
-use crate::support::eventually;
-use crate::support::guest::{self, Guest};
-use crate::support::net::plug;
-use crate::support::streams::{self, Server, at, exchange};
-use crate::support::traffic::lead;
+use crate::streams::{self, Server, at, exchange};
+use crate::traffic::lead;
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 2);
+pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 2);
 /// What the log says once the guest has its socket.
-pub(crate) const MADE: &str = "the guest has a socket that leads here";
+pub const MADE: &str = "the guest has a socket that leads here";
 
 /// How the socket gets into the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
+pub enum Way {
     Agent,
     Ssh,
 }
 
 /// An sshd and the thread that its service needs.
-pub(crate) struct Login {
-    pub(crate) sshd: Sshd,
-    pub(crate) runtime: tokio::runtime::Runtime,
+#[derive(Debug)]
+pub struct Login {
+    pub sshd: Sshd,
+    pub runtime: tokio::runtime::Runtime,
 }
 
 impl Login {
-    pub(crate) fn new(options: &'static str) -> Self {
+    pub fn new(options: &'static str) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let sshd = runtime.block_on(async {
@@ -53,41 +53,43 @@ impl Login {
 }
 
 /// Where both ends are.
-pub(crate) struct Files(tempfile::TempDir);
+#[derive(Debug)]
+pub struct Files(tempfile::TempDir);
 
 impl Files {
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         Self(tempfile::Builder::new().prefix("gv").tempdir_in("/tmp").unwrap())
     }
 
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
     /// The socket in the guest.
-    pub(crate) fn guest(&self) -> String {
+    pub fn guest(&self) -> String {
         self.path("g").display().to_string()
     }
 
     /// The socket on the host.
-    pub(crate) fn host(&self) -> String {
+    pub fn host(&self) -> String {
         self.path("h").display().to_string()
     }
 }
 
 /// Everything. Who asks goes before who is asked.
-pub(crate) struct Rig {
-    pub(crate) daemon: Daemon,
-    pub(crate) agent: Option<Agent>,
-    pub(crate) guest: Guest,
-    pub(crate) login: Option<Login>,
-    pub(crate) files: Files,
+#[derive(Debug)]
+pub struct Rig {
+    pub daemon: Daemon,
+    pub agent: Option<Agent>,
+    pub guest: Guest,
+    pub login: Option<Login>,
+    pub files: Files,
 }
 
 impl Rig {
     /// One whose guest has its socket.
     #[track_caller]
-    pub(crate) fn start(way: Way) -> Self {
+    pub fn start(way: Way) -> Self {
         let rig = Self::with(way, Files::new(), "");
         rig.wait_for_log(&[MADE]);
         rig
@@ -95,7 +97,7 @@ impl Rig {
 
     /// One in the making; `options` are for sshd.
     #[track_caller]
-    pub(crate) fn with(way: Way, files: Files, options: &'static str) -> Self {
+    pub fn with(way: Way, files: Files, options: &'static str) -> Self {
         let login = (way == Way::Ssh).then(|| Login::new(options));
         let daemon = start_daemon(&files, login.as_ref());
         let guest = Guest::start(plug(&daemon), guest::MAC, 1500);
@@ -109,24 +111,24 @@ impl Rig {
 
     /// A server at the host's end.
     #[track_caller]
-    pub(crate) fn serve(&self, serve: impl Fn(UnixStream) + Clone + Send + 'static) -> Server {
+    pub fn serve(&self, serve: impl Fn(UnixStream) + Clone + Send + 'static) -> Server {
         Server::start(self.files.host(), serve)
     }
 
     /// A client in the guest.
     #[track_caller]
-    pub(crate) fn connect(&self) -> UnixStream {
+    pub fn connect(&self) -> UnixStream {
         try_connect(&self.files).unwrap_or_else(|error| panic!("no connection: {error}"))
     }
 
     #[track_caller]
-    pub(crate) fn assert_echo(&self, bytes: &[u8]) {
+    pub fn assert_echo(&self, bytes: &[u8]) {
         streams::assert_echo(&self.connect().into_socket(), bytes);
     }
 
     /// Echo of more than fits anywhere, read and written at once.
     #[track_caller]
-    pub(crate) fn assert_echo_after(&self, bytes: &[u8]) {
+    pub fn assert_echo_after(&self, bytes: &[u8]) {
         let mut client = self.connect();
         client.write_all(b"e").unwrap();
         streams::assert_echo_while_read(&client.into_socket(), bytes);
@@ -134,7 +136,7 @@ impl Rig {
 
     /// Until it is served again.
     #[track_caller]
-    pub(crate) fn echo_comes(&self) {
+    pub fn echo_comes(&self) {
         eventually("an echo", PATIENCE, || {
             let client = try_connect(&self.files).ok()?;
             exchange(&client.into_socket(), b"hello").ok().filter(|answer| answer == b"hello")
@@ -142,11 +144,11 @@ impl Rig {
     }
 
     #[track_caller]
-    pub(crate) fn wait_for_log(&self, texts: &[&str]) {
+    pub fn wait_for_log(&self, texts: &[&str]) {
         wait_for_log(&self.daemon, texts);
     }
 
-    pub(crate) fn restart_guest(&mut self, signal: Signal) {
+    pub fn restart_guest(&mut self, signal: Signal) {
         match (&mut self.agent, &mut self.login) {
             (Some(agent), _) => {
                 agent.end(signal);
@@ -161,7 +163,7 @@ impl Rig {
     }
 }
 
-pub(crate) trait IntoSocket {
+pub trait IntoSocket {
     fn into_socket(self) -> socket2::Socket;
 }
 
@@ -171,13 +173,13 @@ impl IntoSocket for UnixStream {
     }
 }
 
-pub(crate) fn try_connect(files: &Files) -> io::Result<UnixStream> {
+pub fn try_connect(files: &Files) -> io::Result<UnixStream> {
     let socket = streams::connect(&at(files.guest()))?;
     Ok(std::os::fd::OwnedFd::from(socket).into())
 }
 
 #[track_caller]
-pub(crate) fn start_daemon(files: &Files, login: Option<&Login>) -> Daemon {
+pub fn start_daemon(files: &Files, login: Option<&Login>) -> Daemon {
     let (guest, host) = (files.guest(), files.host());
     let mut words = vec!["-debug", "-reverse-sock", &guest, "-reverse-dest", &host];
     let key = login.map(|login| login.sshd.path("id").display().to_string());
@@ -188,7 +190,7 @@ pub(crate) fn start_daemon(files: &Files, login: Option<&Login>) -> Daemon {
 }
 
 #[track_caller]
-pub(crate) fn wait_for_log(daemon: &Daemon, texts: &[&str]) {
+pub fn wait_for_log(daemon: &Daemon, texts: &[&str]) {
     let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         eventually("a log line", PATIENCE, || {
             let log = daemon.stderr();
@@ -199,13 +201,13 @@ pub(crate) fn wait_for_log(daemon: &Daemon, texts: &[&str]) {
 }
 
 /// Lines of the log that are no debugging.
-pub(crate) fn said(daemon: &Daemon, text: &str) -> usize {
+pub fn said(daemon: &Daemon, text: &str) -> usize {
     let log = daemon.stderr();
     log.lines().filter(|line| line.contains(text) && !line.contains("level=debug")).count()
 }
 
 /// The client is closed without a byte.
 #[track_caller]
-pub(crate) fn assert_closed(client: UnixStream) {
+pub fn assert_closed(client: UnixStream) {
     streams::assert_closed(&client.into_socket());
 }
