@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use netstack::Subnet;
 
+use super::url::{Authority, Url, unescape};
 use super::{HostPort, PATH_MAX, Secret};
 use crate::text::quote;
 
@@ -80,17 +81,26 @@ impl Dest {
     /// # Errors
     /// What is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let url = Url::parse(text)
-            .map_err(|why| format!("failed to parse remote uri :{text} : parse {}: {why}", quote(text)))?;
+        let refused = |why: String| format!("failed to parse remote uri :{text} : {why}");
+        let url = Url::parse(text.as_ref()).map_err(|error| refused(error.to_string()))?;
+        let refused = |why: &str| refused(format!("parse {}: {why}", quote(text)));
+        if url.scheme.is_empty() && text.split('/').next().is_some_and(|first| first.contains(':')) {
+            return Err(refused("first path segment in URL cannot contain colon"));
+        }
+        let at = url.authority().map_err(|error| error.to_string())?;
+        let port = at.port.unwrap_or_default();
+        if !port.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(refused(&format!("invalid port {} after host", quote(format!(":{port}")))));
+        }
         match url.scheme.as_str() {
-            "tcp" => Ok(Self::Tcp(url.place(None)?)),
-            "ssh" | "ssh-tunnel" => url.into_ssh().map(Self::Ssh),
+            "tcp" => host_port(at, None).map(Self::Tcp),
+            "ssh" | "ssh-tunnel" => ssh(&url, at).map(Self::Ssh),
             "vsock" => {
-                let port = number(url.port, "port")?;
-                Ok(Self::Vsock { cid: number(url.host, "context (CID)")?, port })
+                let port = number(port, "port")?;
+                Ok(Self::Vsock { cid: number(at.host, "context (CID)")?, port })
             }
-            "unix" => url.into_unix(),
-            "agent" => url.into_agent(),
+            "unix" => unix(url),
+            "agent" => agent(&url, at),
             other => Err(format!("remote protocol for unix forwarder is not implemented: {other}")),
         }
     }
@@ -99,7 +109,7 @@ impl Dest {
     pub(crate) fn is_guests(&self, subnet: Subnet) -> bool {
         match self {
             Self::Agent { .. } => true,
-            Self::Ssh(SshDest { sshd: place, .. }) | Self::Tcp(place) => place.within(subnet).is_some(),
+            Self::Ssh(SshDest { sshd: at, .. }) | Self::Tcp(at) => at.within(subnet).is_some(),
             Self::Vsock { .. } | Self::HybridVsock { .. } | Self::Unix(_) => false,
         }
     }
@@ -166,149 +176,89 @@ pub(crate) fn parse_port(text: &str) -> Result<u16, String> {
     number.ok_or_else(|| format!("strconv.ParseUint: parsing {}: value out of range", quote(text)))
 }
 
-/// A URL's parts, not decoded but for the scheme's case.
-struct Url<'a> {
-    scheme: String,
-    user: &'a str,
-    password: Option<&'a str>,
-    host: &'a str,
-    port: &'a str,
-    path: &'a str,
-    query: &'a str,
+/// Host and port; without a `default` there must be a port.
+fn host_port(of: Authority<'_>, default: Option<u16>) -> Result<HostPort, String> {
+    let port = match (default, of.port) {
+        (Some(default), None | Some("")) => default,
+        (_, port) => parse_port(port.unwrap_or_default())?,
+    };
+    let host = of.bare_host();
+    if host.is_empty() || host.contains(['[', ']', ' ']) {
+        return Err(format!("invalid remote addr: no host in {}", quote(of.host)));
+    }
+    Ok(HostPort { host: decoded(host)?, port })
 }
 
-impl<'a> Url<'a> {
-    /// Follows Go's `net/url` in what is a URL and what is not.
-    fn parse(text: &'a str) -> Result<Self, String> {
-        if text.bytes().any(|b| b.is_ascii_control()) {
-            return Err("net/url: invalid control character in URL".into());
-        }
-        let (text, _) = text.split_once('#').unwrap_or((text, ""));
-        let (text, query) = text.split_once('?').unwrap_or((text, ""));
-        let is_scheme = |scheme: &str| {
-            scheme.starts_with(|c: char| c.is_ascii_alphabetic())
-                && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
-        };
-        let (scheme, rest) = match text.split_once(':') {
-            Some(("", _)) => return Err("missing protocol scheme".into()),
-            Some((scheme, rest)) if is_scheme(scheme) => (scheme.to_lowercase(), rest),
-            Some((first, _)) if !first.contains('/') => {
-                return Err("first path segment in URL cannot contain colon".into());
-            }
-            _ => (String::new(), text),
-        };
-        let (authority, path) = match rest.strip_prefix("//") {
-            Some(rest) => rest.split_at(rest.find('/').unwrap_or(rest.len())),
-            None => ("", rest),
-        };
-        let (login, place) = authority.rsplit_once('@').unwrap_or(("", authority));
-        let (user, password) = match login.split_once(':') {
-            Some((user, password)) => (user, Some(password)),
-            None => (login, None),
-        };
-        let after_host = place.rfind(']').map_or(0, |end| end + 1);
-        let (host, port) = match place.get(after_host..).and_then(|tail| tail.rfind(':')) {
-            Some(colon) => (&place[..after_host + colon], &place[after_host + colon + 1..]),
-            None => (place, ""),
-        };
-        if !port.bytes().all(|b| b.is_ascii_digit()) {
-            return Err(format!("invalid port {} after host", quote(format!(":{port}"))));
-        }
-        Ok(Self { scheme, user, password, host, port, path, query })
+fn ssh(url: &Url, at: Authority<'_>) -> Result<SshDest, String> {
+    let value = |key: &str| url.parameter(key).map_err(|error| error.to_string());
+    let key = value("key")?.filter(|key| !key.is_empty());
+    if key.is_none() && url.scheme == "ssh-tunnel" {
+        return Err("key not provided for unix-ssh connection".into());
     }
-
-    /// Host and port; without a `default` there must be a port.
-    fn place(&self, default: Option<u16>) -> Result<HostPort, String> {
-        let port = match default {
-            Some(port) if self.port.is_empty() => port,
-            _ => parse_port(self.port)?,
-        };
-        let host = self.host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(self.host);
-        if host.is_empty() || host.contains(['[', ']', ' ']) {
-            return Err(format!("invalid remote addr: no host in {}", quote(self.host)));
-        }
-        Ok(HostPort { host: unescape(host)?, port })
+    if url.path.is_empty() || url.path == *"/" {
+        return Err("remote uri must contain a path to a socket file".into());
     }
-
-    fn into_ssh(self) -> Result<SshDest, String> {
-        let key = self.value("key")?.filter(|key| !key.is_empty());
-        if key.is_none() && self.scheme == "ssh-tunnel" {
-            return Err("key not provided for unix-ssh connection".into());
-        }
-        if matches!(self.path, "" | "/") {
-            return Err("remote uri must contain a path to a socket file".into());
-        }
-        if self.user.is_empty() && self.scheme == "ssh" {
-            return Err("no user, want ssh://user@host:port/path".into());
-        }
-        Ok(SshDest {
-            sshd: self.place(Some(SSH_PORT))?,
-            user: unescape(self.user)?,
-            path: unescape(self.path)?,
-            key: key.map(PathBuf::from),
-            passphrase: self.value("passphrase")?.filter(|text| !text.is_empty()).map(Secret),
-            password: self.password.map(unescape).transpose()?.map(Secret),
-            secure: match self.value("secure")? {
-                // What Go's `strconv.ParseBool` takes for true.
-                Some(value) => matches!(&*value, "1" | "t" | "T" | "true" | "True" | "TRUE"),
-                // A machine on this host, or in the virtual network, has a new key with each start from scratch, and nobody is between.
-                None => self.scheme == "ssh" && !is_loopback(self.host),
-            },
-        })
+    if at.user.is_empty() && url.scheme == "ssh" {
+        return Err("no user, want ssh://user@host:port/path".into());
     }
-
-    fn into_unix(self) -> Result<Dest, String> {
-        if !(self.host.is_empty() && self.user.is_empty() && self.path.starts_with('/')) {
-            return Err("the path of a unix URL must be absolute, as in unix:///run/x.sock".into());
-        }
-        let path = PathBuf::from(unescape(self.path)?);
-        match (self.query, self.value("port")?) {
-            ("", _) => Ok(Dest::Unix(path)),
-            (_, Some(port)) => {
-                let wrong = |_| format!("invalid port {}, want unix:///vm.sock?port=N", quote(&port));
-                Ok(Dest::HybridVsock { socket: path, port: port.parse().map_err(wrong)? })
-            }
-            (query, None) => {
-                Err(format!("unknown query {}: there is only port=N, of a VMM's vsock", quote(query)))
-            }
-        }
-    }
-
-    fn into_agent(self) -> Result<Dest, String> {
-        if matches!(self.path, "" | "/") {
-            return Err("no path of a socket in the guest, want agent:///path".into());
-        }
-        let guest = Some(self.host).filter(|host| !host.is_empty());
-        let guest = guest.map(|host| {
-            host.parse().map_err(|_| format!("invalid remote addr: {} is not an IPv4 address", quote(host)))
-        });
-        let port = Some(self.port).filter(|port| !port.is_empty()).map(parse_port);
-        let (guest, port) = (guest.transpose()?, port.transpose()?);
-        Ok(Dest::Agent { guest, port, path: agent_path(unescape(self.path)?)? })
-    }
-
-    /// The first value of a query's key.
-    fn value(&self, key: &str) -> Result<Option<String>, String> {
-        let pairs = self.query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        let mut values = pairs.filter(|(name, _)| *name == key).map(|(_, value)| value);
-        values.next().map(|value| unescape(&value.replace('+', " "))).transpose()
-    }
+    Ok(SshDest {
+        sshd: host_port(at, Some(SSH_PORT))?,
+        user: decoded(at.user)?,
+        key: key.map(PathBuf::from),
+        passphrase: value("passphrase")?.filter(|text| !text.is_empty()).map(Secret),
+        password: at.password.map(decoded).transpose()?.map(Secret),
+        secure: match value("secure")? {
+            // What Go's `strconv.ParseBool` takes for true.
+            Some(value) => matches!(&*value, "1" | "t" | "T" | "true" | "True" | "TRUE"),
+            // A machine on this host, or in the virtual network, has a new key with each start from scratch, and nobody is between.
+            None => url.scheme == "ssh" && !is_loopback(at.host),
+        },
+        path: utf8_path(url)?,
+    })
 }
 
-/// Decodes `%xx`.
-fn unescape(text: &str) -> Result<String, String> {
+fn unix(url: Url) -> Result<Dest, String> {
+    let query = quote(url.query());
+    let port = match url.parameter("port").map_err(|error| error.to_string())? {
+        None if !url.query().is_empty() => {
+            return Err(format!("unknown query {query}: there is only port=N, of a VMM's vsock"));
+        }
+        None => None,
+        Some(port) => {
+            let wrong = |_| format!("invalid port {}, want unix:///vm.sock?port=N", quote(&port));
+            Some(port.parse().map_err(wrong)?)
+        }
+    };
+    let path = url.into_socket_path().map_err(|error| error.to_string())?;
+    Ok(match port {
+        Some(port) => Dest::HybridVsock { socket: path, port },
+        None => Dest::Unix(path),
+    })
+}
+
+fn agent(url: &Url, at: Authority<'_>) -> Result<Dest, String> {
+    if url.path.is_empty() || url.path == *"/" {
+        return Err("no path of a socket in the guest, want agent:///path".into());
+    }
+    let guest = Some(at.host).filter(|host| !host.is_empty());
+    let guest = guest.map(|host| {
+        host.parse().map_err(|_| format!("invalid remote addr: {} is not an IPv4 address", quote(host)))
+    });
+    let port = at.port.filter(|port| !port.is_empty()).map(parse_port);
+    let (guest, port) = (guest.transpose()?, port.transpose()?);
+    Ok(Dest::Agent { guest, port, path: agent_path(utf8_path(url)?)? })
+}
+
+fn utf8_path(url: &Url) -> Result<String, String> {
+    let path =
+        url.path.to_str().ok_or_else(|| format!("not UTF-8: {}", quote(url.path.as_encoded_bytes())))?;
+    Ok(path.to_owned())
+}
+
+/// A part of a URL's authority without its percent escapes.
+fn decoded(text: &str) -> Result<String, String> {
     let wrong = || format!("invalid URL escape in {}", quote(text));
-    let mut parts = text.split('%');
-    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
-    for part in parts {
-        let (Some(digits), Some(rest)) = (part.get(..2), part.get(2..)) else { return Err(wrong()) };
-        if !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(wrong());
-        }
-        bytes.push(u8::from_str_radix(digits, 16).map_err(|_| wrong())?);
-        bytes.extend(rest.as_bytes());
-    }
-    String::from_utf8(bytes).map_err(|_| wrong())
+    unescape(text.as_bytes()).ok().and_then(|text| text.into_string().ok()).ok_or_else(wrong)
 }
 
 #[cfg(test)]

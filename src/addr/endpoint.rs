@@ -74,7 +74,7 @@ impl fmt::Display for Endpoint {
 
 /// The host without brackets, and the port, of a `tcp://` URL.
 pub(super) fn tcp(url: &Url) -> Result<(String, u16)> {
-    let (host, port) = split_port(url.authority()?)?;
+    let (host, port) = split_port(url.authority_text()?)?;
     let port = port.parse().with_context(|| format!("invalid port {}", quote(port)))?;
     Ok((host.to_owned(), port))
 }
@@ -82,7 +82,7 @@ pub(super) fn tcp(url: &Url) -> Result<(String, u16)> {
 /// The context, if one is named, and the port, of a `vsock://` URL.
 pub(super) fn vsock(url: &Url) -> Result<(Option<u32>, u32)> {
     let number = |text: &str| text.parse().with_context(|| format!("invalid number {}", quote(text)));
-    let (cid, port) = split_port(url.authority()?)?;
+    let (cid, port) = split_port(url.authority_text()?)?;
     let cid = Some(cid).filter(|cid| !cid.is_empty()).map(number).transpose()?;
     Ok((cid, number(port)?))
 }

@@ -175,7 +175,7 @@ fn group_of(name: &str) -> nix::Result<Option<u32>> {
 }
 
 fn inherited(url: &Url) -> Result<Inherited> {
-    let name = url.authority()?;
+    let name = url.authority_text()?;
     ensure!(url.path.is_empty(), "the name of a socket has no slash");
     Ok(match name.parse() {
         _ if name.is_empty() => Inherited::Only,

@@ -1,4 +1,5 @@
-//! URLs of sockets. Owns: nothing. May not: look at the file system. Read next: `listen.rs`.
+//! URLs, read as Go's `net/url` reads them. Owns: nothing. May not: look at the file system, or know what a scheme means.
+//! Read next: `listen.rs`, `dest.rs`.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -13,11 +14,44 @@ use crate::text::quote;
 pub(crate) struct Url {
     /// In lower case; empty if there is none.
     pub(crate) scheme: String,
-    pub(crate) authority: Vec<u8>,
+    /// As it was typed.
+    authority: Vec<u8>,
     /// Percent escapes decoded. Empty where the URL has none, as in `unix:rel`.
     pub(crate) path: OsString,
     /// What follows the question mark, as it was typed.
     query: Vec<u8>,
+}
+
+/// `USER:PASSWORD@HOST:PORT`, percent escapes not decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Authority<'a> {
+    /// Empty if there is none.
+    pub(crate) user: &'a str,
+    pub(crate) password: Option<&'a str>,
+    /// As it was typed: an address of IPv6 has brackets.
+    pub(crate) host: &'a str,
+    /// What follows the last colon that is not within brackets. `None` without a colon.
+    pub(crate) port: Option<&'a str>,
+}
+
+impl<'a> Authority<'a> {
+    fn of(text: &'a str) -> Self {
+        let (login, place) = text.rsplit_once('@').unwrap_or(("", text));
+        let (user, password) = match login.split_once(':') {
+            Some((user, password)) => (user, Some(password)),
+            None => (login, None),
+        };
+        let (host, port) = match place.rsplit_once(':') {
+            Some((host, port)) if !port.contains(']') => (host, Some(port)),
+            _ => (place, None),
+        };
+        Self { user, password, host, port }
+    }
+
+    /// The host without the brackets of an address of IPv6.
+    pub(crate) fn bare_host(&self) -> &'a str {
+        self.host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(self.host)
+    }
 }
 
 impl Url {
@@ -41,9 +75,26 @@ impl Url {
         Ok(Self { scheme, authority: authority.to_vec(), path, query })
     }
 
-    /// Host and port, as they stand between `//` and the path.
-    pub(crate) fn authority(&self) -> Result<&str> {
+    /// What stands between `//` and the path, as text.
+    pub(crate) fn authority_text(&self) -> Result<&str> {
         std::str::from_utf8(&self.authority).map_err(|_| anyhow!("the address is not UTF-8"))
+    }
+
+    /// The same in its parts.
+    pub(crate) fn authority(&self) -> Result<Authority<'_>> {
+        self.authority_text().map(Authority::of)
+    }
+
+    /// What follows the question mark, as it was typed.
+    pub(crate) fn query(&self) -> &[u8] {
+        &self.query
+    }
+
+    /// The first value of a key of the query, whatever other keys there are.
+    pub(crate) fn parameter(&self, key: &str) -> Result<Option<String>> {
+        unescape(&self.query).map_err(|bad| anyhow!("invalid URL escape {}", quote(bad)))?;
+        let mut pairs = form_urlencoded::parse(&self.query);
+        Ok(pairs.find(|(name, _)| name == key).map(|(_, value)| value.into_owned()))
     }
 
     /// The values of the query's `keys`, which are all that it may have.
@@ -76,9 +127,9 @@ impl Url {
 
     /// The host, which may be empty, and the port of a URL such as `tcp://127.0.0.1:8080`.
     pub(crate) fn into_host_and_port(self) -> Result<(String, u16)> {
-        let authority = String::from_utf8(self.authority).unwrap_or_default();
-        let split = authority.rsplit_once(':').filter(|(host, _)| !host.contains(':') || host.ends_with(']'));
-        let (host, port) = split.with_context(|| format!("no port in {}", quote(authority.as_bytes())))?;
+        let Authority { host, port, .. } = self.authority()?;
+        let port = port.filter(|_| !host.contains(':') || host.ends_with(']'));
+        let port = port.with_context(|| format!("no port in {}", quote(&self.authority)))?;
         let port = port.parse().map_err(|_| anyhow!("invalid port {} after host", quote(port.as_bytes())))?;
         Ok((host.to_owned(), port))
     }

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::addr::{Url, unescape};
@@ -58,7 +58,7 @@ pub(super) struct Connection {
 impl Endpoint {
     pub(super) fn parse(text: &OsStr) -> Result<Self> {
         let url = Url::parse(text)?;
-        let authority = std::str::from_utf8(&url.authority).context("not text")?.to_owned();
+        let authority = url.authority_text()?.to_owned();
         let path = url.path.to_str().unwrap_or_default().to_owned();
         // It becomes a part of a request's first line.
         let plain = || ensure_plain(&path);
@@ -82,7 +82,7 @@ impl Endpoint {
             }
             "stdio" => {
                 ensure!(
-                    url.authority.is_empty() && !path.is_empty(),
+                    authority.is_empty() && !path.is_empty(),
                     "an absolute path is needed, as in stdio:/bin/x"
                 );
                 Ok(Self::Stdio { program: url.path.into(), args: args(text)? })
