@@ -23,7 +23,7 @@ use anyhow::{Context, Result, bail, ensure};
 use netstack::dns::{Record, Zone};
 use netstack::{Mac, NetworkConfig};
 
-use crate::addr::{Endpoint, SSH_PORT, Url};
+use crate::addr::{ListenAddress, SSH_PORT, Url};
 use crate::agent::Secret;
 use crate::text::{quote, reason};
 
@@ -33,7 +33,7 @@ use stack::Settings;
 pub use asked::{Asked, LoggedFrames};
 pub use forwards::SocketForward;
 pub use guest::{ConnectLimits, GuestPolicy};
-pub use links::{Address, LinkConfig};
+pub use links::LinkConfig;
 pub use machines::MachineConfig;
 pub use ports::{Exposed, Protocol};
 pub use reverse::Reverse;
@@ -87,9 +87,9 @@ pub struct Config {
     /// What a VPNKit client with this UUID is told to use.
     pub vpnkit_macs: Vec<(String, Mac)>,
     /// Where the HTTP API is served, `/connect` with it.
-    pub listen: Vec<Endpoint>,
+    pub listen: Vec<ListenAddress>,
     /// Where it is served without.
-    pub services: Option<Endpoint>,
+    pub services: Option<ListenAddress>,
     /// What clients of the API have to send over TCP.
     pub api_token: Option<Token>,
     /// Whether guests have to send it too.
@@ -192,13 +192,13 @@ impl Config {
         let mut reverse = reverse::of_file(asked, device)?;
         reverse.extend(reverse::typed(raw, device)?);
         let endpoint = |flag, index, url| {
-            Endpoint::parse(flag, url).map_err(|error| asked.place_item(flag, index, error))
+            ListenAddress::parse_url(flag, url).map_err(|error| asked.place_item(flag, index, error))
         };
         let listen = raw.listen.iter().enumerate().map(|(index, url)| endpoint("listen", index, url));
         let listen = listen.collect::<Result<Vec<_>>>()?;
         let services = Some(&raw.services).filter(|url| !url.is_empty());
         let services = services.map(|url| endpoint("services", 0, url)).transpose()?;
-        let apis = listen.iter().chain(&services).filter_map(Endpoint::path);
+        let apis = listen.iter().chain(&services).filter_map(ListenAddress::path);
         let sources = forwards.iter().filter_map(|forward| forward.source.path());
         ensure_distinct(links.iter().filter_map(LinkConfig::path).chain(sources).chain(apis))?;
         let only_qemu = links.iter().all(|link| matches!(link, LinkConfig::Qemu(_)));

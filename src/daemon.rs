@@ -19,10 +19,10 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 
-use crate::addr::Source;
+use crate::addr::ListenAddress;
 use crate::api::{Api, Listener as ApiListener, Role};
 use crate::budget::Budget;
-use crate::config::{Address, Config, LinkConfig, RESOLV_CONF, Token};
+use crate::config::{Config, LinkConfig, RESOLV_CONF, Token};
 use crate::disk;
 use crate::engine::{Counters, Engine, Handle, Request, Traffic};
 use crate::forward::loops::OwnSockets;
@@ -256,7 +256,7 @@ enum Link {
 impl Link {
     fn bind(config: &LinkConfig) -> Result<Self> {
         match config {
-            LinkConfig::Qemu(Address::Unix(path)) => QemuLink::bind(path).map(Self::Qemu),
+            LinkConfig::Qemu(ListenAddress::Unix { path, .. }) => QemuLink::bind(path).map(Self::Qemu),
             other => Listener::bind(other).map(Self::Other),
         }
     }
@@ -340,9 +340,10 @@ impl Daemon {
         let bind_api = |(endpoint, role)| at_start(|| ApiListener::bind(endpoint, role));
         let mut apis = other_apis.into_iter().map(bind_api).collect::<Result<Vec<_>>>()?;
         let wanted = api_files.iter().filter_map(|(endpoint, _)| endpoint.path().map(Path::to_owned));
-        let wanted = wanted.map(Source::private).chain(files.iter().map(|forward| forward.source.clone()));
+        let wanted =
+            wanted.map(ListenAddress::private).chain(files.iter().map(|forward| forward.source.clone()));
         let wanted: Vec<_> = wanted.collect();
-        let before = Predecessors::at(wanted.iter().filter_map(Source::path));
+        let before = Predecessors::at(wanted.iter().filter_map(ListenAddress::path));
         if !before.is_empty() {
             wanted.iter().try_for_each(preflight::ensure_to_be_made)?;
         }

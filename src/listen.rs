@@ -3,13 +3,13 @@
 //! Read next: `addr/listen.rs`, where a forward's socket may be; `listen/inherited.rs`; `succession.rs`.
 
 mod inherited;
+mod port;
 
 use std::fs::{self, Metadata};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use rustix::process::geteuid;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use thiserror::Error;
 
-use crate::addr::{PATH_MAX, Source, ensure_fits};
+use crate::addr::{ListenAddress, PATH_MAX, ensure_fits};
 use crate::disk;
 use crate::sys::mode::set_mode;
 use crate::sys::owner::{Owner, by_whom, of_socket};
@@ -29,6 +29,7 @@ use crate::sys::sockets::{abstract_address, vsock_address};
 use crate::text::{quote, reason};
 
 pub use inherited::{claim, warn_of_unclaimed};
+pub(crate) use port::{BindAddress, resolve, resolve_at_once};
 
 /// Whether a client waits for the listening socket to take it.
 ///
@@ -95,30 +96,30 @@ impl TcpAddress {
 ///
 /// # Errors
 /// The place is taken, is not to be had on this system or for this user, or systemd has passed no such socket.
-pub fn bind(source: &Source) -> Result<Bound> {
+pub fn bind(source: &ListenAddress) -> Result<Bound> {
     let (socket, file) = match source {
-        Source::Unix { path, mode, owner, group } => {
+        ListenAddress::Unix { path, mode, owner, group } => {
             let access = Access { mode: *mode, owner: *owner, group: *group };
             let (socket, file) = bind_file(path, access, Type::STREAM, as_made)?;
             (socket, Some(file))
         }
-        Source::Abstract(name) => (listen_at(source, abstract_address(name))?, None),
-        Source::Tcp { host, port } => (tcp_listener(host, *port)?, None),
-        Source::Vsock { cid, port } => (listen_at(source, vsock_address(*cid, *port))?, None),
-        Source::Inherited(word) => (inherited::take(word)?, None),
+        ListenAddress::Abstract(name) => (listen_at(source, abstract_address(name))?, None),
+        ListenAddress::Tcp { host, port } => (tcp_listener(host, *port)?, None),
+        ListenAddress::Vsock { cid, port } => (listen_at(source, vsock_address(*cid, *port))?, None),
+        ListenAddress::Inherited(word) => (inherited::take(word)?, None),
     };
     socket.set_nonblocking(true).with_context(|| format!("listen {source}"))?;
     let name = match (source, socket.local_addr().ok().and_then(|address| address.as_socket())) {
-        (Source::Tcp { host, .. }, Some(address)) => {
-            Source::Tcp { host: host.clone(), port: address.port() }.to_string()
+        (ListenAddress::Tcp { host, .. }, Some(address)) => {
+            ListenAddress::Tcp { host: host.clone(), port: address.port() }.to_string()
         }
         _ => source.to_string(),
     };
-    Ok(Bound { file, socket, name, inherited: matches!(source, Source::Inherited(_)) })
+    Ok(Bound { file, socket, name, inherited: matches!(source, ListenAddress::Inherited(_)) })
 }
 
 /// Listens at an address without a file.
-fn listen_at(source: &Source, address: io::Result<SockAddr>) -> Result<Socket> {
+fn listen_at(source: &ListenAddress, address: io::Result<SockAddr>) -> Result<Socket> {
     let listen = |address: &SockAddr| {
         let socket = Socket::new(address.domain(), Type::STREAM, None)?;
         socket.bind(address)?;
@@ -238,22 +239,13 @@ fn tell(path: &Path, removed: io::Result<()>) {
     }
 }
 
-/// Listens on a new socket at `path` with the permissions `mode`, in place of a socket that nobody listens on.
+/// A new socket at `path` with the permissions `mode`, in place of a socket that nobody has any more. One of a stream or of packets
+/// listens; one for datagrams is bound. `prepare` sets what is to hold for the first who finds it.
 ///
 /// The mode is set before anyone can connect, and the process's umask is left alone.
 ///
 /// # Errors
 /// `path` is too long, or something else than a dead socket is there, or the system refuses.
-pub fn unix_listener(path: &Path, mode: u32) -> Result<(UnixListener, RemoveOnDrop)> {
-    let (socket, file) = unix_socket(path, mode, Type::STREAM, as_made)?;
-    Ok((socket.into(), file))
-}
-
-/// The same for a socket of any `kind`; one for datagrams is bound, as it cannot listen. `prepare` sets what is to hold for the first who
-/// finds it.
-///
-/// # Errors
-/// As [`unix_listener`].
 pub fn unix_socket(
     path: &Path,
     mode: u32,
@@ -324,7 +316,7 @@ fn bind_file(
 ///
 /// # Errors
 /// The name has no address, or the system refuses.
-pub fn tcp_listener(host: &str, port: u16) -> Result<Socket> {
+fn tcp_listener(host: &str, port: u16) -> Result<Socket> {
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let shown = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     let failed = |call: &'static str| {
@@ -359,10 +351,10 @@ pub fn tcp_listener(host: &str, port: u16) -> Result<Socket> {
     listen(*address).map_err(failed("bind"))
 }
 
-/// Whether [`unix_listener`] would find nothing at `path`, or a dead socket. Changes nothing.
+/// Whether [`unix_socket`] would find nothing at `path`, or a dead socket. Changes nothing.
 ///
 /// # Errors
-/// As [`unix_listener`].
+/// As [`unix_socket`].
 pub fn ensure_vacant(path: &Path) -> Result<()> {
     stale_socket(path).map(drop)
 }
@@ -371,8 +363,8 @@ pub fn ensure_vacant(path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// As [`bind`].
-pub fn ensure_to_be_made(source: &Source) -> Result<()> {
-    let Source::Unix { path, mode, owner, group } = source else { return Ok(()) };
+pub fn ensure_to_be_made(source: &ListenAddress) -> Result<()> {
+    let ListenAddress::Unix { path, mode, owner, group } = source else { return Ok(()) };
     let beside = path.with_file_name(format!(".gvproxy-{}", std::process::id()));
     // Then this name has no room there.
     if beside.as_os_str().len() > PATH_MAX {
@@ -451,9 +443,13 @@ impl FileId {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::{UnixDatagram, UnixStream};
+    use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
     use super::*;
+
+    fn unix_listener(path: &Path, mode: u32) -> Result<(Socket, RemoveOnDrop)> {
+        unix_socket(path, mode, Type::STREAM, as_made)
+    }
 
     /// The port of a wildcard may be that of another host's service.
     #[test]
@@ -545,11 +541,11 @@ mod tests {
     }
 
     fn of(text: &str) -> Bound {
-        bind(&Source::parse(text.as_ref()).unwrap()).unwrap()
+        bind(&ListenAddress::parse(text.as_ref()).unwrap()).unwrap()
     }
 
     fn refused(text: &str) -> String {
-        format!("{:#}", bind(&Source::parse(text.as_ref()).unwrap()).unwrap_err())
+        format!("{:#}", bind(&ListenAddress::parse(text.as_ref()).unwrap()).unwrap_err())
     }
 
     #[track_caller]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::addr::Source;
+use crate::addr::ListenAddress;
 use crate::config::Wanted;
 use crate::listen::{self, at_start, ensure_vacant};
 use crate::succession;
@@ -15,7 +15,7 @@ use crate::vm;
 ///
 /// # Errors
 /// There is something else, somebody uses it, or it could not be made there.
-pub fn ensure_to_be_made(source: &Source) -> Result<()> {
+pub fn ensure_to_be_made(source: &ListenAddress) -> Result<()> {
     at_start(|| {
         source.path().map_or(Ok(()), ensure_vacant_or_gvproxys)?;
         listen::ensure_to_be_made(source)

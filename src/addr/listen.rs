@@ -1,4 +1,5 @@
-//! Where a forward listens on the host. Owns: what the words of `-forward-sock` mean. May not: bind.
+//! Where the daemon listens on the host: for hypervisors, for its API, for the clients of forwards.
+//! Owns: what the URLs of `-listen-qemu`, `-listen`, `-services` and `-forward-sock` mean. May not: bind.
 //! Read next: `url.rs`; `../listen.rs`, which binds.
 
 use std::ffi::OsStr;
@@ -9,19 +10,18 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::unistd::{Group, User};
 
-use super::endpoint;
 use super::host_port::Shown;
-use super::url::{self, Url};
+use super::url::{Url, unescape};
 use crate::text::quote;
 
-/// The mode of a unix socket for which none is asked.
+/// The mode of a unix socket for which none is asked: whoever may use the daemon's sockets may use the daemon.
 const MODE: u32 = 0o600;
 /// Longest name of an abstract socket in bytes: a zero precedes it in the 108 bytes of `sun_path` (unix(7)).
 const ABSTRACT_MAX: usize = 107;
 
 /// A place on the host where clients connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum ListenAddress {
     /// A unix stream socket with a file.
     Unix {
         /// As it was typed, so that it may be relative.
@@ -64,7 +64,7 @@ pub enum Inherited {
     Name(String),
 }
 
-impl Source {
+impl ListenAddress {
     /// A socket at `path` for the process's own user.
     pub fn private(path: PathBuf) -> Self {
         Self::Unix { path, mode: MODE, owner: None, group: None }
@@ -85,7 +85,24 @@ impl Source {
         asked.is_some_and(|[_, owner, group]| owner.is_some() || group.is_some())
     }
 
-    /// Reads a path, `@NAME`, or a URL.
+    /// Reads the URL of a flag of the API, `-flag`: of a unix socket, a TCP port, or a port of vsock.
+    ///
+    /// # Errors
+    /// It is no URL, or not of a place that the API can be served at.
+    pub fn parse_url(flag: &str, typed: &OsStr) -> Result<Self> {
+        let read = || {
+            let url = Url::parse(typed)?;
+            match url.scheme.as_str() {
+                "unix" => Ok(Self::private(url.into_socket_path()?)),
+                "tcp" => tcp(&url),
+                "vsock" => vsock(&url),
+                _ => bail!("unexpected scheme"),
+            }
+        };
+        read().with_context(|| format!("invalid value {} for -{flag}", quote(typed.as_bytes())))
+    }
+
+    /// Reads what a forward listens at: a path, `@NAME`, or a URL.
     ///
     /// # Errors
     /// It names no place that can be listened on, or a user or group that is not there.
@@ -104,16 +121,15 @@ impl Source {
             return match abstract_part(bytes) {
                 Some(name) => {
                     let [] = url.parameters([]).context("an abstract socket has no mode and no owner")?;
-                    let name =
-                        url::unescape(name).map_err(|bad| anyhow!("invalid URL escape {}", quote(bad)))?;
+                    let name = unescape(name).map_err(|bad| anyhow!("invalid URL escape {}", quote(bad)))?;
                     abstract_name(name.as_bytes())
                 }
                 None => unix(url),
             };
         }
         let source = match url.scheme.as_str() {
-            "tcp" => endpoint::tcp(&url).map(|(host, port)| Self::Tcp { host, port })?,
-            "vsock" => endpoint::vsock(&url).map(|(cid, port)| Self::Vsock { cid, port })?,
+            "tcp" => tcp(&url)?,
+            "vsock" => vsock(&url)?,
             "fd" => inherited(&url).map(Self::Inherited)?,
             scheme => {
                 bail!("URI scheme not supported: {scheme}; there are unix, tcp, vsock, fd, and a plain path")
@@ -131,22 +147,47 @@ fn abstract_part(url: &[u8]) -> Option<&[u8]> {
     name.split(|&b| matches!(b, b'?' | b'#')).next()
 }
 
-fn abstract_name(name: &[u8]) -> Result<Source> {
+fn abstract_name(name: &[u8]) -> Result<ListenAddress> {
     ensure!(!name.is_empty(), "an abstract socket needs a name behind the @");
     ensure!(
         name.len() <= ABSTRACT_MAX,
         "the name is too long: {} bytes, the limit is {ABSTRACT_MAX}",
         name.len()
     );
-    Ok(Source::Abstract(name.to_vec()))
+    Ok(ListenAddress::Abstract(name.to_vec()))
 }
 
-fn unix(url: Url) -> Result<Source> {
+/// The host without brackets, and the port, of a `tcp://` URL.
+fn tcp(url: &Url) -> Result<ListenAddress> {
+    let (host, port) = host_and_port(url)?;
+    let port = port.parse().with_context(|| format!("invalid port {}", quote(port)))?;
+    Ok(ListenAddress::Tcp { host: host.to_owned(), port })
+}
+
+/// The context, if one is named, and the port, of a `vsock://` URL.
+fn vsock(url: &Url) -> Result<ListenAddress> {
+    let number = |text: &str| text.parse().with_context(|| format!("invalid number {}", quote(text)));
+    let (cid, port) = host_and_port(url)?;
+    let cid = Some(cid).filter(|cid| !cid.is_empty()).map(number).transpose()?;
+    Ok(ListenAddress::Vsock { cid, port: number(port)? })
+}
+
+fn host_and_port(url: &Url) -> Result<(&str, &str)> {
+    let authority = url.authority()?;
+    let port = authority.port.context("missing port in address")?;
+    let host = authority.bare_host();
+    let is_bracketed = host.len() < authority.host.len();
+    ensure!(authority.user.is_empty() && !host.contains(['[', ']']), "invalid address");
+    ensure!(is_bracketed || !host.contains(':'), "invalid address");
+    Ok((host, port))
+}
+
+fn unix(url: Url) -> Result<ListenAddress> {
     let [mode, owner, group] = url.parameters(["mode", "owner", "group"])?;
     let mode = mode.map_or(Ok(MODE), |text| octal(&text))?;
     let owner = owner.map(|text| id("user", "owner", &text, user)).transpose()?;
     let group = group.map(|text| id("group", "group", &text, group_of)).transpose()?;
-    Ok(Source::Unix { path: url.into_socket_path()?, mode, owner, group })
+    Ok(ListenAddress::Unix { path: url.into_socket_path()?, mode, owner, group })
 }
 
 fn octal(text: &str) -> Result<u32> {
@@ -187,7 +228,7 @@ fn inherited(url: &Url) -> Result<Inherited> {
     })
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix { path, mode, owner, group } => {
@@ -223,32 +264,32 @@ impl fmt::Display for Inherited {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<Source, String> {
-        Source::parse(text.as_ref()).map_err(|error| format!("{error:#}"))
+    fn parse(text: &str) -> Result<ListenAddress, String> {
+        ListenAddress::parse(text.as_ref()).map_err(|error| format!("{error:#}"))
     }
 
-    fn unix(path: &str, mode: u32, owner: Option<u32>, group: Option<u32>) -> Source {
-        Source::Unix { path: path.into(), mode, owner, group }
+    fn unix(path: &str, mode: u32, owner: Option<u32>, group: Option<u32>) -> ListenAddress {
+        ListenAddress::Unix { path: path.into(), mode, owner, group }
     }
 
     #[test]
     fn urls_and_back() {
-        let tcp = |host: &str, port| Source::Tcp { host: host.into(), port };
+        let tcp = |host: &str, port| ListenAddress::Tcp { host: host.into(), port };
         for (url, source) in [
             ("unix:///run/x.sock", unix("/run/x.sock", 0o600, None, None)),
             ("unix:///run/x.sock?mode=0660", unix("/run/x.sock", 0o660, None, None)),
             ("unix:///run/x.sock?owner=1000&group=7", unix("/run/x.sock", 0o600, Some(1000), Some(7))),
             ("unix:///run/x?mode=0666&owner=0&group=0", unix("/run/x", 0o666, Some(0), Some(0))),
-            ("unix:@a name", Source::Abstract(b"a name".to_vec())),
+            ("unix:@a name", ListenAddress::Abstract(b"a name".to_vec())),
             ("tcp://:8080", tcp("", 8080)),
             ("tcp://127.0.0.1:0", tcp("127.0.0.1", 0)),
             ("tcp://[::1]:80", tcp("::1", 80)),
             ("tcp://localhost:1", tcp("localhost", 1)),
-            ("vsock://:1024", Source::Vsock { cid: None, port: 1024 }),
-            ("vsock://2:1024", Source::Vsock { cid: Some(2), port: 1024 }),
-            ("fd://", Source::Inherited(Inherited::Only)),
-            ("fd://3", Source::Inherited(Inherited::Number(3))),
-            ("fd://podman.socket", Source::Inherited(Inherited::Name("podman.socket".into()))),
+            ("vsock://:1024", ListenAddress::Vsock { cid: None, port: 1024 }),
+            ("vsock://2:1024", ListenAddress::Vsock { cid: Some(2), port: 1024 }),
+            ("fd://", ListenAddress::Inherited(Inherited::Only)),
+            ("fd://3", ListenAddress::Inherited(Inherited::Number(3))),
+            ("fd://podman.socket", ListenAddress::Inherited(Inherited::Name("podman.socket".into()))),
         ] {
             assert_eq!(parse(url).as_ref(), Ok(&source), "{url}");
             assert_eq!(source.to_string(), url);
@@ -265,10 +306,10 @@ mod tests {
             ("unix:///a%20b?mode=640", unix("/a b", 0o640, None, None)),
             ("unix:///a?owner=root&group=root", unix("/a", 0o600, Some(0), Some(0))),
             ("UNIX:///a", unix("/a", 0o600, None, None)),
-            ("@x", Source::Abstract(b"x".to_vec())),
-            ("@x/y://z?a", Source::Abstract(b"x/y://z?a".to_vec())),
-            ("unix://@x", Source::Abstract(b"x".to_vec())),
-            ("unix:@a/%00b", Source::Abstract(b"a/\0b".to_vec())),
+            ("@x", ListenAddress::Abstract(b"x".to_vec())),
+            ("@x/y://z?a", ListenAddress::Abstract(b"x/y://z?a".to_vec())),
+            ("unix://@x", ListenAddress::Abstract(b"x".to_vec())),
+            ("unix:@a/%00b", ListenAddress::Abstract(b"a/\0b".to_vec())),
         ] {
             assert_eq!(parse(text), Ok(source), "{text}");
         }
@@ -310,5 +351,45 @@ mod tests {
         assert!(parse(&format!("@{fits}")).is_ok());
         let error = parse(&format!("@{long}")).unwrap_err();
         assert!(error.contains("the name is too long: 108 bytes, the limit is 107"), "{error}");
+    }
+
+    fn parse_url(url: &str) -> Result<ListenAddress, String> {
+        ListenAddress::parse_url("listen", url.as_ref()).map_err(|error| format!("{error:#}"))
+    }
+
+    #[test]
+    fn the_apis_urls_and_back() {
+        let tcp = |host: &str, port| ListenAddress::Tcp { host: host.into(), port };
+        for (url, endpoint) in [
+            ("unix:///run/x.sock", ListenAddress::private("/run/x.sock".into())),
+            ("tcp://:8080", tcp("", 8080)),
+            ("tcp://127.0.0.1:0", tcp("127.0.0.1", 0)),
+            ("tcp://[::1]:80", tcp("::1", 80)),
+            ("tcp://localhost:1", tcp("localhost", 1)),
+            ("vsock://:1024", ListenAddress::Vsock { cid: None, port: 1024 }),
+            ("vsock://2:1024", ListenAddress::Vsock { cid: Some(2), port: 1024 }),
+        ] {
+            assert_eq!(parse_url(url).as_ref(), Ok(&endpoint));
+            assert_eq!(endpoint.to_string(), url);
+        }
+        assert_eq!(parse_url("tcp://:8080/path"), Ok(tcp("", 8080)));
+    }
+
+    #[test]
+    fn what_the_api_refuses() {
+        for (url, why) in [
+            ("/run/x.sock", "unexpected scheme"),
+            ("unixpacket:///run/x", "unexpected scheme"),
+            ("unix://x", "must be absolute"),
+            ("tcp://127.0.0.1", "missing port in address"),
+            ("tcp://::1:80", "invalid address"),
+            ("tcp://:65536", "invalid port \"65536\""),
+            ("tcp://:http", "invalid port \"http\""),
+            ("vsock://x:1", "invalid number \"x\""),
+            ("vsock://2", "missing port in address"),
+        ] {
+            let error = parse_url(url).unwrap_err();
+            assert!(error.starts_with("invalid value \"") && error.contains(why), "{url}: {error}");
+        }
     }
 }

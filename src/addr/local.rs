@@ -1,5 +1,5 @@
 //! `local` of a TCP or UDP port: where the host listens, by the rules and in the words of Go's `net.Listen`.
-//! Owns: nothing. May not: look a name up. Read next: `../forward/local.rs`, which binds.
+//! Owns: nothing. May not: look a name up. Read next: `../listen/port.rs`, which binds.
 
 use std::net::IpAddr;
 

@@ -3,7 +3,6 @@
 //! Owns: their types, and the one reading of each. May not: bind, connect, or know who asks. Read next: `url.rs`, `listen.rs`, `dest.rs`.
 
 mod dest;
-mod endpoint;
 mod hash;
 mod host_port;
 mod listen;
@@ -15,10 +14,9 @@ mod url;
 
 pub use dest::{Dest, SshDest};
 pub(crate) use dest::{PORT_DIGITS, SSH_PORT, parse_port};
-pub use endpoint::Endpoint;
 pub(crate) use hash::hash;
 pub use host_port::HostPort;
-pub use listen::{Inherited, Source};
+pub use listen::{Inherited, ListenAddress};
 pub(crate) use local::{Host, Local, split_host_port};
 pub(crate) use remote::remote_address;
 pub use secret::Secret;

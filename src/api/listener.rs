@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -19,17 +19,15 @@ use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, Vso
 use super::connection::Unsent;
 use super::origin::Names;
 use super::{Api, Client, Peer, Scope, connection, limit};
-use crate::addr::Endpoint;
-use crate::listen::{RemoveOnDrop, TcpAddress, failed_to_bind, tcp_listener, unix_listener};
+use crate::addr::ListenAddress;
+use crate::listen::{self, Bound, RemoveOnDrop, TcpAddress, failed_to_bind};
 use crate::logging::Limited;
+use crate::supervise::ACCEPT_PAUSE;
 use crate::text::reason;
 
-/// Whoever may use the daemon's sockets may use the daemon.
-const MODE: u32 = 0o600;
 /// Clients of one listener at a time, without those that were taken over. When as many requests are at work the next one is closed.
 const MAX_CLIENTS: usize = 4096;
-/// The pause after the process ran out of descriptors; and where one is about to be free.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// The pause after the process ran out of descriptors, where one is about to be free.
 const CLOSE_PAUSE: Duration = Duration::from_millis(5);
 /// A process on this machine, by way of vsock's loopback (vsock(7)).
 const VMADDR_CID_LOCAL: u32 = 1;
@@ -58,7 +56,7 @@ pub struct Listener {
     /// Before the socket, as it must be dropped first.
     file: Option<RemoveOnDrop>,
     socket: Socket,
-    endpoint: Endpoint,
+    at: ListenAddress,
     role: Role,
 }
 
@@ -70,17 +68,17 @@ enum Socket {
 }
 
 impl Listener {
-    /// Binds `endpoint`: a unix socket with mode 0600, in place of a dead one.
+    /// Binds `at`: a unix socket with mode 0600, in place of a dead one.
     ///
     /// # Errors
     /// It cannot be bound.
-    pub fn bind(endpoint: &Endpoint, role: Role) -> Result<Self> {
-        let (socket, file) = Socket::bind(endpoint).context("cannot listen")?;
+    pub fn bind(at: &ListenAddress, role: Role) -> Result<Self> {
+        let (socket, file) = Socket::bind(at).context("cannot listen")?;
         match role {
-            Role::Control => tracing::info!(url = %endpoint, "listening"),
-            Role::Services => tracing::info!(url = %endpoint, "enabling services API. Listening"),
+            Role::Control => tracing::info!(url = %at, "listening"),
+            Role::Services => tracing::info!(url = %at, "enabling services API. Listening"),
         }
-        Ok(Self { file, socket, endpoint: endpoint.clone(), role })
+        Ok(Self { file, socket, at: at.clone(), role })
     }
 
     /// Where it listens, if that is TCP.
@@ -111,7 +109,7 @@ impl Listener {
                             // Never waited for here: others are behind.
                             let Some(place) = limit.admit(peer) else {
                                 if let Some(suppressed) = refusals.admit(std::time::Instant::now()) {
-                                    tracing::warn!(url = %self.endpoint, suppressed, "too many clients, closed one");
+                                    tracing::warn!(url = %self.at, suppressed, "too many clients, closed one");
                                 }
                                 continue;
                             };
@@ -122,7 +120,7 @@ impl Listener {
                         }
                         Err(error) => {
                             if let Some(suppressed) = failures.admit(std::time::Instant::now()) {
-                                tracing::warn!(url = %self.endpoint, %error, suppressed, "cannot accept clients, trying again");
+                                tracing::warn!(url = %self.at, %error, suppressed, "cannot accept clients, trying again");
                             }
                             sleep(if limit.shed() { CLOSE_PAUSE } else { ACCEPT_PAUSE }).await;
                         }
@@ -143,25 +141,25 @@ impl Listener {
 }
 
 impl Socket {
-    fn bind(endpoint: &Endpoint) -> Result<(Self, Option<RemoveOnDrop>)> {
+    fn bind(at: &ListenAddress) -> Result<(Self, Option<RemoveOnDrop>)> {
         let failed =
-            |error: io::Error| failed_to_bind(format!("listen {endpoint}: bind: {}", reason(&error)), &error);
-        match endpoint {
-            Endpoint::Unix(path) => {
-                let (listener, file) = unix_listener(path, MODE)?;
-                listener.set_nonblocking(true).map_err(failed)?;
-                Ok((Self::Unix(UnixListener::from_std(listener).map_err(failed)?), Some(file)))
+            |error: io::Error| failed_to_bind(format!("listen {at}: bind: {}", reason(&error)), &error);
+        match at {
+            ListenAddress::Unix { .. } => {
+                let Bound { socket, file, .. } = listen::bind(at)?;
+                Ok((Self::Unix(UnixListener::from_std(socket.into()).map_err(failed)?), file))
             }
-            Endpoint::Tcp { host, port } => {
-                let socket = tcp_listener(host, *port)?;
-                socket.set_nonblocking(true).map_err(failed)?;
-                let listener = TcpListener::from_std(socket.into()).map_err(failed)?;
+            ListenAddress::Tcp { host, .. } => {
+                let listener = listen::bind(at)?.socket.into();
                 let names = Arc::new(Names { listened: Some(host.clone()) });
-                Ok((Self::Tcp(listener, names), None))
+                Ok((Self::Tcp(TcpListener::from_std(listener).map_err(failed)?, names), None))
             }
-            Endpoint::Vsock { cid, port } => {
+            ListenAddress::Vsock { cid, port } => {
                 let address = VsockAddr::new(cid.unwrap_or(VMADDR_CID_ANY), *port);
                 Ok((Self::Vsock(VsockListener::bind(address).map_err(failed)?), None))
+            }
+            ListenAddress::Abstract(_) | ListenAddress::Inherited(_) => {
+                bail!("listen {at}: the API is served at unix, tcp and vsock URLs")
             }
         }
     }

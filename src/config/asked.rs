@@ -12,7 +12,7 @@ use serde_saphyr::Spanned;
 use tracing::level_filters::LevelFilter;
 
 use super::file::{File, Stack, Text};
-use crate::addr::{Endpoint, Source};
+use crate::addr::ListenAddress;
 use crate::cli::RawArgs;
 use crate::text::quote;
 
@@ -100,9 +100,11 @@ impl Asked {
         let of_file = self.file.iter().flat_map(|file| &file.forwards);
         let of_file = of_file.filter_map(|forward| Some(OsStr::new(&forward.value.socket.as_ref()?.value)));
         let forwards = self.args.forward_sock.iter().map(OsString::as_os_str).chain(of_file);
-        let forwards = forwards.filter_map(|typed| Source::parse(typed).ok()?.path().map(Path::to_owned));
+        let forwards =
+            forwards.filter_map(|typed| ListenAddress::parse(typed).ok()?.path().map(Path::to_owned));
         let apis = self.args.listen.iter().chain([&self.args.services]);
-        let apis = apis.filter_map(|url| Endpoint::parse("listen", url).ok()?.path().map(Path::to_owned));
+        let apis =
+            apis.filter_map(|url| ListenAddress::parse_url("listen", url).ok()?.path().map(Path::to_owned));
         forwards.chain(apis).collect()
     }
 

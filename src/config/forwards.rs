@@ -13,7 +13,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use super::asked::Asked;
 use super::file::{self, Text};
 use super::{PathCheck, Wanted};
-use crate::addr::{Dest, Source, SshDest};
+use crate::addr::{Dest, ListenAddress, SshDest};
 use crate::cli::RawArgs;
 use crate::text::{quote, reason};
 
@@ -21,7 +21,7 @@ use crate::text::{quote, reason};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketForward {
     /// What is listened on.
-    pub source: Source,
+    pub source: ListenAddress,
     /// Where it leads.
     pub dest: Dest,
 }
@@ -108,7 +108,7 @@ impl SocketForward {
                 with_key(Dest::Ssh(ssh), Some(identity.unwrap_or_default()), &OsString::new())?
             }
         };
-        let source = Source::parse(socket)
+        let source = ListenAddress::parse(socket)
             .with_context(|| format!("invalid value {} for flag -forward-sock", quote(socket.as_bytes())))?;
         if let Some(path) = source.path() {
             check(Wanted::Forward(path))?;

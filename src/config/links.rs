@@ -8,16 +8,16 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::asked::Asked;
 use super::{MachineConfig, PathCheck, Wanted};
-use crate::addr::Url;
+use crate::addr::{ListenAddress, Url};
 use crate::text::quote;
 
 /// A way for a hypervisor to connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LinkConfig {
     /// QEMU connects to a stream socket.
-    Qemu(Address),
+    Qemu(ListenAddress),
     /// HyperKit connects to a stream socket, and is told its MTU and hardware address.
-    Vpnkit(Address),
+    Vpnkit(ListenAddress),
     /// A `SOCK_SEQPACKET` socket.
     Bess(PathBuf),
     /// A datagram socket.
@@ -26,24 +26,13 @@ pub enum LinkConfig {
     Stdio,
 }
 
-/// Where a stream socket listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Address {
-    /// A file.
-    Unix(PathBuf),
-    /// A name or an address, and a port.
-    Tcp(String, u16),
-}
-
 impl LinkConfig {
     /// The socket's file, if it has one.
     pub fn path(&self) -> Option<&Path> {
         match self {
-            Self::Qemu(Address::Unix(path))
-            | Self::Vpnkit(Address::Unix(path))
-            | Self::Bess(path)
-            | Self::Vfkit(path) => Some(path),
-            Self::Qemu(Address::Tcp(..)) | Self::Vpnkit(Address::Tcp(..)) | Self::Stdio => None,
+            Self::Qemu(at) | Self::Vpnkit(at) => at.path(),
+            Self::Bess(path) | Self::Vfkit(path) => Some(path),
+            Self::Stdio => None,
         }
     }
 
@@ -101,16 +90,19 @@ fn vfkit(typed: &OsStr, check: PathCheck<'_>) -> Result<LinkConfig> {
     path("vfkit", "unixgram", typed, check).map(LinkConfig::Vfkit)
 }
 
-fn stream_address(name: &str, typed: &OsStr, check: PathCheck<'_>) -> Result<Address> {
+fn stream_address(name: &str, typed: &OsStr, check: PathCheck<'_>) -> Result<ListenAddress> {
     let url = Url::parse(typed).with_context(|| format!("invalid value for {name} listen address"))?;
     let invalid = || format!("invalid value for {name} listen address");
     match url.scheme.as_str() {
         "unix" => {
             let path = url.into_socket_path().with_context(invalid)?;
             check(if name == "qemu" { Wanted::QemuLink(&path) } else { Wanted::Link(&path) })?;
-            Ok(Address::Unix(path))
+            Ok(ListenAddress::private(path))
         }
-        "tcp" => url.into_host_and_port().map(|(host, port)| Address::Tcp(host, port)).with_context(invalid),
+        "tcp" => {
+            let (host, port) = url.into_host_and_port().with_context(invalid)?;
+            Ok(ListenAddress::Tcp { host: host.trim_matches(['[', ']']).to_owned(), port })
+        }
         _ => bail!("{name} listen error: unexpected scheme in {}", quote(typed.as_bytes())),
     }
 }

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use netstack::Subnet;
 use tempfile::TempDir;
 
-use crate::addr::{Dest, Endpoint, HostPort, Source, SshDest};
+use crate::addr::{Dest, HostPort, ListenAddress, SshDest};
 use crate::cli::{self, Parsed};
 
 use super::*;
@@ -91,12 +91,12 @@ fn everything_typed() {
         .unwrap();
     let path = |name: &str| bench.dir.path().join(name);
     assert_eq!(config.pid_file, Some(path("pid")));
-    assert_eq!(config.links, [LinkConfig::Qemu(Address::Unix(path("qemu.sock")))]);
+    assert_eq!(config.links, [LinkConfig::Qemu(ListenAddress::private(path("qemu.sock")))]);
     assert_eq!((config.network.mtu, config.network.gateway), (4000, Ipv4Addr::new(10, 0, 9, 1)));
     assert_eq!((config.device_ip, config.port_forwards), (Ipv4Addr::new(10, 0, 0, 2), vec![]));
     assert!(config.network.ec2_metadata_access);
     let forward = |socket, dest: &str, user: &str| SocketForward {
-        source: Source::parse(path(socket).as_os_str()).unwrap(),
+        source: ListenAddress::parse(path(socket).as_os_str()).unwrap(),
         dest: Dest::Ssh(SshDest {
             sshd: HostPort { host: "10.0.0.2".into(), port: 22 },
             user: user.into(),
@@ -248,7 +248,7 @@ fn links_in_the_order_in_which_they_are_made() {
             "-listen-stdio accept -listen-vfkit unixgram:@/vfkit -listen-qemu tcp://[::1]:1234 -keep-running",
         )
         .unwrap();
-    let qemu = LinkConfig::Qemu(Address::Tcp("[::1]".into(), 1234));
+    let qemu = LinkConfig::Qemu(ListenAddress::Tcp { host: "::1".into(), port: 1234 });
     assert_eq!(config.links, [qemu, LinkConfig::Vfkit(path("vfkit")), LinkConfig::Stdio]);
     assert!(config.keep_running);
     assert_eq!(config.network.mtu, 1500, "not every guest is behind QEMU");
@@ -260,7 +260,7 @@ fn links_in_the_order_in_which_they_are_made() {
     let config = bench.resolve("-listen-bess unixpacket://@/bess -listen-vfkit=").unwrap();
     assert_eq!(config.links, [LinkConfig::Bess(path("bess"))]);
     let config = bench.resolve("-listen-vpnkit unix:///@/vpnkit").unwrap();
-    assert!(matches!(&config.links[..], [LinkConfig::Vpnkit(Address::Unix(_))]));
+    assert!(matches!(&config.links[..], [LinkConfig::Vpnkit(ListenAddress::Unix { .. })]));
     for (line, framing) in [
         ("", Framing::Hyperkit),
         ("-listen-qemu tcp://:1", Framing::Qemu),
@@ -355,7 +355,7 @@ fn flags_and_file_are_one() {
                 stack: {mtu: 4000, subnet: 10.0.0.0/16, capture-file: @/c, forwards: {\":2222\": \"10.0.0.2:22\", \"udp:[::]:5353\": \"10.0.0.2:53\"}}\n";
     let config = bench.resolve_file(yaml, "-subnet 10.9.0.0/16").unwrap();
     assert_eq!((config.pid_file, config.notification, config.capture), (path("pid"), path("n"), path("c")));
-    let qemu = |name: &str| vec![LinkConfig::Qemu(Address::Unix(path(name).unwrap()))];
+    let qemu = |name: &str| vec![LinkConfig::Qemu(ListenAddress::private(path(name).unwrap()))];
     assert_eq!((config.links, config.network.mtu, config.network.assumed_mtu), (qemu("q"), 4000, 4000));
     assert_eq!((config.device_ip, config.forwards.len()), (Ipv4Addr::new(10, 0, 0, 2), 1));
     let forward = |protocol, local: &str, remote: &str| Exposed {
@@ -366,8 +366,8 @@ fn flags_and_file_are_one() {
     let ports =
         [forward(Protocol::Tcp, ":2222", "10.0.0.2:22"), forward(Protocol::Udp, "[::]:5353", "10.0.0.2:53")];
     assert_eq!(config.port_forwards, ports);
-    let endpoint = |name: &str| Endpoint::Unix(path(name).unwrap());
-    assert_eq!(config.listen, [endpoint("l"), Endpoint::Tcp { host: String::new(), port: 8080 }]);
+    let endpoint = |name: &str| ListenAddress::private(path(name).unwrap());
+    assert_eq!(config.listen, [endpoint("l"), ListenAddress::Tcp { host: String::new(), port: 8080 }]);
     assert_eq!(config.services, Some(endpoint("v")));
     assert!(config.network.ec2_metadata_access);
 
@@ -483,7 +483,7 @@ fn sockets_without_user_and_key_go_by_way_of_the_agent() {
     );
     let config = config.unwrap();
     let forward = |name: &str, dest: &str| SocketForward {
-        source: Source::parse(bench.dir.path().join(name).as_os_str()).unwrap(),
+        source: ListenAddress::parse(bench.dir.path().join(name).as_os_str()).unwrap(),
         dest: Dest::parse(&format!("agent://{dest}")).unwrap(),
     };
     assert_eq!(config.forwards, [forward("a", "/run/a"), forward("b", "/run/b")]);

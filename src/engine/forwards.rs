@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddrV4;
 use std::sync::Arc;
-use std::time::{Duration, Instant as Clock};
+use std::time::Instant as Clock;
 
 use mio::net::{TcpListener, UdpSocket};
 use mio::{Interest, Token};
@@ -26,12 +26,11 @@ use super::{EARLY_WRITE, Engine, Handle, Source};
 use crate::host::stream::HostStream;
 use crate::host::udp::HostUdp;
 use crate::listen::has_client;
+use crate::supervise::ACCEPT_PAUSE;
 use crate::sys::udp::{Client, MESSAGES, receive_uncut, tell_asked};
 
 /// Connections taken from one listener in a turn.
 const ACCEPT_TURN: usize = 64;
-/// How long accepting pauses when there are no more descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 slotmap::new_key_type! {
     /// Names a forward; never used again for another one.

@@ -26,12 +26,11 @@ use crate::dial::stream;
 use crate::listen::{Bound, RemoveOnDrop, has_client};
 use crate::logging::Limited;
 use crate::places::{Permit, Places};
+use crate::supervise::ACCEPT_PAUSE;
 use crate::sys::{Watched, is_vsock, vsock_hung_up};
 
 /// Clients of one socket at a time; more wait in its backlog.
 const MAX_CLIENTS: usize = 4096;
-/// The pause after the process ran out of descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// The least time between two log lines of the same kind, as clients can cause them.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
 /// After this time the log says that clients wait.

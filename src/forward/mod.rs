@@ -8,7 +8,6 @@
 
 pub mod clients;
 mod direct;
-mod local;
 pub mod loops;
 mod network;
 pub mod policy;

@@ -7,7 +7,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::addr::{Dest, Host, Local, Source, SshDest, remote_address};
+use crate::addr::{Dest, Host, ListenAddress, Local, SshDest, remote_address};
 use crate::config::{Exposed, GuestPolicy, Protocol};
 
 /// Ports that one guest may have exposed at a time. Each is a descriptor; podman exposes every port of a range by itself.
@@ -55,15 +55,15 @@ impl GuestPolicy {
     /// # Errors
     /// What is wrong with them, to be told to the guest.
     pub(super) fn check_names(local: &str) -> Result<(), String> {
-        if Source::has_owner(local.as_ref()) { Err(PLAIN.into()) } else { Ok(()) }
+        if ListenAddress::has_owner(local.as_ref()) { Err(PLAIN.into()) } else { Ok(()) }
     }
 
     /// Whether the guest may have that socket: a plain unix socket that leads to itself, by TCP or over SSH.
     ///
     /// # Errors
     /// What is wrong with it, to be told to the guest.
-    pub(super) fn check_socket(guest: Ipv4Addr, source: &Source, dest: &Dest) -> Result<(), String> {
-        if !matches!(source, Source::Unix { mode: 0o600, owner: None, group: None, .. }) {
+    pub(super) fn check_socket(guest: Ipv4Addr, source: &ListenAddress, dest: &Dest) -> Result<(), String> {
+        if !matches!(source, ListenAddress::Unix { mode: 0o600, owner: None, group: None, .. }) {
             return Err(PLAIN.into());
         }
         match dest {
@@ -134,7 +134,7 @@ mod tests {
         let socket = |local: &str, remote: &str| {
             GuestPolicy::check_socket(
                 GUEST,
-                &Source::parse(local.as_ref()).unwrap(),
+                &ListenAddress::parse(local.as_ref()).unwrap(),
                 &Dest::parse(remote).unwrap(),
             )
         };

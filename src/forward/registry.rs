@@ -18,13 +18,12 @@ use thiserror::Error;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-use super::local::{BindAddress, resolve, resolve_at_once};
 use super::{Forward, Ways};
-use crate::addr::{Dest, Local, Source, SshDest, remote_address};
+use crate::addr::{Dest, ListenAddress, Local, SshDest, remote_address};
 use crate::config::{Exposed, GuestPolicy, Protocol, SocketForward};
 use crate::disk;
 use crate::engine::{Engine, ForwardId, Listener};
-use crate::listen::{is_in_use, patiently};
+use crate::listen::{BindAddress, is_in_use, patiently, resolve, resolve_at_once};
 use crate::places::{Owners, Permit, Places};
 use crate::sys::descriptor_limit;
 use crate::text::{quote, reason};
@@ -499,7 +498,7 @@ impl Inner {
         }
         // It may look up a user or a group.
         let local = OsString::from(&wanted.local);
-        let source = disk::ask(Path::new(NAMES), move || Source::parse(&local)).await;
+        let source = disk::ask(Path::new(NAMES), move || ListenAddress::parse(&local)).await;
         let source = source.map_err(anyhow::Error::from).flatten();
         let source =
             source.with_context(|| format!("invalid local {}", quote(&wanted.local))).map_err(failed)?;
@@ -507,7 +506,7 @@ impl Inner {
             GuestPolicy::check_socket(guest.address, &source, &dest).map_err(ExposeError::Denied)?;
         }
         let directory = match &source {
-            Source::Unix { path, .. } => path.clone(),
+            ListenAddress::Unix { path, .. } => path.clone(),
             _ => PathBuf::new(),
         };
         let listening = disk::ask(&directory, move || Forward::listen(&SocketForward { source, dest })).await;

@@ -22,11 +22,12 @@ use tokio::time::{sleep, timeout};
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
 use super::offers::{Offers, Unoffered, Waiting};
-use crate::addr::Source;
+use crate::addr::ListenAddress;
 use crate::agent::{ACCEPT, ONLY, Secret, next_line, secret, with_end};
 use crate::disk;
 use crate::logging::Limited;
 use crate::relay::Relays;
+use crate::supervise::ACCEPT_PAUSE;
 use crate::text::{quote, reason};
 
 /// Connections at a time; more wait in the backlog.
@@ -39,8 +40,6 @@ const MAX_LINE: usize = 256;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a socket with a full backlog is tried.
 const CONNECT_PAUSE: Duration = Duration::from_millis(10);
-/// The pause after the process ran out of descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// A host that vanished is noticed though nobody writes.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 const LOG_WINDOW: Duration = Duration::from_secs(30);
@@ -51,7 +50,7 @@ pub struct Settings {
     /// The paths that are served, exactly as they are asked for.
     pub(super) allow: Vec<Vec<u8>>,
     /// The sockets that are made when the host asks for them, all of them unix sockets.
-    pub(super) offer: Vec<Source>,
+    pub(super) offer: Vec<ListenAddress>,
     /// Of TCP, and of vsock.
     pub(super) port: u16,
     /// Whose TCP connections are taken, if not those of the default route's gateway.
@@ -98,7 +97,7 @@ impl Agent {
         };
         let on_vsock = vsock.as_ref().map_or_else(reason, |_| "listening".into());
         let paths = settings.allow.iter().map(quote).collect::<Vec<_>>().join(" ");
-        let offers = settings.offer.iter().map(Source::to_string).collect::<Vec<_>>().join(" ");
+        let offers = settings.offer.iter().map(ListenAddress::to_string).collect::<Vec<_>>().join(" ");
         tracing::info!(port, vsock = on_vsock, paths, offers, "agent: listening");
         let offers = Offers::new(settings.offer.clone());
         let refusals = Limited::new(5, LOG_WINDOW);

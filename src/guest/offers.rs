@@ -20,20 +20,19 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
-use crate::addr::Source;
+use crate::addr::ListenAddress;
 use crate::agent::{CLIENT, SIGN_EVERY, SIGN_LIMIT};
 use crate::listen::{self, Bound};
+use crate::supervise::ACCEPT_PAUSE;
 use crate::text::quote;
 
 /// How long a socket stays after the host's last connection got a client: the host opens the next one then.
 const GRACE: Duration = Duration::from_secs(5);
-/// The pause after the process ran out of descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// What may be made, and what is.
 #[derive(Debug)]
 pub(super) struct Offers {
-    sources: Vec<Source>,
+    sources: Vec<ListenAddress>,
     made: Mutex<HashMap<Vec<u8>, Arc<Offer>>>,
 }
 
@@ -64,7 +63,7 @@ enum Outlook {
 }
 
 impl Offers {
-    pub(super) fn new(sources: Vec<Source>) -> Arc<Self> {
+    pub(super) fn new(sources: Vec<ListenAddress>) -> Arc<Self> {
         Arc::new(Self { sources, made: Mutex::default() })
     }
 
@@ -74,7 +73,8 @@ impl Offers {
     /// # Errors
     /// It is not offered, or cannot be made, as one line.
     pub(super) fn wait_at(self: &Arc<Self>, path: &[u8], only: bool) -> Result<Waiting, Unoffered> {
-        let is_asked = |source: &&Source| source.path().is_some_and(|own| own.as_os_str().as_bytes() == path);
+        let is_asked =
+            |source: &&ListenAddress| source.path().is_some_and(|own| own.as_os_str().as_bytes() == path);
         let source = self.sources.iter().find(is_asked).ok_or(Unoffered::Never)?;
         let mut made = self.made();
         if let Some(offer) = made.get(path) {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::agent;
 use super::endpoint::Endpoint;
-use crate::addr::{PATH_MAX, Source};
+use crate::addr::{ListenAddress, PATH_MAX};
 use crate::agent::Secret;
 use crate::cli::pages::Program;
 use crate::cli::table::{Flag, Kind, flag};
@@ -207,7 +207,7 @@ impl RawArgs {
         };
         let allow = self.agent_allow.iter().map(|path| path.as_encoded_bytes().to_vec()).collect();
         let offer = self.agent_offer.iter().map(|text| {
-            let source = Source::parse(text).and_then(|source| {
+            let source = ListenAddress::parse(text).and_then(|source| {
                 let path = source.path().map(|path| path.as_os_str().as_encoded_bytes());
                 let path = path.context("a unix socket with a path is needed")?;
                 ensure!(path.starts_with(b"/"), "an absolute path is needed, as in /run/host/ssh-agent.sock");

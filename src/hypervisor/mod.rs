@@ -22,21 +22,21 @@ use socket2::{SockRef, Socket, Type};
 use tokio::io::Interest;
 use tokio::task::JoinSet;
 
-use crate::config::{Address, LinkConfig};
+use crate::addr::ListenAddress;
+use crate::config::LinkConfig;
 use crate::engine::{Attachment, Handle};
 use crate::limit::Limit;
 use crate::link::Framing;
-use crate::listen::{RemoveOnDrop, TcpAddress, as_made, tcp_listener, unix_socket};
+use crate::listen::{self, Bound, RemoveOnDrop, TcpAddress, as_made, unix_socket};
 use crate::logging::Limited;
 use crate::notify::{Notice, Notifier};
+use crate::supervise::ACCEPT_PAUSE;
 use crate::sys::watch;
 
 /// The mode of the sockets that hypervisors connect to.
 const MODE: u32 = 0o600;
 /// Connections of one listener at a time; more wait in its backlog. Of VPNKit's clients those that say nothing make room.
 const MAX_GUESTS: usize = 256;
-/// The pause after the process ran out of descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a client of `/connect` speaks beside `links`: as QEMU if that is what else comes here.
 // COMPAT(gvproxy): with -listen-bess or -listen-vfkit the original reads its stream as if it were datagrams, of which nobody has any use.
@@ -152,20 +152,15 @@ impl Listener {
         }
     }
 
-    fn stream(guests: Guests, at: &Address) -> Result<Self> {
-        let (socket, file) = match at {
-            Address::Unix(path) => {
-                let (socket, file) = unix_socket(path, MODE, Type::STREAM, as_made)?;
-                tracing::info!(path = %path.display(), "waiting for the virtual machine");
-                (socket, Some(file))
-            }
-            Address::Tcp(host, port) => {
-                let socket = tcp_listener(host, *port)?;
+    fn stream(guests: Guests, at: &ListenAddress) -> Result<Self> {
+        let Bound { socket, file, .. } = listen::bind(at)?;
+        match at.path() {
+            Some(path) => tracing::info!(path = %path.display(), "waiting for the virtual machine"),
+            None => {
                 let address = socket.local_addr()?.as_socket().map(|address| address.to_string());
                 tracing::info!(address, "waiting for the virtual machine");
-                (socket, None)
             }
-        };
+        }
         Ok(Self { file, way: Way::Accept(guests, socket) })
     }
 

@@ -14,7 +14,7 @@ mod session;
 pub mod status;
 mod takeover;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +23,8 @@ use qmp::Timeouts;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::config::{Address, LinkConfig, MachineConfig};
+use crate::addr::ListenAddress;
+use crate::config::{LinkConfig, MachineConfig};
 use crate::engine::Handle;
 use crate::hypervisor::{Listener, Presence, Terms};
 use crate::notify::{Notice, VmChange};
@@ -100,7 +101,7 @@ impl Machine {
     /// The socket cannot be made: another gvproxy may have this machine.
     pub fn bind(config: &MachineConfig, links: &[LinkConfig]) -> Result<Self> {
         let shared = links.iter().find_map(|link| match link {
-            LinkConfig::Qemu(Address::Unix(path)) => Some(path.clone()),
+            LinkConfig::Qemu(at) => at.path().map(Path::to_owned),
             _ => None,
         });
         let (path, listener) = match shared {
@@ -137,6 +138,6 @@ impl Machine {
 /// A private socket for the link of the machine that has this QMP socket.
 fn bind_beside(qmp: &qmp::Address) -> Result<(PathBuf, Option<Listener>)> {
     let path = place::of_link(qmp)?;
-    let listener = Listener::bind(&LinkConfig::Qemu(Address::Unix(path.clone())));
+    let listener = Listener::bind(&LinkConfig::Qemu(ListenAddress::private(path.clone())));
     Ok((path, Some(listener.with_context(|| format!("cannot make a socket for the machine of {qmp}"))?)))
 }

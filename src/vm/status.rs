@@ -16,7 +16,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::{attach, session};
-use crate::addr::Endpoint;
+use crate::addr::ListenAddress;
 use crate::config::{Config, TOKEN_WANTED, Token};
 use crate::dial::refuse_self;
 
@@ -220,19 +220,20 @@ async fn of_machine(qmp: &Address) -> Result<Status> {
 }
 
 /// Asks the daemon that serves `endpoint`.
-async fn of_daemon(endpoint: &Endpoint, token: Option<&Token>) -> Result<Vec<Status>> {
+async fn of_daemon(endpoint: &ListenAddress, token: Option<&Token>) -> Result<Vec<Status>> {
     let request = format!("GET /qmp HTTP/1.0\r\nHost: localhost\r\n{}\r\n", Token::header(token));
     let asked = async {
         match endpoint {
-            Endpoint::Unix(path) => {
+            ListenAddress::Unix { path, .. } => {
                 let stream = UnixStream::connect(path).await.with_context(|| path.display().to_string())?;
                 ask(stream, &request).await
             }
-            Endpoint::Tcp { host, port } => {
+            ListenAddress::Tcp { host, port } => {
                 let host = if host.is_empty() { "127.0.0.1" } else { host };
                 ask(refuse_self(TcpStream::connect((host, *port)).await?)?, &request).await
             }
-            Endpoint::Vsock { .. } => bail!("a vsock endpoint is not for programs of the host"),
+            ListenAddress::Vsock { .. } => bail!("a vsock endpoint is not for programs of the host"),
+            ListenAddress::Abstract(_) | ListenAddress::Inherited(_) => bail!("no endpoint of the API"),
         }
     };
     let answer =

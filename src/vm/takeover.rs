@@ -21,7 +21,8 @@ use super::attach::{self, Card};
 use super::session::{self, Session};
 use super::status::{Connection, Entry};
 use super::{Environment, VmChange, bind_beside};
-use crate::config::{Address, DEVICE_MAC, LinkConfig};
+use crate::addr::ListenAddress;
+use crate::config::{DEVICE_MAC, LinkConfig};
 use crate::disk;
 use crate::hypervisor::{Listener, Presence, Terms};
 use crate::listen::{Made, RemoveOnDrop, ensure_vacant};
@@ -119,7 +120,7 @@ impl QemuLink {
     /// # Errors
     /// It cannot be made.
     pub fn bind(path: &Path) -> Result<Self> {
-        let listener = match Listener::bind(&LinkConfig::Qemu(Address::Unix(path.to_owned()))) {
+        let listener = match Listener::bind(&LinkConfig::Qemu(ListenAddress::private(path.to_owned()))) {
             Err(_) if ensure_vacant(path).is_err() && serves_qmp(path) => None,
             listener => Some(listener?),
         };

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use gvproxy::addr::{HostPort, Source, SshDest};
+use gvproxy::addr::{HostPort, ListenAddress, SshDest};
 use gvproxy::dial::Dial;
 use gvproxy::forward::ssh;
 use gvproxy::places::Places;
@@ -270,7 +270,7 @@ impl Sshd {
             secure: false,
         };
         gvproxy::ssh::load_key(&self.path(identity), None)?;
-        let bound = gvproxy::listen::bind(&Source::parse(socket.as_os_str())?)?;
+        let bound = gvproxy::listen::bind(&ListenAddress::parse(socket.as_os_str())?)?;
         let (stop, stopped) = watch::channel(false);
         let (dialer, penalties) = (self.dialer(), Arc::clone(&self.penalties));
         let run = async move { ssh::run(bound, to, dialer, penalties, &Places::new(0), stopped).await };

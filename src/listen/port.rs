@@ -1,5 +1,6 @@
-//! Where the host listens for an exposed TCP or UDP port, by the rules and in the words of Go's `net.Listen`.
-//! Owns: names, binding. May not: know where it leads. Read next: `../addr/local.rs`, what can be asked for; `registry.rs`.
+//! Exposed TCP and UDP ports: bound by the rules and in the words of Go's `net.Listen`.
+//! Owns: names, binding. May not: know where a port leads. Read next: `../addr/local.rs`, what can be asked for;
+//! `../forward/registry.rs`, which asks.
 
 use std::fmt;
 use std::io;
@@ -7,15 +8,13 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use socket2::{Domain, Socket, Type};
 
+use super::BACKLOG;
 use crate::addr::{Host, Local};
 use crate::text::reason;
 
-/// Clients that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
-
 /// Where to bind, with the name looked up.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum BindAddress {
+pub(crate) enum BindAddress {
     Any(u16),
     At(SocketAddr),
 }
@@ -33,7 +32,7 @@ impl fmt::Display for BindAddress {
 ///
 /// # Errors
 /// The name has no address.
-pub(super) async fn resolve(local: Local) -> Result<BindAddress, String> {
+pub(crate) async fn resolve(local: Local) -> Result<BindAddress, String> {
     let Host::Name(name) = &local.host else { return resolve_at_once(local) };
     let found = tokio::net::lookup_host((name.as_str(), local.port)).await;
     pick(name, found.map(Iterator::collect))
@@ -43,7 +42,7 @@ pub(super) async fn resolve(local: Local) -> Result<BindAddress, String> {
 ///
 /// # Errors
 /// The name has no address.
-pub(super) fn resolve_at_once(local: Local) -> Result<BindAddress, String> {
+pub(crate) fn resolve_at_once(local: Local) -> Result<BindAddress, String> {
     match local.host {
         Host::Any => Ok(BindAddress::Any(local.port)),
         Host::Address(address) => Ok(BindAddress::At(SocketAddr::new(address, local.port))),
@@ -63,7 +62,7 @@ fn pick(name: &str, found: io::Result<Vec<SocketAddr>>) -> Result<BindAddress, S
 
 impl BindAddress {
     /// The port, 0 for any.
-    pub(super) fn port(self) -> u16 {
+    pub(crate) fn port(self) -> u16 {
         match self {
             Self::Any(port) => port,
             Self::At(address) => address.port(),
@@ -78,7 +77,7 @@ impl BindAddress {
     }
 
     /// Whether sockets at both places could get the same packet.
-    pub(super) fn overlaps(self, other: Self) -> bool {
+    pub(crate) fn overlaps(self, other: Self) -> bool {
         self.port() == other.port() && (self == other || self.is_wildcard() || other.is_wildcard())
     }
 
@@ -86,7 +85,7 @@ impl BindAddress {
     ///
     /// # Errors
     /// The call that failed, and why, as Go says it.
-    pub(super) fn listen(self) -> Result<std::net::TcpListener, (String, io::Error)> {
+    pub(crate) fn listen(self) -> Result<std::net::TcpListener, (String, io::Error)> {
         let socket = self.socket(Type::STREAM)?;
         let failed = |call| move |error: io::Error| (text(call, &error), error);
         socket.listen(BACKLOG).map_err(failed("listen"))?;
@@ -97,7 +96,7 @@ impl BindAddress {
     ///
     /// # Errors
     /// The call that failed, and why, as Go says it.
-    pub(super) fn receive(self) -> Result<std::net::UdpSocket, (String, io::Error)> {
+    pub(crate) fn receive(self) -> Result<std::net::UdpSocket, (String, io::Error)> {
         self.socket(Type::DGRAM).map(Into::into)
     }
 
