@@ -24,7 +24,7 @@ impl Engine {
     /// Shows every frame from now on to whoever is there; `gateway` is the gateway's address.
     pub fn tap(&mut self, capture: Option<Capture>, log: Option<FrameLog>, gateway: Mac) {
         if capture.is_some() || log.is_some() {
-            self.tap = Some(Tap { capture, log, gateway });
+            self.links.tap = Some(Tap { capture, log, gateway });
         }
     }
 }

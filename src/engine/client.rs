@@ -171,11 +171,11 @@ impl Greeting {
 impl Engine {
     pub(super) fn forward_client(&mut self, request: ConnectRequest) {
         let ConnectRequest { client, permit, to, preface, reply } = request;
-        match self.stack.tcp_connect(to, self.now, &mut self.batches) {
+        match self.stack.tcp_connect(to, self.now, &mut self.links.batches) {
             Ok(flow) => {
                 let client = HostStream::from_client(client);
                 self.adopt(flow, client, Opening::Led(Box::new(Greeting::new(preface, reply))), None);
-                if let Some(connection) = self.tcp.get_mut(flow) {
+                if let Some(connection) = self.tcp.connections.get_mut(flow) {
                     connection.permit = Some(permit);
                 }
             }
@@ -188,12 +188,12 @@ impl Engine {
 
     /// From now on the agent's time runs.
     pub(super) fn begin_greeting(&mut self, flow: FlowId) {
-        self.greetings.push_back((self.now + ANSWER_TIME.into(), flow));
+        self.tcp.greetings.push_back((self.now + ANSWER_TIME.into(), flow));
     }
 
     /// Gives the client of a greeting that failed back to who asked.
     pub(super) fn turn_away(&mut self, flow: FlowId, why: Refused) {
-        let Some(connection) = self.tcp.remove(flow) else { return };
+        let Some(connection) = self.tcp.connections.remove(flow) else { return };
         self.forget(connection.relay.token);
         if let Opening::Led(greeting) = connection.opening
             && let Some(reply) = greeting.reply
@@ -206,12 +206,13 @@ impl Engine {
 
     /// Turns away those whose agent took too long.
     pub(super) fn end_greetings(&mut self) {
-        while let Some((until, flow)) = self.greetings.front().copied() {
-            let greets = self.tcp.get(flow).is_some_and(|to| matches!(to.opening, Opening::Led(_)));
+        while let Some((until, flow)) = self.tcp.greetings.front().copied() {
+            let greets =
+                self.tcp.connections.get(flow).is_some_and(|to| matches!(to.opening, Opening::Led(_)));
             if greets && until > self.now {
                 return;
             }
-            self.greetings.pop_front();
+            self.tcp.greetings.pop_front();
             if greets {
                 self.turn_away(flow, Refused::Mute);
             }

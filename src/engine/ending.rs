@@ -31,7 +31,7 @@ pub(super) type Looks = BinaryHeap<Reverse<(Instant, FlowId)>>;
 impl Engine {
     /// Has the flow served again, in a while; `false` once it has had its time.
     pub(super) fn look_again(&mut self, flow: FlowId) -> bool {
-        let Some(connection) = self.tcp.get_mut(flow) else { return false };
+        let Some(connection) = self.tcp.connections.get_mut(flow) else { return false };
         let now = self.now;
         let ending = connection.ending.get_or_insert_with(|| Ending {
             until: now + LIMIT.into(),
@@ -47,17 +47,17 @@ impl Engine {
             }
             ending.next = now + ending.pause.into();
             ending.pause = (ending.pause * 2).min(LAST_LOOK);
-            self.looks.push(Reverse((ending.next, flow)));
+            self.tcp.looks.push(Reverse((ending.next, flow)));
         }
         now < ending.until
     }
 
     pub(super) fn serve_endings(&mut self) {
-        while let Some(Reverse((at, flow))) = self.looks.peek().copied() {
+        while let Some(Reverse((at, flow))) = self.tcp.looks.peek().copied() {
             if at > self.now {
                 return;
             }
-            self.looks.pop();
+            self.tcp.looks.pop();
             self.stack.mark_ready(flow);
         }
     }

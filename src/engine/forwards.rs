@@ -169,7 +169,7 @@ impl Engine {
         let Some(forward) = self.forwards.table.remove(id) else { return };
         self.forget(forward.token);
         for flow in forward.clients.into_values() {
-            self.udp.remove(&flow);
+            self.udp.sockets.remove(&flow);
             self.stack.udp_close(flow);
         }
     }
@@ -196,7 +196,7 @@ impl Engine {
         for _ in 0..self.forwards.accepting.len() {
             let Some(id) = self.forwards.accepting.pop() else { break };
             if let Err(error) = self.accept_forward(id) {
-                if let Some(suppressed) = self.no_descriptors.admit(Clock::now()) {
+                if let Some(suppressed) = self.tcp.no_descriptors.admit(Clock::now()) {
                     tracing::warn!(%error, suppressed, "cannot accept connections, trying again");
                 }
                 self.forwards.queue(id);
@@ -258,10 +258,10 @@ impl Engine {
         let mut taken = 0;
         while taken < TURN {
             let port = forward.latest.and_then(|flow| self.stack.udp_port(flow));
-            if taken > 0 && port.is_some_and(|port| self.batches.len(port) >= EARLY_WRITE) {
+            if taken > 0 && port.is_some_and(|port| self.links.batches.len(port) >= EARLY_WRITE) {
                 break;
             }
-            let room = port.map_or(MESSAGES, |port| self.batches.messages(port));
+            let room = port.map_or(MESSAGES, |port| self.links.batches.messages(port));
             if let (0, Some(port)) = (room, port) {
                 // The kernel keeps the rest, and drops what it cannot, until the port has room.
                 self.forwards.waiting.entry(port).or_default().push(id);
@@ -281,7 +281,7 @@ impl Engine {
                 let Some(client) = client else { continue };
                 let known = forward.clients.get(&client).copied();
                 let (remote, of) = (forward.remote, forward.of);
-                let opened = || self.stack.udp_connect_to(remote, of, self.now, &mut self.batches);
+                let opened = || self.stack.udp_connect_to(remote, of, self.now, &mut self.links.batches);
                 let flow = match known.map_or_else(opened, Ok) {
                     Ok(flow) => flow,
                     Err(error) => {
@@ -291,12 +291,12 @@ impl Engine {
                 };
                 if known.is_none() {
                     tracing::debug!(client = %client.address, remote = %forward.remote, "forwarding datagrams");
-                    self.udp.insert(flow, HostUdp::shared(socket, forward.token, client));
+                    self.udp.sockets.insert(flow, HostUdp::shared(socket, forward.token, client));
                     forward.clients.insert(client, flow);
                 }
                 forward.latest = Some(flow);
                 for datagram in datagrams {
-                    self.stack.udp_send(flow, datagram, self.now, &mut self.batches);
+                    self.stack.udp_send(flow, datagram, self.now, &mut self.links.batches);
                 }
             }
         }

@@ -13,9 +13,10 @@ use netstack::{ByPort, FrameSink, Instant, PortId, UdpFlowId};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use socket2::SockRef;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::attach::NewLink;
+use super::capture::Tap;
 use super::shares::Owner;
 use super::slice::Slice;
 use super::{EARLY_WRITE, Engine, Source, Traffic, udp};
@@ -48,21 +49,64 @@ pub(super) struct Link {
     /// Where frames go, if that is not `input`.
     output: Option<Borrowed>,
     reader: Reader,
-    pub(super) readable: bool,
+    readable: bool,
     /// Of what was read there are frames that have not been given to the stack: its time was over.
-    pub(super) backlog: bool,
+    backlog: bool,
     /// The descriptor takes no more. Only then is it watched for room: a unix socket reports that with every read of the other end, each
     /// of which would be a turn for nothing.
     blocked: bool,
     /// When to write again, though nobody says that there is room.
-    pub(super) retry: Option<Instant>,
+    retry: Option<Instant>,
     /// The hypervisor has closed its end; what it sent before is still to be read.
     ended: bool,
     /// UDP flows that wait for room.
-    pub(super) udp_waiting: Vec<UdpFlowId>,
+    udp_waiting: Vec<UdpFlowId>,
     /// How the link ended: it is to be detached.
     over: Option<anyhow::Result<()>>,
     told: Option<oneshot::Sender<anyhow::Result<()>>>,
+}
+
+/// All of them, and what of them is counted and seen.
+#[derive(Debug)]
+pub(super) struct Links {
+    /// In the order of their ports.
+    pub(super) all: Vec<Link>,
+    pub(super) batches: Batches,
+    /// Tells how many there are.
+    count: watch::Sender<usize>,
+    /// Frames from hypervisors.
+    pub(super) received: Traffic,
+    /// The network's, in bytes.
+    mtu: u16,
+    pub(super) tap: Option<Tap>,
+}
+
+impl Links {
+    /// None yet, and who hears how many there are.
+    pub(super) fn new(mtu: u16) -> (Self, watch::Receiver<usize>) {
+        let (count, counted) = watch::channel(0);
+        let (batches, received) = (Batches::default(), Traffic::default());
+        (Self { all: Vec::new(), batches, count, received, mtu, tap: None }, counted)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Whether one of them has something to be read.
+    pub(super) fn is_busy(&self) -> bool {
+        self.all.iter().any(|link| link.readable || link.backlog)
+    }
+
+    /// When to write again to one whose system had no buffers.
+    pub(super) fn next_retry(&self) -> Option<Instant> {
+        self.all.iter().filter_map(|link| link.retry).min()
+    }
+
+    fn find(&mut self, port: PortId) -> Option<&mut Link> {
+        let index = self.all.binary_search_by_key(&port, |link| link.port).ok()?;
+        self.all.get_mut(index)
+    }
 }
 
 /// A descriptor that does not wait while it is a link's. Others may have it too, as a shell has standard input: in the end they find it as
@@ -250,18 +294,18 @@ impl Engine {
             return Err(io::Error::other(format!("{MAX_LINKS} virtual machines are connected already")));
         }
         let framing = new.framing;
-        let longest = ETHERNET + usize::from(self.mtu);
+        let longest = ETHERNET + usize::from(self.links.mtu);
         if longest > framing.max_frame() {
             let limit = framing.max_frame() - ETHERNET;
             return Err(io::Error::other(format!("this link carries packets of up to {limit} bytes")));
         }
         let port = self.stack.attach_port(self.now);
         let token = Token(self.sources.insert(Source::Link(port)));
-        match Link::new(port, token, new, self.mtu, self.poll.registry()) {
+        match Link::new(port, token, new, self.links.mtu, self.poll.registry()) {
             Ok(link) => {
-                self.batches.attach(port, framing);
-                self.links.push(link);
-                self.linked.send_replace(self.links.len());
+                self.links.batches.attach(port, framing);
+                self.links.all.push(link);
+                self.links.count.send_replace(self.links.len());
                 Ok(port)
             }
             Err(error) => {
@@ -274,24 +318,24 @@ impl Engine {
 
     /// The control plane knows that the hypervisor is gone.
     pub(super) fn detach(&mut self, port: PortId) {
-        if let Some(link) = find(&mut self.links, port) {
+        if let Some(link) = self.links.find(port) {
             link.over.get_or_insert(Ok(()));
         }
     }
 
     pub(super) fn handle_link_event(&mut self, port: PortId, event: &Readiness) {
-        if let Some(link) = find(&mut self.links, port) {
+        if let Some(link) = self.links.find(port) {
             link.handle_event(event, self.poll.registry());
         }
     }
 
     /// Lets a UDP flow wait for room at its port.
     pub(super) fn await_room(&mut self, port: PortId, flow: UdpFlowId) {
-        if let Some(link) = find(&mut self.links, port) {
+        if let Some(link) = self.links.find(port) {
             link.udp_waiting.push(flow);
             // Those that are over while they wait are left out, at the latest when they are half of all.
-            if link.udp_waiting.len() > 2 * self.udp.len() {
-                link.udp_waiting.retain(|flow| self.udp.contains_key(flow));
+            if link.udp_waiting.len() > 2 * self.udp.sockets.len() {
+                link.udp_waiting.retain(|flow| self.udp.sockets.contains_key(flow));
             }
         }
     }
@@ -300,7 +344,7 @@ impl Engine {
     pub(super) fn read_links(&mut self) {
         for index in 0..self.links.len() {
             let wants = |link: &&mut Link| (link.readable || link.backlog) && link.over.is_none();
-            let Some(link) = self.links.get_mut(index).filter(wants) else { continue };
+            let Some(link) = self.links.all.get_mut(index).filter(wants) else { continue };
             let mut closed = false;
             if !link.backlog {
                 let progress = match link.reader.fill(link.input.as_fd()) {
@@ -316,7 +360,7 @@ impl Engine {
                 self.carried += link.reader.len();
             }
             let followed = self.handle_frames(index);
-            if let Some(link) = self.links.get_mut(index) {
+            if let Some(link) = self.links.all.get_mut(index) {
                 match followed {
                     Err(error) => {
                         link.over = Some(Err(error).context("cannot follow the virtual machine's stream"));
@@ -340,15 +384,16 @@ impl Engine {
     fn handle_frames(&mut self, index: usize) -> Result<bool, FrameTooLong> {
         let mut slice = Slice::new(self.links.len());
         let mut is_over = false;
-        while let Some(link) = self.links.get_mut(index).filter(|_| !is_over) {
+        while let Some(link) = self.links.all.get_mut(index).filter(|_| !is_over) {
             let port = link.port;
             let Some(frame) = link.reader.next_frame()? else { break };
             is_over = slice.step();
-            self.received.count(frame.len());
-            if let Some(tap) = &mut self.tap {
+            self.links.received.count(frame.len());
+            if let Some(tap) = &mut self.links.tap {
                 tap.received(frame);
             }
-            let Some(datagram) = self.stack.handle_frame(port, frame, self.now, &mut self.batches) else {
+            let Some(datagram) = self.stack.handle_frame(port, frame, self.now, &mut self.links.batches)
+            else {
                 if self.stack.has_events() {
                     self.handle_stack_events();
                     is_over |= slice.is_over();
@@ -356,21 +401,29 @@ impl Engine {
                 continue;
             };
             let (flow, payload, opens) = (datagram.flow, datagram.payload, datagram.open.is_some());
-            let sent = if self.outbox.takes(flow, payload.len()) {
+            let sent = if self.udp.outbox.takes(flow, payload.len()) {
                 None
             } else {
-                udp::send(&mut self.outbox, &mut self.udp, self.poll.registry(), self.now)
+                udp::send(&mut self.udp.outbox, &mut self.udp.sockets, self.poll.registry(), self.now)
             };
-            self.outbox.push(flow, payload);
+            self.udp.outbox.push(flow, payload);
             let registry = self.poll.registry();
-            let limited = &mut self.no_descriptors;
-            let (shares, mut is_full) = (&mut self.shares, false);
+            let limited = &mut self.tcp.no_descriptors;
+            let (shares, mut is_full) = (&mut self.tcp.shares, false);
             let permit = || {
                 let permit = shares.try_take(Owner::Guest(port));
                 is_full = permit.is_none();
                 permit
             };
-            udp::open(&datagram, &mut self.udp, &mut self.sources, registry, self.now, limited, permit);
+            udp::open(
+                &datagram,
+                &mut self.udp.sockets,
+                &mut self.sources,
+                registry,
+                self.now,
+                limited,
+                permit,
+            );
             self.handle_udp_sent(sent);
             if is_full {
                 // For the next datagram.
@@ -388,18 +441,18 @@ impl Engine {
 
     /// Writes the batches that hold at least `least` bytes.
     pub(super) fn write_links(&mut self, least: usize) {
-        for (link, batch) in self.links.iter_mut().zip(self.batches.ports.values_mut()) {
+        for (link, batch) in self.links.all.iter_mut().zip(self.links.batches.ports.values_mut()) {
             batch.count_taken(|| unsent(link.output()).unwrap_or(0));
             if batch.len() < least || link.over.is_some() {
                 continue;
             }
-            if let Some(tap) = &mut self.tap {
+            if let Some(tap) = &mut self.links.tap {
                 tap.sent(batch);
             }
             let before = batch.len();
             if link.write(batch, self.now, self.poll.registry()) {
                 self.stack.handle_room(link.port);
-                link.udp_waiting.drain(..).for_each(|flow| self.udp_ready.push(link.port, flow));
+                link.udp_waiting.drain(..).for_each(|flow| self.udp.ready.push(link.port, flow));
                 self.forwards.handle_room(link.port);
             }
             self.carried += before.saturating_sub(batch.len());
@@ -408,10 +461,10 @@ impl Engine {
 
     /// Detaches the links that are over, and then tells whoever attached them.
     pub(super) fn detach_links(&mut self) {
-        while let Some(index) = self.links.iter().position(|link| link.over.is_some()) {
-            let mut link = self.links.remove(index);
-            self.linked.send_replace(self.links.len());
-            self.batches.ports.remove(link.port);
+        while let Some(index) = self.links.all.iter().position(|link| link.over.is_some()) {
+            let mut link = self.links.all.remove(index);
+            self.links.count.send_replace(self.links.len());
+            self.links.batches.ports.remove(link.port);
             // Another descriptor of the same socket may stay open, and would go on to be reported.
             let registry = self.poll.registry();
             let _ = registry.deregister(&mut SourceFd(&link.input.as_raw_fd()));
@@ -421,7 +474,7 @@ impl Engine {
             self.forget(link.token);
             self.forwards.handle_room(link.port);
             self.stack.detach_port(link.port, self.now);
-            self.udp_ready.tidy();
+            self.udp.ready.tidy();
             self.forwards.tidy();
             self.handle_stack_events();
             let end = link.told.take().zip(link.over.take());
@@ -432,12 +485,6 @@ impl Engine {
             }
         }
     }
-}
-
-/// Links are in the order of their ports.
-fn find(links: &mut [Link], port: PortId) -> Option<&mut Link> {
-    let index = links.binary_search_by_key(&port, |link| link.port).ok()?;
-    links.get_mut(index)
 }
 
 /// The batches of all links, as the stack sees them: in the order of the links, which is that of their ports.

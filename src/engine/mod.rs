@@ -26,18 +26,15 @@ mod tcp;
 mod udp;
 mod wait;
 
-use std::cmp::Reverse;
-use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
 use mio::event::Event as Readiness;
 use mio::{Events, Poll, Token, Waker};
-use netstack::{Event, FlowId, Instant, NetworkConfig, PortId, Stack, Target, Turns, UdpFlowId};
+use netstack::{Event, FlowId, Instant, NetworkConfig, PortId, Stack, Target, UdpFlowId};
 use slab::Slab;
-use slotmap::SecondaryMap;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 pub use attach::Attachment;
 pub use client::{Preface, Refused, Rejected};
@@ -48,7 +45,6 @@ pub use requests::Request;
 
 use crate::config::ConnectLimits;
 use crate::host::icmp::{PingId, Pings};
-use crate::host::udp::Outbox;
 use crate::listen::TcpAddress;
 use crate::logging::Limited;
 use crate::notify::{Notice, Notifier};
@@ -56,17 +52,15 @@ use crate::places::Places;
 use crate::sys::descriptor_limit;
 use crate::sys::memory::discard;
 use crate::sys::udp::Inbox;
-use capture::Tap;
 use command::{COMMANDS, Command};
 use connecting::Connecting;
-use ending::Looks;
 use forwards::Forwards;
-use links::{Batches, Link};
+use links::Links;
 use own::OwnListeners;
 use requests::Requests;
-use shares::Shares;
 use slice::Slice;
-use tcp::Connection;
+use tcp::TcpHosts;
+use udp::UdpHosts;
 use wait::Waits;
 
 /// Readiness events taken from the system at once.
@@ -119,35 +113,20 @@ pub struct Engine {
     started: Clock,
     now: Instant,
     stack: Stack,
-    batches: Batches,
     sources: Slab<Source>,
-    links: Vec<Link>,
-    /// Tells how many there are.
-    linked: watch::Sender<usize>,
     /// Bytes that the turn read and wrote, of links and descriptors.
     carried: usize,
-    received: Traffic,
-    mtu: u16,
-    forwards: Forwards,
-    tcp: SecondaryMap<FlowId, Connection>,
-    /// Flows whose agent has been asked, and until when it may answer: in the order of that.
-    greetings: VecDeque<(Instant, FlowId)>,
-    connecting: Connecting,
-    shares: Shares,
-    own: OwnListeners,
-    looks: Looks,
-    udp: udp::Sockets,
-    udp_ready: Turns<UdpFlowId>,
+    links: Links,
+    tcp: TcpHosts,
+    udp: UdpHosts,
     pings: Pings,
-    /// The datagrams read last, and those to be sent together.
+    forwards: Forwards,
+    /// The datagrams that were read last.
     inbox: Inbox,
-    outbox: Outbox,
     commands: mpsc::Receiver<Command>,
     requests: Arc<Requests>,
     notifier: Option<Notifier>,
-    tap: Option<Tap>,
     stopped: bool,
-    no_descriptors: Limited,
     no_pings: Limited,
     moved: Limited,
     /// Lines about machines that speak as others.
@@ -165,8 +144,7 @@ impl Engine {
         let waker = Arc::new(Waker::new(poll.registry(), Token(sources.insert(Source::Waker)))?);
         let (commands, command_receiver) = mpsc::channel(COMMANDS);
         let requests = Arc::<Requests>::default();
-        let (linked, links) = watch::channel(0);
-        let mtu = network.mtu;
+        let (links, count) = Links::new(network.mtu);
         let mut stack = Stack::new(network, seed, Instant::ZERO);
         stack.limit_udp(descriptor_limit() / UDP_SHARE);
         stack.limit_opening((descriptor_limit() / OPENING_SHARE).clamp(LEAST_OPENING, MOST_OPENING));
@@ -176,36 +154,23 @@ impl Engine {
             started: Clock::now(),
             now: Instant::ZERO,
             stack,
-            batches: Batches::default(),
             sources,
-            links: Vec::new(),
-            linked,
             carried: 0,
-            received: Traffic::default(),
-            mtu,
-            forwards: Forwards::default(),
-            tcp: SecondaryMap::new(),
-            greetings: VecDeque::new(),
-            connecting: Connecting::default(),
-            shares: Shares::new(places),
-            own: OwnListeners::default(),
-            looks: Looks::new(),
-            udp: udp::Sockets::new(),
-            udp_ready: Turns::default(),
+            links,
+            tcp: TcpHosts::new(places),
+            udp: UdpHosts::new(),
             pings: Pings::default(),
+            forwards: Forwards::default(),
             inbox: Inbox::new(),
-            outbox: Outbox::new(),
             commands: command_receiver,
             requests: Arc::clone(&requests),
             notifier: None,
-            tap: None,
             stopped: false,
-            no_descriptors: Limited::new(1, Duration::from_secs(60)),
             no_pings: Limited::new(1, Duration::from_secs(60)),
             moved: Limited::new(1, Duration::from_secs(60)),
             refused: Limited::new(1, Duration::from_secs(60)),
         };
-        Ok((engine, Handle { commands, waker, requests, links, attached: Arc::default() }))
+        Ok((engine, Handle { commands, waker, requests, links: count, attached: Arc::default() }))
     }
 
     /// Tells `notifier` of machines that come and go.
@@ -215,12 +180,12 @@ impl Engine {
 
     /// Limits the connects of guests to the host.
     pub fn limit_connects(&mut self, limits: ConnectLimits) {
-        self.connecting = Connecting::new(limits);
+        self.tcp.connecting = Connecting::new(limits);
     }
 
     /// Keeps guests from what listens at these addresses of the host.
     pub fn keep_from_guests(&mut self, listeners: Vec<TcpAddress>) {
-        self.own = OwnListeners::new(listeners);
+        self.tcp.own = OwnListeners::new(listeners);
     }
 
     /// Runs until somebody asks for the end.
@@ -254,10 +219,10 @@ impl Engine {
     /// once, and does not take what it has for the whole.
     fn deliver_rest(&mut self, events: &mut Events) -> io::Result<()> {
         let until = self.now + LAST_DELIVERY.into();
-        while self.now < until && !self.tcp.is_empty() {
+        while self.now < until && !self.tcp.connections.is_empty() {
             self.round(events, Some((until - self.now).into()))?;
         }
-        for (id, connection) in &mut self.tcp {
+        for (id, connection) in &mut self.tcp.connections {
             if self.stack.flow(id).is_some_and(|flow| flow.can_recv()) {
                 connection.relay.stream().reset_on_close();
             }
@@ -267,7 +232,7 @@ impl Engine {
 
     /// Whoever is still there goes with the network.
     fn detach_all(&mut self) {
-        for link in std::mem::take(&mut self.links) {
+        for link in std::mem::take(&mut self.links.all) {
             self.stack.detach_port(link.port, self.now);
         }
         self.handle_stack_events();
@@ -276,24 +241,19 @@ impl Engine {
     /// How long to sleep: not at all while there is something to do.
     fn timeout(&self) -> Option<Duration> {
         let busy = self.stack.ready_len() > 0
-            || !self.udp_ready.is_empty()
+            || !self.udp.ready.is_empty()
             || self.stack.has_idle_memory()
-            || self.links.iter().any(|link| link.readable || link.backlog)
+            || self.links.is_busy()
             || self.forwards.is_busy();
         if busy {
             return Some(Duration::ZERO);
         }
-        let retry = self.links.iter().filter_map(|link| link.retry).min();
-        let greeting = self.greetings.front().map(|(until, _)| *until);
-        let look = self.looks.peek().map(|Reverse((at, _))| *at);
         let others = [
             self.forwards.again,
             self.forwards.full_until,
             self.pings.expiry,
-            retry,
-            greeting,
-            self.connecting.next(),
-            look,
+            self.links.next_retry(),
+            self.tcp.next_deadline(),
         ];
         let next = others.into_iter().chain([self.stack.poll_timeout()]).flatten().min()?;
         Some(if next > self.now { (next - self.now).into() } else { Duration::ZERO })
@@ -325,7 +285,7 @@ impl Engine {
     }
 
     fn turn(&mut self) {
-        self.stack.handle_timeout(self.now, &mut self.batches);
+        self.stack.handle_timeout(self.now, &mut self.links.batches);
         self.read_links();
         self.serve_forwards();
         self.end_greetings();
@@ -344,8 +304,8 @@ impl Engine {
             }
         }
         let slice = Slice::new(self.links.len());
-        for _ in 0..self.udp_ready.len() {
-            let Some(flow) = self.udp_ready.pop() else { break };
+        for _ in 0..self.udp.ready.len() {
+            let Some(flow) = self.udp.ready.pop() else { break };
             self.serve_udp(flow);
             self.write_links(EARLY_WRITE);
             if slice.is_over() {
@@ -362,7 +322,7 @@ impl Engine {
         }
         self.write_links(1);
         self.detach_links();
-        if let Some(tap) = &mut self.tap {
+        if let Some(tap) = &mut self.links.tap {
             tap.hand_over();
         }
     }
@@ -412,7 +372,7 @@ impl Engine {
                     let _ = reply.send((verdict, answer));
                 }
                 Command::DnsAnswer { client, message } => {
-                    self.stack.dns_answer(client, &message, &mut self.batches);
+                    self.stack.dns_answer(client, &message, &mut self.links.batches);
                 }
                 Command::Stop => self.stopped = true,
                 Command::Read(readout) => self.read_out(readout),

@@ -18,11 +18,13 @@ impl Engine {
     /// A guest asks for an echo.
     pub(super) fn handle_echo(&mut self, echo: &Echo, target: IpAddr) {
         // Only IPv4 has a way from here.
-        let IpAddr::V4(target) = target else { return self.stack.echo_unreachable(echo, &mut self.batches) };
+        let IpAddr::V4(target) = target else {
+            return self.stack.echo_unreachable(echo, &mut self.links.batches);
+        };
         let Err(error) = self.ask_host(echo, target) else { return };
         match error.kind() {
             io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
-                self.stack.echo_unreachable(echo, &mut self.batches);
+                self.stack.echo_unreachable(echo, &mut self.links.batches);
             }
             _ => {
                 if let Some(suppressed) = self.no_pings.admit(Clock::now()) {
@@ -79,7 +81,7 @@ impl Engine {
                 Ok(()) => {
                     for (number, data) in self.inbox.datagrams().filter_map(icmp::reply) {
                         session.hearing.hear();
-                        self.stack.echo_reply(&session.echo, number, data, &mut self.batches);
+                        self.stack.echo_reply(&session.echo, number, data, &mut self.links.batches);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,

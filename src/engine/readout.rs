@@ -55,7 +55,7 @@ impl Engine {
     fn find_guest(&mut self, guest: Guest) -> Option<Guest> {
         let found = self.stack.find_guest(guest);
         if found.is_none() {
-            self.stack.ask_for(guest.address, &mut self.batches);
+            self.stack.ask_for(guest.address, &mut self.links.batches);
         }
         found
     }
@@ -63,8 +63,8 @@ impl Engine {
     fn counters(&self) -> Counters {
         let (tcp_flows, udp_flows) = self.stack.flows();
         Counters {
-            received: self.received,
-            sent: self.batches.sent(),
+            received: self.links.received,
+            sent: self.links.batches.sent(),
             drops: self.stack.drops().clone(),
             tcp_flows: tcp_flows as u64,
             udp_flows: udp_flows as u64,

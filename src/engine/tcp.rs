@@ -1,26 +1,32 @@
 //! TCP flows and their descriptors. Owns: which descriptor belongs to which flow, and the mapping of errors to what the
 //! guest is told. Read next: `host/tcp.rs`, which moves the bytes.
 
+use std::cmp::Reverse;
+use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::time::Instant as Clock;
+use std::time::{Duration, Instant as Clock};
 
 use mio::Token;
 use mio::event::Event as Readiness;
 use mio::net::UnixStream;
 use netstack::tcp::{Abort, Phase};
 use netstack::{FlowId, Guest, Instant, PortId, Refusal};
+use slotmap::SecondaryMap;
 use tokio::sync::oneshot;
 
 use super::client::Greeting;
-use super::ending::Ending;
-use super::shares::Owner;
+use super::connecting::Connecting;
+use super::ending::{Ending, Looks};
+use super::own::OwnListeners;
+use super::shares::{Owner, Shares};
 use super::{Engine, Request, Source};
 use crate::host::stream::HostStream;
 use crate::host::tcp::{Outcome, Relay};
-use crate::places::Permit;
+use crate::logging::Limited;
+use crate::places::{Permit, Places};
 use crate::sys::descriptor_limit;
 
 /// Who is charged for a connection's descriptors; nobody, where the control plane bounds them.
@@ -40,6 +46,41 @@ pub(super) struct Connection {
     pub(super) used: Instant,
 }
 
+/// The other ends of all flows.
+#[derive(Debug)]
+pub(super) struct TcpHosts {
+    pub(super) connections: SecondaryMap<FlowId, Connection>,
+    /// Flows whose agent has been asked, and until when it may answer: in the order of that.
+    pub(super) greetings: VecDeque<(Instant, FlowId)>,
+    pub(super) connecting: Connecting,
+    pub(super) shares: Shares,
+    pub(super) own: OwnListeners,
+    pub(super) looks: Looks,
+    pub(super) no_descriptors: Limited,
+}
+
+impl TcpHosts {
+    /// None yet; connections are to take `places`.
+    pub(super) fn new(places: Places) -> Self {
+        Self {
+            connections: SecondaryMap::new(),
+            greetings: VecDeque::new(),
+            connecting: Connecting::default(),
+            shares: Shares::new(places),
+            own: OwnListeners::default(),
+            looks: Looks::new(),
+            no_descriptors: Limited::new(1, Duration::from_secs(60)),
+        }
+    }
+
+    /// When the first of what waits has waited for long enough: an agent's answer, a connect, a flow that ends.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        let greeting = self.greetings.front().map(|(until, _)| *until);
+        let look = self.looks.peek().map(|Reverse((at, _))| *at);
+        [greeting, look, self.connecting.next()].into_iter().flatten().min()
+    }
+}
+
 #[derive(Debug)]
 pub(super) enum Opening {
     /// Nothing.
@@ -56,11 +97,11 @@ impl Engine {
     /// A guest dialled `to`.
     pub(super) fn connect_host(&mut self, flow: FlowId, to: SocketAddr) {
         tracing::debug!(%to, "guest connects");
-        if self.own.are_at(to) {
+        if self.tcp.own.are_at(to) {
             return self.refuse(flow, &io::ErrorKind::ConnectionRefused.into());
         }
-        if !self.connecting.has_room() {
-            self.stack.tcp_refuse(flow, Refusal::Silence, self.now, &mut self.batches);
+        if !self.tcp.connecting.has_room() {
+            self.stack.tcp_refuse(flow, Refusal::Silence, self.now, &mut self.links.batches);
             return;
         }
         let Some(place) = self.place_of(flow, Owner::Guest) else {
@@ -68,7 +109,7 @@ impl Engine {
         };
         match HostStream::connect(to) {
             Ok((stream, false)) => {
-                self.connecting.begin(flow, self.now);
+                self.tcp.connecting.begin(flow, self.now);
                 self.adopt(flow, stream, Opening::Host(to), place);
             }
             Ok((stream, true)) => self.accept(flow, stream, place),
@@ -98,7 +139,7 @@ impl Engine {
 
     /// Refuses what has not connected within the limit.
     pub(super) fn end_connects(&mut self) {
-        while let Some(flow) = self.connecting.overdue(self.now) {
+        while let Some(flow) = self.tcp.connecting.overdue(self.now) {
             self.refuse(flow, &io::ErrorKind::ConnectionRefused.into());
         }
     }
@@ -126,7 +167,7 @@ impl Engine {
     /// The other end of what a guest dialled is there.
     fn accept(&mut self, flow: FlowId, stream: HostStream, place: Place) {
         self.adopt(flow, stream, Opening::Done, place);
-        self.stack.tcp_accept(flow, self.now, &mut self.batches);
+        self.stack.tcp_accept(flow, self.now, &mut self.links.batches);
     }
 
     /// The control plane dials a guest.
@@ -139,7 +180,7 @@ impl Engine {
         let dialled = socket_pair().and_then(|(near, far)| {
             let flow = self
                 .stack
-                .tcp_connect_from(from, to, self.now, &mut self.batches)
+                .tcp_connect_from(from, to, self.now, &mut self.links.batches)
                 .map_err(|error| io::Error::new(io::ErrorKind::HostUnreachable, error))?;
             Ok((near, far, flow))
         });
@@ -161,7 +202,7 @@ impl Engine {
         of: Option<Guest>,
         place: Place,
     ) {
-        match self.stack.tcp_connect_to(remote, of, self.now, &mut self.batches) {
+        match self.stack.tcp_connect_to(remote, of, self.now, &mut self.links.batches) {
             Ok(flow) => {
                 tracing::debug!(%remote, "forwarding");
                 self.adopt(flow, stream, Opening::Guest(None), place);
@@ -174,14 +215,14 @@ impl Engine {
     }
 
     pub(super) fn handle_tcp_event(&mut self, flow: FlowId, event: &Readiness) {
-        let Some(connection) = self.tcp.get_mut(flow) else { return };
+        let Some(connection) = self.tcp.connections.get_mut(flow) else { return };
         if let Opening::Host(to) = connection.opening {
             match connection.relay.is_connected(event) {
                 Ok(true) => {
                     connection.opening = Opening::Done;
                     connection.relay.handle_event(event);
-                    self.connecting.end(flow);
-                    self.stack.tcp_accept(flow, self.now, &mut self.batches);
+                    self.tcp.connecting.end(flow);
+                    self.stack.tcp_accept(flow, self.now, &mut self.links.batches);
                 }
                 Ok(false) => {}
                 Err(error) => self.handle_unconnected(flow, to, &error),
@@ -195,11 +236,13 @@ impl Engine {
     /// One flow's turn: its bytes, then its segments.
     pub(super) fn serve_flow(&mut self, id: FlowId) {
         self.move_flow(id);
-        self.stack.flush(id, self.now, &mut self.batches);
+        self.stack.flush(id, self.now, &mut self.links.batches);
     }
 
     fn move_flow(&mut self, id: FlowId) {
-        let (Some(connection), Some(flow)) = (self.tcp.get_mut(id), self.stack.flow(id)) else { return };
+        let (Some(connection), Some(flow)) = (self.tcp.connections.get_mut(id), self.stack.flow(id)) else {
+            return;
+        };
         match flow.phase() {
             Phase::Connecting => {}
             Phase::Open | Phase::Finished => {
@@ -248,7 +291,9 @@ impl Engine {
 
     /// The guest has ended the flow, or is gone: what it sent before is delivered, then the reset.
     fn end_aborted(&mut self, id: FlowId) {
-        let (Some(connection), Some(flow)) = (self.tcp.get_mut(id), self.stack.flow(id)) else { return };
+        let (Some(connection), Some(flow)) = (self.tcp.connections.get_mut(id), self.stack.flow(id)) else {
+            return;
+        };
         let has_spoken = flow.can_recv();
         match std::mem::replace(&mut connection.opening, Opening::Done) {
             Opening::Led(mut greeting) => {
@@ -273,7 +318,7 @@ impl Engine {
         }
         let delivered = connection.relay.deliver(flow, self.poll.registry(), &mut self.carried);
         if delivered || !self.look_again(id) {
-            if let Some(connection) = self.tcp.get_mut(id) {
+            if let Some(connection) = self.tcp.connections.get_mut(id) {
                 connection.relay.stream().reset_on_close();
             }
             self.close_tcp(id, false);
@@ -285,7 +330,7 @@ impl Engine {
         let guest = self.stack.tcp_guest(flow)?;
         let place = self.place(owner(guest.port));
         if place.is_none()
-            && let Some(suppressed) = self.no_descriptors.admit(Clock::now())
+            && let Some(suppressed) = self.tcp.no_descriptors.admit(Clock::now())
         {
             let limit = descriptor_limit();
             tracing::warn!(guest = %guest.address, limit, suppressed, "a guest has its share of open files: its connections are refused");
@@ -296,22 +341,22 @@ impl Engine {
     /// A place for one more connection of the owner's, for which an idle one of its own is reset where it has its share, or one of whoever has
     /// most.
     pub(super) fn place(&mut self, owner: Owner) -> Option<(Owner, Permit)> {
-        if let Some(permit) = self.shares.try_take(owner) {
+        if let Some(permit) = self.tcp.shares.try_take(owner) {
             return Some((owner, permit));
         }
-        let (there, now) = (&self.tcp, self.now);
+        let (there, now) = (&self.tcp.connections, self.now);
         let used = |flow| there.get(flow).map(|connection| connection.used);
-        let own = self.shares.idle(owner, now, used);
+        let own = self.tcp.shares.idle(owner, now, used);
         let idle = own.or_else(|| {
-            let most = self.shares.greediest(owner)?;
-            self.shares.idle(most, now, used)
+            let most = self.tcp.shares.greediest(owner)?;
+            self.tcp.shares.idle(most, now, used)
         })?;
         tracing::debug!(?owner, "a connection that was idle makes room");
-        if let Some(connection) = self.tcp.get_mut(idle) {
+        if let Some(connection) = self.tcp.connections.get_mut(idle) {
             connection.relay.stream().reset_on_close();
         }
         self.close_tcp(idle, true);
-        self.shares.try_take(owner).map(|permit| (owner, permit))
+        self.tcp.shares.try_take(owner).map(|permit| (owner, permit))
     }
 
     /// Gives the flow its descriptor.
@@ -322,10 +367,10 @@ impl Engine {
             Ok(relay) => {
                 let (owner, permit) = place.unzip();
                 let used = self.now;
-                self.tcp.insert(flow, Connection { relay, opening, ending: None, permit, used });
+                self.tcp.connections.insert(flow, Connection { relay, opening, ending: None, permit, used });
                 if let Some(owner) = owner {
-                    let there = &self.tcp;
-                    self.shares.add(owner, flow, |flow| there.contains_key(flow));
+                    let there = &self.tcp.connections;
+                    self.tcp.shares.add(owner, flow, |flow| there.contains_key(flow));
                 }
             }
             Err(error) => {
@@ -342,7 +387,7 @@ impl Engine {
             io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Refusal::Unreachable,
             io::ErrorKind::TimedOut => Refusal::Silence,
             _ if is_exhausted(error) => {
-                if let Some(suppressed) = self.no_descriptors.admit(Clock::now()) {
+                if let Some(suppressed) = self.tcp.no_descriptors.admit(Clock::now()) {
                     tracing::warn!(%error, suppressed, "cannot open a connection for the guest");
                 }
                 Refusal::Silence
@@ -350,7 +395,7 @@ impl Engine {
             _ => Refusal::Reset,
         };
         self.drop_connection(flow);
-        self.stack.tcp_refuse(flow, refusal, self.now, &mut self.batches);
+        self.stack.tcp_refuse(flow, refusal, self.now, &mut self.links.batches);
     }
 
     fn close_tcp(&mut self, flow: FlowId, abort: bool) {
@@ -360,8 +405,8 @@ impl Engine {
 
     /// Closes the flow's descriptor, if it has one.
     fn drop_connection(&mut self, flow: FlowId) {
-        self.connecting.end(flow);
-        if let Some(connection) = self.tcp.remove(flow) {
+        self.tcp.connecting.end(flow);
+        if let Some(connection) = self.tcp.connections.remove(flow) {
             self.forget(connection.relay.token);
         }
     }

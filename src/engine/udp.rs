@@ -5,7 +5,7 @@ use std::io;
 use std::time::Instant as Clock;
 
 use mio::{Registry, Token};
-use netstack::{Datagram, Instant, PortId, UdpFlowId};
+use netstack::{Datagram, Instant, PortId, Turns, UdpFlowId};
 use slab::Slab;
 
 use super::{EARLY_WRITE, Engine, Source};
@@ -19,6 +19,22 @@ pub(super) const TURN: usize = 512;
 
 /// The sockets of flows, and of those that have ended and the loop has not heard of it: a slot of the stack's is another's by then.
 pub(super) type Sockets = HashMap<UdpFlowId, HostUdp>;
+
+/// The sockets of all flows.
+#[derive(Debug)]
+pub(super) struct UdpHosts {
+    pub(super) sockets: Sockets,
+    /// Flows whose socket has something, or whose guest has room again.
+    pub(super) ready: Turns<UdpFlowId>,
+    /// The datagrams that are to be sent together.
+    pub(super) outbox: Outbox,
+}
+
+impl UdpHosts {
+    pub(super) fn new() -> Self {
+        Self { sockets: Sockets::new(), ready: Turns::default(), outbox: Outbox::new() }
+    }
+}
 
 /// What became of a flow's datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,22 +104,24 @@ pub(super) fn send(
 impl Engine {
     /// The flow's socket has something.
     pub(super) fn queue_udp(&mut self, flow: UdpFlowId) {
-        if let Some(host) = self.udp.get_mut(&flow)
+        if let Some(host) = self.udp.sockets.get_mut(&flow)
             && !host.queued
         {
             host.queued = true;
-            self.udp_ready.push(self.stack.udp_port(flow).unwrap_or(PortId::NOWHERE), flow);
+            self.udp.ready.push(self.stack.udp_port(flow).unwrap_or(PortId::NOWHERE), flow);
         }
     }
 
     /// One flow's turn: datagrams from its socket to the guest.
     pub(super) fn serve_udp(&mut self, flow: UdpFlowId) {
-        let Some(host) = self.udp.get_mut(&flow) else { return };
+        let Some(host) = self.udp.sockets.get_mut(&flow) else { return };
         host.queued = false;
         let port = self.stack.udp_port(flow);
         let mut taken = 0;
-        while taken < TURN && (taken == 0 || port.is_none_or(|port| self.batches.len(port) < EARLY_WRITE)) {
-            let room = port.map_or(MESSAGES, |port| self.batches.messages(port));
+        while taken < TURN
+            && (taken == 0 || port.is_none_or(|port| self.links.batches.len(port) < EARLY_WRITE))
+        {
+            let room = port.map_or(MESSAGES, |port| self.links.batches.messages(port));
             if let (0, Some(port)) = (room, port) {
                 // The kernel keeps the rest, and drops what it cannot, until the port has room.
                 host.queued = true;
@@ -115,13 +133,13 @@ impl Engine {
                     host.hear();
                     for datagram in self.inbox.datagrams() {
                         taken += 1;
-                        self.stack.udp_send(flow, datagram, self.now, &mut self.batches);
+                        self.stack.udp_send(flow, datagram, self.now, &mut self.links.batches);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if is_refused(&error) => {
                     let ends = host.ends_refused();
-                    self.stack.udp_refused(flow, &mut self.batches);
+                    self.stack.udp_refused(flow, &mut self.links.batches);
                     if ends {
                         return self.end_udp(flow);
                     }
@@ -135,7 +153,7 @@ impl Engine {
 
     /// Sends what waits in the outbox.
     pub(super) fn flush_udp(&mut self) {
-        let sent = send(&mut self.outbox, &mut self.udp, self.poll.registry(), self.now);
+        let sent = send(&mut self.udp.outbox, &mut self.udp.sockets, self.poll.registry(), self.now);
         self.handle_udp_sent(sent);
     }
 
@@ -144,8 +162,8 @@ impl Engine {
         match sent {
             None | Some((_, Sent::Yes)) => {}
             Some((flow, Sent::Refused)) => {
-                self.stack.udp_refused(flow, &mut self.batches);
-                if self.udp.get(&flow).is_some_and(HostUdp::ends_refused) {
+                self.stack.udp_refused(flow, &mut self.links.batches);
+                if self.udp.sockets.get(&flow).is_some_and(HostUdp::ends_refused) {
                     self.end_udp(flow);
                 }
             }
@@ -160,7 +178,7 @@ impl Engine {
     }
 
     pub(super) fn close_udp(&mut self, flow: UdpFlowId) {
-        let Some(host) = self.udp.remove(&flow) else { return };
+        let Some(host) = self.udp.sockets.remove(&flow) else { return };
         match host.far {
             Far::Remote { .. } => self.forget(host.token),
             Far::Client { client, .. } => self.forget_client(host.token, client, flow),
