@@ -32,6 +32,11 @@ pub const SIGN_EVERY: Duration = Duration::from_secs(10);
 /// How long either may be without a sign of the other before the connection is given up.
 pub const SIGN_LIMIT: Duration = Duration::from_secs(30);
 
+/// How long an agent that accepted may take for all its answers.
+pub const ANSWER_TIME: Duration = Duration::from_secs(10);
+/// Bytes of a line of either side's, with its end.
+pub const MAX_LINE: usize = 256;
+
 /// Why an agent that has answered is of no use. What it said is quoted.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Refusal {
@@ -105,14 +110,13 @@ pub(crate) fn command(port: u16, secret: Option<&Secret>, flag: &str, path: &str
     format!("gvforwarder -agent{port}{secret} {flag} {}", shown(path))
 }
 
-/// The next line, without its end; what came behind it stays in `heard`, which grows to `most` bytes. `None` where those are no line.
+/// The next line, without its end; what came behind it stays in `heard`, which grows to [`MAX_LINE`] bytes. `None` where those are no line.
 ///
 /// # Errors
 /// What reading gives; `UnexpectedEof` where the other side ended first.
 pub(crate) async fn next_line(
     from: &mut (impl AsyncRead + Unpin),
     heard: &mut Vec<u8>,
-    most: usize,
 ) -> io::Result<Option<Vec<u8>>> {
     loop {
         if let Some(end) = heard.iter().position(|&byte| byte == b'\n') {
@@ -121,7 +125,7 @@ pub(crate) async fn next_line(
             line.pop();
             return Ok(Some(line));
         }
-        let room = most.saturating_sub(heard.len());
+        let room = MAX_LINE.saturating_sub(heard.len());
         if room == 0 {
             return Ok(None);
         }

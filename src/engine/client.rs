@@ -7,7 +7,6 @@
 
 use std::net::SocketAddrV4;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
 use netstack::FlowId;
 use netstack::tcp::{Abort, Flow, Phase};
@@ -17,15 +16,10 @@ use tokio::sync::oneshot;
 use super::command::Command;
 use super::tcp::Opening;
 use super::{Engine, Handle};
-use crate::agent::{Question, Refusal};
+use crate::agent::{ANSWER_TIME, MAX_LINE, Question, Refusal};
 use crate::host::stream::HostStream;
 use crate::places::Permit;
 use crate::text::quote;
-
-/// How long an agent that accepted may take for all its answers.
-const ANSWER_TIME: Duration = Duration::from_secs(10);
-/// Bytes of one, with the end of the line.
-const MAX_ANSWER: usize = 256;
 
 /// Why a client was not led to where it wanted.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -138,7 +132,7 @@ impl Greeting {
         if self.answer.ends_with(b"\n") {
             return 0;
         }
-        let near = bytes.get(..MAX_ANSWER - self.answer.len()).unwrap_or(bytes);
+        let near = bytes.get(..MAX_LINE - self.answer.len()).unwrap_or(bytes);
         let taken = near.iter().position(|&byte| byte == b'\n').map_or(near.len(), |at| at + 1);
         self.answer.extend_from_slice(near.get(..taken).unwrap_or_default());
         taken
@@ -149,7 +143,7 @@ impl Greeting {
         let question = self.question.as_mut()?;
         let heard = match self.answer.strip_suffix(b"\n") {
             Some(line) => question.hear(line),
-            None if self.answer.len() == MAX_ANSWER => Err(Refusal::Garbage(quote(&self.answer))),
+            None if self.answer.len() == MAX_LINE => Err(Refusal::Garbage(quote(&self.answer))),
             None if ended => return Some(Err(Refused::Left)),
             None => return None,
         };
@@ -280,7 +274,7 @@ mod tests {
             ("ok\n", garbage("ok")),
             ("\n", garbage("")),
             ("SSH-2.0-x\r\n", garbage("SSH-2.0-x\r")),
-            (&endless, garbage(&endless[..MAX_ANSWER])),
+            (&endless, garbage(&endless[..MAX_LINE])),
         ] {
             for step in [1, 2, 7, 5000] {
                 let (got, left) = answer(bytes.as_bytes(), step);

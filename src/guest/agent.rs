@@ -23,7 +23,7 @@ use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, Vso
 
 use super::offers::{Offers, Unoffered, Waiting};
 use crate::addr::ListenAddress;
-use crate::agent::{ACCEPT, ONLY, Secret, next_line, secret, with_end};
+use crate::agent::{ACCEPT, MAX_LINE, ONLY, Secret, next_line, secret, with_end};
 use crate::disk;
 use crate::logging::Limited;
 use crate::relay::Relays;
@@ -34,8 +34,6 @@ use crate::text::{quote, reason};
 const MAX_CLIENTS: usize = 2048;
 /// The system lowers it to what it allows.
 const BACKLOG: i32 = 4096;
-/// Bytes of the line, and of what may come with it.
-const MAX_LINE: usize = 256;
 /// How long the line may take to arrive, with the proof if there is to be one, and a socket to accept.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a socket with a full backlog is tried.
@@ -287,7 +285,7 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let Some(line) = next_line(host, early, MAX_LINE).await? else {
+        let Some(line) = next_line(host, early).await? else {
             return Ok(Err("the line is too long".into()));
         };
         let proof = match &self.settings.secret {
@@ -302,7 +300,7 @@ impl Server {
         };
         host.write_all(&with_end(&proof.line())).await?;
         // A host whose secret is another one leaves when it has heard this one's proof.
-        let said = next_line(host, early, MAX_LINE).await.inspect_err(|_| drop(self.doubt("no proof")))?;
+        let said = next_line(host, early).await.inspect_err(|_| drop(self.doubt("no proof")))?;
         let line = said.as_deref().and_then(|said| proof.check(said));
         Ok(line.map(<[u8]>::to_vec).ok_or_else(|| self.doubt("a wrong proof")))
     }

@@ -20,7 +20,8 @@ use tracing::{debug, info, warn};
 
 use super::{FAREWELL, Host, MAX_CLIENTS, Retry, stopped};
 use crate::agent::{
-    ACCEPT, CLIENT, ONLY, Question, Refusal, SIGN_EVERY, SIGN_LIMIT, Secret, command, next_line,
+    ACCEPT, ANSWER_TIME, CLIENT, MAX_LINE, ONLY, Question, Refusal, SIGN_EVERY, SIGN_LIMIT, Secret, command,
+    next_line,
 };
 use crate::dial::{Dial, stream};
 use crate::text::quote;
@@ -30,10 +31,6 @@ const WAITING: usize = 4;
 /// The pause after signs of life that come much faster than need be.
 const SIGN_PAUSE: Duration = Duration::from_millis(100);
 const DIAL_LIMIT: Duration = Duration::from_secs(5);
-/// How long an agent that accepted may take for all its answers.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// Bytes of a line of the agent's, with its end, and of what may come with it.
-const MAX_LINE: usize = 256;
 
 /// Why a connection does not wait.
 #[derive(Debug, Error)]
@@ -148,7 +145,7 @@ struct Lines {
 impl Lines {
     /// The next line, without its end.
     async fn next(&mut self) -> Result<Vec<u8>, Failure> {
-        match next_line(&mut self.stream, &mut self.heard, MAX_LINE).await {
+        match next_line(&mut self.stream, &mut self.heard).await {
             Ok(Some(line)) => Ok(line),
             Ok(None) => Err(Refusal::Garbage(quote(&self.heard)).into()),
             Err(_) => Err(Failure::Left),
@@ -172,7 +169,7 @@ async fn greet<D: Dial>(dialer: &D, to: SocketAddrV4, line: Vec<u8>, secret: Opt
         let stream = dialer.dial(&to.into(), DIAL_LIMIT).await.map_err(Failure::Unreachable)?;
         let question = Question::new(line, secret).map_err(Failure::Unasked)?;
         let mut lines = Lines { stream, heard: Vec::with_capacity(MAX_LINE), since: Instant::now() };
-        timeout(ANSWER_LIMIT, lines.ask(question)).await.unwrap_or(Err(Failure::Mute))?;
+        timeout(ANSWER_TIME, lines.ask(question)).await.unwrap_or(Err(Failure::Mute))?;
         Ok(lines)
     };
     greeted.await.map_or_else(|failure| Step::Failed(failure, None), Step::Waits)
