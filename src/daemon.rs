@@ -31,7 +31,7 @@ use crate::forward::{Forward, Ways};
 use crate::host::dns::{Upstream, serve_stream};
 use crate::host::icmp;
 use crate::hypervisor::{Listener, Presence, Terms, connect_framing};
-use crate::limit::{Limit, Place};
+use crate::limit::{Limit, Slot};
 use crate::link::Framing;
 use crate::listen::{self, RemoveOnDrop, at_start};
 use crate::logging::frames::FrameLog;
@@ -595,7 +595,7 @@ impl Questions {
     async fn ask(
         &self,
         port: PortId,
-        place: &Place<PortId>,
+        place: &Slot<PortId>,
         message: &[u8],
         transport: Transport,
     ) -> Option<Vec<u8>> {

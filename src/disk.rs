@@ -97,7 +97,7 @@ async fn ask_within<T: Send + 'static>(
 ) -> io::Result<T> {
     let directory = path.parent().unwrap_or(path).to_owned();
     let answer = async {
-        let place = Place::take(directory).await;
+        let place = DirectoryPermit::take(directory).await;
         tokio::task::spawn_blocking(move || {
             let _place = place;
             work()
@@ -165,35 +165,35 @@ fn no_answer() -> io::Error {
 }
 
 /// One of the calls in a directory.
-struct Place {
+struct DirectoryPermit {
     directory: PathBuf,
     permit: Option<OwnedSemaphorePermit>,
 }
 
 /// Those that are under way, by directory.
-static PLACES: Mutex<BTreeMap<PathBuf, Arc<Semaphore>>> = Mutex::new(BTreeMap::new());
+static UNDER_WAY: Mutex<BTreeMap<PathBuf, Arc<Semaphore>>> = Mutex::new(BTreeMap::new());
 
-fn places() -> MutexGuard<'static, BTreeMap<PathBuf, Arc<Semaphore>>> {
-    PLACES.lock().unwrap_or_else(PoisonError::into_inner)
+fn under_way() -> MutexGuard<'static, BTreeMap<PathBuf, Arc<Semaphore>>> {
+    UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Place {
+impl DirectoryPermit {
     async fn take(directory: PathBuf) -> Self {
         let free =
-            places().entry(directory.clone()).or_insert_with(|| Arc::new(Semaphore::new(AT_ONCE))).clone();
+            under_way().entry(directory.clone()).or_insert_with(|| Arc::new(Semaphore::new(AT_ONCE))).clone();
         // Nobody closes it.
         let permit = free.acquire_owned().await.ok();
         Self { directory, permit }
     }
 }
 
-impl Drop for Place {
+impl Drop for DirectoryPermit {
     fn drop(&mut self) {
-        let mut places = places();
+        let mut calls = under_way();
         drop(self.permit.take());
         // Whoever waits has it too.
-        if places.get(&self.directory).is_some_and(|free| Arc::strong_count(free) == 1) {
-            places.remove(&self.directory);
+        if calls.get(&self.directory).is_some_and(|free| Arc::strong_count(free) == 1) {
+            calls.remove(&self.directory);
         }
     }
 }
@@ -217,10 +217,10 @@ mod tests {
             });
             assert_eq!(stuck.await.unwrap_err().to_string(), "the file system does not answer");
         }
-        let kept = places().get(Path::new("/frozen")).unwrap().available_permits();
+        let kept = under_way().get(Path::new("/frozen")).unwrap().available_permits();
         assert_eq!(kept, 0);
         assert_eq!(ask(Path::new("/other/file"), || 7).await.unwrap(), 7);
-        assert!(!places().contains_key(Path::new("/other")));
+        assert!(!under_way().contains_key(Path::new("/other")));
         drop(thaw);
         assert_eq!(ask(Path::new("/frozen/file"), || 8).await.unwrap(), 8);
     }

@@ -66,7 +66,7 @@ impl<K: Copy + Eq + Hash> Limit<K> {
 
     /// A place of `owner`, for which another may be told to close. `None` where none is idle, and nobody has more
     /// than `owner`; or where too many of `owner` were told to close and have not yet.
-    pub fn admit(&self, owner: K) -> Option<Place<K>> {
+    pub fn admit(&self, owner: K) -> Option<Slot<K>> {
         let now = Instant::now();
         let mut table = lock(&self.table);
         let closing = table.shares.get(&owner).map_or(0, |share| share.closing);
@@ -82,7 +82,7 @@ impl<K: Copy + Eq + Hash> Limit<K> {
         table.next += 1;
         table.entries.insert(id, Entry { owner, state, close: Arc::clone(&close) });
         table.shares.entry(owner).or_default().open.insert((state, id));
-        Some(Place { id, grace: self.grace, close, table: Arc::clone(&self.table) })
+        Some(Slot { id, grace: self.grace, close, table: Arc::clone(&self.table) })
     }
 
     /// Tells what has been idle longest to close, as descriptors have run out. Whether there is such a place.
@@ -147,14 +147,14 @@ impl<K: Copy + Eq + Hash> Table<K> {
 
 /// One place, until it is dropped.
 #[derive(Debug)]
-pub struct Place<K: Copy + Eq + Hash> {
+pub struct Slot<K: Copy + Eq + Hash> {
     id: u64,
     grace: Duration,
     close: Arc<Notify>,
     table: Arc<Mutex<Table<K>>>,
 }
 
-impl<K: Copy + Eq + Hash> Place<K> {
+impl<K: Copy + Eq + Hash> Slot<K> {
     /// A part of a request has come.
     pub fn set_receiving(&self) {
         self.set(State::Idle(Instant::now() + self.grace));
@@ -189,7 +189,7 @@ impl<K: Copy + Eq + Hash> Place<K> {
     }
 }
 
-impl<K: Copy + Eq + Hash> Drop for Place<K> {
+impl<K: Copy + Eq + Hash> Drop for Slot<K> {
     fn drop(&mut self) {
         lock(&self.table).remove(self.id);
     }
@@ -209,7 +209,7 @@ mod tests {
 
     const GRACE: Duration = Duration::from_secs(2);
 
-    fn told(connection: &Place<char>) -> bool {
+    fn told(connection: &Slot<char>) -> bool {
         pin!(connection.told_to_close()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 

@@ -12,14 +12,14 @@ use tokio::time::timeout;
 use super::listener::Stream;
 use super::{Api, Peer};
 use crate::hypervisor::{report, report_begin, report_refusal};
-use crate::limit::Place;
+use crate::limit::Slot;
 use crate::link::Framing;
 
 /// How long a client may take to show its framing. A guest's first frame follows its link at once.
 const FRAMING_TIME: Duration = Duration::from_secs(10);
 
 /// Makes the connection a link and waits for its end; that of the daemon ends it too. `place` is its own until it is a link.
-pub(super) async fn run(api: &Api, place: Place<Peer>, mut stream: Stream, early: Bytes) {
+pub(super) async fn run(api: &Api, place: Slot<Peer>, mut stream: Stream, early: Bytes) {
     let mut early = Vec::from(early);
     place.set_idle();
     let framing = tokio::select! {

@@ -39,7 +39,7 @@ use crate::config::Token;
 use crate::engine::Handle;
 use crate::forward::Ways;
 use crate::forward::registry::{Asker, Registry};
-use crate::limit::{Limit, Place};
+use crate::limit::{Limit, Slot};
 use crate::link::Framing;
 use crate::logging::Limited;
 use crate::places::Owners;
@@ -114,7 +114,7 @@ struct Client {
     scope: Scope,
     /// Only those get here who may use the daemon: a unix socket has its mode.
     is_private: bool,
-    place: Place<Peer>,
+    place: Slot<Peer>,
     /// Where browsers can reach the endpoint: what it may be called.
     names: Option<Arc<Names>>,
     unsent: Unsent,
@@ -262,7 +262,7 @@ impl Api {
 
 impl TakeOver {
     /// Goes on with `stream`, of which `early` was read already. What carries raw bytes has no `place` among the API's connections any more.
-    async fn run(self, api: &Api, place: Place<Peer>, stream: Stream, early: Bytes) {
+    async fn run(self, api: &Api, place: Slot<Peer>, stream: Stream, early: Bytes) {
         match self {
             Self::Tunnel(tunnel) => {
                 drop(place);

@@ -1,5 +1,5 @@
 //! The command line of `gvproxy docker-sock` and what it says. Owns: the flags, the words, the exit codes.
-//! May not: change files but through [`Place`]. Read next: `mod.rs`; `../cli/mod.rs`, which reads the flags.
+//! May not: change files but through [`Installation`]. Read next: `mod.rs`; `../cli/mod.rs`, which reads the flags.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
-use super::{Found, Place, Recorded, State, System, ping};
+use super::{Found, Installation, Recorded, State, System, ping};
 use crate::cli::table::{Flag, Kind, flag, usage};
 use crate::cli::{Read, Values, read};
 use crate::text::quote;
@@ -97,7 +97,7 @@ fn said(err: String, code: u8) -> Output {
 fn done(verb: &str, values: &Values) -> Result<(String, u8)> {
     let prefix = values.text("prefix");
     let prefix = (!prefix.is_empty()).then_some(Path::new(&prefix));
-    let place = Place::new(System::here()?, prefix);
+    let place = Installation::new(System::here()?, prefix);
     match verb {
         "install" => {
             let socket = values.text("socket");
@@ -124,7 +124,7 @@ fn usual_socket() -> Result<PathBuf> {
 }
 
 /// What is there in words, and as the exit code of `status`.
-fn status(place: &Place, state: &State) -> (String, u8) {
+fn status(place: &Installation, state: &State) -> (String, u8) {
     let (link, file) = (place.link.display(), place.file.display());
     let at = match &state.found {
         Found::Nothing => format!("{link} is missing"),
@@ -160,7 +160,7 @@ fn status(place: &Place, state: &State) -> (String, u8) {
 }
 
 /// What `uninstall` did, by what there was before.
-fn removed(place: &Place, before: &State) -> String {
+fn removed(place: &Installation, before: &State) -> String {
     let (link, file) = (place.link.display(), place.file.display());
     let gone = match &before.recorded {
         Recorded::Nothing => "not installed\n".into(),

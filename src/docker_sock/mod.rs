@@ -51,7 +51,7 @@ impl System {
 
 /// The link and the boot file of one system, or of a directory tree that is to become one.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct Installation {
     system: &'static System,
     link: PathBuf,
     file: PathBuf,
@@ -102,7 +102,7 @@ impl State {
     }
 }
 
-impl Place {
+impl Installation {
     /// In the directory `prefix` instead of `/`, if there is one.
     pub fn new(system: &'static System, prefix: Option<&Path>) -> Self {
         let root = prefix.unwrap_or_else(|| Path::new("/"));

@@ -7,11 +7,11 @@ use super::*;
 const TARGET: &str = "/somewhere/podman.sock";
 
 /// A directory tree as each kind of system has it.
-fn places() -> Vec<(tempfile::TempDir, Place)> {
+fn places() -> Vec<(tempfile::TempDir, Installation)> {
     [&tmpfiles::SYSTEM, &launchd::SYSTEM]
         .map(|system| {
             let dir = tempfile::tempdir().unwrap();
-            let place = Place::new(system, Some(dir.path()));
+            let place = Installation::new(system, Some(dir.path()));
             (dir, place)
         })
         .into()
@@ -29,7 +29,7 @@ fn files(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
-fn record(place: &Place) {
+fn record(place: &Installation) {
     place.write(TARGET).unwrap();
     fs::rename(place.unfinished(), &place.file).unwrap();
 }
@@ -65,7 +65,7 @@ fn another_target_takes_the_place_of_the_first() {
 /// Every state that a run can leave when it is killed, on the way from nothing or from `/first` to [`TARGET`].
 #[test]
 fn an_interrupted_install_is_finished_or_undone() {
-    let half: [fn(&Place); 6] = [
+    let half: [fn(&Installation); 6] = [
         // Before the new boot file has its name.
         |place| fs::write(place.unfinished(), "half a te").unwrap(),
         // The same, on the way to another target.
@@ -175,7 +175,7 @@ fn nothing_is_left_when_the_link_cannot_be_made() {
     for (dir, place) in places() {
         // The record's directory is there, and the link's is not.
         fs::create_dir_all(place.file.parent().unwrap()).unwrap();
-        let place = Place { is_tree: false, ..place };
+        let place = Installation { is_tree: false, ..place };
         let error = place.install(Path::new(TARGET)).unwrap_err().to_string();
         assert_eq!(error, format!("link {}: no such file or directory", place.link.display()));
         assert_eq!(files(dir.path()), Vec::<PathBuf>::new());
@@ -205,7 +205,7 @@ fn targets_that_cannot_be_meant() {
 #[test]
 fn a_system_without_boot_files_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let place = Place { is_tree: false, ..Place::new(&tmpfiles::SYSTEM, Some(dir.path())) };
+    let place = Installation { is_tree: false, ..Installation::new(&tmpfiles::SYSTEM, Some(dir.path())) };
     let error = place.install(Path::new(TARGET)).unwrap_err().to_string();
     assert!(error.ends_with("would not make the link again after a restart"), "{error}");
     assert_eq!(files(dir.path()), Vec::<PathBuf>::new());

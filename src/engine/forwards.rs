@@ -219,7 +219,7 @@ impl Engine {
                 return Ok(());
             }
             let owner = forward.of.map_or(Owner::Forward(id), |guest| Owner::Guest(guest.port));
-            let Some(place) = self.place(owner) else {
+            let Some(charge) = self.take_permit(owner) else {
                 // They wait in the backlog.
                 self.forwards.full.push(id);
                 self.forwards.full_until.get_or_insert_with(|| self.now + ACCEPT_PAUSE.into());
@@ -233,7 +233,7 @@ impl Engine {
             match accepted {
                 Ok(stream) => {
                     let (remote, of) = (forward.remote, forward.of);
-                    self.forward_stream(stream, remote, of, Some(place));
+                    self.forward_stream(stream, remote, of, Some(charge));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.forwards.rest(id);

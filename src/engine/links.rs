@@ -427,7 +427,7 @@ impl Engine {
             self.handle_udp_sent(sent);
             if is_full {
                 // For the next datagram.
-                drop(self.place(Owner::Guest(port)));
+                drop(self.take_permit(Owner::Guest(port)));
             }
             if opens {
                 // What made room for the new flow is closed before the next one opens.

@@ -30,7 +30,7 @@ use crate::places::{Permit, Places};
 use crate::sys::descriptor_limit;
 
 /// Who is charged for a connection's descriptors; nobody, where the control plane bounds them.
-pub(super) type Place = Option<(Owner, Permit)>;
+pub(super) type Charge = Option<(Owner, Permit)>;
 
 /// The other end of a flow.
 #[derive(Debug)]
@@ -104,18 +104,18 @@ impl Engine {
             self.stack.tcp_refuse(flow, Refusal::Silence, self.now, &mut self.links.batches);
             return;
         }
-        let Some(place) = self.place_of(flow, Owner::Guest) else {
+        let Some(charge) = self.charge_guest(flow, Owner::Guest) else {
             return self.refuse(flow, &io::ErrorKind::ConnectionRefused.into());
         };
         match HostStream::connect(to) {
             Ok((stream, false)) => {
                 self.tcp.connecting.begin(flow, self.now);
-                self.adopt(flow, stream, Opening::Host(to), place);
+                self.adopt(flow, stream, Opening::Host(to), charge);
             }
-            Ok((stream, true)) => self.accept(flow, stream, place),
+            Ok((stream, true)) => self.accept(flow, stream, charge),
             Err(error) => {
                 // It may want another.
-                drop(place);
+                drop(charge);
                 self.handle_unconnected(flow, to, &error);
             }
         }
@@ -146,7 +146,7 @@ impl Engine {
 
     /// A guest dialled the gateway: the control plane serves it, at the far end of a socket pair.
     pub(super) fn connect_gateway(&mut self, flow: FlowId, port: u16) {
-        let Some(place) = self.place_of(flow, Owner::AtGateway) else {
+        let Some(charge) = self.charge_guest(flow, Owner::AtGateway) else {
             return self.refuse(flow, &io::ErrorKind::ConnectionRefused.into());
         };
         let served = socket_pair().and_then(|(near, far)| {
@@ -159,14 +159,14 @@ impl Engine {
             Ok(near)
         });
         match served {
-            Ok(near) => self.accept(flow, HostStream::Unix(near), place),
+            Ok(near) => self.accept(flow, HostStream::Unix(near), charge),
             Err(error) => self.refuse(flow, &error),
         }
     }
 
     /// The other end of what a guest dialled is there.
-    fn accept(&mut self, flow: FlowId, stream: HostStream, place: Place) {
-        self.adopt(flow, stream, Opening::Done, place);
+    fn accept(&mut self, flow: FlowId, stream: HostStream, charge: Charge) {
+        self.adopt(flow, stream, Opening::Done, charge);
         self.stack.tcp_accept(flow, self.now, &mut self.links.batches);
     }
 
@@ -200,12 +200,12 @@ impl Engine {
         stream: HostStream,
         remote: SocketAddrV4,
         of: Option<Guest>,
-        place: Place,
+        charge: Charge,
     ) {
         match self.stack.tcp_connect_to(remote, of, self.now, &mut self.links.batches) {
             Ok(flow) => {
                 tracing::debug!(%remote, "forwarding");
-                self.adopt(flow, stream, Opening::Guest(None), place);
+                self.adopt(flow, stream, Opening::Guest(None), charge);
             }
             Err(error) => {
                 tracing::debug!(%remote, %error, "cannot forward");
@@ -325,22 +325,22 @@ impl Engine {
         }
     }
 
-    /// A place for what the flow's guest dialled.
-    fn place_of(&mut self, flow: FlowId, owner: fn(PortId) -> Owner) -> Option<Place> {
+    /// A permit for what the flow's guest dialled.
+    fn charge_guest(&mut self, flow: FlowId, owner: fn(PortId) -> Owner) -> Option<Charge> {
         let guest = self.stack.tcp_guest(flow)?;
-        let place = self.place(owner(guest.port));
-        if place.is_none()
+        let permit = self.take_permit(owner(guest.port));
+        if permit.is_none()
             && let Some(suppressed) = self.tcp.no_descriptors.admit(Clock::now())
         {
             let limit = descriptor_limit();
             tracing::warn!(guest = %guest.address, limit, suppressed, "a guest has its share of open files: its connections are refused");
         }
-        place.map(Some)
+        permit.map(Some)
     }
 
-    /// A place for one more connection of the owner's, for which an idle one of its own is reset where it has its share, or one of whoever has
+    /// A permit for one more connection of the owner's, for which an idle one of its own is reset where it has its share, or one of whoever has
     /// most.
-    pub(super) fn place(&mut self, owner: Owner) -> Option<(Owner, Permit)> {
+    pub(super) fn take_permit(&mut self, owner: Owner) -> Option<(Owner, Permit)> {
         if let Some(permit) = self.tcp.shares.try_take(owner) {
             return Some((owner, permit));
         }
@@ -360,12 +360,12 @@ impl Engine {
     }
 
     /// Gives the flow its descriptor.
-    pub(super) fn adopt(&mut self, flow: FlowId, stream: HostStream, opening: Opening, place: Place) {
+    pub(super) fn adopt(&mut self, flow: FlowId, stream: HostStream, opening: Opening, charge: Charge) {
         let token = Token(self.sources.insert(Source::Tcp(flow)));
         let connected = !matches!(opening, Opening::Host(_));
         match Relay::new(stream, token, connected, self.poll.registry()) {
             Ok(relay) => {
-                let (owner, permit) = place.unzip();
+                let (owner, permit) = charge.unzip();
                 let used = self.now;
                 self.tcp.connections.insert(flow, Connection { relay, opening, ending: None, permit, used });
                 if let Some(owner) = owner {

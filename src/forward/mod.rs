@@ -172,7 +172,7 @@ impl Forward {
         let Self { bound, dest } = self;
         let log = ClientLog::new(&bound.name, &dest);
         let direct =
-            |to, log| Way::Direct(DirectWay::new(to, ways.own.add(&bound), Arc::clone(&ways.relays), log));
+            |to, log| Route::Direct(DirectWay::new(to, ways.own.add(&bound), Arc::clone(&ways.relays), log));
         let way = match dest.clone() {
             Dest::Ssh(to) => {
                 let (dialer, penalties) = (Arc::new(Logins(Arc::clone(&ways))), Arc::clone(&ways.penalties));
@@ -180,10 +180,10 @@ impl Forward {
             }
             Dest::Agent { guest, port, path } => {
                 let way = NetworkWay::new(ways.engine.clone(), ways.agent(guest, port), log);
-                Way::Network(way.by_agent(path, ways.agent_secret.clone()))
+                Route::Network(way.by_agent(path, ways.agent_secret.clone()))
             }
             Dest::Tcp(place) => match place.within(ways.subnet) {
-                Some(guest) => Way::Network(NetworkWay::new(ways.engine.clone(), guest, log)),
+                Some(guest) => Route::Network(NetworkWay::new(ways.engine.clone(), guest, log)),
                 None => direct(Direct::Tcp(place), log),
             },
             Dest::Vsock { cid, port } => direct(Direct::Vsock { cid, port }, log),
@@ -201,12 +201,12 @@ impl Forward {
 
 /// How clients get to a [`Dest`] that is not behind SSH.
 #[derive(Debug)]
-enum Way {
+enum Route {
     Network(NetworkWay),
     Direct(DirectWay),
 }
 
-impl Way {
+impl Route {
     async fn serve(&self, client: UnixStream, place: Permit) {
         match self {
             Self::Network(way) => way.serve(client, place, GUEST_PATIENCE).await,

@@ -100,11 +100,11 @@ impl Terms {
 pub struct Listener {
     /// Before the socket, as it must be dropped first.
     file: Option<RemoveOnDrop>,
-    way: Way,
+    endpoint: Endpoint,
 }
 
 #[derive(Debug)]
-enum Way {
+enum Endpoint {
     Accept(Guests, Socket),
     Vfkit(Socket),
     Stdio(OwnedFd, OwnedFd),
@@ -131,13 +131,13 @@ impl Listener {
                 let (socket, file) =
                     unix_socket(path, MODE, Type::SEQPACKET, as_made).context("bess listen error")?;
                 tracing::info!(path = %path.display(), "waiting for the virtual machine");
-                Ok(Self { file: Some(file), way: Way::Accept(Guests::Bess, socket) })
+                Ok(Self { file: Some(file), endpoint: Endpoint::Accept(Guests::Bess, socket) })
             }
             LinkConfig::Vfkit(path) => {
                 let made = unix_socket(path, MODE, Type::DGRAM, vfkit::prepare);
                 let (socket, file) = made.context("vfkit listen error")?;
                 tracing::info!(path = %path.display(), "waiting for the virtual machine");
-                Ok(Self { file: Some(file), way: Way::Vfkit(socket) })
+                Ok(Self { file: Some(file), endpoint: Endpoint::Vfkit(socket) })
             }
             LinkConfig::Stdio => {
                 let own = |fd: BorrowedFd<'_>| fd.try_clone_to_owned();
@@ -147,7 +147,7 @@ impl Listener {
                 let null = File::options().read(true).write(true).open("/dev/null")?;
                 rustix::stdio::dup2_stdin(&null)?;
                 rustix::stdio::dup2_stdout(&null)?;
-                Ok(Self { file: None, way: Way::Stdio(input, output) })
+                Ok(Self { file: None, endpoint: Endpoint::Stdio(input, output) })
             }
         }
     }
@@ -161,14 +161,14 @@ impl Listener {
                 tracing::info!(address, "waiting for the virtual machine");
             }
         }
-        Ok(Self { file, way: Way::Accept(guests, socket) })
+        Ok(Self { file, endpoint: Endpoint::Accept(guests, socket) })
     }
 
     /// Where it listens, if that is TCP.
     pub fn tcp_address(&self) -> Option<TcpAddress> {
-        match &self.way {
-            Way::Accept(_, socket) => TcpAddress::of(SockRef::from(socket)),
-            Way::Vfkit(_) | Way::Stdio(..) => None,
+        match &self.endpoint {
+            Endpoint::Accept(_, socket) => TcpAddress::of(SockRef::from(socket)),
+            Endpoint::Vfkit(_) | Endpoint::Stdio(..) => None,
         }
     }
 
@@ -187,7 +187,7 @@ impl Listener {
     /// # Errors
     /// The socket cannot be watched.
     pub async fn wait_readable(&self) -> io::Result<()> {
-        if let Way::Accept(_, socket) = &self.way {
+        if let Endpoint::Accept(_, socket) = &self.endpoint {
             let _ready = watch(socket.try_clone()?.into(), Interest::READABLE)?.readable().await?;
         }
         Ok(())
@@ -199,11 +199,11 @@ impl Listener {
     /// The run is over because of a failure.
     pub async fn serve(self, engine: Handle, terms: Arc<Terms>) -> Result<()> {
         // Dropped first.
-        let Self { way, file } = self;
-        let served = match way {
-            Way::Accept(guests, ref socket) => accept(guests, socket, &engine, &terms).await,
-            Way::Vfkit(ref socket) => vfkit::serve(socket, &engine, &terms).await,
-            Way::Stdio(input, output) => {
+        let Self { endpoint, file } = self;
+        let served = match endpoint {
+            Endpoint::Accept(guests, ref socket) => accept(guests, socket, &engine, &terms).await,
+            Endpoint::Vfkit(ref socket) => vfkit::serve(socket, &engine, &terms).await,
+            Endpoint::Stdio(input, output) => {
                 let attached = engine.attach_pair(input, output, Framing::Hyperkit).await;
                 let mut attachment = attached.context("cannot attach standard input and output")?;
                 let port = attachment.port();

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::{Terms, follow, report_begin};
 use crate::engine::Handle;
-use crate::limit::Place;
+use crate::limit::Slot;
 use crate::link::Framing;
 use crate::logging::Limited;
 use crate::sys::watch;
@@ -36,7 +36,7 @@ const ETHERNET: u16 = 14;
 static REFUSED: Limited = Limited::new(10, Duration::from_secs(60));
 
 /// Serves one client to its end, or until its `place` is wanted before it has greeted.
-pub(super) async fn serve(stream: Socket, place: Place<()>, engine: Handle, terms: Arc<Terms>) {
+pub(super) async fn serve(stream: Socket, place: Slot<()>, engine: Handle, terms: Arc<Terms>) {
     let attached = match place.hold(timeout(PATIENCE, greet(stream, &place, &terms))).await {
         Some(Ok(Ok(stream))) => {
             place.set_busy();
@@ -59,7 +59,7 @@ pub(super) async fn serve(stream: Socket, place: Place<()>, engine: Handle, term
     }
 }
 
-async fn greet(stream: Socket, place: &Place<()>, terms: &Terms) -> Result<OwnedFd> {
+async fn greet(stream: Socket, place: &Slot<()>, terms: &Terms) -> Result<OwnedFd> {
     stream.set_nonblocking(true)?;
     let stream = watch(OwnedFd::from(stream), Interest::READABLE | Interest::WRITABLE)?;
     let mut greeting = [0; GREETING];
@@ -98,7 +98,7 @@ fn random_mac() -> Result<Mac> {
 }
 
 /// Fills the buffer. Each part that comes keeps the client's `place` before those of clients that say nothing.
-async fn read_exact(stream: &AsyncFd<OwnedFd>, mut buffer: &mut [u8], place: &Place<()>) -> Result<()> {
+async fn read_exact(stream: &AsyncFd<OwnedFd>, mut buffer: &mut [u8], place: &Slot<()>) -> Result<()> {
     while !buffer.is_empty() {
         let read = |stream: &OwnedFd| rustix::io::read(stream, &mut *buffer).map_err(io::Error::from);
         let read = stream.async_io(Interest::READABLE, read).await?;

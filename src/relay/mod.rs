@@ -1,4 +1,4 @@
-//! Bytes between two stream descriptors, both ways, moved by the kernel: splice(2) through a pipe that is taken when there is something
+//! Bytes between two stream descriptors, both directions, moved by the kernel: splice(2) through a pipe that is taken when there is something
 //! to move and given back when it is empty.
 //!
 //! An end is carried over as what it was: a closed half as a closed half, once everything before it has been delivered; a reset as a
@@ -6,10 +6,10 @@
 //! pipes are in use, a buffer takes the pipe's place.
 //!
 //! Owns: the descriptors while it runs, the pipes, the counters. May not: look at a byte, know who is at the ends.
-//! Read next: `way.rs`, one direction; `pool.rs`; `crate::sys::pipe`.
+//! Read next: `direction.rs`, one direction; `pool.rs`; `crate::sys::pipe`.
 
+mod direction;
 mod pool;
-mod way;
 
 #[cfg(test)]
 mod tests;
@@ -27,8 +27,8 @@ use tokio::io::{Interest, Ready};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use crate::sys::Watched;
+use direction::{Direction, State};
 use pool::Pool;
-use way::{State, Way};
 
 /// How often it is looked whether a peer has taken what a reset, or a close, would take away from it; and how long it may take nothing.
 const LOOK: Duration = Duration::from_millis(20);
@@ -108,7 +108,7 @@ impl Relays {
         }
     }
 
-    /// Carries bytes between two connected streams until both ways have ended, and closes them. To be called in a tokio runtime that has
+    /// Carries bytes between two connected streams until both directions have ended, and closes them. To be called in a tokio runtime that has
     /// neither of them registered.
     pub async fn carry(&self, first: impl Into<OwnedFd>, second: impl Into<OwnedFd>) -> Ended {
         self.carry_as(first.into(), second.into(), true).await
@@ -213,10 +213,10 @@ struct Relay<'a> {
     relays: &'a Relays,
     ends: [End; 2],
     /// Each from the end of the same index to the other.
-    ways: [Way<'a>; 2],
+    directions: [Direction<'a>; 2],
     /// The first end has left, and the other does not take what it had sent.
     left: Option<Left>,
-    /// Both ways are over; what was delivered is still to be taken.
+    /// Both directions are over; what was delivered is still to be taken.
     settling: Option<Settling>,
     /// When it is looked again whether an end of vsock that takes nothing is there.
     look: Option<Pin<Box<Sleep>>>,
@@ -244,7 +244,7 @@ impl<'a> Relay<'a> {
         Ok(Self {
             relays,
             ends,
-            ways: [Way::default(), Way::default()],
+            directions: [Direction::default(), Direction::default()],
             left: None,
             settling: None,
             look: None,
@@ -252,7 +252,7 @@ impl<'a> Relay<'a> {
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let Self { relays, ends: [first, second], ways: [forth, back], left, .. } = self;
+        let Self { relays, ends: [first, second], directions: [forth, back], left, .. } = self;
         forth.advance(context, relays, first, second);
         back.advance(context, relays, second, first);
         if back.state == State::Done && forth.is_idle() && second.poll_hung_up(context) {
@@ -271,17 +271,17 @@ impl<'a> Relay<'a> {
             back.lose();
         }
         self.look_at_vsock(context);
-        let Self { ends: [first, second], ways: [forth, back], .. } = self;
+        let Self { ends: [first, second], directions: [forth, back], .. } = self;
         // The end of what a failed end sent is a reset, which ends the other way too.
         let resets = [
             back.state == State::Done && second.failed.is_some(),
             forth.state == State::Done && first.failed.is_some(),
         ];
-        let is_over = |way: &Way<'_>| matches!(way.state, State::Done | State::Lost);
-        if resets == [false; 2] && !self.ways.iter().all(is_over) {
+        let is_over = |way: &Direction<'_>| matches!(way.state, State::Done | State::Lost);
+        if resets == [false; 2] && !self.directions.iter().all(is_over) {
             return Poll::Pending;
         }
-        let lost = [self.ways[0].state == State::Lost, self.ways[1].state == State::Lost];
+        let lost = [self.directions[0].state == State::Lost, self.directions[1].state == State::Lost];
         for ((end, reset), lost) in self.ends.iter().zip(resets).zip(lost) {
             if (reset || lost)
                 && end.failed.is_none()
@@ -301,7 +301,7 @@ impl<'a> Relay<'a> {
 
     /// Gives up what an end of vsock takes nothing of that is gone; and comes back to look again while one takes nothing.
     fn look_at_vsock(&mut self, context: &mut Context<'_>) {
-        let Self { ends: [first, second], ways: [forth, back], look, .. } = self;
+        let Self { ends: [first, second], directions: [forth, back], look, .. } = self;
         let mut is_one_blocked = false;
         for (way, to) in [(forth, second), (back, first)] {
             if !(to.is_vsock && way.is_blocked()) {
@@ -323,7 +323,7 @@ impl<'a> Relay<'a> {
     fn into_ended(mut self) -> Ended {
         let [first, second] = &mut self.ends;
         let error = first.failed.take().or_else(|| second.failed.take());
-        Ended { forth: self.ways[0].moved, back: self.ways[1].moved, error }
+        Ended { forth: self.directions[0].moved, back: self.directions[1].moved, error }
     }
 }
 

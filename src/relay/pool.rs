@@ -1,4 +1,4 @@
-//! Pipes for those who have something to move. Owns: how many there are. Read next: `way.rs`.
+//! Pipes for those who have something to move. Owns: how many there are. Read next: `direction.rs`.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -95,7 +95,7 @@ pub(super) async fn run(to: SocketAddrV4, path: &str, host: &Arc<Host>, shutdown
             Ok(Step::Client(client, early)) => {
                 waiting -= 1;
                 if clients.len() < MAX_CLIENTS {
-                    clients.spawn(lead(client, early, Arc::clone(host)));
+                    clients.spawn(serve_client(client, early, Arc::clone(host)));
                 } else {
                     host.say("there are too many");
                 }
@@ -208,8 +208,8 @@ async fn wait(mut lines: Lines, shutdown: watch::Receiver<bool>) -> Step {
     }
 }
 
-/// Leads one client to the host's socket.
-async fn lead(client: UnixStream, early: Vec<u8>, host: Arc<Host>) {
+/// Joins one client with the host's socket.
+async fn serve_client(client: UnixStream, early: Vec<u8>, host: Arc<Host>) {
     let Some((socket, _place)) = host.connect().await else { return };
     let joined = async {
         let mut socket = stream(socket)?;

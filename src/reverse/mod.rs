@@ -52,13 +52,13 @@ const LOG_WINDOW: Duration = Duration::from_secs(30);
 /// A socket that is to be in a guest.
 #[derive(Debug)]
 pub struct Reverse {
-    place: Place,
+    socket: GuestSocket,
     host: Arc<Host>,
 }
 
 /// Where it is to be.
 #[derive(Debug)]
-enum Place {
+enum GuestSocket {
     Ssh(crate::ssh::Target, String),
     Agent(SocketAddrV4, String),
 }
@@ -69,15 +69,15 @@ impl Reverse {
     /// # Errors
     /// The identity is not a usable private key.
     pub fn new(wanted: &Wanted, ways: &Arc<Ways>) -> Result<Self> {
-        let place = match wanted.socket.clone() {
+        let socket = match wanted.socket.clone() {
             Dest::Ssh(to) => {
                 if let SshDest { key: Some(key), passphrase, .. } = &to {
                     load_key(key, passphrase.as_ref())?;
                 }
                 let (target, path) = target(to)?;
-                Place::Ssh(target, path)
+                GuestSocket::Ssh(target, path)
             }
-            Dest::Agent { guest, port, path } => Place::Agent(ways.agent(guest, port), path),
+            Dest::Agent { guest, port, path } => GuestSocket::Agent(ways.agent(guest, port), path),
             other => bail!("{other} is no socket in a guest"),
         };
         let host = Host {
@@ -86,16 +86,16 @@ impl Reverse {
             dest: wanted.dest.clone(),
             log: Limited::new(1, LOG_WINDOW),
         };
-        Ok(Self { place, host: Arc::new(host) })
+        Ok(Self { socket, host: Arc::new(host) })
     }
 
     /// Keeps the socket in the guest until `shutdown` turns true or its sender is gone; then drops its clients, and removes it if the
     /// guest is quick about it.
     pub async fn run(self, shutdown: watch::Receiver<bool>) {
-        let Self { place, host } = self;
-        match place {
-            Place::Ssh(target, path) => ssh::run(&target, &path, &host, shutdown).await,
-            Place::Agent(to, path) => agent::run(to, &path, &host, shutdown).await,
+        let Self { socket, host } = self;
+        match socket {
+            GuestSocket::Ssh(target, path) => ssh::run(&target, &path, &host, shutdown).await,
+            GuestSocket::Agent(to, path) => agent::run(to, &path, &host, shutdown).await,
         }
     }
 }

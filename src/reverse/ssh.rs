@@ -34,7 +34,7 @@ pub(super) async fn run(target: &Target, path: &str, host: &Arc<Host>, shutdown:
                 let take = |client: Arrival| {
                     while clients.try_join_next().is_some() {}
                     if clients.len() < MAX_CLIENTS {
-                        clients.spawn(lead(client, Arc::clone(host)));
+                        clients.spawn(serve_client(client, Arc::clone(host)));
                     } else {
                         host.say("there are too many");
                     }
@@ -101,8 +101,8 @@ fn say(error: &OfferError, target: &Target, path: &str) {
     warn!(%error, addr = %target.addr, user = target.user, path, todo, "reverse: no socket in the guest, trying again");
 }
 
-/// Leads one client to the host's socket.
-async fn lead(client: Arrival, host: Arc<Host>) {
+/// Joins one client with the host's socket.
+async fn serve_client(client: Arrival, host: Arc<Host>) {
     let Some((socket, _place)) = host.connect().await else { return client.refuse().await };
     let ended = match stream(socket) {
         Ok(socket) => client.accept().await.relay(socket).await,

@@ -6,6 +6,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::print_stderr,
+    clippy::new_without_default,
     reason = "it serves tests, and a test fails by panic"
 )]
 

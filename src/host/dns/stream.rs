@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::limit::Place;
+use crate::limit::Slot;
 
 /// How long the first query may take to arrive. The original's 2 s are less than two retransmissions.
 const FIRST_TIME: Duration = Duration::from_secs(10);
@@ -28,12 +28,8 @@ const MAX_PIPELINED: usize = 32;
 /// questions it is idle. Answers go out in the order in which they come, not in that of the queries (RFC 7766
 /// section 6.2.1.1); a message that `resolve` gives `None` for has none. Each query waits for its `turn`, which knows its length, and has what
 /// that gives until its answer is written.
-pub async fn serve_stream<S, T, R, F, K>(
-    mut stream: S,
-    place: Place<K>,
-    turn: impl Fn(usize) -> T,
-    resolve: R,
-) where
+pub async fn serve_stream<S, T, R, F, K>(mut stream: S, place: Slot<K>, turn: impl Fn(usize) -> T, resolve: R)
+where
     S: AsyncRead + AsyncWrite + Unpin,
     T: Future<Output: Send + 'static>,
     R: Fn(Vec<u8>) -> F,
@@ -47,7 +43,7 @@ pub async fn serve_stream<S, T, R, F, K>(
 
 async fn serve<S, T, R, F, K>(
     stream: &mut S,
-    place: &Place<K>,
+    place: &Slot<K>,
     turn: impl Fn(usize) -> T,
     resolve: R,
 ) -> io::Result<()>

@@ -29,7 +29,7 @@ fn connect(buffer: usize) -> (DuplexStream, JoinHandle<()>) {
 /// Whose turn it always is.
 async fn turn(_: usize) {}
 
-fn place() -> Place<()> {
+fn place() -> Slot<()> {
     Limit::new(1, Duration::ZERO).admit(()).unwrap()
 }
 

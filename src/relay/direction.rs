@@ -32,7 +32,7 @@ pub(super) enum State {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Way<'a> {
+pub(super) struct Direction<'a> {
     pub(super) state: State,
     /// Bytes that were delivered.
     pub(super) moved: u64,
@@ -113,7 +113,7 @@ impl<'a> Held<'a> {
     }
 }
 
-impl<'a> Way<'a> {
+impl<'a> Direction<'a> {
     /// Whether it is open, and nothing is on its way.
     pub(super) fn is_idle(&mut self) -> bool {
         self.state == State::Open && self.held.is_empty()
