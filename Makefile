@@ -47,7 +47,7 @@ instructions: ## the same in instructions, which do not vary: takes anew the fig
 	@tests/install.sh instructions
 	@benches/netstack/instructions.sh --update
 
-pages: ## share/: manual pages, and completions for bash, zsh and fish, from the tables of flags
+pages: ## manual pages, completions for bash, zsh and fish, and the tables of docs/, from the tables of flags and keys
 	UPDATE_PAGES=1 cargo test -q --profile $(PROFILE) -p gvproxy --test pages
 
 lint: ## formatting, clippy, documentation, scripts, what imports what

@@ -6,6 +6,7 @@ mod asked;
 mod file;
 mod forwards;
 mod guest;
+pub mod keys;
 mod links;
 mod machines;
 mod ports;
@@ -245,7 +246,7 @@ impl Config {
             agent_port,
             agent_secret,
         };
-        let asks_for_network = raw.ssh_port_given || asked.stack().is_some();
+        let asks_for_network = raw.typed.contains(&"ssh-port") || asked.stack().is_some();
         if !config.has_way_in() && config.only_leads_elsewhere() && !asks_for_network {
             // Nobody will ever answer there, and another process of this kind would want it too.
             config.port_forwards.clear();

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use gvproxy::docker_sock::{command, launchd};
+use gvproxy::docker_sock::launchd;
 use testkit::ns::Namespace;
 use testkit::tool;
 
@@ -281,14 +281,6 @@ fn what_is_no_command_line() {
     }
     // Only as the first word: behind a flag it is a word like any other.
     run(&["-version", "docker-sock", "status"]).said(0, &run(&["-version"]).stdout);
-}
-
-#[test]
-fn the_docs_have_the_table_of_flags() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/docker-sock.md");
-    let page = fs::read_to_string(path).unwrap();
-    let table = gvproxy::cli::table::markdown(command::INSTALL);
-    assert!(page.contains(&table), "docs/docker-sock.md wants this table:\n{table}");
 }
 
 /// A system that has just started: /run and /etc/tmpfiles.d are empty, and nobody else's.

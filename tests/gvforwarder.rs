@@ -667,14 +667,6 @@ fn flags_that_cannot_be_meant_are_told_at_once() {
 }
 
 #[test]
-fn the_docs_have_the_table_of_flags() {
-    let table = gvproxy::cli::table::markdown(gvproxy::guest::settings::FLAGS);
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/gvforwarder.md");
-    let page = fs::read_to_string(path).unwrap();
-    assert!(page.contains(&table), "docs/gvforwarder.md wants this table:\n{table}");
-}
-
-#[test]
 fn the_token_is_sent_and_its_lack_is_told() {
     const TOKEN: &str = "0123456789abcdef0123456789ABCDEF";
     const URL: &str = "tcp://127.0.0.1:1024";

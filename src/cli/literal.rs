@@ -12,7 +12,8 @@ pub enum LiteralError {
     Range,
 }
 
-/// An integer literal: a sign, then decimal, `0x`, `0o`, `0b` or leading-zero octal digits, with `_` between digits.
+/// An integer literal: a sign, then decimal, `0x`, `0o`, `0b` or leading-zero octal digits, with `_`
+/// between digits.
 pub fn int(text: &str) -> Result<i64, LiteralError> {
     let (negative, unsigned) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),

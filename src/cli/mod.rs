@@ -1,8 +1,10 @@
-//! The command line: Go's `flag` grammar in front of clap. Owns: what was typed, as [`RawArgs`].
-//! May not: judge what the values mean, touch files or globals. Read next: `table.rs`, then `config.rs`; `guest/settings.rs`.
+//! The command line: Go's `flag` grammar in front of clap. Owns: what was typed, as [`RawArgs`]. May not:
+//! judge what the values mean, touch files or globals. Read next: `table.rs`, then `config.rs`;
+//! `guest/settings.rs`.
 
 mod grammar;
 pub mod literal;
+pub mod manual;
 pub mod pages;
 pub mod table;
 
@@ -13,55 +15,8 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use crate::text::quote;
 
 use grammar::End;
+pub use table::RawArgs;
 use table::{FLAGS, Flag, Kind};
-
-/// Exactly what was typed, with the defaults of the flags that were not. An empty text means "not given".
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "named after the flags, which table.rs documents")]
-pub struct RawArgs {
-    pub agent_port: i64,
-    pub agent_secret_file: Option<OsString>,
-    pub api_token_file: Option<OsString>,
-    pub api_token_gateway: bool,
-    pub config: OsString,
-    pub debug: bool,
-    pub device_ip: OsString,
-    pub ec2_metadata_access: bool,
-    pub exit_with_vm: bool,
-    pub forward_dest: Vec<OsString>,
-    pub forward_identity: Vec<OsString>,
-    pub forward_sock: Vec<OsString>,
-    pub forward_user: Vec<OsString>,
-    pub gateway_expose_all_protocols: bool,
-    pub gateway_ip: OsString,
-    pub host_ip: OsString,
-    pub keep_running: bool,
-    pub listen_bess: OsString,
-    pub listen: Vec<OsString>,
-    pub listen_qemu: OsString,
-    pub listen_stdio: OsString,
-    pub listen_unixgram: OsString,
-    pub listen_vfkit: OsString,
-    pub listen_vpnkit: OsString,
-    pub log_file: OsString,
-    pub mtu: i64,
-    pub notification: OsString,
-    pub pcap: OsString,
-    pub pid_file: OsString,
-    pub qmp: Vec<OsString>,
-    pub qmp_keep_device: bool,
-    pub qmp_status: bool,
-    pub reverse_dest: Vec<OsString>,
-    pub reverse_sock: Vec<OsString>,
-    pub services: OsString,
-    pub ssh_port: i64,
-    /// Whether `ssh_port` was typed.
-    pub ssh_port_given: bool,
-    pub subnet: OsString,
-    pub version: bool,
-    /// The word at which the flags ended; it and what follows has no meaning.
-    pub ignored: Option<OsString>,
-}
 
 /// What a command line asks for.
 #[derive(Debug)]
@@ -77,7 +32,7 @@ pub enum Parsed {
 /// Reads a whole argv, the program's name first.
 pub fn parse(argv: &[OsString]) -> Parsed {
     match read(argv, "gvproxy", FLAGS) {
-        Read::Values(values) => Parsed::Run(Box::new(RawArgs::from_values(&values))),
+        Read::Values(values) => Parsed::Run(Box::new(RawArgs::new(values))),
         Read::Help(text) => Parsed::Help(text),
         Read::Usage(text) => Parsed::Usage(text),
     }
@@ -102,7 +57,8 @@ pub(crate) fn read(argv: &[OsString], name: &'static str, flags: &'static [Flag]
     };
     let usage = || table::usage(&program.to_string_lossy(), flags);
     let lexed = grammar::lex(words, flags);
-    // clap has the first word: Go reads from left to right, so a bad value comes before whatever ended the reading.
+    // clap has the first word: Go reads from left to right, so a bad value comes before whatever ended the
+    // reading.
     let matches = match command(name, flags).try_get_matches_from(&lexed.items) {
         Ok(matches) => matches,
         Err(error) => return Read::Usage(format!("{}\n{}", reason(&error), usage())),
@@ -155,92 +111,62 @@ pub(crate) struct Values {
 }
 
 impl Values {
+    /// The value of the flag `name`, whose kind has values of this type.
+    pub(crate) fn get<T: Value>(&self, name: &str) -> T {
+        T::of(self, name)
+    }
+
+    /// The names of the flags that were typed.
+    pub(crate) fn typed(&self) -> Vec<&'static str> {
+        let names = self.flags.iter().map(|flag| flag.name);
+        names.filter(|name| self.matches.contains_id(name)).collect()
+    }
+
     fn default(&self, name: &str) -> Option<Kind> {
         self.flags.iter().find(|flag| flag.name == name).map(|flag| flag.kind)
     }
+}
 
-    /// Whether the flag was typed.
-    pub(crate) fn is_given(&self, name: &str) -> bool {
-        self.matches.contains_id(name)
+/// A type that values of flags have.
+pub(crate) trait Value {
+    fn of(values: &Values, name: &str) -> Self;
+}
+
+impl Value for bool {
+    fn of(values: &Values, name: &str) -> Self {
+        values.matches.get_one(name).copied().unwrap_or(false)
     }
+}
 
-    pub(crate) fn boolean(&self, name: &str) -> bool {
-        self.matches.get_one::<bool>(name).copied().unwrap_or(false)
-    }
-
-    pub(crate) fn int(&self, name: &str) -> i64 {
-        match (self.matches.get_one::<i64>(name), self.default(name)) {
+impl Value for i64 {
+    fn of(values: &Values, name: &str) -> Self {
+        match (values.matches.get_one(name), values.default(name)) {
             (Some(&value), _) | (None, Some(Kind::Int(value))) => value,
             (None, _) => 0,
         }
     }
+}
 
-    pub(crate) fn text(&self, name: &str) -> OsString {
-        match (self.matches.get_one::<OsString>(name), self.default(name)) {
+impl Value for OsString {
+    fn of(values: &Values, name: &str) -> Self {
+        match (values.matches.get_one::<Self>(name), values.default(name)) {
             (Some(value), _) => value.clone(),
             (None, Some(Kind::Text(value))) => value.into(),
-            (None, _) => OsString::new(),
+            (None, _) => Self::new(),
         }
-    }
-
-    /// Also where it is empty.
-    pub(crate) fn given(&self, name: &str) -> Option<OsString> {
-        self.matches.get_one(name).cloned()
-    }
-
-    pub(crate) fn list(&self, name: &str) -> Vec<OsString> {
-        self.matches.get_many::<OsString>(name).into_iter().flatten().cloned().collect()
     }
 }
 
-impl RawArgs {
-    fn from_values(values: &Values) -> Self {
-        let boolean = |name: &str| values.boolean(name);
-        let int = |name: &str| values.int(name);
-        let text = |name: &str| values.text(name);
-        let list = |name: &str| values.list(name);
-        Self {
-            agent_port: int("agent-port"),
-            agent_secret_file: values.given("agent-secret-file"),
-            api_token_file: values.given("api-token-file"),
-            api_token_gateway: boolean("api-token-gateway"),
-            config: text("config"),
-            debug: boolean("debug"),
-            device_ip: text("deviceIP"),
-            ec2_metadata_access: boolean("ec2-metadata-access"),
-            exit_with_vm: boolean("exit-with-vm"),
-            forward_dest: list("forward-dest"),
-            forward_identity: list("forward-identity"),
-            forward_sock: list("forward-sock"),
-            forward_user: list("forward-user"),
-            gateway_expose_all_protocols: boolean("gateway-expose-all-protocols"),
-            gateway_ip: text("gatewayIP"),
-            host_ip: text("hostIP"),
-            keep_running: boolean("keep-running"),
-            listen_bess: text("listen-bess"),
-            listen: list("listen"),
-            listen_qemu: text("listen-qemu"),
-            listen_stdio: text("listen-stdio"),
-            listen_unixgram: text("listen-unixgram"),
-            listen_vfkit: text("listen-vfkit"),
-            listen_vpnkit: text("listen-vpnkit"),
-            log_file: text("log-file"),
-            mtu: int("mtu"),
-            notification: text("notification"),
-            pcap: text("pcap"),
-            pid_file: text("pid-file"),
-            qmp: list("qmp"),
-            qmp_keep_device: boolean("qmp-keep-device"),
-            qmp_status: boolean("qmp-status"),
-            reverse_dest: list("reverse-dest"),
-            reverse_sock: list("reverse-sock"),
-            services: text("services"),
-            ssh_port: int("ssh-port"),
-            ssh_port_given: values.matches.contains_id("ssh-port"),
-            subnet: text("subnet"),
-            version: boolean("version"),
-            ignored: values.ignored.clone(),
-        }
+/// `None` if the flag was not typed: an empty value is `Some`.
+impl Value for Option<OsString> {
+    fn of(values: &Values, name: &str) -> Self {
+        values.matches.get_one(name).cloned()
+    }
+}
+
+impl Value for Vec<OsString> {
+    fn of(values: &Values, name: &str) -> Self {
+        values.matches.get_many(name).into_iter().flatten().cloned().collect()
     }
 }
 

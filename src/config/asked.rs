@@ -1,7 +1,8 @@
-//! What was asked for: the flags and the file of `-config` as one. Owns: which of the two counts, and where in the file a value
-//! stands. May not: judge values. Read next: `../config.rs`.
+//! What was asked for: the flags and the file of `-config` as one. Owns: which of the two counts, and where
+//! in the file a value stands. May not: judge values. Read next: `../config.rs`.
 //!
-//! As in the original a flag counts before the file, but for the four addresses, where the file counts before the flags.
+//! As in the original a flag counts before the file, but for the four addresses, where the file counts
+//! before the flags.
 
 use std::ffi::{OsStr, OsString};
 use std::net::Ipv4Addr;
@@ -12,6 +13,7 @@ use serde_saphyr::Spanned;
 use tracing::level_filters::LevelFilter;
 
 use super::file::{File, Stack, Text};
+use super::keys;
 use crate::addr::ListenAddress;
 use crate::cli::RawArgs;
 use crate::text::quote;
@@ -31,8 +33,8 @@ pub struct Asked {
     /// The flags; where one was not given, what the file says in its place.
     pub(super) args: RawArgs,
     file: Option<File>,
-    /// The flags whose value is the file's: name, line, key.
-    places: Vec<(&'static str, u64, &'static str)>,
+    /// The flags whose value is the file's: name, line.
+    places: Vec<(&'static str, u64)>,
     /// What the file says in `log-level`.
     log_level: Option<String>,
 }
@@ -84,7 +86,8 @@ impl Asked {
         }
     }
 
-    /// Which frames the log is to have: as many as it can bear at debug level or where the file asks for it, all at trace level.
+    /// Which frames the log is to have: as many as it can bear at debug level or where the file asks for
+    /// it, all at trace level.
     pub(super) fn frame_log(&self) -> Option<LoggedFrames> {
         let level = self.log_level().unwrap_or(LevelFilter::INFO);
         let asked_for = self.stack().and_then(|stack| stack.debug.as_ref()).is_some_and(|debug| debug.value);
@@ -95,7 +98,8 @@ impl Asked {
         }
     }
 
-    /// The paths of the sockets for clients, of `-forward-sock`, `-listen` and `-services`. Those for virtual machines are not among them.
+    /// The paths of the sockets for clients, of `-forward-sock`, `-listen` and `-services`. Those for
+    /// virtual machines are not among them.
     pub fn sockets(&self) -> Vec<PathBuf> {
         let of_file = self.file.iter().flat_map(|file| &file.forwards);
         let of_file = of_file.filter_map(|forward| Some(OsStr::new(&forward.value.socket.as_ref()?.value)));
@@ -119,7 +123,7 @@ impl Asked {
 
     /// Whether the file gave the value of `flag`.
     pub(super) fn is_of_file(&self, flag: &str) -> bool {
-        self.places.iter().any(|(name, ..)| *name == flag)
+        self.places.iter().any(|(name, _)| *name == flag)
     }
 
     /// Puts line and key before an error about the value of `flag`, if the file gave it.
@@ -129,8 +133,8 @@ impl Asked {
 
     /// The same where `flag` is a list, about its `index`th value.
     pub(super) fn place_item(&self, flag: &str, index: usize, error: Error) -> Error {
-        match self.places.iter().filter(|(name, ..)| *name == flag).nth(index) {
-            Some((_, line, key)) => self.wrong(*line, key, error),
+        match self.places.iter().filter(|(name, _)| *name == flag).nth(index) {
+            Some((_, line)) => self.wrong(*line, keys::of_flag(flag), error),
             None => error,
         }
     }
@@ -144,37 +148,36 @@ impl Asked {
     fn take(&mut self, file: &File) {
         let args = &mut self.args;
         let mut places = Vec::new();
-        let mut text =
-            |value: &mut OsString, theirs: &Text, flag: &'static str, key: &'static str, first: bool| {
-                let Some(Spanned { value: theirs, referenced, .. }) = theirs else { return };
-                if !theirs.is_empty() && (first || value.is_empty()) {
-                    *value = theirs.into();
-                    places.push((flag, referenced.line(), key));
-                }
-            };
+        let mut text = |value: &mut OsString, theirs: &Text, flag: &'static str, first: bool| {
+            let Some(Spanned { value: theirs, referenced, .. }) = theirs else { return };
+            if !theirs.is_empty() && (first || value.is_empty()) {
+                *value = theirs.into();
+                places.push((flag, referenced.line()));
+            }
+        };
         let (stack, interfaces) = (&file.stack, &file.interfaces);
-        for (value, theirs, flag, key) in [
-            (&mut args.subnet, &stack.subnet, "subnet", "stack.subnet"),
-            (&mut args.gateway_ip, &stack.gateway_ip, "gatewayIP", "stack.gatewayIP"),
-            (&mut args.device_ip, &stack.device_ip, "deviceIP", "stack.deviceIP"),
-            (&mut args.host_ip, &stack.host_ip, "hostIP", "stack.hostIP"),
+        for (value, theirs, flag) in [
+            (&mut args.subnet, &stack.subnet, "subnet"),
+            (&mut args.gateway_ip, &stack.gateway_ip, "gatewayIP"),
+            (&mut args.device_ip, &stack.device_ip, "deviceIP"),
+            (&mut args.host_ip, &stack.host_ip, "hostIP"),
         ] {
-            text(value, theirs, flag, key, true);
+            text(value, theirs, flag, true);
         }
-        for (value, theirs, flag, key) in [
-            (&mut args.listen_bess, &interfaces.bess, "listen-bess", "interfaces.bess"),
-            (&mut args.listen_qemu, &interfaces.qemu, "listen-qemu", "interfaces.qemu"),
-            (&mut args.listen_stdio, &interfaces.stdio, "listen-stdio", "interfaces.stdio"),
-            (&mut args.listen_vfkit, &interfaces.vfkit, "listen-vfkit", "interfaces.vfkit"),
-            (&mut args.listen_vpnkit, &interfaces.vpnkit, "listen-vpnkit", "interfaces.vpnkit"),
-            (&mut args.log_file, &file.log_file, "log-file", "log-file"),
-            (&mut args.notification, &file.notification, "notification", "notification"),
+        for (value, theirs, flag) in [
+            (&mut args.listen_bess, &interfaces.bess, "listen-bess"),
+            (&mut args.listen_qemu, &interfaces.qemu, "listen-qemu"),
+            (&mut args.listen_stdio, &interfaces.stdio, "listen-stdio"),
+            (&mut args.listen_vfkit, &interfaces.vfkit, "listen-vfkit"),
+            (&mut args.listen_vpnkit, &interfaces.vpnkit, "listen-vpnkit"),
+            (&mut args.log_file, &file.log_file, "log-file"),
+            (&mut args.notification, &file.notification, "notification"),
             // COMPAT(gvproxy): the original ignores -pcap beside a file.
-            (&mut args.pcap, &stack.capture_file, "pcap", "stack.capture-file"),
-            (&mut args.pid_file, &file.pid_file, "pid-file", "pid-file"),
-            (&mut args.services, &file.services, "services", "services"),
+            (&mut args.pcap, &stack.capture_file, "pcap"),
+            (&mut args.pid_file, &file.pid_file, "pid-file"),
+            (&mut args.services, &file.services, "services"),
         ] {
-            text(value, theirs, flag, key, false);
+            text(value, theirs, flag, false);
         }
         // An empty one is no word for "none": it would leave the API open, or believe any agent.
         for (value, theirs, flag) in [
@@ -185,19 +188,19 @@ impl Asked {
                 && let Some(Spanned { value: theirs, referenced, .. }) = theirs
             {
                 *value = Some(theirs.into());
-                places.push((flag, referenced.line(), flag));
+                places.push((flag, referenced.line()));
             }
         }
         if args.listen.is_empty() {
             for Spanned { value, referenced, .. } in &file.listen {
                 args.listen.push(value.into());
-                places.push(("listen", referenced.line(), "listen"));
+                places.push(("listen", referenced.line()));
             }
         }
         if args.qmp.is_empty() {
             for Spanned { value, referenced, .. } in &file.qmp {
                 args.qmp.push(value.into());
-                places.push(("qmp", referenced.line(), "qmp"));
+                places.push(("qmp", referenced.line()));
             }
         }
         args.qmp_keep_device |= file.qmp_keep_device;
@@ -208,7 +211,7 @@ impl Asked {
             && let Some(Spanned { value, referenced, .. }) = &stack.mtu
         {
             args.mtu = value.0;
-            places.push(("mtu", referenced.line(), "stack.mtu"));
+            places.push(("mtu", referenced.line()));
         }
         // COMPAT(gvproxy): there the first of the two has no effect.
         args.ec2_metadata_access |= file.ec2_metadata_access || stack.ec2_metadata_access;
@@ -218,7 +221,7 @@ impl Asked {
 
     /// What was asked for and has no effect.
     pub fn warn(&self, device: Ipv4Addr) {
-        if self.file.is_some() && self.args.ssh_port_given {
+        if self.file.is_some() && self.args.typed.contains(&"ssh-port") {
             tracing::warn!(
                 "CLI argument \"-ssh-port\" is unavailable with config file. You need to add \"127.0.0.1:{}: \
                  {}:22\" entry into .stack.forwards in {} instead",

@@ -12,10 +12,11 @@ use crate::cli::table::{Flag, Kind, flag, usage};
 use crate::cli::{Read, Values, read};
 use crate::text::quote;
 
-/// The first word of a command line that is for here. No other word in front of or behind flags has a meaning.
+/// The first word of a command line that is for here. No other word in front of or behind flags has a
+/// meaning.
 pub const WORD: &str = "docker-sock";
 
-const PREFIX: Flag = flag("prefix", Kind::Text(""), "Directory tree to work in instead of /");
+const PREFIX: Flag = flag("prefix", Kind::Text(""), "PATH", "Work in this directory tree instead of /");
 
 /// The flags of `install`, bytewise by name.
 pub const INSTALL: &[Flag] = &[
@@ -23,7 +24,9 @@ pub const INSTALL: &[Flag] = &[
     flag(
         "socket",
         Kind::Text(""),
-        "Socket that the link leads to, default on Linux is /run/user/UID/podman/podman-machine-default-api.sock of who ran sudo",
+        "PATH",
+        "Target of the link. The default is the socket of the default podman machine of the user who ran \
+         sudo: /run/user/UID/podman/podman-machine-default-api.sock. There is none on macOS",
     ),
 ];
 
@@ -95,12 +98,12 @@ fn said(err: String, code: u8) -> Output {
 }
 
 fn done(verb: &str, values: &Values) -> Result<(String, u8)> {
-    let prefix = values.text("prefix");
+    let prefix: OsString = values.get("prefix");
     let prefix = (!prefix.is_empty()).then_some(Path::new(&prefix));
     let place = Installation::new(System::here()?, prefix);
     match verb {
         "install" => {
-            let socket = values.text("socket");
+            let socket: OsString = values.get("socket");
             let socket = if socket.is_empty() { usual_socket()? } else { socket.into() };
             place.install(&socket)?;
             Ok((status(&place, &place.look()?).0, 0))
@@ -117,7 +120,8 @@ fn usual_socket() -> Result<PathBuf> {
     // On macOS it lies in a directory that has no fixed name; root has no machine.
     if env::consts::OS != "linux" || uid == 0 {
         bail!(
-            "which socket? -socket \"$(podman machine inspect --format '{{{{.ConnectionInfo.PodmanSocket.Path}}}}')\""
+            "which socket? -socket \"$(podman machine inspect --format \
+             '{{{{.ConnectionInfo.PodmanSocket.Path}}}}')\""
         );
     }
     Ok(format!("/run/user/{uid}/podman/podman-machine-default-api.sock").into())

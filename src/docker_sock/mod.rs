@@ -7,6 +7,7 @@
 
 pub mod command;
 pub mod launchd;
+pub mod manual;
 mod ping;
 pub mod tmpfiles;
 

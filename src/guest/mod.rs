@@ -8,6 +8,7 @@
 pub mod agent;
 mod dhcp;
 mod endpoint;
+pub mod manual;
 mod netlink;
 mod offers;
 mod relay;

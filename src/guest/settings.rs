@@ -1,5 +1,4 @@
-//! gvforwarder's flags and what they mean. Owns: the table that its usage text and that of docs/gvforwarder.md are
-//! made from.
+//! gvforwarder's flags and what they mean. Owns: the table that its usage text and its pages are made from.
 //! May not: look at the system. Read next: `../cli/mod.rs`, which reads argv by the table.
 
 use std::ffi::OsString;
@@ -10,8 +9,7 @@ use super::agent;
 use super::endpoint::Endpoint;
 use crate::addr::{ListenAddress, PATH_MAX};
 use crate::agent::Secret;
-use crate::cli::pages::Program;
-use crate::cli::table::{Flag, Kind, flag};
+use crate::cli::table::{Flag, Kind, flag, flags};
 use crate::cli::{Read, Values, read};
 use crate::config::Token;
 use crate::text::quote;
@@ -19,70 +17,68 @@ use crate::text::quote;
 /// Linux's `IFNAMSIZ` without the final zero (netdevice(7)).
 const NAME_MAX: usize = 15;
 
-/// Every flag, bytewise by name.
-pub const FLAGS: &[Flag] = &[
-    flag(
-        "agent",
-        Kind::Bool,
-        "Serve the sockets of -agent-allow to the host, and make those of -agent-offer for it; no tap then, unless -url is given",
-    ),
-    flag("agent-allow", Kind::List, "Absolute path of a unix socket that the host may reach"),
-    flag(
-        "agent-from",
-        Kind::Text(""),
-        "Address that TCP connections to the agent must come from, default is the gateway of the default route",
-    ),
-    flag(
-        "agent-offer",
-        Kind::List,
-        "Unix socket that the host may have made here and whose clients it serves: a path, or unix:///path?mode=0660&owner=NAME&group=NAME",
-    ),
-    flag("agent-port", Kind::Int(crate::agent::PORT as i64), "Port of the agent, for TCP and on vsock"),
-    flag(
-        "agent-secret-file",
-        Kind::Text(""),
-        "File of mode 0600 with a secret of 16 to 4096 bytes that the host's gvproxy has too; over TCP each has to prove so to the other",
-    ),
-    flag(
-        "api-token-file",
-        Kind::Text(""),
-        "File of mode 0600 with the API's token of the host's gvproxy, if it has one; without it that of the environment's GVISOR_API_TOKEN",
-    ),
-    flag("debug", Kind::Bool, "Log at debug level"),
-    flag("iface", Kind::Text("tap0"), "Name of the tap interface"),
-    flag(
-        "mac",
-        Kind::Text("5a:94:ef:e4:0c:ee"),
-        "Hardware address of the interface; empty leaves the one it has",
-    ),
-    flag("mtu", Kind::Int(0), "Largest MTU taken from DHCP, at least 68; 0 takes what is offered"),
-    flag("preexisting", Kind::Bool, "Use a tap that somebody else configures: no hardware address, no DHCP"),
-    flag(
-        "stop-if-exist",
-        Kind::Text("eth0,ens3,enp0s1"),
-        "Do nothing where one of these interfaces exists, separated by commas",
-    ),
-    flag(
-        "url",
-        Kind::Text("vsock://2:1024/connect"),
-        "Where the frames go: vsock://CID:PORT/connect, unix:///SOCKET, tcp://HOST:PORT/connect, or stdio:PROGRAM?FLAG=VALUE",
-    ),
-    flag("version", Kind::Bool, "Print the version and exit"),
-];
-
-/// What its manual page says beside the flags.
-pub const GVFORWARDER: Program = Program {
-    name: "gvforwarder",
-    summary: "the network of a guest without a network card, and its sockets for the host",
-    description: &[
-        "Runs in a guest. Makes a tap interface, carries its frames to gvproxy on the host, and leases an address there. With -agent it serves \
-         sockets of the guest to the host, and sockets of the host in the guest.",
-        "A flag is written with one dash or two, its value after a space or an equals sign.",
-    ],
-    commands: &[],
-    flags: FLAGS,
-    statuses: &[],
-};
+flags! {
+    /// Exactly what was typed, with the defaults of the flags that were not.
+    pub struct RawArgs {
+        agent: bool = flag(
+            "agent", Kind::Bool, "",
+            "Serve the sockets of -agent-allow and -agent-offer to gvproxy on the host. No tap is made \
+             then, unless -url is given",
+        ),
+        agent_allow: Vec<OsString> = flag(
+            "agent-allow", Kind::List, "PATH",
+            "Absolute path of a unix socket that the host may connect to",
+        ),
+        agent_from: OsString = flag(
+            "agent-from", Kind::Text(""), "ADDRESS",
+            "IPv4 address that TCP connections to the agent must come from. The default is the gateway of \
+             the default route",
+        ),
+        agent_offer: Vec<OsString> = flag(
+            "agent-offer", Kind::List, "PATH|URL",
+            "Unix socket that the agent may make here for the host, which serves its clients. It is an \
+             absolute path, or unix:///PATH?mode=0660&owner=NAME&group=NAME",
+        ),
+        agent_port: i64 = flag(
+            "agent-port", Kind::Int(crate::agent::PORT as i64), "PORT",
+            "TCP and vsock port of the agent",
+        ),
+        agent_secret_file: Option<OsString> = flag(
+            "agent-secret-file", Kind::Text(""), "FILE",
+            "File of mode 0600 with a secret of 16 to 4096 bytes. Give the same secret to gvproxy on the \
+             host. Over TCP, host and agent then prove to each other that they have it",
+        ),
+        api_token_file: Option<OsString> = flag(
+            "api-token-file", Kind::Text(""), "FILE",
+            "File of mode 0600 with the token of the host's gvproxy, if it has one. Without this flag, \
+             the token is the value of GVISOR_API_TOKEN",
+        ),
+        debug: bool = flag("debug", Kind::Bool, "", "Log at debug level"),
+        iface: OsString = flag("iface", Kind::Text("tap0"), "NAME", "Name of the tap interface"),
+        mac: OsString = flag(
+            "mac", Kind::Text("5a:94:ef:e4:0c:ee"), "ADDRESS",
+            "Hardware address of the interface. An empty value leaves the one that it has",
+        ),
+        mtu: i64 = flag(
+            "mtu", Kind::Int(0), "BYTES",
+            "Upper limit of the MTU, at least 68. 0 stands for what DHCP offers",
+        ),
+        preexisting: bool = flag(
+            "preexisting", Kind::Bool, "",
+            "Use a tap that another program configures. Set neither hardware address nor IP address",
+        ),
+        stop_if_exist: OsString = flag(
+            "stop-if-exist", Kind::Text("eth0,ens3,enp0s1"), "NAME,...",
+            "Make no tap if one of these interfaces exists. An empty value stands for none",
+        ),
+        url: OsString = flag(
+            "url", Kind::Text("vsock://2:1024/connect"), "URL",
+            "URL of the host's /connect: vsock://CID:PORT/connect, unix:///SOCKET, \
+             tcp://HOST:PORT/connect, or stdio:PROGRAM?FLAG=VALUE",
+        ),
+        version: bool = flag("version", Kind::Bool, "", "Print the version and exit"),
+    }
+}
 
 /// What a command line asks for.
 #[derive(Debug)]
@@ -93,31 +89,6 @@ pub enum Parsed {
     Help(String),
     /// Nothing that can be done: what to print on standard error before exiting with 2.
     Usage(String),
-}
-
-/// Exactly what was typed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "named after the flags, which the table documents")]
-pub struct RawArgs {
-    pub agent: bool,
-    pub agent_allow: Vec<OsString>,
-    pub agent_from: OsString,
-    pub agent_offer: Vec<OsString>,
-    pub agent_port: i64,
-    pub agent_secret_file: Option<OsString>,
-    pub api_token_file: Option<OsString>,
-    pub debug: bool,
-    pub iface: OsString,
-    pub mac: OsString,
-    pub mtu: i64,
-    pub preexisting: bool,
-    pub stop_if_exist: OsString,
-    pub url: OsString,
-    /// Whether it was typed.
-    pub url_given: bool,
-    pub version: bool,
-    /// The word at which the flags ended; it and what follows has no meaning.
-    pub ignored: Option<OsString>,
 }
 
 /// A hardware address.
@@ -139,35 +110,13 @@ pub struct Settings {
 /// Reads a whole argv, the program's name first.
 pub fn parse(argv: &[OsString]) -> Parsed {
     match read(argv, "gvforwarder", FLAGS) {
-        Read::Values(values) => Parsed::Run(Box::new(RawArgs::from_values(values))),
+        Read::Values(values) => Parsed::Run(Box::new(RawArgs::new(values))),
         Read::Help(text) => Parsed::Help(text),
         Read::Usage(text) => Parsed::Usage(text),
     }
 }
 
 impl RawArgs {
-    fn from_values(values: Values) -> Self {
-        Self {
-            agent: values.boolean("agent"),
-            agent_allow: values.list("agent-allow"),
-            agent_from: values.text("agent-from"),
-            agent_offer: values.list("agent-offer"),
-            agent_port: values.int("agent-port"),
-            agent_secret_file: values.given("agent-secret-file"),
-            api_token_file: values.given("api-token-file"),
-            debug: values.boolean("debug"),
-            iface: values.text("iface"),
-            mac: values.text("mac"),
-            mtu: values.int("mtu"),
-            preexisting: values.boolean("preexisting"),
-            stop_if_exist: values.text("stop-if-exist"),
-            url: values.text("url"),
-            url_given: values.is_given("url"),
-            version: values.boolean("version"),
-            ignored: values.ignored,
-        }
-    }
-
     /// What the agent is to do, if there is to be one.
     ///
     /// # Errors
@@ -224,7 +173,7 @@ impl RawArgs {
 
     /// Whether there is to be a tap.
     pub fn has_tap(&self) -> bool {
-        !self.agent || self.url_given
+        !self.agent || self.typed.contains(&"url")
     }
 
     /// Names of interfaces that leave nothing to do.
@@ -318,6 +267,7 @@ mod tests {
     #[test]
     fn flags_are_sorted() {
         assert!(FLAGS.is_sorted_by(|a, b| a.name < b.name));
+        assert!(FLAGS.iter().all(|flag| flag.value.is_empty() == (flag.kind == Kind::Bool)));
     }
 
     #[test]
