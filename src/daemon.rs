@@ -469,8 +469,8 @@ impl Daemon {
             exit = replaced(self.paths, self.has_other_ways, &handle) => Ok(exit),
             () = signals.any() => Ok(Exit::Signal),
             Some(failure) = forwarding.join_next() => forward_failure(failure),
-            Err(error) = &mut following => Err(error).context("nobody ends any more what guests exposed"),
-            Err(error) = &mut resolving => Err(error).context("nobody answers guests any more"),
+            Err(error) = &mut following => Err(error).context("the task that ends what guests exposed has ended"),
+            Err(error) = &mut resolving => Err(error).context("the task that answers guests has ended"),
         };
         tracing::debug!("stopping");
         disk::process_ends();
@@ -486,13 +486,13 @@ impl Daemon {
             while linked.join_next().await.is_some() {}
         };
         if tokio::time::timeout(LAST_CARDS, leaving).await.is_err() {
-            tracing::warn!("a virtual machine was not let go in time");
+            tracing::warn!("a virtual machine was not detached in time");
         }
         handle.stop().await;
         linked.shutdown().await;
         while let Some(result) = forwarding.join_next().await {
             if let Err(error) = forward_failure(result) {
-                tracing::warn!(error = %format_args!("{error:#}"), "forward ended badly");
+                tracing::warn!(error = %format_args!("{error:#}"), "forward failed");
             }
         }
         while serving.join_next().await.is_some() {}
@@ -609,7 +609,7 @@ impl Questions {
     /// SERVFAIL, for one that has no place, or no longer.
     fn fail(&self, port: PortId, message: &[u8], transport: Transport) -> Option<Vec<u8>> {
         if let Some(suppressed) = self.failed.admit(Instant::now()) {
-            tracing::warn!(%port, suppressed, "a guest has as many questions about names on their way as it may: some fail");
+            tracing::warn!(%port, suppressed, "too many DNS questions of a guest are under way: some fail");
         }
         server_failure(message, transport)
     }

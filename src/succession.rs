@@ -136,7 +136,7 @@ impl Paths {
                 names = self.look(&mut lost).await;
                 for path in &names.missing {
                     if told.insert(path.clone()) {
-                        tracing::warn!(path = %path.display(), "the socket's file was removed: nobody finds it until gvproxy is started again");
+                        tracing::warn!(path = %path.display(), "the socket's file was removed: no client can connect until gvproxy is started again");
                     }
                 }
             }

@@ -83,7 +83,7 @@ pub(super) async fn serve(api: Arc<Api>, stream: Stream, client: Client) {
             // What the client has sent by now is answered even if its place is wanted.
             ended = ended => {
                 if let Err(error) = ended && lock(&taken_over).is_none() {
-                    tracing::debug!(%error, "connection ended badly");
+                    tracing::debug!(%error, "connection failed");
                 }
                 break;
             }

@@ -47,7 +47,7 @@ impl Tunnel {
         match tokio::time::timeout(OK_TIME, client.write_all(b"OK")).await {
             Ok(Ok(())) => {}
             // The guest is to have what the client sent before it left.
-            Ok(Err(error)) => tracing::debug!(%to, %error, "tunnel: the client left before it was told"),
+            Ok(Err(error)) => tracing::debug!(%to, %error, "tunnel: the client left before the answer"),
             Err(_) => return,
         }
         let client = match client.into_fd() {

@@ -74,7 +74,7 @@ mod linux {
                     tracing::info!("interface {name} prevented this program to run");
                     return Ok(());
                 }
-                Some(name) => tracing::info!("interface {name} is there: no other is made"),
+                Some(name) => tracing::info!("interface {name} exists: no tap is made"),
                 None => guest = Some(Guest::new(Settings::resolve(raw)?)),
             }
         }

@@ -174,7 +174,7 @@ impl Engine {
                 }
             }
             Err(error) => {
-                tracing::debug!(%to, %error, "cannot lead a client");
+                tracing::debug!(%to, %error, "cannot connect a client");
                 let _ = reply.send(Err(Rejected { client: Some(client), why: Refused::Unreachable }));
             }
         }

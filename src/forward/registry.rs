@@ -449,7 +449,7 @@ impl Inner {
             let address = address.ok().map(|address| address.to_string());
             match asker {
                 Asker::Operator => {
-                    tracing::info!(%protocol, local = wanted.local, address, "any port: this one");
+                    tracing::info!(%protocol, local = wanted.local, address, "port 0: the system chose a port");
                 }
                 // A guest could fill the log.
                 Asker::Guest(..) => tracing::debug!(%protocol, local = wanted.local, address, "any port"),

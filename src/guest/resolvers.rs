@@ -136,7 +136,7 @@ fn recover(path: &Path, is_alive: impl Fn(&str) -> bool) {
     if let Some((interface, before)) = read(path).ok().as_deref().and_then(parse)
         && !is_alive(&interface)
     {
-        tracing::info!(path = %path.display(), interface, "puts back the resolvers that one that was killed has replaced");
+        tracing::info!(path = %path.display(), interface, "restoring the resolvers that a killed gvforwarder replaced");
         say(path, put_back(path, &before));
     }
 }

@@ -165,7 +165,7 @@ impl Before {
     fn put_back(&self, netlink: &Netlink, index: u32) {
         let failed = |what: &str, result: io::Result<()>| {
             if let Err(error) = result {
-                tracing::warn!(reason = reason(&error), "cannot put back the interface's {what}");
+                tracing::warn!(reason = reason(&error), "cannot restore the interface's {what}");
             }
         };
         if !self.is_up {
@@ -192,7 +192,7 @@ fn note(netlink: &Netlink, index: u32, before: &Before, lease: Option<&Lease>) {
     let router = lease.and_then(|lease| lease.router).map_or_else(none, |router| router.to_string());
     let alias = format!("{NOTE} {mac} {mtu} {up} {address} {prefix} {router} {}", before.alias);
     if let Err(error) = netlink.set_link(index, vec![LinkAttribute::IfAlias(alias)]) {
-        tracing::warn!(reason = reason(&error), "cannot note what the interface was like");
+        tracing::warn!(reason = reason(&error), "cannot record the interface's former state in its alias");
     }
 }
 

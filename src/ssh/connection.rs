@@ -555,7 +555,7 @@ impl client::Handler for Events {
         match disk::ask(file, check).await.map_err(russh::keys::Error::from).flatten() {
             Ok(true) => Ok(true),
             Ok(false) => {
-                info!(%addr, file = %file.display(), "ssh: the guest's key is not known, and taken as it is");
+                info!(%addr, file = %file.display(), "ssh: the guest's key is not known, and accepted");
                 Ok(true)
             }
             Err(error) => {

@@ -177,7 +177,7 @@ impl Offer {
             }
         }
         if !words.is_empty() {
-            debug!(words = quote(&words), "ssh: said by the guest's shell");
+            debug!(words = quote(&words), "ssh: output of the guest's shell");
         }
         status.ok_or_else(|| "a command ended without a status".into())
     }
@@ -202,7 +202,7 @@ impl Offer {
         let Self { connection, path, .. } = &self;
         let cancelled = connection.handle().cancel_streamlocal_forward(path).await;
         let removed = self.remove().await;
-        debug!(?cancelled, ?removed, path, "ssh: socket withdrawn");
+        debug!(?cancelled, ?removed, path, "ssh: socket removed");
         let _ = connection.handle().disconnect(Disconnect::ByApplication, "", "").await;
     }
 }

@@ -131,11 +131,14 @@ async fn take_away(client: &mut Client, card: &Card, network: &Network, dead: bo
     for nic in network.nics.iter().filter(|nic| card.is_left_over(nic, dead)) {
         let _ = client.execute(set_link { name: nic.id.clone(), up: false }).await;
         if !nic.id.starts_with(NIC) {
-            tracing::warn!(device = nic.id, "a card with the same address leads nowhere: it is switched off");
+            tracing::warn!(
+                device = nic.id,
+                "another card with this address is not connected: its link is set down"
+            );
             continue;
         }
         match client.unplug(&nic.id, UNPLUG).await {
-            Ok(()) => tracing::debug!(device = nic.id, "took away what was left behind"),
+            Ok(()) => tracing::debug!(device = nic.id, "unplugged a network card that was left behind"),
             Err(error) if is_absent(&error) => {}
             Err(error) => return Err(error).context("the network card of before is still there"),
         }

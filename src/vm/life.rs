@@ -127,7 +127,7 @@ impl Life<'_> {
         // Without it QEMU tells of a migration only by standing still.
         let events = MigrationCapabilityStatus { capability: MigrationCapability::events, state: true };
         if let Err(error) = client.execute(migrate_set_capabilities { capabilities: vec![events] }).await {
-            tracing::debug!(%error, "migrations will not be told of");
+            tracing::debug!(%error, "no events of migrations");
         }
         let mut pause = PAUSE.0;
         let mut look = Some(Instant::now());
@@ -252,7 +252,7 @@ impl Life<'_> {
         if attach::was_taken_out(client, self.card, device).await {
             tracing::warn!(qmp = %self.qmp, device, "somebody took the network card out");
             self.taken_out = true;
-            let problem = Some("somebody took it out".to_owned());
+            let problem = Some("it was unplugged".to_owned());
             self.entry.change(|status| (status.device, status.problem) = (None, problem));
         }
     }

@@ -94,7 +94,7 @@ impl fmt::Display for Status {
             write!(f, ", {state}")?;
         }
         if *connection == Connection::LetGo {
-            f.write_str(" when the session was let go")?;
+            f.write_str(" when the session was ended")?;
         }
         match (device, problem) {
             (Some(device), _) => {
