@@ -11,6 +11,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use etherparse::icmpv4::TYPE_ECHO_REPLY;
+use etherparse::{IcmpEchoHeader, Icmpv4Slice, Ipv4HeaderSlice};
 use mio::Token;
 use mio::net::UdpSocket;
 use netstack::{Echo, Instant, PortId};
@@ -28,9 +30,6 @@ const MAX_OPENED: usize = 1024;
 const SECOND: Duration = Duration::from_secs(1);
 /// How long an idle session is kept: RFC 5508, REQ-2.
 const IDLE: Duration = Duration::from_secs(60);
-/// Bytes of an ICMP header, and the type of a reply (RFC 792).
-const HEADER: usize = 8;
-const ECHO_REPLY: u8 = 0;
 
 slotmap::new_key_type! {
     /// Names a session; never used again for another one.
@@ -183,14 +182,13 @@ pub(crate) fn open(target: Ipv4Addr) -> io::Result<UdpSocket> {
     Ok(UdpSocket::from_std(socket.into()))
 }
 
-/// Number and data of `message`, if it is a reply. The system has put an identifier of its own into it.
+/// Number and data of `message`, if it is an echo reply (RFC 792). Its identifier is one of the system's.
 pub(crate) fn reply(message: &[u8]) -> Option<(u16, &[u8])> {
-    let first = *message.first()?;
-    // Some systems leave the IP header there, which begins with its version and its length in words.
-    let header_len = if first >> 4 == 4 { usize::from(first & 15) * 4 } else { 0 };
-    let (header, data) = message.get(header_len..)?.split_first_chunk::<HEADER>()?;
-    let &[kind, .., high, low] = header;
-    (kind == ECHO_REPLY).then_some((u16::from_be_bytes([high, low]), data))
+    // Some systems leave the IPv4 header there, with fields changed. No ICMP type begins as it does.
+    let header_len = Ipv4HeaderSlice::from_slice(message).map_or(0, |header| header.slice().len());
+    let message = Icmpv4Slice::from_slice(message.get(header_len..)?).ok()?;
+    let echo = IcmpEchoHeader::from_bytes(message.bytes5to8());
+    (message.type_u8() == TYPE_ECHO_REPLY).then(|| (echo.seq, message.payload()))
 }
 
 #[cfg(test)]

@@ -5,23 +5,22 @@ use std::time::Duration;
 
 use dhcproto::v4::{DhcpOption, Message, MessageType, Opcode, OptionCode};
 use dhcproto::{Decodable, Decoder, Encodable};
+use etherparse::{
+    EtherType, Ethernet2Header, Ethernet2Slice, IpNumber, Ipv4Header, Ipv4Slice, UdpHeader, UdpSlice,
+};
 
 use super::super::settings::Mac;
 
 const BROADCAST: Mac = [0xff; 6];
-const ETHERNET: usize = 14;
-const IPV4: usize = 20;
-const UDP: usize = 8;
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const PROTOCOL_UDP: u8 = 17;
 const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
+const TTL: u8 = 64;
 /// What an address may cost a server that says nothing of the kind.
 const DEFAULT_LIFETIME: u32 = 3600;
 /// Shorter leases are kept as long: a server cannot have us ask all the time.
 const MIN_LIFETIME: u32 = 60;
 /// The largest MTU whose frames the link's length can announce, in bytes.
-const MTU_MAX: u16 = u16::MAX - ETHERNET as u16;
+const MTU_MAX: u16 = u16::MAX - Ethernet2Header::LEN as u16;
 
 /// What a server lets a client have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,20 +74,17 @@ pub(super) struct Reply {
 
 /// The DHCP message in a frame from a server to a client.
 pub(in super::super) fn message(frame: &[u8]) -> Option<&[u8]> {
-    let be = |bytes: &[u8], at: usize| Some(u16::from_be_bytes(*bytes.get(at..)?.first_chunk()?));
-    let (header, packet) = frame.split_at_checked(ETHERNET)?;
-    if be(header, 12)? != ETHERTYPE_IPV4 || *packet.first()? >> 4 != 4 || *packet.get(9)? != PROTOCOL_UDP {
+    let frame = Ethernet2Slice::from_slice_without_fcs(frame).ok()?;
+    if frame.ether_type() != EtherType::IPV4 {
         return None;
     }
-    // A fragment but for the last bit, which may not be fragmented.
-    if be(packet, 6)? & 0x3fff != 0 {
+    let packet = Ipv4Slice::from_slice(frame.payload_slice()).ok()?;
+    if packet.payload_ip_number() != IpNumber::UDP || packet.is_payload_fragmented() {
         return None;
     }
-    let datagram = packet.get(usize::from(packet.first()? & 15) * 4..)?;
-    if be(datagram, 0)? != SERVER_PORT || be(datagram, 2)? != CLIENT_PORT {
-        return None;
-    }
-    datagram.get(UDP..usize::from(be(datagram, 4)?))
+    let datagram = UdpSlice::from_slice(packet.payload().payload).ok()?;
+    let is_reply = datagram.source_port() == SERVER_PORT && datagram.destination_port() == CLIENT_PORT;
+    is_reply.then(|| datagram.payload())
 }
 
 /// The frame that carries `request` from the client `mac`.
@@ -115,37 +111,24 @@ pub(super) fn frame(request: &Request, mac: Mac, xid: u32) -> Option<Vec<u8>> {
     let (to_mac, to) =
         request.to.map_or((BROADCAST, Ipv4Addr::BROADCAST), |server| (server.mac, server.address));
 
-    let udp = u16::try_from(UDP + message.len()).ok()?;
-    let length = udp.checked_add(IPV4 as u16)?;
-    let mut packet = vec![0x45, 0];
-    packet.extend(length.to_be_bytes());
-    packet.extend([0, 0, 0, 0, 64, PROTOCOL_UDP, 0, 0]);
-    packet.extend(request.own.octets());
-    packet.extend(to.octets());
-    let sum = checksum(&packet);
-    packet.splice(10..12, sum.to_be_bytes());
     // Without a checksum, which IPv4 allows: what is behind the link is no wire.
-    for word in [CLIENT_PORT, SERVER_PORT, udp, 0] {
-        packet.extend(word.to_be_bytes());
-    }
-    Some([&to_mac[..], &mac, &ETHERTYPE_IPV4.to_be_bytes(), &packet, &message].concat())
-}
-
-/// The Internet checksum (RFC 1071) of an even count of bytes.
-fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes
-        .chunks_exact(2)
-        .filter_map(|pair| pair.first_chunk())
-        .map(|pair| u32::from(u16::from_be_bytes(*pair)));
-    let sum: u32 = words.sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    !(((folded & 0xffff) + (folded >> 16)) as u16)
+    let udp = UdpHeader::without_ipv4_checksum(CLIENT_PORT, SERVER_PORT, message.len()).ok()?;
+    let mut ip = Ipv4Header::new(udp.length, TTL, IpNumber::UDP, request.own.octets(), to.octets()).ok()?;
+    ip.dont_fragment = false;
+    ip.header_checksum = ip.calc_header_checksum();
+    let ethernet = Ethernet2Header { source: mac, destination: to_mac, ether_type: EtherType::IPV4 };
+    Some([&ethernet.to_bytes()[..], &ip.to_bytes(), &udp.to_bytes(), &message].concat())
 }
 
 /// What the frame says to the client `mac` about the exchange `xid`.
 pub(super) fn reply(frame: &[u8], mac: Mac, xid: u32) -> Option<Reply> {
     let message = Message::decode(&mut Decoder::new(message(frame)?)).ok()?;
-    let ours = message.opcode() == Opcode::BootReply && message.xid() == xid && message.chaddr() == mac;
+    // Only then has the hardware address a length that dhcproto does not trip over.
+    let is_ethernet = usize::from(message.hlen()) == mac.len();
+    let ours = message.opcode() == Opcode::BootReply
+        && message.xid() == xid
+        && is_ethernet
+        && message.chaddr() == mac;
     let kind = message.opts().msg_type().filter(|_| ours)?;
     Some(Reply { kind, lease: lease(&message, frame) })
 }

@@ -252,6 +252,10 @@ fn what_is_for_others_or_makes_no_sense_is_passed_over() {
         network.client.handle_frame(&spoilt(&request, spoil), network.now);
         assert_eq!(network.client.state, State::Discovering);
     }
+    let mut long = spoilt(&request, |_| {});
+    long[42 + 2] = 255;
+    assert_eq!(network.client.handle_frame(&long, network.now), None, "a hardware address of 255 bytes");
+    assert_eq!(network.client.state, State::Discovering);
     network.client.handle_frame(&spoilt(&request, |_| {}), network.now);
     assert!(matches!(network.client.state, State::Requesting { .. }));
 }
@@ -301,7 +305,8 @@ fn only_whole_dhcp_replies_are_taken_from_the_wire() {
     for length in 0..frame.len() {
         assert_eq!(message(&frame[..length]), None);
     }
-    let with_options = [&frame[..14], &[0x46], &frame[15..34], &[0; 4], &frame[34..]].concat();
+    let mut with_options = [&frame[..14], &[0x46], &frame[15..34], &[0; 4], &frame[34..]].concat();
+    with_options[17] += 4;
     assert_eq!(message(&with_options), Some(&b"message"[..]));
 }
 
