@@ -8,14 +8,15 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use etherparse::TransportSlice;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
 use testkit::cable::{Cable, Framing};
 use testkit::daemon::Daemon;
 use testkit::dns::{A, NOERROR, Scripted, answer, is_about, question, try_ask_udp};
 use testkit::frames::{
-    ACK, ARP, BROADCAST, GATEWAY_MAC, ICMP, IPV4, SYN, TCP, UDP, Wire, arp, echo_request, ether, fragment,
-    ipv4, tcp, udp,
+    ACK, BROADCAST, GATEWAY_MAC, ICMP, IPV4, SYN, TCP, UDP, Wire, arp, echo_request, ether, fragment, ipv4,
+    is_echo_reply, read_arp, read_ipv4, read_transport, tcp, udp,
 };
 use testkit::guest::Guest;
 use testkit::http::{ask, ask_and_keep};
@@ -59,7 +60,7 @@ impl Network {
         assert_eq!(victim.dhcp().ip(), VICTIM);
         let mut network = Self { thief: Wire::plug(&daemon), victim, daemon, host, ssh_port };
         network.thief.send(&arp(1, THIEF_MAC, THIEF, [0; 6], GATEWAY));
-        assert!(network.thief_hears(|frame| frame[12..14] == ARP.to_be_bytes(), PATIENCE), "the gateway");
+        assert!(network.thief_hears(|frame| read_arp(frame).is_some(), PATIENCE), "the gateway");
         network
     }
 
@@ -89,6 +90,11 @@ impl Network {
     }
 }
 
+/// Whether `frame` has an IPv4 packet of one of the `protocols`, sound or not.
+fn holds(frame: &[u8], protocols: &[u8]) -> bool {
+    read_ipv4(frame).is_some_and(|header| protocols.contains(&header.protocol().0))
+}
+
 /// What a guest says of an address: in a request, in an answer to the gateway, and in one to the victim.
 fn claims(ip: Ipv4Addr, mac: [u8; 6]) -> [Vec<u8>; 3] {
     let answer = |to: [u8; 6], ip_of: Ipv4Addr| {
@@ -115,7 +121,7 @@ fn forwards_lead_to_whom_they_are_for() {
         }
         network.assert_victim_works(&service);
     }
-    let is_segment = |frame: &[u8]| frame[12..14] == IPV4.to_be_bytes() && frame[23] == TCP;
+    let is_segment = |frame: &[u8]| holds(frame, &[TCP]);
     assert!(!network.thief_hears(is_segment, SILENCE), "the thief is dialled");
     let log = network.daemon.log_with("a machine speaks as another one");
     assert_eq!(log.matches("a machine speaks as another one").count(), 1, "{log}");
@@ -139,7 +145,7 @@ fn the_gateways_api_knows_who_asks() {
         let ack = ipv4(TCP, VICTIM, GATEWAY, &tcp(50_000, 80, 2, 1, ACK, b"GET / HTTP/1.1\r\n\r\n"));
         network.thief.send(&ether(GATEWAY_MAC, mac, IPV4, &ack));
     }
-    let is_answer = |frame: &[u8]| frame[12..14] == IPV4.to_be_bytes() && frame[23] == TCP;
+    let is_answer = |frame: &[u8]| holds(frame, &[TCP]);
     assert!(!network.thief_hears(is_answer, SILENCE), "an answer to the thief");
     let stats = network.api("GET", "/stats", "").json();
     assert_eq!(stats["TCP"]["CurrentConnected"], 0, "{stats}");
@@ -232,16 +238,16 @@ fn what_is_for_one_guest_reaches_no_other() {
     let ip = late.dhcp().ip();
     assert!(network.victim.ping(ip, 56));
     // What came to everybody until then.
-    let own = ipv4(ICMP, THIEF, GATEWAY, &echo_request(7, 7));
+    let own = ipv4(ICMP, THIEF, GATEWAY, &echo_request(7));
     network.thief.send(&ether(GATEWAY_MAC, THIEF_MAC, IPV4, &own));
-    let is_own = |frame: &[u8]| frame.starts_with(&THIEF_MAC) && frame[23] == ICMP;
+    let is_own = |frame: &[u8]| frame.starts_with(&THIEF_MAC) && is_echo_reply(frame, 7);
     assert!(network.thief_hears(is_own, PATIENCE), "the gateway's answer");
     let listener = late.listen("0.0.0.0:80".parse().unwrap());
     let inside = impatient(network.victim.connect((ip, 80).into()).expect("the other guest"));
     let outside = accept(&listener);
     transfer(&inside, &outside, 1 << 20);
     transfer(&outside, &inside, 1 << 20);
-    let is_copy = |frame: &[u8]| frame[12..14] == IPV4.to_be_bytes() && frame[23] == TCP;
+    let is_copy = |frame: &[u8]| holds(frame, &[TCP]);
     assert!(!network.thief_hears(is_copy, SILENCE), "frames of others reach the thief");
 }
 
@@ -262,12 +268,9 @@ fn waits(network: &mut Network, frames: &[Vec<u8>]) -> (Duration, usize) {
         });
         let (mut longest, mut lost) = (Duration::ZERO, 0);
         for number in 0..300_u16 {
-            let [high, low] = number.to_be_bytes();
             let start = Instant::now();
-            wire.send(&ether(GATEWAY_MAC, mac, IPV4, &ipv4(ICMP, ip, GATEWAY, &echo_request(high, low))));
-            let is_answer =
-                |frame: &[u8]| frame.len() >= 42 && frame[23] == ICMP && frame[40..42] == [high, low];
-            match wire.receive(PATIENCE, is_answer) {
+            wire.send(&ether(GATEWAY_MAC, mac, IPV4, &ipv4(ICMP, ip, GATEWAY, &echo_request(number))));
+            match wire.receive(PATIENCE, |frame| is_echo_reply(frame, number)) {
                 Some(_) => longest = longest.max(start.elapsed()),
                 None => lost += 1,
             }
@@ -341,14 +344,14 @@ fn thousands_of_busy_connections_take_nobodys_turn() {
     let mut numbers = Vec::new();
     for port in ports.clone() {
         network.thief.send(&to_host(&tcp(port, to_sink, 1, 0, SYN, &[])));
-        let is_answer = |frame: &[u8]| {
-            frame.len() >= 54
-                && frame[23] == TCP
-                && frame[36..38] == port.to_be_bytes()
-                && frame[47] & SYN != 0
+        let number = |frame: &[u8]| match read_transport(frame)? {
+            TransportSlice::Tcp(segment) if segment.destination_port() == port && segment.syn() => {
+                Some(segment.sequence_number().wrapping_add(1))
+            }
+            _ => None,
         };
-        let answer = network.thief.receive(PATIENCE, is_answer).expect("a SYN-ACK");
-        let number = u32::from_be_bytes(answer[38..42].try_into().unwrap()).wrapping_add(1);
+        let answer = network.thief.receive(PATIENCE, |frame| number(frame).is_some()).expect("a SYN-ACK");
+        let number = number(&answer).unwrap();
         network.thief.send(&to_host(&tcp(port, to_sink, 2, number, ACK, &[])));
         numbers.push(number);
     }
@@ -635,9 +638,9 @@ fn what_a_guest_exposed_leads_to_nobody_else() {
         socket.send_to(b"a secret", ("127.0.0.1", udp_port)).unwrap();
     };
     network.thief.send(&arp(1, THIEF_MAC, VICTIM, [0; 6], GATEWAY));
-    assert!(network.thief_hears(|frame| frame[12..14] == ARP.to_be_bytes(), PATIENCE), "nobody else has it");
+    assert!(network.thief_hears(|frame| read_arp(frame).is_some(), PATIENCE), "nobody else has it");
     knocks(&network);
-    let is_led = |frame: &[u8]| frame[12..14] == IPV4.to_be_bytes() && [TCP, UDP].contains(&frame[23]);
+    let is_led = |frame: &[u8]| holds(frame, &[TCP, UDP]);
     assert!(!network.thief_hears(is_led, SILENCE), "the other one is led to");
     // It comes back, and says nothing by itself.
     network.victim.replug(testkit::net::plug(&network.daemon));

@@ -4,13 +4,14 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use etherparse::checksum::Sum16BitWords;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use testkit::daemon::{self, Daemon};
 use testkit::frames::{
-    ACK, ARP, BROADCAST, GATEWAY_MAC, ICMP, IP, IPV4, MAC, SYN, TCP, UDP, Wire, arp, checksum, echo_request,
-    ether, fragment, ipv4, tcp, udp,
+    ACK, ARP, BROADCAST, GATEWAY_MAC, ICMP, IP, IPV4, MAC, SYN, TCP, UDP, Wire, arp, echo_request, ether,
+    fragment, ipv4, read_arp, syn, tcp, udp,
 };
 use testkit::net::{BLACK_HOLE, GATEWAY, HOST, Host};
 
@@ -42,8 +43,8 @@ fn spoil(frame: &[u8], at: usize, by: &[u8]) -> Vec<u8> {
     frame[at..at + by.len()].copy_from_slice(by);
     if frame[12..14] == IPV4.to_be_bytes() && at < 34 && frame.len() >= 34 {
         frame[24..26].fill(0);
-        let sum = checksum(&frame[14..34]);
-        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+        let sum = Sum16BitWords::new().add_slice(&frame[14..34]).ones_complement();
+        frame[24..26].copy_from_slice(&sum.to_ne_bytes());
     }
     frame
 }
@@ -59,15 +60,10 @@ fn sound() -> Vec<(&'static str, Vec<u8>)> {
     };
     let question = testkit::dns::question("host.containers.internal", testkit::dns::A, Some(1232));
     let dhcp = ipv4(UDP, Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, &udp(68, 67, &discover));
-    let syn = {
-        let mut segment =
-            tcp(40000, 9, 1, 0, SYN, &[2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7]);
-        segment[12] = 0xa0;
-        segment
-    };
+    let syn = syn(40000, 9, 1, &[2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7]);
     vec![
         ("ARP", arp(1, MAC, IP, [0; 6], GATEWAY)),
-        ("echo", to_gateway(&ipv4(ICMP, IP, GATEWAY, &echo_request(0, 0)))),
+        ("echo", to_gateway(&ipv4(ICMP, IP, GATEWAY, &echo_request(0)))),
         (
             "unreachable",
             to_gateway(&ipv4(
@@ -362,5 +358,5 @@ fn a_length_word_in_pieces_is_one() {
     for byte in [&u32::try_from(frame.len()).unwrap().to_be_bytes()[..], &frame].concat() {
         wire.raw(&[byte]).unwrap();
     }
-    assert!(wire.receive(Duration::from_secs(5), |frame| frame[12..14] == ARP.to_be_bytes()).is_some());
+    assert!(wire.receive(Duration::from_secs(5), |frame| read_arp(frame).is_some()).is_some());
 }

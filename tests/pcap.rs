@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use testkit::cable::Kind;
 use testkit::daemon::Daemon;
-use testkit::frames::{GATEWAY_MAC, ICMP, IP, IPV4, MAC, Wire, arp, echo_request, ether, ipv4};
+use testkit::frames::{
+    GATEWAY_MAC, ICMP, IP, IPV4, MAC, Wire, arp, echo_request, ether, ipv4, is_echo_reply,
+};
 use testkit::net::GATEWAY;
 use testkit::{eventually, tool};
 
@@ -31,8 +33,8 @@ fn dump(file: &Path) -> Result<Vec<String>, String> {
     Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
 }
 
-fn ping(number: u8) -> Vec<u8> {
-    ether(GATEWAY_MAC, MAC, IPV4, &ipv4(ICMP, IP, GATEWAY, &echo_request(0, number)))
+fn ping(number: u16) -> Vec<u8> {
+    ether(GATEWAY_MAC, MAC, IPV4, &ipv4(ICMP, IP, GATEWAY, &echo_request(number)))
 }
 
 const OURS: &str = env!("CARGO_BIN_EXE_gvproxy");
@@ -46,7 +48,7 @@ fn every_frame_is_there_once_and_while_the_daemon_runs() {
     }
 }
 
-fn every_frame_is_there_once(kind: Kind, pings: usize) {
+fn every_frame_is_there_once(kind: Kind, pings: u16) {
     let mut daemon = kind.builder().binary(OURS).args(["-pcap", "{dir}/c.pcap"]).spawn();
     let mut wire = Wire::over(kind.plug(&mut daemon));
     let file = daemon.dir().join("c.pcap");
@@ -61,17 +63,16 @@ fn every_frame_is_there_once(kind: Kind, pings: usize) {
     assert!(lines[1].contains("192.168.127.1 is-at 5a:94:ef:e4:0c:dd"), "{lines:#?}");
 
     for number in 0..pings {
-        wire.send(&ping(number as u8));
+        wire.send(&ping(number));
         if number % 100 == 99 {
-            let last = number as u8;
-            let answered =
-                wire.receive(PATIENCE, |frame| frame.len() >= 42 && frame[23] == ICMP && frame[41] == last);
+            let answered = wire.receive(PATIENCE, |frame| is_echo_reply(frame, number));
             assert!(answered.is_some(), "{kind:?}: ping {number}");
         }
     }
     assert!(daemon.terminate().success());
     let lines = dump(&file).unwrap();
     let of = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
+    let pings = usize::from(pings);
     let found = (of("ICMP echo request"), of("ICMP echo reply"), lines.len());
     assert_eq!(found, (pings, pings, 2 * pings + 2), "{kind:?}");
 }
@@ -85,7 +86,7 @@ fn a_frame_from_guest_to_guest_is_there_once() {
     // What is broadcast reaches the gateway and the other guest.
     other.send(&arp(1, OTHER, ip, [0; 6], IP));
     assert!(one.receive(PATIENCE, |frame| frame[6..12] == OTHER).is_some());
-    one.send(&ether(OTHER, MAC, IPV4, &ipv4(ICMP, IP, ip, &echo_request(0, 1))));
+    one.send(&ether(OTHER, MAC, IPV4, &ipv4(ICMP, IP, ip, &echo_request(1))));
     assert!(other.receive(PATIENCE, |frame| frame[6..12] == MAC).is_some());
     assert!(daemon.terminate().success());
     let lines = dump(&daemon.dir().join("c.pcap")).unwrap();
@@ -103,7 +104,7 @@ fn the_file_of_the_configuration_names_it_too() {
         let mut daemon = Daemon::builder().binary(OURS).args(args).start();
         let mut wire = Wire::plug(&daemon);
         wire.send(&ping(1));
-        assert!(wire.receive(PATIENCE, |frame| frame.len() >= 42 && frame[23] == ICMP).is_some());
+        assert!(wire.receive(PATIENCE, |frame| is_echo_reply(frame, 1)).is_some());
         assert!(daemon.terminate().success());
         assert_eq!(dump(flag.as_ref().unwrap_or(&file)).unwrap().len(), 2);
         assert_eq!(std::fs::remove_file(&file).is_ok(), flag.is_none(), "only one of the two is made");
@@ -173,7 +174,7 @@ fn the_file_says_how_many_frames_are_logged() {
         let mut wire = Wire::plug(&daemon);
         for _ in 0..PINGS {
             wire.send(&ping(1));
-            let answered = wire.receive(PATIENCE, |frame| frame.len() >= 42 && frame[23] == ICMP);
+            let answered = wire.receive(PATIENCE, |frame| is_echo_reply(frame, 1));
             assert!(answered.is_some(), "{yaml}");
         }
         assert!(daemon.terminate().success());

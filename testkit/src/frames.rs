@@ -1,5 +1,5 @@
 //! A guest that is nothing but frames: what a test sends, byte for byte, and what comes back.
-//! Owns: one end of a link and the builders of well-formed packets, for a test to spoil.
+//! Owns: one end of a link, the builders of well-formed packets, for a test to spoil, and the readers of answers.
 //! May not: keep state of any protocol. Read next: `../bad_frames.rs`.
 
 use std::io::{Read, Write};
@@ -8,6 +8,12 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
+
+use etherparse::{
+    ArpEthIpv4Packet, ArpOperation, EtherType, Ethernet2Header, Ethernet2Slice, IcmpEchoHeader, Icmpv4Header,
+    Icmpv4Type, IpFragOffset, IpNumber, Ipv4Header, Ipv4HeaderSlice, NetSlice, SlicedPacket, TcpHeader,
+    TransportSlice, UdpHeader,
+};
 
 use crate::cable::{Cable, Framing};
 use crate::daemon::Daemon;
@@ -26,7 +32,11 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 
 pub const SYN: u8 = 2;
+pub const RST: u8 = 4;
 pub const ACK: u8 = 16;
+
+/// The identifier of every echo request.
+const ECHO_ID: u16 = 0x0909;
 
 /// A plug in the daemon's QEMU socket, or in another link.
 #[derive(Debug)]
@@ -121,17 +131,15 @@ impl Wire {
         let [high, low] = self.asked.to_be_bytes();
         // A hardware address of its own makes the answer one to this very question.
         let mac = [0x02, 0xaa, 0xaa, 0xaa, high, low];
-        let echo = echo_request(high, low);
-        let echo = ether(GATEWAY_MAC, MAC, IPV4, &ipv4(ICMP, IP, GATEWAY, &echo));
+        let number = self.asked;
+        let echo = ether(GATEWAY_MAC, MAC, IPV4, &ipv4(ICMP, IP, GATEWAY, &echo_request(number)));
         let request = arp(1, mac, IP, [0; 6], GATEWAY);
         // The last request restores whom the gateway takes this guest for.
         let restore = arp(1, MAC, IP, [0; 6], GATEWAY);
-        let resolved = |frame: &[u8]| frame.starts_with(&mac) && frame[12..14] == ARP.to_be_bytes();
-        let echoed =
-            |frame: &[u8]| frame.len() >= 42 && frame[23] == ICMP && frame[38..42] == [9, 9, high, low];
+        let resolved = |frame: &[u8]| frame.starts_with(&mac) && read_arp(frame).is_some();
         self.try_send_all([&request[..], &restore, &echo]).is_ok()
             && self.receive(patience, resolved).is_some()
-            && self.receive(patience, echoed).is_some()
+            && self.receive(patience, |frame| is_echo_reply(frame, number)).is_some()
     }
 
     /// Hangs up.
@@ -171,13 +179,20 @@ fn read_frame(reader: &mut std::fs::File, framing: Framing) -> std::io::Result<V
 }
 
 pub fn ether(to: [u8; 6], from: [u8; 6], kind: u16, payload: &[u8]) -> Vec<u8> {
-    [&to[..], &from, &kind.to_be_bytes(), payload].concat()
+    let header = Ethernet2Header { source: from, destination: to, ether_type: EtherType(kind) };
+    [&header.to_bytes()[..], payload].concat()
 }
 
 /// A whole ARP frame, broadcast.
-pub fn arp(operation: u8, mac: [u8; 6], ip: Ipv4Addr, target: [u8; 6], asked: Ipv4Addr) -> Vec<u8> {
-    let head = [0, 1, 8, 0, 6, 4, 0, operation];
-    ether(BROADCAST, mac, ARP, &[&head[..], &mac, &ip.octets(), &target, &asked.octets()].concat())
+pub fn arp(operation: u16, mac: [u8; 6], ip: Ipv4Addr, target: [u8; 6], asked: Ipv4Addr) -> Vec<u8> {
+    let message = ArpEthIpv4Packet {
+        operation: ArpOperation(operation),
+        sender_mac: mac,
+        sender_ipv4: ip.octets(),
+        target_mac: target,
+        target_ipv4: asked.octets(),
+    };
+    ether(BROADCAST, mac, ARP, &message.to_bytes())
 }
 
 /// An IPv4 packet.
@@ -195,48 +210,72 @@ pub fn fragment(
     more: bool,
     payload: &[u8],
 ) -> Vec<u8> {
-    let mut header = vec![0x45, 0];
-    header.extend(u16::try_from(20 + payload.len()).unwrap_or(u16::MAX).to_be_bytes());
-    header.extend(id.to_be_bytes());
-    header.extend((offset | if more { 0x2000 } else { 0 }).to_be_bytes());
-    header.extend([64, protocol, 0, 0]);
-    header.extend(from.octets());
-    header.extend(to.octets());
-    let sum = checksum(&header);
-    header[10..12].copy_from_slice(&sum.to_be_bytes());
-    [&header[..], payload].concat()
+    let mut header = Ipv4Header {
+        // A test may ask for more than there can be.
+        total_len: u16::try_from(Ipv4Header::MIN_LEN + payload.len()).unwrap_or(u16::MAX),
+        identification: id,
+        more_fragments: more,
+        fragment_offset: IpFragOffset::try_new(offset).unwrap(),
+        time_to_live: 64,
+        protocol: IpNumber(protocol),
+        source: from.octets(),
+        destination: to.octets(),
+        ..Ipv4Header::default()
+    };
+    header.header_checksum = header.calc_header_checksum();
+    [&header.to_bytes()[..], payload].concat()
 }
 
 /// A UDP datagram without a checksum, which IPv4 allows.
 pub fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(8 + payload.len()).unwrap();
-    [&from.to_be_bytes()[..], &to.to_be_bytes(), &length.to_be_bytes(), &[0, 0], payload].concat()
+    let header = UdpHeader::without_ipv4_checksum(from, to, payload.len()).unwrap();
+    [&header.to_bytes()[..], payload].concat()
 }
 
 /// A TCP segment. Its checksum is left out: frames of a local hypervisor come without.
 pub fn tcp(from: u16, to: u16, sequence: u32, acknowledged: u32, flags: u8, payload: &[u8]) -> Vec<u8> {
-    let mut segment = [from.to_be_bytes(), to.to_be_bytes()].concat();
-    segment.extend(sequence.to_be_bytes());
-    segment.extend(acknowledged.to_be_bytes());
-    segment.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
-    segment.extend(payload);
-    segment
+    let mut header = TcpHeader::new(from, to, sequence, u16::MAX);
+    header.acknowledgment_number = acknowledged;
+    [header.syn, header.rst, header.ack] = [SYN, RST, ACK].map(|flag| flags & flag != 0);
+    [&header.to_bytes()[..], payload].concat()
 }
 
-/// An echo request with identifier 0x0909.
-pub fn echo_request(high: u8, low: u8) -> Vec<u8> {
-    let mut message = vec![8, 0, 0, 0, 9, 9, high, low, b'p', b'i', b'n', b'g'];
-    let sum = checksum(&message);
-    message[2..4].copy_from_slice(&sum.to_be_bytes());
-    message
+/// A SYN with `options`, as many bytes as make whole words.
+pub fn syn(from: u16, to: u16, sequence: u32, options: &[u8]) -> Vec<u8> {
+    let mut header = TcpHeader::new(from, to, sequence, u16::MAX);
+    header.syn = true;
+    header.set_options_raw(options).unwrap();
+    header.to_bytes().to_vec()
 }
 
-/// The Internet checksum, RFC 1071.
-pub fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
-    let mut sum = words.sum::<u32>();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
+/// An echo request; the answer is known by its number.
+pub fn echo_request(number: u16) -> Vec<u8> {
+    let echo = Icmpv4Type::EchoRequest(IcmpEchoHeader { id: ECHO_ID, seq: number });
+    [&Icmpv4Header::with_checksum(echo, b"ping").to_bytes()[..], b"ping"].concat()
+}
+
+/// Whether `frame` answers [`echo_request`].
+pub fn is_echo_reply(frame: &[u8], number: u16) -> bool {
+    let expected = Icmpv4Type::EchoReply(IcmpEchoHeader { id: ECHO_ID, seq: number });
+    matches!(read_transport(frame), Some(TransportSlice::Icmpv4(message)) if message.icmp_type() == expected)
+}
+
+/// The ARP message in `frame`.
+pub fn read_arp(frame: &[u8]) -> Option<ArpEthIpv4Packet> {
+    match SlicedPacket::from_ethernet(frame).ok()?.net? {
+        NetSlice::Arp(message) => message.to_packet().try_eth_ipv4().ok(),
+        _ => None,
     }
-    !(sum as u16)
+}
+
+/// The header of the IPv4 packet in `frame`, whatever it holds.
+pub fn read_ipv4(frame: &[u8]) -> Option<Ipv4HeaderSlice<'_>> {
+    let frame = Ethernet2Slice::from_slice_without_fcs(frame).ok()?;
+    let is_ipv4 = frame.ether_type() == EtherType::IPV4;
+    is_ipv4.then(|| Ipv4HeaderSlice::from_slice(frame.payload_slice()).ok())?
+}
+
+/// The segment, datagram or message in `frame`, if that is sound and no fragment.
+pub fn read_transport(frame: &[u8]) -> Option<TransportSlice<'_>> {
+    SlicedPacket::from_ethernet(frame).ok()?.transport
 }

@@ -8,12 +8,14 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use etherparse::TransportSlice;
+
 use crate::case::{Case, On, Table};
-use crate::packets::Dhcp;
+use crate::packets::{Dhcp, hardware_address};
 use crate::process::{Place, READY, Run};
 use crate::web::{ALL, PATIENCE, ZONES, shown};
 use testkit::dns::{A, question};
-use testkit::frames::{IPV4, MAC, UDP, Wire, arp, ether, ipv4, udp};
+use testkit::frames::{IPV4, MAC, UDP, Wire, arp, ether, ipv4, read_transport, udp};
 use testkit::http::{Answer, exchange, request};
 use testkit::net::{BLACK_HOLE, HOST};
 use testkit::{eventually, free_port};
@@ -504,17 +506,23 @@ fn networks(table: &mut Table) {
         let answers = [gateway, virtual_ip, host].map(|ip| {
             wire.send(&arp(1, MAC, me, [0; 6], ip));
             let patience = if ip == host { crate::wire::SILENCE } else { PATIENCE };
-            let reply = wire.receive(patience, |frame| frame[12..14] == [8, 6] && frame[28..32] == ip.octets());
-            let mac = reply.map(|frame| frame[22..28].iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":"));
-            format!("{ip} {}", mac.unwrap_or_else(|| "nobody".to_owned()))
+            let mac = hardware_address(&wire, patience, ip);
+            format!("{ip} {}", mac.map_or_else(|| "nobody".to_owned(), |mac| netstack::Mac(mac).to_string()))
         });
         text += &answers.join(", ");
         let names = ["api", "node-12", "anything"].map(|name| {
             let question = question(&format!("{name}.crc.testing"), A, None);
             let packet = ipv4(UDP, me, gateway, &udp(5353, 53, &question));
             wire.send(&ether([2, 0, 0, 0, 0, 1], MAC, IPV4, &packet));
-            let is_answer = |frame: &[u8]| frame[12..14] == [8, 0] && frame[23] == UDP && frame[34..36] == 53_u16.to_be_bytes();
-            let answer = wire.receive(PATIENCE, is_answer).and_then(|frame| Some(Ipv4Addr::from_octets(*frame.last_chunk()?)));
+            // The address ends the message.
+            let address = |frame: &[u8]| match read_transport(frame)? {
+                TransportSlice::Udp(datagram) if datagram.source_port() == 53 => {
+                    datagram.payload().last_chunk().copied()
+                }
+                _ => None,
+            };
+            let answer = wire.receive(PATIENCE, |frame| address(frame).is_some());
+            let answer = answer.and_then(|frame| address(&frame)).map(Ipv4Addr::from_octets);
             format!("{name} {}", answer.map_or_else(|| "silence".to_owned(), |ip| ip.to_string()))
         });
         let port = std::net::TcpStream::connect(("127.0.0.1", port)).map_or("refused", |_| "made");

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use crate::case::{Case, Table};
-use crate::packets::{Dhcp, start};
+use crate::packets::{Dhcp, dhcp_reply, start};
 use crate::wire::SILENCE;
 use testkit::frames::{BROADCAST, IP, IPV4, MAC, UDP, Wire, ether, ipv4, udp};
 use testkit::guest::{Guest, MAC as MAC_TEXT};
@@ -147,7 +147,7 @@ fn leases(table: &mut Table) {
             let packet = ipv4(UDP, Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, &udp(68, 67, bytes));
             wire.send(&ether(BROADCAST, MAC, IPV4, &packet));
         }
-        let silent = wire.receive(SILENCE, |frame| frame.len() > 42 && frame[34..36] == [0, 67]).is_none();
+        let silent = wire.receive(SILENCE, |frame| dhcp_reply(frame).is_some()).is_none();
         format!("{}; then {}", if silent { "nothing" } else { "something" }, Dhcp::lease(MAC, &mut wire))
     });
 }

@@ -4,13 +4,18 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
+use etherparse::TransportSlice;
+use etherparse::icmpv4::{TYPE_DEST_UNREACH, TYPE_ECHO_REPLY};
 use socket2::SockRef;
 
 use crate::case::{Case, Net, On, Table};
-use crate::packets::{Tcp, start};
+use crate::packets::{Tcp, hardware_address, start};
 use crate::web::{SERVED, raw};
 use crate::wire::{PATIENCE, SILENCE};
-use testkit::frames::{GATEWAY_MAC, ICMP, IP, IPV4, MAC, UDP, Wire, arp, echo_request, ether, ipv4, udp};
+use testkit::frames::{
+    GATEWAY_MAC, ICMP, IP, IPV4, MAC, UDP, Wire, arp, echo_request, ether, ipv4, is_echo_reply, read_ipv4,
+    read_transport, udp,
+};
 use testkit::guest::{Guest, MAC as MAC_TEXT};
 use testkit::http::request;
 use testkit::net::{BLACK_HOLE, ELSEWHERE, GATEWAY, HOST, Host, UNREACHABLE, plug};
@@ -69,8 +74,11 @@ fn arp_and_echo(table: &mut Table) {
         let answers = asked.map(|text| {
             let ip: Ipv4Addr = text.parse().unwrap();
             wire.send(&arp(1, MAC, IP, [0; 6], ip));
-            let reply = wire.receive(SILENCE, |frame| frame[12..14] == [8, 6] && frame[28..32] == ip.octets());
-            let by = reply.map_or("nobody", |frame| if frame[22..28] == GATEWAY_MAC { "the gateway" } else { "?" });
+            let by = match hardware_address(&wire, SILENCE, ip) {
+                None => "nobody",
+                Some(GATEWAY_MAC) => "the gateway",
+                Some(_) => "?",
+            };
             format!("{text} {by}")
         });
         answers.join(", ")
@@ -116,36 +124,27 @@ fn arp_and_echo(table: &mut Table) {
             let daemon = on.daemon().through(host.prefix()).start();
             let mut wire = Wire::plug(&daemon);
             assert!(wire.is_alive());
-            wire.send(&ether(GATEWAY_MAC, MAC, IPV4, &ipv4(ICMP, IP, GATEWAY, &echo_request(7, 7))));
-            let reply = |frame: &[u8]| {
-                frame.len() >= 42 && frame[23] == ICMP && frame[34] == 0 && frame[40..42] == [7, 7]
-            };
-            let count = (0..2).filter(|_| wire.receive(SILENCE, reply).is_some()).count();
+            wire.send(&ether(GATEWAY_MAC, MAC, IPV4, &ipv4(ICMP, IP, GATEWAY, &echo_request(7))));
+            let count =
+                (0..2).filter(|_| wire.receive(SILENCE, |frame| is_echo_reply(frame, 7)).is_some()).count();
             format!("{count} answers")
         },
     );
     table.same("10.56 a ping with a bad checksum", "nobody", |on| {
         let (_daemon, mut wire) = start(on, []);
-        let mut request = echo_request(7, 7);
+        let mut request = echo_request(7);
         request[2] ^= 0xff;
         wire.send(&ether(GATEWAY_MAC, MAC, IPV4, &ipv4(ICMP, IP, GATEWAY, &request)));
-        let reply = |frame: &[u8]| frame.len() >= 42 && frame[23] == ICMP && frame[34] == 0;
+        let reply = |frame: &[u8]| icmp(frame).is_some_and(|[kind, _]| kind == TYPE_ECHO_REPLY);
         wire.receive(SILENCE, reply).map_or("nobody", |_| "answered").to_owned()
     });
     table.same("a packet of a protocol that nobody speaks", "ICMP 3 2 from 192.168.127.254", |on| {
         let (_daemon, mut wire) = start(on, []);
         assert!(wire.is_alive());
         wire.send(&ether(GATEWAY_MAC, MAC, IPV4, &ipv4(47, IP, HOST, &[0; 20])));
-        let error = wire.receive(SILENCE, |frame| frame.len() >= 42 && frame[23] == ICMP && frame[34] == 3);
-        error.map_or_else(
-            || "silence".into(),
-            |frame| {
-                format!(
-                    "ICMP {} {} from {}.{}.{}.{}",
-                    frame[34], frame[35], frame[26], frame[27], frame[28], frame[29]
-                )
-            },
-        )
+        let Some(error) = wire.receive(SILENCE, is_unreachable) else { return "silence".into() };
+        let [kind, code] = icmp(&error).unwrap();
+        format!("ICMP {kind} {code} from {}", read_ipv4(&error).unwrap().source_addr())
     });
     table.same("a packet with a source outside the subnet", "reaches nobody", |on| {
         let host = Host::new("nameserver 127.0.0.1\n");
@@ -175,19 +174,23 @@ fn ping(on: &On, to: Ipv4Addr) -> String {
 /// Who answers one ping of `to`.
 fn echo(wire: &mut Wire, to: Ipv4Addr) -> String {
     assert!(wire.is_alive());
-    wire.send(&ether(GATEWAY_MAC, MAC, IPV4, &ipv4(ICMP, IP, to, &echo_request(7, 7))));
-    let answer = |frame: &[u8]| {
-        frame.len() >= 42
-            && frame[23] == ICMP
-            && (frame[34] == 3 || (frame[34] == 0 && frame[40..42] == [7, 7]))
-    };
-    wire.receive(Duration::from_secs(2), answer).map_or_else(
-        || "nobody".into(),
-        |frame| {
-            let from = Ipv4Addr::new(frame[26], frame[27], frame[28], frame[29]);
-            if frame[34] == 3 { format!("unreachable, says {from}") } else { from.to_string() }
-        },
-    )
+    wire.send(&ether(GATEWAY_MAC, MAC, IPV4, &ipv4(ICMP, IP, to, &echo_request(7))));
+    let answer = |frame: &[u8]| is_unreachable(frame) || is_echo_reply(frame, 7);
+    let Some(answer) = wire.receive(Duration::from_secs(2), answer) else { return "nobody".into() };
+    let from = read_ipv4(&answer).unwrap().source_addr();
+    if is_unreachable(&answer) { format!("unreachable, says {from}") } else { from.to_string() }
+}
+
+/// Type and code of the ICMP message in `frame`.
+fn icmp(frame: &[u8]) -> Option<[u8; 2]> {
+    match read_transport(frame)? {
+        TransportSlice::Icmpv4(message) => Some([message.type_u8(), message.code_u8()]),
+        _ => None,
+    }
+}
+
+fn is_unreachable(frame: &[u8]) -> bool {
+    icmp(frame).is_some_and(|[kind, _]| kind == TYPE_DEST_UNREACH)
 }
 
 /// A connection from the guest to a service on the host's loopback: the guest's end and the host's.

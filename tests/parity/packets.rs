@@ -3,16 +3,19 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use dhcproto::v4::borrowed::Message;
+use etherparse::{TcpHeader, TcpOptionElement, TransportSlice};
+
 use crate::case::On;
 use crate::wire::PATIENCE;
 use testkit::daemon::Daemon;
 use testkit::frames::{
-    ACK, BROADCAST, GATEWAY_MAC, IP, IPV4, MAC, SYN, TCP, UDP, Wire, ether, ipv4, tcp, udp,
+    ACK, BROADCAST, GATEWAY_MAC, IP, IPV4, MAC, RST, TCP, UDP, Wire, ether, ipv4, read_arp, read_ipv4,
+    read_transport, syn, tcp, udp,
 };
 
 /// How long a DHCP answer is waited for.
 const ANSWER: Duration = Duration::from_secs(2);
-const RST: u8 = 4;
 
 /// A daemon and a machine that is nothing but frames; the machine hangs up first.
 pub(crate) fn start<const N: usize>(on: &On, args: [&str; N]) -> (Daemon, Wire) {
@@ -85,24 +88,13 @@ impl Dhcp {
 
     pub(crate) fn ask(&self, wire: &mut Wire) -> Option<Reply> {
         self.send(wire);
-        let (mac, id) = (self.mac, [self.kind, 1, 2, self.mac[5]]);
-        let frame = wire.receive(ANSWER, |frame| {
-            frame.len() > 282
-                && frame[23] == UDP
-                && frame[34..36] == [0, 67]
-                && frame[70..76] == mac
-                && frame[46..50] == id
-        })?;
-        let (mut rest, mut options) = (&frame[282..], Vec::new());
-        while let [code, length, tail @ ..] = rest
-            && *code != 255
-        {
-            let (value, tail) = tail.split_at_checked(usize::from(*length))?;
-            options.push((*code, value.to_vec()));
-            rest = tail;
-        }
-        let to = format!("{:02x?} {}.{}.{}.{}", &frame[..6], frame[30], frame[31], frame[32], frame[33]);
-        Some(Reply { to, address: Ipv4Addr::new(frame[58], frame[59], frame[60], frame[61]), options })
+        let id = u32::from_be_bytes([self.kind, 1, 2, self.mac[5]]);
+        let is_answer = |message: Message<'_>| message.xid() == id && message.chaddr() == self.mac;
+        let frame = wire.receive(ANSWER, |frame| dhcp_reply(frame).is_some_and(is_answer))?;
+        let (message, destination) = (dhcp_reply(&frame)?, read_ipv4(&frame)?.destination_addr());
+        let options = message.opts().map(|option| (option.code().into(), option.data().to_vec()));
+        let to = format!("{:02x?} {destination}", &frame[..6]);
+        Some(Reply { to, address: message.yiaddr(), options: options.collect() })
     }
 
     /// The address that a client gets who asks as all do.
@@ -128,6 +120,23 @@ impl Reply {
     }
 }
 
+/// The message of a DHCP server in `frame`, about a hardware address of Ethernet.
+pub(crate) fn dhcp_reply(frame: &[u8]) -> Option<Message<'_>> {
+    match read_transport(frame)? {
+        TransportSlice::Udp(datagram) if datagram.source_port() == 67 => {
+            Message::new(datagram.payload()).ok().filter(|message| message.hlen() == 6)
+        }
+        _ => None,
+    }
+}
+
+/// The hardware address that whoever has `ip` answers with.
+pub(crate) fn hardware_address(wire: &Wire, patience: Duration, ip: Ipv4Addr) -> Option<[u8; 6]> {
+    let answer = |frame: &[u8]| read_arp(frame).filter(|message| message.sender_ipv4_addr() == ip);
+    let frame = wire.receive(patience, |frame| answer(frame).is_some())?;
+    answer(&frame).map(|message| message.sender_mac)
+}
+
 /// A client's end of a TCP connection, of one packet at a time; checksums are left out.
 #[derive(Debug)]
 pub(crate) struct Tcp {
@@ -148,56 +157,46 @@ impl Tcp {
     }
 
     /// The answer to a SYN.
-    fn answer(&mut self, wire: &mut Wire, options: &[u8]) -> Option<Vec<u8>> {
-        let mut syn = tcp(self.port, self.to.1, self.next, 0, SYN, options);
-        syn[12] = u8::try_from((20 + options.len()) / 4 * 16).unwrap();
-        self.put(wire, &syn);
+    fn answer(&mut self, wire: &mut Wire, options: &[u8]) -> Option<TcpHeader> {
+        self.put(wire, &syn(self.port, self.to.1, self.next, options));
         self.next += 1;
-        let ports = [self.to.1.to_be_bytes(), self.port.to_be_bytes()].concat();
-        let frame = wire
-            .receive(PATIENCE / 5, |frame| frame.len() >= 54 && frame[23] == TCP && frame[34..38] == ports)?;
-        let sequence = u32::from_be_bytes(frame[38..42].try_into().unwrap());
-        self.other = sequence.wrapping_add(1);
-        Some(frame[34..].to_vec())
+        let ports = (self.to.1, self.port);
+        let answer = |frame: &[u8]| match read_transport(frame)? {
+            TransportSlice::Tcp(segment) => Some(segment.to_header()),
+            _ => None,
+        };
+        let is_ours = |header: TcpHeader| (header.source_port, header.destination_port) == ports;
+        let frame = wire.receive(PATIENCE / 5, |frame| answer(frame).is_some_and(is_ours))?;
+        let header = answer(&frame)?;
+        self.other = header.sequence_number.wrapping_add(1);
+        Some(header)
     }
 
     /// Sends a SYN and says how it was answered; acknowledges nothing.
     pub(crate) fn open(&mut self, wire: &mut Wire) -> String {
-        match self.answer(wire, &[2, 4, 5, 0xb4]).map(|segment| segment[13] & (SYN | ACK | RST)) {
+        match self.answer(wire, &[2, 4, 5, 0xb4]) {
             None => "silence".to_owned(),
-            Some(flags) if flags == SYN | ACK => "SYN-ACK".to_owned(),
-            Some(flags) if flags & RST != 0 => "RST".to_owned(),
-            Some(flags) => format!("flags {flags}"),
+            Some(TcpHeader { rst: true, .. }) => "RST".to_owned(),
+            Some(TcpHeader { syn: true, ack: true, .. }) => "SYN-ACK".to_owned(),
+            Some(header) => format!("{header:?}"),
         }
     }
 
     /// The options of the SYN-ACK, where the SYN has every usual one.
     pub(crate) fn offered(&mut self, wire: &mut Wire) -> String {
         let options = [2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7];
-        let Some(segment) = self.answer(wire, &options) else { return "silence".to_owned() };
-        let end = usize::from(segment[12] >> 4) * 4;
-        let (mut rest, mut shown) = (&segment[20..end], Vec::new());
-        while let [kind, tail @ ..] = rest {
-            match (kind, tail) {
-                (0 | 1, _) => rest = tail,
-                (_, [length, _, ..]) if *length >= 2 => {
-                    let value = &rest[2..usize::from(*length)];
-                    shown.push(match kind {
-                        2 => format!("MSS {}", u16::from_be_bytes([value[0], value[1]])),
-                        3 => "window scale".to_owned(),
-                        4 => "SACK".to_owned(),
-                        8 => "timestamps".to_owned(),
-                        other => format!("option {other}"),
-                    });
-                    rest = &rest[usize::from(*length)..];
-                }
-                (_, [2, ..]) => {
-                    shown.push(if *kind == 4 { "SACK".to_owned() } else { format!("option {kind}") });
-                    rest = &rest[2..];
-                }
-                _ => break,
-            }
-        }
+        let Some(header) = self.answer(wire, &options) else { return "silence".to_owned() };
+        let options = header.options_iterator().filter_map(|option| {
+            Some(match option {
+                Ok(TcpOptionElement::Noop) => return None,
+                Ok(TcpOptionElement::MaximumSegmentSize(mss)) => format!("MSS {mss}"),
+                Ok(TcpOptionElement::WindowScale(_)) => "window scale".to_owned(),
+                Ok(TcpOptionElement::SelectiveAcknowledgementPermitted) => "SACK".to_owned(),
+                Ok(TcpOptionElement::Timestamp(..)) => "timestamps".to_owned(),
+                other => format!("{other:?}"),
+            })
+        });
+        let mut shown: Vec<_> = options.collect();
         shown.sort();
         shown.join(", ")
     }
