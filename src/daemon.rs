@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
+use bytes::Bytes;
 use netstack::PortId;
 use netstack::dns::{Transport, Verdict, server_failure};
 use tokio::net::UnixStream;
@@ -596,7 +597,7 @@ impl Questions {
         &self,
         port: PortId,
         place: &Slot<PortId>,
-        message: &[u8],
+        message: &Bytes,
         transport: Transport,
     ) -> Option<Vec<u8>> {
         let answer = place.hold(async {
@@ -655,7 +656,7 @@ async fn resolve(handle: Handle, api: Arc<Api>, places: Places) {
         let (handle, questions) = (handle.clone(), Arc::clone(&questions));
         match request {
             Request::DnsQuestion { client, message } => {
-                let port = client.port();
+                let (port, message) = (client.port(), Bytes::from(message));
                 // Of this very task, so that no more of them are there than places.
                 let Some(place) = questions.admitted.admit(port) else {
                     if let Some(answer) = questions.fail(port, &message, Transport::Udp) {
@@ -682,7 +683,9 @@ async fn resolve(handle: Handle, api: Arc<Api>, places: Places) {
                         handle.turn_of(link).await;
                         part
                     };
-                    let resolve = |message| answer(handle.clone(), Arc::clone(&questions), link, message);
+                    let resolve = |message: Vec<u8>| {
+                        answer(handle.clone(), Arc::clone(&questions), link, message.into())
+                    };
                     serve_stream(stream, place, turn, resolve).await;
                 });
             }
@@ -691,12 +694,7 @@ async fn resolve(handle: Handle, api: Arc<Api>, places: Places) {
 }
 
 /// Answers one DNS message that came by TCP.
-async fn answer(
-    handle: Handle,
-    questions: Arc<Questions>,
-    link: PortId,
-    message: Vec<u8>,
-) -> Option<Vec<u8>> {
+async fn answer(handle: Handle, questions: Arc<Questions>, link: PortId, message: Bytes) -> Option<Vec<u8>> {
     let (verdict, reply) = handle.dns_query(message.clone()).await;
     match verdict {
         Verdict::Reply => Some(reply),

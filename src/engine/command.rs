@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
+use bytes::Bytes;
 use mio::Waker;
 use netstack::{DnsClient, Mac, PortId, dns};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -29,7 +30,7 @@ pub(super) enum Command {
     /// Leads a client to a socket in a guest.
     ForwardClient(ConnectRequest),
     /// Asks the gateway's own zones.
-    DnsQuery { message: Vec<u8>, reply: oneshot::Sender<(dns::Verdict, Vec<u8>)> },
+    DnsQuery { message: Bytes, reply: oneshot::Sender<(dns::Verdict, Vec<u8>)> },
     /// Answers [`Request::DnsQuestion`].
     DnsAnswer { client: DnsClient, message: Vec<u8> },
     /// Ends the run.
@@ -65,7 +66,7 @@ impl Handle {
     }
 
     /// What the gateway's zones say to a message that came by TCP, and the reply if there is one.
-    pub async fn dns_query(&self, message: Vec<u8>) -> (dns::Verdict, Vec<u8>) {
+    pub async fn dns_query(&self, message: Bytes) -> (dns::Verdict, Vec<u8>) {
         let (reply, answer) = oneshot::channel();
         self.send(Command::DnsQuery { message, reply }).await;
         answer.await.unwrap_or((dns::Verdict::Drop, Vec::new()))

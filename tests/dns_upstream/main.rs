@@ -46,7 +46,7 @@ impl Host {
     }
 
     async fn ask(&self, message: &Message, transport: Transport) -> Message {
-        let answer = self.upstream.ask(&message.to_vec().unwrap(), transport).await.unwrap();
+        let answer = self.upstream.ask(&message.to_vec().unwrap().into(), transport).await.unwrap();
         Message::from_vec(&answer).unwrap()
     }
 
@@ -144,7 +144,7 @@ async fn answers_are_the_resolvers_own_byte_for_byte() {
             for transport in [Udp, Tcp] {
                 let bytes = message.to_vec().unwrap();
                 let direct = ask_directly(unbound.addresses[0], &bytes, transport).await;
-                let forwarded = host.upstream.ask(&bytes, transport).await.unwrap();
+                let forwarded = host.upstream.ask(&bytes.into(), transport).await.unwrap();
                 let text = || format!("{}", Message::from_vec(&forwarded).unwrap());
                 assert_eq!(forwarded, direct, "{message} over {transport:?}: {}", text());
                 compared += 1;
@@ -519,10 +519,10 @@ async fn names_of_the_hosts_file_are_answered_from_it() {
 async fn what_is_no_query_is_not_asked() {
     let host = Host::new(9, "nameserver 127.0.0.1\n");
     let mut message = query("a.test.", RecordType::A).to_vec().unwrap();
-    assert_eq!(host.upstream.ask(&message[..7], Udp).await, None);
+    assert_eq!(host.upstream.ask(&message[..7].to_vec().into(), Udp).await, None);
     message[5] = 2;
-    let answer = host.upstream.ask(&message, Udp).await.unwrap();
+    let answer = host.upstream.ask(&message.clone().into(), Udp).await.unwrap();
     assert_eq!((answer.len(), answer[3]), (12, 1), "FORMERR: {answer:?}");
     message[2] |= 0x80;
-    assert_eq!(host.upstream.ask(&message, Udp).await, None);
+    assert_eq!(host.upstream.ask(&message.into(), Udp).await, None);
 }

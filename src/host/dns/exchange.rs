@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::time::Duration;
 
+use bytes::Bytes;
 use netstack::dns::message::HEADER_LEN;
 use netstack::dns::{Query, Rcode, Transport};
 use rustix::net::RecvFlags;
@@ -27,7 +28,7 @@ const MAX_DATAGRAM: usize = 65_535;
 #[derive(Debug)]
 pub(super) struct Question {
     /// As it came from the client.
-    pub(super) message: Vec<u8>,
+    pub(super) message: Bytes,
     /// What it came by.
     pub(super) transport: Transport,
     /// Servers are asked over TCP and nothing else.
@@ -48,7 +49,7 @@ pub(super) struct Question {
 /// The server cannot be reached, or (over TCP alone) says something else than an answer.
 pub(super) async fn ask(server: SocketAddr, question: &Question) -> io::Result<Vec<u8>> {
     let query = Query::parse(&question.message).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let mut message = question.message.clone();
+    let mut message = question.message.to_vec();
     let client_id = swap_id(&mut message, random_id());
     let asked = Asked { server, question, query, message: &message };
     let mut answer = match (question.use_tcp, question.transport) {

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use netstack::dns::message::{NotAQuery, TYPE_A, TYPE_AAAA, write_rejection};
 use netstack::dns::{Query, Rcode, Transport};
 use tokio::time::{Instant, sleep};
@@ -83,7 +84,7 @@ impl Upstream {
     ///
     /// The servers of `resolv.conf` are asked in its order, each question anew; a refusal (SERVFAIL, NOTIMP, REFUSED)
     /// is only believed when every server refuses.
-    pub async fn ask(&self, message: &[u8], transport: Transport) -> Option<Vec<u8>> {
+    pub async fn ask(&self, message: &Bytes, transport: Transport) -> Option<Vec<u8>> {
         let mut out = Vec::new();
         let query = match Query::parse(message) {
             Ok(query) => query,
@@ -115,7 +116,7 @@ impl Upstream {
         Some(if query.wants_a() { addresses.to_vec() } else { Vec::new() })
     }
 
-    async fn ask_servers(&self, message: &[u8], transport: Transport) -> Option<Vec<u8>> {
+    async fn ask_servers(&self, message: &Bytes, transport: Transport) -> Option<Vec<u8>> {
         let conf = self.resolvers().await;
         let mut servers = conf.servers.clone();
         servers.iter_mut().for_each(|server| server.set_port(self.port));
@@ -128,7 +129,7 @@ impl Upstream {
             servers.rotate_left(first);
         }
         let question = Question {
-            message: message.to_vec(),
+            message: message.clone(),
             transport,
             use_tcp: conf.use_vc,
             timeout: conf.timeout,
