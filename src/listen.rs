@@ -8,7 +8,7 @@ mod port;
 use std::fs::{self, Metadata};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -20,12 +20,13 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid, chownat, fchmod};
 use rustix::process::geteuid;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use thiserror::Error;
+use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
 use crate::addr::{ListenAddress, PATH_MAX, ensure_fits};
 use crate::disk;
 use crate::sys::mode::set_mode;
 use crate::sys::owner::{Owner, by_whom, of_socket};
-use crate::sys::sockets::{abstract_address, vsock_address};
+use crate::sys::sockets::abstract_address;
 use crate::text::{quote, reason};
 
 pub use inherited::{claim, warn_of_unclaimed};
@@ -92,20 +93,24 @@ impl TcpAddress {
     }
 }
 
-/// Listens where `source` says.
+/// Listens where `source` says. For vsock it has to be called in a tokio runtime.
 ///
 /// # Errors
 /// The place is taken, is not to be had on this system or for this user, or systemd has passed no such socket.
 pub fn bind(source: &ListenAddress) -> Result<Bound> {
+    let failed =
+        |error: io::Error| failed_to_bind(format!("listen {source}: bind: {}", reason(&error)), &error);
     let (socket, file) = match source {
         ListenAddress::Unix { path, mode, owner, group } => {
             let access = Access { mode: *mode, owner: *owner, group: *group };
             let (socket, file) = bind_file(path, access, Type::STREAM, as_made)?;
             (socket, Some(file))
         }
-        ListenAddress::Abstract(name) => (listen_at(source, abstract_address(name))?, None),
+        ListenAddress::Abstract(name) => {
+            (abstract_address(name).and_then(|at| listen_at(&at)).map_err(failed)?, None)
+        }
         ListenAddress::Tcp { host, port } => (tcp_listener(host, *port)?, None),
-        ListenAddress::Vsock { cid, port } => (listen_at(source, vsock_address(*cid, *port))?, None),
+        ListenAddress::Vsock { cid, port } => (vsock_listener(*cid, *port).map_err(failed)?, None),
         ListenAddress::Inherited(word) => (inherited::take(word)?, None),
     };
     socket.set_nonblocking(true).with_context(|| format!("listen {source}"))?;
@@ -119,15 +124,20 @@ pub fn bind(source: &ListenAddress) -> Result<Bound> {
 }
 
 /// Listens at an address without a file.
-fn listen_at(source: &ListenAddress, address: io::Result<SockAddr>) -> Result<Socket> {
-    let listen = |address: &SockAddr| {
-        let socket = Socket::new(address.domain(), Type::STREAM, None)?;
-        socket.bind(address)?;
-        socket.listen(BACKLOG)?;
-        Ok(socket)
-    };
-    let failed = |error| failed_to_bind(format!("listen {source}: bind: {}", reason(&error)), &error);
-    address.and_then(|address| listen(&address)).map_err(failed)
+fn listen_at(address: &SockAddr) -> io::Result<Socket> {
+    let socket = Socket::new(address.domain(), Type::STREAM, None)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+/// Listens on a port of AF_VSOCK, in a context or in any: vsock(7).
+fn vsock_listener(cid: Option<u32>, port: u32) -> io::Result<Socket> {
+    let listener = VsockListener::bind(VsockAddr::new(cid.unwrap_or(VMADDR_CID_ANY), port))?;
+    let socket = Socket::from(OwnedFd::from(listener));
+    // It has a backlog of 128.
+    socket.listen(BACKLOG)?;
+    Ok(socket)
 }
 
 /// What is wanted is another's.

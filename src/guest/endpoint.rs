@@ -12,11 +12,14 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail, ensure};
 use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::runtime::Handle;
+use tokio::time::timeout;
 
 use crate::addr::{Url, unescape};
 use crate::config::Token;
 use crate::dial::refuse_self;
 use crate::text::reason;
+use crate::vsock;
 
 /// How long frames are held back behind the request. COMPAT(gvproxy): the original loses what comes before its server has handed the connection over,
 /// down to a single byte, behind which no length is right any more; and it does not say when it has.
@@ -91,7 +94,8 @@ impl Endpoint {
         }
     }
 
-    /// Opens the link, with `token` in the request for it. Takes up to 10 s.
+    /// Opens the link, with `token` in the request for it. Takes up to 10 s. To be called from a thread of a
+    /// tokio runtime that may block.
     pub(super) fn dial(&self, token: Option<&Token>) -> Result<Connection> {
         let (socket, request) = match self {
             Self::Unix(path) => {
@@ -99,7 +103,7 @@ impl Endpoint {
                 (connect(Domain::UNIX, &[address])?, request("", "/connect", token))
             }
             Self::Vsock { cid, port, path } => {
-                (connect(Domain::VSOCK, &[SockAddr::vsock(*cid, *port)])?, request("", path, token))
+                (connect_vsock(*cid, *port).map_err(said)?, request("", path, token))
             }
             Self::Tcp { authority, path } => {
                 let addresses: Vec<SockAddr> =
@@ -148,6 +152,14 @@ fn connect(domain: Domain, addresses: &[SockAddr]) -> Result<Socket> {
         }
     }
     Err(failure)
+}
+
+fn connect_vsock(cid: u32, port: u32) -> io::Result<Socket> {
+    let connected = Handle::current().block_on(async { timeout(CONNECT, vsock::connect(cid, port)).await });
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "connection timed out");
+    let socket = Socket::from(connected.map_err(late)??);
+    socket.set_nonblocking(false)?;
+    Ok(socket)
 }
 
 fn said(error: io::Error) -> anyhow::Error {

@@ -20,20 +20,6 @@ pub fn abstract_address(name: &[u8]) -> io::Result<SockAddr> {
     SockAddr::unix(Path::new(OsStr::from_bytes(&[b"\0", name].concat())))
 }
 
-/// A port of AF_VSOCK, in a context or in any: vsock(7).
-///
-/// # Errors
-/// The system has none.
-pub fn vsock_address(cid: Option<u32>, port: u32) -> io::Result<SockAddr> {
-    #[cfg(target_os = "linux")]
-    return Ok(SockAddr::vsock(cid.unwrap_or(libc::VMADDR_CID_ANY), port));
-    #[cfg(not(target_os = "linux"))]
-    {
-        let _ = (cid, port);
-        Err(io::Error::new(io::ErrorKind::Unsupported, "only Linux has AF_VSOCK"))
-    }
-}
-
 /// Whether a socket listens; `None` where the system does not tell.
 pub fn is_listening(socket: &socket2::Socket) -> Option<bool> {
     #[cfg(target_os = "linux")]
