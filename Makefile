@@ -50,15 +50,16 @@ instructions: ## the same in instructions, which do not vary: takes anew the fig
 pages: ## manual pages, completions for bash, zsh and fish, and the tables of docs/, from the tables of flags and keys
 	UPDATE_PAGES=1 cargo test -q --profile $(PROFILE) -p gvproxy --test pages
 
-lint: ## formatting, clippy, documentation, scripts, what imports what
+lint: ## formatting, clippy, documentation, scripts, packages, what imports what
 	@tests/install.sh lint
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --profile $(PROFILE) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --profile $(PROFILE)
 	shellcheck .ci/run $$(git ls-files '*.sh')
 	@tests/imports.sh >/dev/null
+	cargo package -q --workspace --exclude netstack-bench --exclude testkit --no-verify --allow-dirty --locked
 	cargo test -q --profile $(PROFILE) -p gvproxy --test pages
-	@! cargo tree -p netstack -e normal --prefix none | grep -E '^(tokio|mio|socket2|rustix) ' || \
+	@! cargo tree -p gvproxy-netstack -e normal --prefix none | grep -E '^(tokio|mio|socket2|rustix) ' || \
 		{ echo 'netstack may not depend on these' >&2; exit 1; }
 
 fmt: ## rustfmt

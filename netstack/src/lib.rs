@@ -120,6 +120,11 @@ const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// The gateway's HTTP server, which the driver serves.
 pub const HTTP_PORT: u16 = 80;
 
+/// The example of README.md is tried with the others.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 /// Something the driver has to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {

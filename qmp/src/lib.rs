@@ -104,3 +104,8 @@ pub use error::{
 pub use event::Event;
 pub use network::{Netdev, Network, Nic, netdev_stream, virtio_net};
 pub use wire::MAX_LINE;
+
+/// The example of README.md is compiled with the others.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -2,7 +2,7 @@
 //! with the network and says what it likes in between, in its own name and in others'; after every few of its frames [`victim`]
 //! does what guests do and has to find all as it should be. What is sent to either is checked frame by frame.
 //!
-//! `SEED=n cargo test -p netstack --test adversary` begins with the round that failed; `FRAMES=n` runs longer.
+//! `SEED=n cargo test -p gvproxy-netstack --test adversary` begins with the round that failed; `FRAMES=n` runs longer.
 //! Owns: how many rounds, and what they have to come to. Read next: `round.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
