@@ -2,7 +2,7 @@
 PROFILE := ci
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help build demo guest test attack ways bench micro instructions pages lint fmt
+.PHONY: help build demo guest test attack ways bench micro instructions pages lint msrv fmt
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -61,6 +61,13 @@ lint: ## formatting, clippy, documentation, scripts, packages, what imports what
 	cargo test -q --profile $(PROFILE) -p gvproxy --test pages
 	@! cargo tree -p gvproxy-netstack -e normal --prefix none | grep -E '^(tokio|mio|socket2|rustix) ' || \
 		{ echo 'netstack may not depend on these' >&2; exit 1; }
+
+msrv: ## cargo check with the oldest Rust that Cargo.toml names: rustup has to have it
+	@version=$$(sed -n 's/^rust-version = "\(.*\)"$$/\1/p' Cargo.toml); \
+	case $$(rustc +$$version --version 2>&1) in \
+	"rustc $$version".*) set -x; cargo +$$version check --workspace --all-targets --profile $(PROFILE) ;; \
+	*) echo "msrv: there is no Rust $$version: rustup toolchain install $$version --profile minimal" >&2; exit 1 ;; \
+	esac
 
 fmt: ## rustfmt
 	cargo fmt --all
