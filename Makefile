@@ -2,10 +2,10 @@
 PROFILE := ci
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help build demo guest test attack ways bench micro instructions pages lint msrv fmt
+.PHONY: help build demo guest test attack ways bench micro instructions pages lint msrv dist fmt
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
 build: ## target/release/gvproxy
 	cargo build --release
@@ -68,6 +68,10 @@ msrv: ## cargo check with the oldest Rust that Cargo.toml names: rustup has to h
 	"rustc $$version".*) set -x; cargo +$$version check --workspace --all-targets --profile $(PROFILE) ;; \
 	*) echo "msrv: there is no Rust $$version: rustup toolchain install $$version --profile minimal" >&2; exit 1 ;; \
 	esac
+
+dist: ## target/dist: static programs with manual pages, completions and units, as .tar.gz and .deb
+	@tests/install.sh dist
+	@share/dist.sh
 
 fmt: ## rustfmt
 	cargo fmt --all

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # install.sh GROUP...: the Debian packages that a make target needs, as far as their commands are missing, and what cargo
-# has to build for it, in tests/guest/cache/bin.
-# Groups: demo, test, bench, instructions, lint. Quiet when nothing is missing; asks for root through sudo otherwise.
+# has to build and pip to fetch for it, in tests/guest/cache.
+# Groups: demo, test, bench, instructions, lint, dist. Quiet when nothing is missing; asks for root through sudo otherwise.
 set -euo pipefail
 cache=$(cd "$(dirname "$0")" && pwd)/guest/cache
 
@@ -31,6 +31,15 @@ table() {
                  vhost-device-vsock cargo:vhost-device-vsock@0.3.0'; table instructions ;;
     instructions) table build; echo 'valgrind valgrind' ;;
     lint) table build; echo 'shellcheck shellcheck' ;;
+    dist) table build; echo '/usr/lib/rustlib/src/rust/library/std rust-web-src
+                             /usr/bin/cargo cargo-web
+                             /usr/bin/rustc rustc-web
+                             dpkg-deb dpkg
+                             debootstrap debootstrap
+                             python3 python3
+                             /var/lib/dpkg/info/python3-venv.list python3-venv
+                             cargo-zigbuild pip:cargo-zigbuild==0.24.0
+                             python-zig pip:ziglang==0.17.1' ;;
     bench) table build; echo 'ip iproute2
                  ssh-keygen openssh-client
                  sshd openssh-server
@@ -39,24 +48,25 @@ table() {
                  systemd-socket-activate systemd
                  passt passt
                  slirp4netns slirp4netns' ;;
-    *) echo "install.sh: no group named '$1' (demo, test, bench, instructions, lint)" >&2; exit 2 ;;
+    *) echo "install.sh: no group named '$1' (demo, test, bench, instructions, lint, dist)" >&2; exit 2 ;;
     esac
 }
 
-PATH=$PATH:/usr/sbin:/sbin:$cache/bin
+PATH=$PATH:/usr/sbin:/sbin:$cache/bin:$cache/python/bin
 export DEBIAN_FRONTEND=noninteractive
-missing=() crates=()
+missing=() crates=() wheels=()
 for group in "$@"; do
     rows=$(table "$group")
     while read -r command package; do
         if [[ $command == /* && -e $command ]] || command -v "$command" >/dev/null; then continue; fi
         case $package in
         cargo:*) crates+=("${package#cargo:}") ;;
+        pip:*) wheels+=("${package#pip:}") ;;
         *) missing+=("$package") ;;
         esac
     done <<<"$rows"
 done
-[ $((${#missing[@]} + ${#crates[@]})) -gt 0 ] || exit 0
+[ $((${#missing[@]} + ${#crates[@]} + ${#wheels[@]})) -gt 0 ] || exit 0
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 quietly() { "$@" >"$log" 2>&1 || { tail -n 30 "$log" >&2; return 1; }; }
@@ -92,7 +102,7 @@ install_packages() {
         printf '#!/bin/sh\nexit 101\n' | root tee /usr/sbin/policy-rc.d >/dev/null
         root chmod 755 /usr/sbin/policy-rc.d
     fi
-    quietly root apt-get -q -y --no-install-recommends --allow-downgrades install "${packages[@]}"
+    quietly root apt-get -q -y --no-install-recommends --no-remove --allow-downgrades install "${packages[@]}"
 }
 
 [ ${#missing[@]} = 0 ] || install_packages
@@ -100,3 +110,8 @@ for crate in "${crates[@]}"; do
     echo "building: $crate (about a minute)"
     quietly cargo install --locked --root "$cache" "$crate"
 done
+if [ ${#wheels[@]} -gt 0 ]; then
+    echo "installing: ${wheels[*]} (100 MB)"
+    quietly python3 -m venv "$cache/python"
+    quietly "$cache/python/bin/pip" install --disable-pip-version-check "${wheels[@]}"
+fi
