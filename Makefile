@@ -2,7 +2,7 @@
 PROFILE := ci
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help build demo guest test attack ways bench micro instructions pages lint msrv dist fmt
+.PHONY: help build demo guest test attack ways bench micro instructions pages lint msrv dist dist-test fmt
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -72,6 +72,9 @@ msrv: ## cargo check with the oldest Rust that Cargo.toml names: rustup has to h
 dist: ## target/dist: static programs with manual pages, completions and units, as .tar.gz and .deb
 	@tests/install.sh dist
 	@share/dist.sh
+
+dist-test: dist ## what `make dist` made, installed in a new Debian, tried there, and removed (MIRROR=URL, SUITE=bookworm)
+	@tests/dist.sh
 
 fmt: ## rustfmt
 	cargo fmt --all
