@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # dist.sh: tries what `make dist` made, in a Debian that is made for it. The package, then the archive, is
-# installed; its units are checked; the programs print their version; a client is led through a forward as the
-# units have it; all is removed, and nothing may be left.
+# installed; the programs print their version; the Debian boots, and its systemd runs the units: one socket whose
+# clients are led to a server, and one network. Then all is removed, and nothing may be left.
 # SUITE (trixie) names the Debian, MIRROR=URL replaces the mirror that apt uses.
 set -euo pipefail
 umask 022
@@ -26,7 +26,9 @@ trap finish EXIT
 step() { printf 'dist: %s (%d s)\n' "$*" "$SECONDS"; }
 inside() { chroot "$root" /usr/bin/env -i PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"; }
 # Every file, but for those of a running system and what dpkg writes of any package.
-files() { (cd "$root" && find . -xdev -path ./run -prune -o ! -path './var/lib/dpkg/*-old' "$@" -print | sort); }
+files() {
+    (cd "$root" && find . -xdev -path ./run -prune -o ! -path './var/lib/dpkg/*-old' "$@" -print | sort)
+}
 
 debian() {
     local mirror=${MIRROR:-}
@@ -42,7 +44,7 @@ debian() {
     mkdir -p "$root/etc/systemd/system/sockets.target.wants"
 }
 
-# try PREFIX: the programs below it.
+# try PREFIX: the programs below it, then the units, in this Debian as it boots. What that writes is thrown away.
 try() {
     local program said
     for program in gvproxy gvforwarder; do
@@ -51,80 +53,70 @@ try() {
     done
     said=$(inside systemd-analyze verify --man=no gvproxy@.service gvproxy@.socket 2>&1 || echo failed)
     [ -z "$said" ] || { echo "dist: the units: $said" >&2; exit 1; }
-    python3 - "$root" "$1/lib/systemd/system" <<'PYTHON'
-import os, signal, socket, sys
-
-root, units = sys.argv[1:]
-NAME, NOBODY, SECONDS = "test", 65534, 30
-
-
-def setting(unit, key):
-    """The value of a key that is there once, with the instance's name."""
-    with open(f"{root}{units}/{unit}") as lines:
-        (value,) = [line.rstrip("\n").split("=", 1)[1] for line in lines if line.startswith(f"{key}=")]
-    return value.replace("%i", NAME)
-
-
-def listen(path):
-    listener = socket.socket(socket.AF_UNIX)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    listener.bind(path)
-    os.chmod(path, 0o666)
-    listener.listen()
-    listener.settimeout(SECONDS)
-    return listener
-
-
-command = setting("gvproxy@.service", "ExecStart").split()
-config = root + command[command.index("-config") + 1]
-server, log = f"{root}/run/server.sock", f"{root}/run/gvproxy.log"
-forward = root + setting("gvproxy@.socket", "ListenStream")
-os.makedirs(os.path.dirname(config), exist_ok=True)
-with open(config, "w") as file:
-    file.write('forwards: [{socket: "fd://forward", dest: "unix:///run/server.sock"}]\n')
-
-upstream, passed = listen(server), listen(forward)
-names = setting("gvproxy@.socket", "FileDescriptorName")
-daemon = os.fork()
-if daemon == 0:
-    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
-    os.dup2(os.dup(passed.fileno()), 3)
-    os.set_inheritable(3, True)
-    os.chroot(root)
-    os.chdir("/")
-    os.setgroups([])
-    os.setgid(NOBODY)
-    os.setuid(NOBODY)
-    listening = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": names}
-    os.execve(command[0], command, listening)
-failure = None
-try:
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(SECONDS)
-        client.connect(forward)
-        client.sendall(b"there")
-        served, _ = upstream.accept()
-        served.settimeout(SECONDS)
-        assert served.recv(16) == b"there"
-        served.sendall(b"back")
-        assert client.recv(16) == b"back"
-except (AssertionError, OSError) as error:
-    failure = error
-os.kill(daemon, signal.SIGTERM)
-status = os.waitpid(daemon, 0)[1]
-with open(log) as lines:
-    said = lines.read()
-for path in (config, server, forward, log):
-    os.unlink(path)
-for path in (forward, config):
-    try:
-        os.rmdir(os.path.dirname(path))
-    except OSError:
-        pass  # the package's
-if status != 0 or failure:
-    sys.exit(f"dist: {failure!r}; the daemon ended with {status}, and said:\n{said}")
-PYTHON
+    # Debian 13 has no systemd for the first version of control groups any more.
+    SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 \
+        systemd-nspawn --register=no --keep-unit --console=pipe --volatile=overlay \
+        --bind="$work/try:/run/try" --bind-ro="$work/try/try.service:/run/systemd/system/try.service" \
+        --directory="$root" --boot -- --unit=try.service </dev/null >"$work/log" 2>&1 ||
+        { cat "$work/log" "$work/try/log" >&2; exit 1; }
 }
+
+mkdir "$work/try"
+cat >"$work/try/try.service" <<'UNIT'
+[Unit]
+SuccessAction=exit
+FailureAction=exit
+FailureActionExitStatus=1
+
+[Service]
+Type=oneshot
+TimeoutStartSec=60
+ExecStart=/bin/bash -c 'exec bash -eux /run/try/try.sh >/run/try/log 2>&1'
+ExecStopPost=/bin/bash -c 'journalctl --no-pager --boot -u "gvproxy@*" >>/run/try/log'
+UNIT
+cat >"$work/try/try.sh" <<'TRY'
+mkdir -p /etc/gvproxy
+echo 'forwards: [{socket: "fd://forward", dest: "unix:///run/server.sock"}]' >/etc/gvproxy/forward.yaml
+cat >/etc/gvproxy/network.yaml <<'YAML'
+listen: ["unix:///run/gvproxy/network/api.sock"]
+interfaces: {qemu: "unix:///run/gvproxy/network/qemu.sock"}
+stack: {forwards: {"127.0.0.1:2222": "192.168.127.2:22"}}
+YAML
+
+# ask SOCKET WORDS: the beginning of the answer.
+ask() {
+    perl -MIO::Socket::UNIX -e '
+        my $socket = IO::Socket::UNIX->new(Peer => $ARGV[0]) or die $!;
+        syswrite($socket, $ARGV[1]);
+        sysread($socket, my $answer, 15);
+        print $answer' "$@"
+}
+
+# A server that listens before it goes into the background.
+perl -MIO::Socket::UNIX -e '
+    umask 0;
+    my $server = IO::Socket::UNIX->new(Local => "/run/server.sock", Listen => 5) or die $!;
+    exit if fork;
+    while (my $client = $server->accept) {
+        sysread($client, my $words, 15);
+        syswrite($client, "$words and back");
+    }'
+systemctl start gvproxy@forward.socket
+[ "$(systemctl is-active gvproxy@forward.service)" = inactive ]
+[ "$(ask /run/gvproxy/forward.sock there)" = 'there and back' ]
+systemctl restart gvproxy@forward.service
+[ "$(ask /run/gvproxy/forward.sock again)" = 'again and back' ]
+
+systemctl start gvproxy@network.service
+until [ -S /run/gvproxy/network/qemu.sock ]; do sleep 0.1; done
+[ "$(ask /run/gvproxy/network/api.sock $'GET /stats HTTP/1.1\r\nHost: d\r\n\r\n')" = 'HTTP/1.1 200 OK' ]
+
+systemctl stop gvproxy@forward.socket gvproxy@forward.service gvproxy@network.service
+for service in forward network; do
+    [ "$(systemctl show -P Result "gvproxy@$service.service")" = success ]
+done
+[ -z "$(ls -A /run/gvproxy)" ]
+TRY
 
 # The same files as before it was installed?
 compare() {

@@ -36,6 +36,7 @@ table() {
                              /usr/bin/rustc rustc-web
                              dpkg-deb dpkg
                              debootstrap debootstrap
+                             systemd-nspawn systemd-container
                              python3 python3
                              /var/lib/dpkg/info/python3-venv.list python3-venv
                              cargo-zigbuild pip:cargo-zigbuild==0.24.0
