@@ -50,13 +50,14 @@ instructions: ## the same in instructions, which do not vary: takes anew the fig
 pages: ## manual pages, completions for bash, zsh and fish, and the tables of docs/, from the tables of flags and keys
 	UPDATE_PAGES=1 cargo test -q --profile $(PROFILE) -p gvproxy --test pages
 
-lint: ## formatting, clippy, documentation, scripts, packages, what imports what
+lint: ## formatting, clippy, documentation, scripts, dependencies, what imports what
 	@tests/install.sh lint
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --profile $(PROFILE) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --profile $(PROFILE)
 	shellcheck .ci/run $$(git ls-files '*.sh')
 	@tests/imports.sh >/dev/null
+	PATH=$$PATH:tests/guest/cache/bin cargo deny --workspace --log-level error check bans licenses sources
 	cargo package -q --workspace --exclude netstack-bench --exclude testkit --no-verify --allow-dirty --locked
 	cargo test -q --profile $(PROFILE) -p gvproxy --test pages
 	@! cargo tree -p gvproxy-netstack -e normal --prefix none | grep -E '^(tokio|mio|socket2|rustix) ' || \

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # dist.sh: tries what `make dist` made, in a Debian that is made for it. The package, then the archive, is
-# installed; the programs print their version; the Debian boots, and its systemd runs the units: one socket whose
-# clients are led to a server, and one network. Then all is removed, and nothing may be left.
+# installed; the programs print their version; the Debian boots, and its systemd runs the units: a socket whose
+# client is led to a server, and a network. Then all is removed, and nothing may be left.
 # SUITE (trixie) names the Debian, MIRROR=URL replaces the mirror that apt uses.
 set -euo pipefail
 umask 022
@@ -44,7 +44,7 @@ debian() {
     mkdir -p "$root/etc/systemd/system/sockets.target.wants"
 }
 
-# try PREFIX: the programs below it, then the units, in this Debian as it boots. What that writes is thrown away.
+# try PREFIX: the programs below it, then the units in this Debian, booted. What it writes is thrown away.
 try() {
     local program said
     for program in gvproxy gvforwarder; do
