@@ -77,7 +77,7 @@ fn main() {
     sent.show();
 
     println!("the stack wants to be called at {:?}", stack.poll_timeout());
-    now += Duration::from_secs(1).into();
+    now += Duration::from_secs(1);
     stack.handle_timeout(now, &mut sent);
     sent.show();
 

@@ -3,10 +3,10 @@
 
 use std::hint::black_box;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use netstack::tcp::{Flow, Phase};
 use netstack::{Event, FlowId, FrameSink, Instant, Mac, NetworkConfig, PortId, Stack, Subnet, UdpFlowId};
-use smoltcp::time::Duration;
 
 pub(crate) const GATEWAY_MAC: Mac = Mac([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xdd]);
 /// As the daemon's: bytes that a batch holds, and those at which it is written within a turn.

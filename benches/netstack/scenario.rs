@@ -4,8 +4,7 @@
 //! the last acknowledgement, a datagram, a dropped frame.
 
 use std::fmt;
-
-use smoltcp::time::Duration;
+use std::time::Duration;
 
 use crate::guest::{self, ACK, FIN, Guest};
 use crate::network::Network;

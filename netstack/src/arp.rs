@@ -2,15 +2,15 @@
 //! Owns: the neighbour table and who waits for an answer. Read next: `lib.rs`, which dials.
 
 use core::net::Ipv4Addr;
+use core::time::Duration;
 use std::collections::HashMap;
 
 use foldhash::fast::FixedState;
-use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{ArpHardware, ArpOperation, ArpPacket, EthernetProtocol};
 
 use crate::ether::{self, EtherType};
 use crate::link::most_frequent;
-use crate::{DropReason, FlowId, FrameSink, Guest, Mac, PortId, UdpFlowId};
+use crate::{DropReason, FlowId, FrameSink, Guest, Instant, Mac, PortId, UdpFlowId};
 
 /// Bytes of an ARP packet for Ethernet and IPv4.
 const PACKET_LEN: usize = 28;
@@ -302,7 +302,7 @@ mod tests {
     #[test]
     fn the_oldest_neighbour_of_the_port_that_has_most_makes_room() {
         let (mut table, waiter, victim) = (Neighbours::new(1), waiter(), Ipv4Addr::new(10, 9, 9, 9));
-        let at = |number: usize| Instant::from_micros(number as i64);
+        let at = |number: usize| Instant::from_micros(number as u64);
         table.learn(victim, MAC, PortId(1), at(0));
         for number in 1..3 * MAX_NEIGHBOURS {
             table.learn(ip(number), MAC, PORT, at(number));
@@ -321,7 +321,7 @@ mod tests {
     #[test]
     fn the_address_that_is_asked_for_the_longest_makes_room() {
         let (mut table, waiter) = (Neighbours::new(1), waiter());
-        let at = |number: usize| Instant::from_micros(number as i64);
+        let at = |number: usize| Instant::from_micros(number as u64);
         let mut given_up = Vec::new();
         for number in 0..=MAX_RESOLVING {
             given_up.extend(table.make_room(ip(number), at(number)));

@@ -11,14 +11,14 @@
 
 use core::fmt;
 use core::net::Ipv4Addr;
+use core::time::Duration;
 use std::collections::{HashMap, VecDeque};
 
 use foldhash::fast::FixedState;
-use smoltcp::time::{Duration, Instant};
 
 use crate::dhcp::Use;
 use crate::link::most_frequent;
-use crate::{Mac, PortId};
+use crate::{Instant, Mac, PortId};
 
 /// How long who uses an address has to answer; and where nobody could be asked, to say something.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -381,7 +381,7 @@ mod tests {
     const B: PortId = PortId(1);
     const C: PortId = PortId(2);
 
-    fn at(milliseconds: i64) -> Instant {
+    fn at(milliseconds: u64) -> Instant {
         Instant::from_millis(milliseconds)
     }
 

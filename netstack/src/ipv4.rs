@@ -2,16 +2,16 @@
 //! May not: decide about addresses (`nat.rs`). Read next: `tcp/mod.rs`, `udp/mod.rs`, `icmp.rs`.
 
 use core::net::Ipv4Addr;
+use core::time::Duration;
 use std::collections::HashMap;
 use std::ops::Range;
 
 use foldhash::fast::FixedState;
-use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{IpProtocol, Ipv4Packet};
 
 use crate::ether::{self, EtherType};
 use crate::link::most_frequent;
-use crate::{DropCounts, DropReason, FrameSink, Mac, PortId};
+use crate::{DropCounts, DropReason, FrameSink, Instant, Mac, PortId};
 
 /// Bytes of a header without options; this stack sends no others.
 pub(crate) const HEADER_LEN: usize = 20;
@@ -323,7 +323,7 @@ mod tests {
         bytes
     }
 
-    fn add(table: &mut Reassembly, bytes: &[u8], ms: i64) -> Result<Option<Vec<u8>>, DropReason> {
+    fn add(table: &mut Reassembly, bytes: &[u8], ms: u64) -> Result<Option<Vec<u8>>, DropReason> {
         let packet = Ipv4Packet::new_checked(bytes).unwrap();
         table.add(PortId(0), &packet, Instant::from_millis(ms), &mut DropCounts::default())
     }
@@ -340,7 +340,7 @@ mod tests {
         };
         assert!(add_of(1, 1, 0, true, 0).unwrap().is_none());
         for ident in 0..1000 {
-            assert!(add_of(2, ident, 0, true, 1 + i64::from(ident)).unwrap().is_none());
+            assert!(add_of(2, ident, 0, true, 1 + u64::from(ident)).unwrap().is_none());
         }
         assert!(add_of(1, 1, 16, false, 2000).unwrap().is_some(), "the oldest of all, and another's");
         assert!(add_of(2, 0, 16, false, 2000).unwrap().is_none(), "it made room");
@@ -430,7 +430,7 @@ mod tests {
         for ident in 0..200_u16 {
             let mut bytes = fragment(0, &[1; 16], true);
             Ipv4Packet::new_unchecked(&mut bytes).set_ident(ident);
-            add(&mut table, &bytes, i64::from(ident)).unwrap();
+            add(&mut table, &bytes, u64::from(ident)).unwrap();
         }
         assert_eq!(table.incomplete.len(), MAX_INCOMPLETE);
         add(&mut table, &fragment(0, &[1; 16], true), 60_000).unwrap();

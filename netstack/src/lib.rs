@@ -64,6 +64,7 @@ mod ends;
 pub mod ether;
 mod guard;
 mod icmp;
+mod instant;
 mod ipv4;
 mod keys;
 mod limit;
@@ -78,12 +79,11 @@ mod turns;
 pub mod udp;
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use core::time::Duration;
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 
 use foldhash::fast::FixedState;
-use smoltcp::time::Duration;
-pub use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, Icmpv4DstUnreachable, IpProtocol, Ipv4Packet, UdpPacket};
 
 pub use buffer::IdleMemory;
@@ -93,6 +93,7 @@ pub use drop::{DropCounts, DropReason};
 pub use ether::Mac;
 pub use guard::Address;
 pub use icmp::Echo;
+pub use instant::Instant;
 pub use link::{FrameSink, Guest, PortId};
 pub use nat::Target;
 pub use subnet::Subnet;
@@ -1374,6 +1375,6 @@ impl Place {
     }
 }
 
-fn since_start(now: Instant) -> core::time::Duration {
-    core::time::Duration::from(now - Instant::ZERO)
+fn since_start(now: Instant) -> Duration {
+    now - Instant::ZERO
 }

@@ -1,6 +1,8 @@
 //! How often something may happen. Owns: nothing but when. Read next: `lib.rs`, what it limits.
 
-use smoltcp::time::{Duration, Instant};
+use core::time::Duration;
+
+use crate::Instant;
 
 /// A burst after a pause, and then one in each interval (RFC 1812 4.3.2.8).
 #[derive(Debug)]

@@ -81,11 +81,10 @@ mod tests {
     use core::net::Ipv4Addr;
 
     use proptest::prelude::*;
-    use smoltcp::time::Instant;
 
     use super::*;
     use crate::ipv4::Reassembly;
-    use crate::{DropCounts, Mac, Subnet};
+    use crate::{DropCounts, Instant, Mac, Subnet};
 
     const TO: PortId = PortId(1);
     const BACK: Route = Route { port: PortId(0), from: Mac([2; 6]), to: Mac([4; 6]) };

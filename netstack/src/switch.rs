@@ -6,11 +6,10 @@ use core::net::Ipv4Addr;
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use foldhash::fast::FixedState;
-use smoltcp::time::Instant;
 
 use crate::guard::SETTLED;
 use crate::link::most_frequent;
-use crate::{Mac, PortId};
+use crate::{Instant, Mac, PortId};
 
 /// Addresses of gone ports that are known for a while, in all and of one; the oldest of the port that has most makes room.
 const MAX_KEPT: usize = 1024;

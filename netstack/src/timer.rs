@@ -6,7 +6,7 @@
 use core::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use smoltcp::time::Instant;
+use crate::Instant;
 
 /// Entries per owner, and on top, that are left to fall due by themselves.
 const LEFTOVERS: usize = 4;

@@ -182,7 +182,7 @@ impl Engine {
 
     /// From now on the agent's time runs.
     pub(super) fn begin_greeting(&mut self, flow: FlowId) {
-        self.tcp.greetings.push_back((self.now + ANSWER_TIME.into(), flow));
+        self.tcp.greetings.push_back((self.now + ANSWER_TIME, flow));
     }
 
     /// Gives the client of a greeting that failed back to who asked.

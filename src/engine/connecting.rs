@@ -29,7 +29,7 @@ impl Connecting {
         if self.limits == ConnectLimits::default() {
             return;
         }
-        let deadline = self.limits.timeout.map(|timeout| now + timeout.into());
+        let deadline = self.limits.timeout.map(|timeout| now + timeout);
         self.flows.insert(flow, deadline);
         self.deadlines.extend(deadline.map(|at| (at, flow)));
     }

@@ -34,7 +34,7 @@ impl Engine {
         let Some(connection) = self.tcp.connections.get_mut(flow) else { return false };
         let now = self.now;
         let ending = connection.ending.get_or_insert_with(|| Ending {
-            until: now + LIMIT.into(),
+            until: now + LIMIT,
             next: now,
             pause: FIRST_LOOK,
             progress: 0,
@@ -43,9 +43,9 @@ impl Engine {
             let taken = self.stack.flow(flow).map_or(0, |flow| flow.progress());
             let progress = taken.wrapping_sub(connection.relay.unsettled());
             if progress != ending.progress {
-                (ending.until, ending.progress) = (now + LIMIT.into(), progress);
+                (ending.until, ending.progress) = (now + LIMIT, progress);
             }
-            ending.next = now + ending.pause.into();
+            ending.next = now + ending.pause;
             ending.pause = (ending.pause * 2).min(LAST_LOOK);
             self.tcp.looks.push(Reverse((ending.next, flow)));
         }

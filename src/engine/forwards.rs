@@ -200,7 +200,7 @@ impl Engine {
                     tracing::warn!(%error, suppressed, "cannot accept connections, trying again");
                 }
                 self.forwards.queue(id);
-                self.forwards.again = Some(self.now + ACCEPT_PAUSE.into());
+                self.forwards.again = Some(self.now + ACCEPT_PAUSE);
                 return;
             }
             if slice.is_over() {
@@ -222,7 +222,7 @@ impl Engine {
             let Some(charge) = self.take_permit(owner) else {
                 // They wait in the backlog.
                 self.forwards.full.push(id);
-                self.forwards.full_until.get_or_insert_with(|| self.now + ACCEPT_PAUSE.into());
+                self.forwards.full_until.get_or_insert_with(|| self.now + ACCEPT_PAUSE);
                 return Ok(());
             };
             let Some(forward) = self.forwards.table.get(id) else { return Ok(()) };

@@ -226,7 +226,7 @@ impl Link {
                 let watched = self.watch_room(true, registry);
                 self.check(watched);
             }
-            Ok(Progress::Starved) => self.retry = Some(now + STARVED.into()),
+            Ok(Progress::Starved) => self.retry = Some(now + STARVED),
             Ok(Progress::Closed) => self.over = Some(Ok(())),
             Err(error) if is_gone(&error) => {
                 batch.clear();

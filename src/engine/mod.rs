@@ -206,7 +206,7 @@ impl Engine {
     fn round(&mut self, events: &mut Events, limit: Option<Duration>) -> io::Result<()> {
         let timeout = self.timeout().into_iter().chain(limit).min();
         self.waits.wait(&mut self.poll, events, timeout, std::mem::take(&mut self.carried))?;
-        let elapsed = i64::try_from(self.started.elapsed().as_micros()).unwrap_or(i64::MAX);
+        let elapsed = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.now = Instant::from_micros(elapsed);
         for event in &*events {
             self.handle_event(event);
@@ -218,9 +218,9 @@ impl Engine {
     /// Lets the other ends take what guests sent before the end, and resets them behind it. Whose part is still here then gets the reset at
     /// once, and does not take what it has for the whole.
     fn deliver_rest(&mut self, events: &mut Events) -> io::Result<()> {
-        let until = self.now + LAST_DELIVERY.into();
+        let until = self.now + LAST_DELIVERY;
         while self.now < until && !self.tcp.connections.is_empty() {
-            self.round(events, Some((until - self.now).into()))?;
+            self.round(events, Some(until - self.now))?;
         }
         for (id, connection) in &mut self.tcp.connections {
             if self.stack.flow(id).is_some_and(|flow| flow.can_recv()) {
@@ -256,7 +256,7 @@ impl Engine {
             self.tcp.next_deadline(),
         ];
         let next = others.into_iter().chain([self.stack.poll_timeout()]).flatten().min()?;
-        Some(if next > self.now { (next - self.now).into() } else { Duration::ZERO })
+        Some(next - self.now)
     }
 
     fn handle_event(&mut self, event: &Readiness) {

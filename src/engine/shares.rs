@@ -97,7 +97,7 @@ impl Shares {
         for _ in 0..LOOKED_AT.min(order.len()) {
             let flow = order.pop_front()?;
             let Some(used) = used(flow) else { continue };
-            if used + IDLE.into() <= now && first.is_none_or(|(before, _)| used < before) {
+            if used + IDLE <= now && first.is_none_or(|(before, _)| used < before) {
                 order.extend(first.replace((used, flow)).map(|(_, flow)| flow));
             } else {
                 order.push_back(flow);

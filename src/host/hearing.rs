@@ -34,7 +34,7 @@ impl Hearing {
     /// Whether nothing came back for a while, and a new socket to `to` would have another source address than `socket` has. Where something
     /// does come back the flow is left alone, since of several ways each socket may be given another.
     pub(crate) fn is_astray(&mut self, now: Instant, socket: &UdpSocket, to: SocketAddr) -> bool {
-        if now - self.since < SILENCE.into() {
+        if now - self.since < SILENCE {
             return false;
         }
         self.since = now;

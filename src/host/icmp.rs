@@ -89,7 +89,7 @@ impl Pings {
     /// Whether this guest may open a session now.
     pub(crate) fn may_open(&mut self, port: PortId, now: Instant) -> bool {
         let share = self.shares.entry(port).or_insert(Share { sessions: 0, opened: 0, since: now });
-        if now - share.since >= SECOND.into() {
+        if now - share.since >= SECOND {
             (share.opened, share.since) = (0, now);
         }
         share.opened += 1;
@@ -110,7 +110,7 @@ impl Pings {
         if let Some(share) = self.shares.get_mut(&session.key.port) {
             share.sessions += 1;
         }
-        self.expiry.get_or_insert_with(|| now + IDLE.into());
+        self.expiry.get_or_insert_with(|| now + IDLE);
         self.sessions.insert(session)
     }
 
@@ -132,9 +132,9 @@ impl Pings {
             return None;
         }
         let oldest = self.sessions.iter().min_by_key(|(_, session)| session.used);
-        let oldest = oldest.map(|(id, session)| (id, session.used + IDLE.into()));
+        let oldest = oldest.map(|(id, session)| (id, session.used + IDLE));
         self.expiry = oldest.map(|(_, at)| at);
-        self.shares.retain(|_, share| share.sessions > 0 || now - share.since < SECOND.into());
+        self.shares.retain(|_, share| share.sessions > 0 || now - share.since < SECOND);
         oldest.filter(|(_, at)| *at <= now).map(|(id, _)| id)
     }
 }

@@ -2,12 +2,12 @@
 //! Read next: `flow.rs`.
 
 use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken};
-use smoltcp::time::Instant;
 use smoltcp::wire::{IpProtocol, Ipv4Packet, TcpPacket};
 
 use super::recovery::Recovery;
 use super::window::WindowLimit;
 use crate::FrameSink;
+use crate::Instant;
 use crate::checksum;
 use crate::ether::{self, EtherType};
 use crate::ipv4::Route;
@@ -69,12 +69,12 @@ impl<'a, S: FrameSink> Device for OneCall<'a, S> {
     where
         Self: 't;
 
-    fn receive(&mut self, _: Instant) -> Option<(Rx<'a>, Tx<'_, S>)> {
+    fn receive(&mut self, _: smoltcp::time::Instant) -> Option<(Rx<'a>, Tx<'_, S>)> {
         let packet = self.packet.take()?;
         Some((Rx(packet), self.token()))
     }
 
-    fn transmit(&mut self, _: Instant) -> Option<Tx<'_, S>> {
+    fn transmit(&mut self, _: smoltcp::time::Instant) -> Option<Tx<'_, S>> {
         // What is repeated into `scratch` needs no room.
         (self.recovery.is_replaying() || self.has_room()).then(|| self.token())
     }
@@ -168,11 +168,11 @@ impl Device for Blueprint {
     type RxToken<'t> = Rx<'t>;
     type TxToken<'t> = Never;
 
-    fn receive(&mut self, _: Instant) -> Option<(Rx<'_>, Never)> {
+    fn receive(&mut self, _: smoltcp::time::Instant) -> Option<(Rx<'_>, Never)> {
         None
     }
 
-    fn transmit(&mut self, _: Instant) -> Option<Never> {
+    fn transmit(&mut self, _: smoltcp::time::Instant) -> Option<Never> {
         None
     }
 

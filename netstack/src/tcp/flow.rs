@@ -4,10 +4,10 @@
 
 use core::net::SocketAddr;
 use core::ops::Range;
+use core::time::Duration;
 
 use smoltcp::iface::{Interface, SocketHandle, SocketSet, SocketStorage};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
-use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{IpAddress, IpEndpoint, IpListenEndpoint, TcpPacket, TcpSeqNumber};
 
 use super::blocked::Blocked;
@@ -17,6 +17,7 @@ use super::memory::Plenty;
 use super::recovery::Recovery;
 use super::window::WindowLimit;
 use super::{FlowId, GIVE_UP, GIVE_UP_SYN};
+use crate::Instant;
 use crate::buffer::{IdleMemory, RingMemory};
 use crate::ipv4::Route;
 
@@ -486,7 +487,7 @@ impl Flow {
     pub(super) fn connect(&mut self, pooled: PooledSocket, interface: &mut Interface) {
         let PooledSocket { mut sockets, handle, memory } = pooled;
         let socket = prepare(&mut sockets, handle);
-        socket.set_timeout(Some(CONNECT_LIMIT));
+        socket.set_timeout(Some(CONNECT_LIMIT.into()));
         // Servers leave RFC 896 on more often than clients do: sshd does for forwarded sockets.
         socket.set_ack_delay(None);
         let to = IpEndpoint::new(IpAddress::from(self.guest.ip()), self.guest.port());
@@ -660,7 +661,7 @@ impl Flow {
     pub(super) fn is_lingering(&mut self, now: Instant) -> bool {
         let unread =
             self.socket().is_some_and(|socket| socket.state() == State::TimeWait && socket.can_recv());
-        unread && now - *self.time_wait.get_or_insert(now) > LINGER
+        unread && now > *self.time_wait.get_or_insert(now) + LINGER
     }
 
     /// Whether `segment` only says once more that our FIN, and nothing else, is unacknowledged. By the third of those smoltcp would
@@ -782,7 +783,7 @@ fn prepare<'a>(sockets: &'a mut SocketSet<'static>, handle: SocketHandle) -> &'a
     socket.abort();
     socket.set_timeout(None);
     socket.set_nagle_enabled(false);
-    socket.set_ack_delay(Some(ACK_DELAY));
+    socket.set_ack_delay(Some(ACK_DELAY.into()));
     socket
 }
 

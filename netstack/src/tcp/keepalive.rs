@@ -4,7 +4,9 @@
 //! A guest that was reset answers with a RST. One that answers nothing is given up soon for what it did not do while it was seen to run:
 //! a machine that stands still has its connections when it goes on within two hours, and one whose host slept has them always.
 
-use smoltcp::time::{Duration, Instant};
+use core::time::Duration;
+
+use crate::Instant;
 
 /// A guest is asked when it has been silent for so long.
 const IDLE: Duration = Duration::from_secs(120);
@@ -50,8 +52,7 @@ impl Keepalive {
     /// When to ask.
     pub(super) fn at(&self) -> Instant {
         let at = if self.asked == 0 { self.heard + IDLE } else { self.last + INTERVAL };
-        let slot = SLOT.total_micros() as i64;
-        Instant::from_micros((at.total_micros() + slot - 1) / slot * slot)
+        Instant::from_micros(at.as_micros().next_multiple_of(SLOT.as_micros() as u64))
     }
 
     /// The guest is asked now, unless it is given up, which the result says. `seen` is when it last sent anything at all.

@@ -3,13 +3,15 @@
 //!
 //! Owns: the sums, and the order of the flows that hold something. May not: end a flow. Read next: `flow.rs`, what one holds; `mod.rs`.
 
+use core::time::Duration;
 use std::collections::VecDeque;
 
 use slotmap::SlotMap;
-use smoltcp::time::{Duration, Instant};
 
 use super::flow::SHALLOW;
 use super::{Flow, FlowId};
+
+use crate::Instant;
 
 type Flows = SlotMap<FlowId, Flow>;
 

@@ -16,6 +16,7 @@ mod window;
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use core::ops::{Range, RangeInclusive};
+use core::time::Duration;
 use std::collections::{HashMap, VecDeque};
 
 use foldhash::fast::FixedState;
@@ -23,7 +24,6 @@ use slotmap::SlotMap;
 use smoltcp::iface::{Interface, PollIngressSingleResult, PollResult, SocketSet};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::tcp::{Socket, State};
-use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{IpProtocol, Ipv4Packet, TcpControl, TcpOption, TcpPacket, TcpRepr, TcpSeqNumber};
 
 pub use flow::{Abort, Flow, Phase};
@@ -41,7 +41,7 @@ use crate::limit::Limit;
 use crate::link::most_frequent;
 use crate::timer::{Timers, earlier};
 use crate::turns::Turns;
-use crate::{DropCounts, DropReason, FrameSink, Guest, Mac, PortId};
+use crate::{DropCounts, DropReason, FrameSink, Guest, Instant, Mac, PortId};
 use blocked::Blocked;
 use device::{Blueprint, OneCall};
 use flow::{PooledSocket, Reset, Stage};
@@ -391,7 +391,7 @@ impl Table {
                 let called = flow.device(Some(bytes), sink, usize::from(self.mtu), now, &mut self.scratch);
                 let Some((mut device, sockets, _)) = called else { return Ok(Segment::Done) };
                 let _: PollIngressSingleResult =
-                    self.interface.poll_ingress_single(now, &mut device, sockets);
+                    self.interface.poll_ingress_single(now.to_smoltcp(), &mut device, sockets);
                 if before == State::FinWait1 && field == 0 && flow.has_delivered() {
                     self.open_at_end(id, packet, now, sink);
                     let Some(again) = self.flows.get_mut(id) else { return Ok(Segment::Done) };
@@ -433,7 +433,8 @@ impl Table {
         rewrite(&mut self.rewritten, packet.clone().into_inner(), 1, Some(seq));
         let called = flow.device(Some(&self.rewritten), sink, usize::from(self.mtu), now, &mut self.scratch);
         if let Some((mut device, sockets, _)) = called {
-            let _: PollIngressSingleResult = self.interface.poll_ingress_single(now, &mut device, sockets);
+            let _: PollIngressSingleResult =
+                self.interface.poll_ingress_single(now.to_smoltcp(), &mut device, sockets);
         }
     }
 
@@ -515,7 +516,8 @@ impl Table {
         let called = flow.device(Some(&syn), sink, usize::from(self.mtu), now, &mut self.scratch);
         let Some((mut device, sockets, _)) = called else { return };
         let mut interface = sequence::interface(&mut device, number, now);
-        let _: PollIngressSingleResult = interface.poll_ingress_single(now, &mut device, sockets);
+        let _: PollIngressSingleResult =
+            interface.poll_ingress_single(now.to_smoltcp(), &mut device, sockets);
         flow.after_segment(State::Listen, false);
         self.mark_ready(id);
     }
@@ -560,7 +562,8 @@ impl Table {
         };
         // smoltcp answers a segment that no socket takes.
         let mut nobody = SocketSet::new(Vec::new());
-        let _: PollIngressSingleResult = self.interface.poll_ingress_single(now, &mut device, &mut nobody);
+        let _: PollIngressSingleResult =
+            self.interface.poll_ingress_single(now.to_smoltcp(), &mut device, &mut nobody);
     }
 
     /// A flow from `local` (a free port is chosen) to a guest. It starts when [`Table::resolved`] says where the guest is.
@@ -764,11 +767,11 @@ impl Table {
         // Without room smoltcp would forget a fast retransmission that it cannot send, and wait for ever.
         while segments > 0
             && device.has_room()
-            && interface.poll_egress(now, &mut device, sockets) == PollResult::SocketStateChanged
+            && interface.poll_egress(now.to_smoltcp(), &mut device, sockets) == PollResult::SocketStateChanged
         {
             segments -= 1;
         }
-        let due = interface.poll_at(now, sockets);
+        let due = interface.poll_at(now.to_smoltcp(), sockets).map(Instant::from_smoltcp);
         let timed_out = open && !sockets.get::<Socket<'_>>(handle).is_open();
         let mut room = sink.has_room(flow.route.port, ether::HEADER_LEN + mtu);
         if let Some(held) = flow.wants_window_update() {
@@ -790,7 +793,7 @@ impl Table {
         // Without room it is the port that makes no progress, as while the virtual machine is paused.
         if let Some(limit) = flow.give_up_after().filter(|_| room) {
             let since = *flow.progress.get_or_insert(now);
-            if now - since > limit {
+            if now > since + limit {
                 flow.abort();
                 return self.mark_ready(id);
             }

@@ -1,13 +1,14 @@
 //! Sending again. smoltcp has the bytes but repeats only the first segment, or all of them: so it is made to repeat all of them into
 //! a buffer, and what the guest has lost leaves. Owns: what that may cost. May not: know what is lost. Read next: `recovery/mod.rs`.
 
+use core::time::Duration;
 use smoltcp::iface::PollResult;
 use smoltcp::socket::tcp::Socket;
-use smoltcp::time::{Duration, Instant};
 
 use super::device::Blueprint;
 use super::{FlowId, Table, interface, send_update};
 use crate::FrameSink;
+use crate::Instant;
 
 /// Longer than smoltcp's retransmission timer ever runs, which is a minute.
 const PAST_TIMERS: Duration = Duration::from_secs(100);
@@ -46,6 +47,7 @@ impl Table {
         let called = flow.device(None, sink, usize::from(self.mtu), now, &mut self.scratch);
         let Some((mut device, sockets, _)) = called else { return };
         // Whenever smoltcp would do it; from then on it waits from there.
+        let now = now.to_smoltcp();
         let at = interface.poll_at(now, sockets).unwrap_or(now);
         if device.has_room() {
             let _: PollResult = interface.poll_egress(at, &mut device, sockets);
@@ -68,10 +70,11 @@ impl Table {
         let Some((mut device, sockets, _)) = called else { return };
         // A device that takes nothing: smoltcp goes back to the first byte, and starts its timer at the true time below.
         let mut nothing = Blueprint { mtu: usize::from(self.mtu) };
-        let _: PollResult = interface.poll_egress(now + PAST_TIMERS, &mut nothing, sockets);
+        let _: PollResult = interface.poll_egress((now + PAST_TIMERS).to_smoltcp(), &mut nothing, sockets);
         while device.recovery.is_replaying_before(end)
-            && interface.poll_egress(now, &mut device, sockets) == PollResult::SocketStateChanged
-        {}
+            && interface.poll_egress(now.to_smoltcp(), &mut device, sockets) == PollResult::SocketStateChanged
+        {
+        }
         let held_back = flow.recovery.end_replay();
         if held_back.is_some_and(|ack| flow.window.acknowledged().is_some_and(|last| ack > last)) {
             let held = flow.socket().map_or(0, Socket::recv_queue);

@@ -10,11 +10,12 @@ use std::hash::{Hash, Hasher};
 use siphasher::sip::SipHasher13;
 use smoltcp::iface::{Config, Interface};
 use smoltcp::phy::Device;
-use smoltcp::time::Instant;
 use smoltcp::wire::{HardwareAddress, TcpSeqNumber};
 
+use crate::Instant;
+
 /// Microseconds in which the number grows by one.
-const TICK: i64 = 4;
+const TICK: u64 = 4;
 
 /// Gives first sequence numbers to connections.
 pub(super) struct InitialSequence(pub(super) SipHasher13);
@@ -37,7 +38,7 @@ impl InitialSequence {
                 hasher.finish()
             }
         };
-        TcpSeqNumber(hash.wrapping_add((now.total_micros() / TICK) as u64) as i32)
+        TcpSeqNumber(hash.wrapping_add(now.as_micros() / TICK) as i32)
     }
 }
 
@@ -51,7 +52,7 @@ pub(super) fn interface(device: &mut impl Device, number: TcpSeqNumber, now: Ins
     });
     let mut config = Config::new(HardwareAddress::Ip);
     config.random_seed = step_back(before.unwrap_or_default());
-    let mut interface = Interface::new(config, device, now);
+    let mut interface = Interface::new(config, device, now.to_smoltcp());
     interface.set_any_ip(true);
     interface
 }
@@ -64,9 +65,10 @@ fn step_back(state: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use core::time::Duration;
+
     use smoltcp::iface::{SocketSet, SocketStorage};
     use smoltcp::socket::tcp::{Socket, SocketBuffer};
-    use smoltcp::time::Duration;
     use smoltcp::wire::{IpAddress, Ipv4Packet, TcpPacket};
 
     use super::*;
@@ -113,7 +115,7 @@ mod tests {
         let from = |last, port| (IpAddress::v4(10, 0, 0, last), port);
         let socket = sockets.get_mut::<Socket<'_>>(handle);
         socket.connect(interface.context(), from(2, 22), from(1, 16_000)).unwrap();
-        interface.poll(now, &mut device, &mut sockets);
+        interface.poll(now.to_smoltcp(), &mut device, &mut sockets);
         let packet = Ipv4Packet::new_checked(&sink.0[14..]).unwrap();
         TcpPacket::new_checked(packet.payload()).unwrap().seq_number()
     }

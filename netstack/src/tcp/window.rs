@@ -5,10 +5,13 @@
 //! smoltcp offers what the ring has room for; the limit is applied to the segment on its way out. A window once offered is
 //! never taken back (RFC 9293 3.8.6), so a smaller share takes effect as the flow uses up what it was offered.
 
-use smoltcp::time::{Duration, Instant};
+use core::time::Duration;
+
 use smoltcp::wire::{TcpPacket, TcpRepr, TcpSeqNumber};
 
 use super::memory::Plenty;
+
+use crate::Instant;
 
 /// Frames that may be on their way from a guest to a port at a time: measured, see ARCHITECTURE.md. How many bytes that is depends on the
 /// size of the guest's frames, whatever it was offered.
@@ -71,8 +74,8 @@ impl WindowBudget {
     }
 
     fn roll(&mut self, now: Instant) {
-        if now - self.started > EPOCH {
-            self.busy_before = if now - self.started > EPOCH * 2 { 0 } else { self.busy };
+        if now > self.started + EPOCH {
+            self.busy_before = if now > self.started + EPOCH * 2 { 0 } else { self.busy };
             self.busy = 0;
             self.started = now;
             self.epoch = self.epoch.wrapping_add(1);

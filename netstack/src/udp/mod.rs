@@ -5,11 +5,11 @@ mod shares;
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use core::ops::RangeInclusive;
+use core::time::Duration;
 use std::collections::{HashMap, VecDeque};
 
 use foldhash::fast::FixedState;
 use slotmap::SlotMap;
-use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{IpProtocol, Ipv4Packet, UdpPacket};
 
 use crate::checksum;
@@ -20,7 +20,7 @@ use crate::icmp::{Fault, Report};
 use crate::ipv4::{self, Header, Route};
 use crate::keys::Keys;
 use crate::timer::Timers;
-use crate::{DropCounts, DropReason, FrameSink, PortId};
+use crate::{DropCounts, DropReason, FrameSink, Instant, PortId};
 use shares::{Owner, Place, Shares};
 
 slotmap::new_key_type! {

@@ -187,7 +187,7 @@ impl Round {
     }
 
     fn wait(&mut self, millis: usize) {
-        self.now += Duration::from_millis(millis as u64).into();
+        self.now += Duration::from_millis(millis as u64);
         while self.stack.poll_timeout().is_some_and(|due| due <= self.now) {
             let before = self.stack.poll_timeout();
             self.stack.handle_timeout(self.now, &mut self.sink);

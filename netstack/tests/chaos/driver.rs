@@ -169,7 +169,7 @@ impl<'a> Driver<'a> {
             8 => self.turn(),
             9 => {
                 let step = Duration::from_millis(u64::from(self.word()) * 4);
-                self.now += step.into();
+                self.now += step;
                 self.stack.handle_timeout(self.now, &mut self.sink);
                 // A time-out that is not over when it has been handled would keep a driver busy.
                 let next = self.stack.poll_timeout();

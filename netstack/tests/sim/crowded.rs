@@ -1,10 +1,10 @@
 //! A guest that takes all there is of something, beside one that wants a little.
 
 use std::net::SocketAddrV4;
+use std::time::Duration;
 
 use netstack::{DropReason, tcp};
 use smoltcp::socket::tcp::State;
-use smoltcp::time::Duration;
 
 use crate::guest::{End, pattern};
 use crate::link::Quality;

@@ -1,8 +1,9 @@
 //! A guest dials: what it sees is what the driver found.
 
+use std::time::Duration;
+
 use netstack::Refusal;
 use smoltcp::socket::tcp::State;
-use smoltcp::time::Duration;
 use smoltcp::wire::{Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet, TcpPacket};
 
 use crate::frames::{packet, payloads};

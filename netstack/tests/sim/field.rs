@@ -1,8 +1,8 @@
 //! What users of other user-space networks have reported.
 
 use std::net::SocketAddrV4;
+use std::time::Duration;
 
-use smoltcp::time::Duration;
 use smoltcp::wire::{ArpOperation, EthernetProtocol};
 
 use crate::frames::{arp, ethernet};

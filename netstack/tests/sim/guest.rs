@@ -2,11 +2,11 @@
 
 use std::collections::VecDeque;
 
-use netstack::Mac;
+use netstack::{Instant, Mac};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{RecvError, Socket, SocketBuffer, State};
-use smoltcp::time::Instant;
+use smoltcp::time::Instant as SmoltcpInstant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -86,7 +86,7 @@ impl Guest {
         let mut device = Queues { rx: VecDeque::new(), tx: VecDeque::new(), mtu: usize::from(mtu) + 14 };
         let mut config = Config::new(HardwareAddress::Ethernet(EthernetAddress(mac.0)));
         config.random_seed = seed;
-        let mut interface = Interface::new(config, &mut device, Instant::ZERO);
+        let mut interface = Interface::new(config, &mut device, SmoltcpInstant::ZERO);
         interface.update_ip_addrs(|addresses| addresses.push(IpCidr::new(ip.into(), 24)).unwrap());
         interface.routes_mut().add_default_ipv4_route(GATEWAY).unwrap();
         Self {
@@ -149,20 +149,25 @@ impl Guest {
 
     /// Runs programs and stack; what is to be sent comes back.
     pub(crate) fn poll(&mut self, now: Instant) -> impl Iterator<Item = Vec<u8>> + '_ {
-        self.interface.poll(now, &mut self.device, &mut self.sockets);
+        self.interface.poll(to_smoltcp(now), &mut self.device, &mut self.sockets);
         let mut moved = false;
         for connection in &mut self.connections {
             moved |= connection.run(self.sockets.get_mut(connection.handle));
         }
         if moved {
-            self.interface.poll(now, &mut self.device, &mut self.sockets);
+            self.interface.poll(to_smoltcp(now), &mut self.device, &mut self.sockets);
         }
         self.device.tx.drain(..)
     }
 
     pub(crate) fn poll_at(&mut self, now: Instant) -> Option<Instant> {
-        self.interface.poll_at(now, &self.sockets)
+        let at = self.interface.poll_at(to_smoltcp(now), &self.sockets)?;
+        Some(Instant::from_micros(at.total_micros() as u64))
     }
+}
+
+fn to_smoltcp(now: Instant) -> SmoltcpInstant {
+    SmoltcpInstant::from_micros(now.as_micros() as i64)
 }
 
 impl Connection {
@@ -212,12 +217,12 @@ impl Device for Queues {
     type RxToken<'a> = Rx;
     type TxToken<'a> = Tx<'a>;
 
-    fn receive(&mut self, _: Instant) -> Option<(Rx, Tx<'_>)> {
+    fn receive(&mut self, _: SmoltcpInstant) -> Option<(Rx, Tx<'_>)> {
         let frame = self.rx.pop_front()?;
         Some((Rx(frame), Tx(&mut self.tx)))
     }
 
-    fn transmit(&mut self, _: Instant) -> Option<Tx<'_>> {
+    fn transmit(&mut self, _: SmoltcpInstant) -> Option<Tx<'_>> {
         Some(Tx(&mut self.tx))
     }
 

@@ -1,11 +1,11 @@
 //! Guests that speak as others, and guests that may seem to.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
 
 use dhcproto::v4::{DhcpOption, Message, MessageType, Opcode};
 use dhcproto::{Decodable, Decoder, Encodable};
 use netstack::{Address, DropReason, Mac, NetworkConfig};
-use smoltcp::time::Duration;
 use smoltcp::wire::{ArpOperation, EthernetProtocol, IpProtocol};
 
 use crate::frames::{arp, echo_request, ethernet, ipv4, packet, payloads, udp};

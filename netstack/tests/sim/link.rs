@@ -1,8 +1,9 @@
 //! One direction of a cable. Owns: delay, loss, reordering, duplicates and the bounded queue.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use smoltcp::time::{Duration, Instant};
+use netstack::Instant;
 
 use crate::rng::Rng;
 
@@ -118,8 +119,8 @@ impl Wire {
         let mut at = self.idle_at.max(now) + self.quality.delay;
         if self.rng.chance(self.quality.reorder) {
             let (least, most) = match self.quality.late {
-                (_, Duration::ZERO) => (0, (self.quality.delay.total_micros() * 4).max(2_000)),
-                (least, most) => (least.total_micros(), most.total_micros()),
+                (_, Duration::ZERO) => (0, (self.quality.delay.as_micros() as u64 * 4).max(2_000)),
+                (least, most) => (least.as_micros() as u64, most.as_micros() as u64),
             };
             at += Duration::from_micros(least + self.rng.below(most - least));
         }

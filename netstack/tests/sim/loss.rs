@@ -1,8 +1,8 @@
 //! Links that lose, reorder and delay: as fast as Linux on the same link, or the tests say by how much not.
 
 use std::net::SocketAddrV4;
+use std::time::Duration;
 
-use smoltcp::time::Duration;
 use smoltcp::wire::TcpSeqNumber;
 
 use crate::guest::{End, pattern};
@@ -38,7 +38,7 @@ fn rate(seed: u64, quality: Quality, len: usize) -> f64 {
         sim.now
     };
     let (start, end) = (reach(len / 4), reach(len));
-    (len - len / 4) as f64 * 8.0 / (end - start).total_micros() as f64
+    (len - len / 4) as f64 * 8.0 / (end - start).as_micros() as f64
 }
 
 /// Fails if the median of five runs is less than [`SHARE`] of `linux`, in Mbit/s: the median of three runs of 4 s between two Linux
@@ -143,7 +143,7 @@ fn a_guest_that_pauses_is_not_slower_afterwards() {
         reach(&mut sim, 8 * MB) - start
     };
     let (usual, paused) = (time(false), time(true));
-    assert!(paused < usual + usual / 2, "{paused} after a pause, {usual} without");
+    assert!(paused < usual + usual / 2, "{paused:?} after a pause, {usual:?} without");
 }
 
 #[test]

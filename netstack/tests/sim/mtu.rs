@@ -1,9 +1,9 @@
 //! A network that offers more than its guests may take: nobody gets a packet larger than it has shown to take, and nothing is lost.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
 
 use netstack::{DropReason, Mac, UdpFlowId};
-use smoltcp::time::Duration;
 use smoltcp::wire::{
     EthernetProtocol, Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet,
 };

@@ -4,13 +4,13 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::time::Duration;
 
 use netstack::tcp::{Abort, Phase};
 use netstack::{
-    Address, DnsClient, Echo, Event, FlowId, FrameSink, Mac, NetworkConfig, PortId, Refusal, Stack, Target,
-    UdpFlowId,
+    Address, DnsClient, Echo, Event, FlowId, FrameSink, Instant, Mac, NetworkConfig, PortId, Refusal, Stack,
+    Target, UdpFlowId,
 };
-use smoltcp::time::{Duration, Instant};
 
 use crate::checker::Checker;
 pub(crate) use crate::config::{GATEWAY, GATEWAY_MAC, HOST, config};
@@ -336,7 +336,7 @@ impl Sim {
             if done(self) {
                 return;
             }
-            assert!(self.now < end, "not within {limit}: {what}");
+            assert!(self.now < end, "not within {limit:?}: {what}");
             self.advance(end);
         }
     }

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
+use std::time::Duration;
 
 use netstack::{FlowId, Target};
 use smoltcp::socket::tcp::State;
-use smoltcp::time::Duration;
 
 use crate::guest::{End, pattern};
 use crate::link::Quality;

@@ -1,6 +1,7 @@
 //! What the gateway itself answers: ARP, echo, DHCP, DNS; and what it does not.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
 
 use dhcproto::v4::{DhcpOption, Message, MessageType, Opcode, OptionCode};
 use dhcproto::{Decodable, Decoder, Encodable};
@@ -8,7 +9,6 @@ use hickory_proto::op::{Message as DnsMessage, MessageType as DnsType, OpCode, Q
 use hickory_proto::rr::{Name, RData, RecordType};
 use netstack::dns::{Record, Zone};
 use netstack::{DropReason, Event};
-use smoltcp::time::Duration;
 use smoltcp::wire::{
     ArpOperation, ArpPacket, EthernetProtocol, Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, IpProtocol,
     Ipv4Packet, UdpPacket,

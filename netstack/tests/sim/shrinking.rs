@@ -1,8 +1,8 @@
 //! Guests that take back what they offered, or close the window and say only once that it is open again.
 
 use std::net::SocketAddrV4;
+use std::time::Duration;
 
-use smoltcp::time::Duration;
 use smoltcp::wire::TcpSeqNumber;
 
 use crate::guest::{End, pattern};
@@ -72,7 +72,7 @@ fn finish(sim: &mut Sim, guest: &mut Raw, end: TcpSeqNumber) -> Duration {
             return sim.now - start;
         }
     }
-    panic!("{} bytes are missing after {}", end - guest.ack, sim.now - start);
+    panic!("{} bytes are missing after {:?}", end - guest.ack, sim.now - start);
 }
 
 /// Everything is under way, and the guest has acknowledged `taken` bytes of it as it closes its window.
@@ -118,7 +118,10 @@ fn a_window_that_opens_again_is_used_at_once() {
             let took = finish(&mut sim, &mut guest, end);
             // What has had no time to arrive may still, and is waited for.
             let limit = if case.1 && closed <= 50 { 500 } else { 20 };
-            assert!(took <= Duration::from_millis(limit), "{took} after an update in {closed} ms, {case:?}");
+            assert!(
+                took <= Duration::from_millis(limit),
+                "{took:?} after an update in {closed} ms, {case:?}"
+            );
         }
     }
 }
@@ -151,7 +154,7 @@ fn a_lost_update_is_asked_for() {
         // It opens, and only the answer to the next one says so.
         guest.window = OPEN;
         let took = finish(&mut sim, &mut guest, end);
-        assert!(took <= Duration::from_secs(40), "{took}, {case:?}");
+        assert!(took <= Duration::from_secs(40), "{took:?}, {case:?}");
     }
 }
 
@@ -163,7 +166,7 @@ fn a_smaller_window_is_filled() {
         guest.window = 16;
         guest.send(&mut sim, ACK, &[]);
         let took = finish(&mut sim, &mut guest, end);
-        assert!(took <= Duration::from_millis(400), "{took}, {case:?}");
+        assert!(took <= Duration::from_millis(400), "{took:?}, {case:?}");
     }
 }
 
@@ -191,7 +194,7 @@ fn a_full_guest_is_asked_until_it_answers() {
         assert!((2..=8).contains(&probes.len()), "{} probes", probes.len());
         guest.window = OPEN;
         let took = finish(&mut sim, &mut guest, end);
-        assert!(took <= Duration::from_secs(20), "{took}");
+        assert!(took <= Duration::from_secs(20), "{took:?}");
     }
 }
 
@@ -205,7 +208,7 @@ fn a_full_guest_that_says_so_is_served_at_once() {
             guest.window = OPEN;
             guest.send(&mut sim, ACK, &[]);
             let took = finish(&mut sim, &mut guest, end);
-            assert!(took <= Duration::from_millis(10), "{took} after {closed} ms");
+            assert!(took <= Duration::from_millis(10), "{took:?} after {closed} ms");
         }
     }
 }
@@ -255,5 +258,5 @@ fn a_full_guest_is_asked_soon_though_much_was_lost_before() {
     assert!((2..=6).contains(&probes), "{probes} probes in five seconds");
     guest.window = OPEN;
     let took = finish(&mut sim, &mut guest, end);
-    assert!(took <= Duration::from_secs(10), "{took}");
+    assert!(took <= Duration::from_secs(10), "{took:?}");
 }

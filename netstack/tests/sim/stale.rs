@@ -1,8 +1,8 @@
 //! Segments whose data the stack has already, and which are the only ones to acknowledge something or to open the window.
 
 use std::net::SocketAddrV4;
+use std::time::Duration;
 
-use smoltcp::time::Duration;
 use smoltcp::wire::TcpSeqNumber;
 
 use crate::guest::{End, pattern};

@@ -1,9 +1,9 @@
 //! From guest to guest.
 
 use std::net::SocketAddrV4;
+use std::time::Duration;
 
 use netstack::{DropReason, Mac};
-use smoltcp::time::Duration;
 use smoltcp::wire::{EthernetProtocol, IpProtocol};
 
 use crate::frames::{ethernet, ipv4};

@@ -1,9 +1,9 @@
 //! UDP through the gateway, whole and in fragments.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::time::Duration;
 
 use netstack::{ConnectError, DropReason, UdpFlowId, udp};
-use smoltcp::time::Duration;
 use smoltcp::wire::{
     ArpOperation, EthernetProtocol, Icmpv4DstUnreachable, Icmpv4Message, Icmpv4Packet, IpProtocol,
     Ipv4Packet, UdpPacket,

@@ -1,8 +1,7 @@
 //! What a guest is offered: never taken back, together within the budget, and open again as soon as the host reads.
 
 use std::net::SocketAddrV4;
-
-use smoltcp::time::Duration;
+use std::time::Duration;
 
 use crate::guest::{End, pattern};
 use crate::link::Quality;
@@ -139,7 +138,7 @@ fn a_slow_host_stalls_the_guest_no_longer_than_it_is_slow() {
                 flows.iter().zip(&read).all(|(flow, read)| sim.host(*flow).end.got.len() > *read)
             });
             let took = sim.now - started;
-            assert!(took <= delay * 3, "round {round}: stalled for {took}");
+            assert!(took <= delay * 3, "round {round}: stalled for {took:?}");
             for flow in &flows {
                 sim.host(*flow).end.reads = false;
             }

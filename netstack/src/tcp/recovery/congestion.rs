@@ -4,7 +4,8 @@
 //! A local hypervisor loses nothing: there is no window until something is lost that a bad link does not explain, or the handshake says
 //! that the guest is far away. One that has grown to what may be under way is none any more.
 
-use smoltcp::time::Duration;
+use core::time::Duration;
+
 use smoltcp::wire::TcpSeqNumber;
 
 use super::round_trip::RoundTrip;

@@ -1,12 +1,15 @@
 //! What acknowledgements say of losses: RACK (RFC 8985), and duplicates of a guest that does not acknowledge selectively (RFC 6582).
 //! Owns: what is remembered of arrivals. May not: send. Read next: `scoreboard.rs`, where the result is.
 
-use smoltcp::time::{Duration, Instant};
+use core::time::Duration;
+
 use smoltcp::wire::{TcpPacket, TcpSeqNumber};
 
 use super::Recovery;
 use super::round_trip::RoundTrip;
 use super::scoreboard::{Run, State};
+
+use crate::Instant;
 
 /// Segments acknowledged out of order that say that one before them is lost (RFC 6675 DupThresh).
 const DUP_THRESH: usize = 3;

@@ -11,7 +11,6 @@ mod round_trip;
 mod scoreboard;
 mod send_window;
 
-use smoltcp::time::Instant;
 use smoltcp::wire::{TCP_HEADER_LEN, TcpPacket, TcpRepr, TcpSeqNumber};
 
 use congestion::Congestion;
@@ -20,6 +19,8 @@ use retransmission::Replay;
 use round_trip::RoundTrip;
 use scoreboard::{Scoreboard, State};
 use send_window::SendWindow;
+
+use crate::Instant;
 
 /// Of a guest that did not name its own (RFC 9293 3.7.1), and the smallest that smoltcp takes for true, in bytes.
 const DEFAULT_MSS: usize = 536;

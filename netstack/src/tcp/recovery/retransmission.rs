@@ -1,11 +1,12 @@
 //! What of the lost may be sent again now. Owns: how much leaves at a time, and what the guest takes. May not: make a segment. Read next:
 //! `../replay.rs`, which has smoltcp make them.
 
-use smoltcp::time::Instant;
 use smoltcp::wire::{TcpPacket, TcpSeqNumber};
 
 use super::Recovery;
 use super::scoreboard::State;
+
+use crate::Instant;
 
 /// smoltcp repeats what it has.
 #[derive(Clone, Copy, Debug)]

@@ -1,7 +1,7 @@
 //! How long an answer takes, and so how long to wait for one. Owns: the estimates of RFC 6298. May not: know what is waited for.
 //! Read next: `mod.rs`, which has the timer.
 
-use smoltcp::time::Duration;
+use core::time::Duration;
 
 /// Before a round trip was measured (RFC 6298 2.1).
 const FIRST_TIMEOUT: Duration = Duration::from_secs(1);

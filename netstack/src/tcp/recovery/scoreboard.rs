@@ -3,8 +3,9 @@
 
 use std::collections::VecDeque;
 
-use smoltcp::time::Instant;
 use smoltcp::wire::TcpSeqNumber;
+
+use crate::Instant;
 
 /// Runs at most; a guest that tells of more is believed to have received less.
 pub(super) const MAX_RUNS: usize = 2048;
@@ -199,7 +200,7 @@ mod tests {
         let mut board = Scoreboard::new();
         board.edges = Some((first, first));
         for number in 0..2 * MAX_RUNS {
-            board.extend(first + number + 1usize, Instant::from_micros(number as i64));
+            board.extend(first + number + 1usize, Instant::from_micros(number as u64));
         }
         assert_eq!((board.runs.len(), board.under_way()), (MAX_RUNS, 2 * MAX_RUNS));
     }
