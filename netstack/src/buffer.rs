@@ -22,11 +22,6 @@ impl RingMemory {
         (ring, Self { start, len })
     }
 
-    /// Bytes.
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
     /// At which of its bytes these begin, which are some of it.
     pub(crate) fn position(&self, bytes: &[u8]) -> usize {
         bytes.as_ptr().addr().wrapping_sub(self.start.load(Ordering::Relaxed).addr()) % self.len

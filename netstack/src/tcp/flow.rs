@@ -6,36 +6,26 @@ use core::net::SocketAddr;
 use core::ops::Range;
 use core::time::Duration;
 
-use smoltcp::iface::{Interface, SocketHandle, SocketSet, SocketStorage};
-use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
-use smoltcp::wire::{IpAddress, IpEndpoint, IpListenEndpoint, TcpPacket, TcpSeqNumber};
+use smoltcp::wire::{TcpPacket, TcpSeqNumber};
 
 use super::blocked::Blocked;
 use super::device::OneCall;
 use super::keepalive::Keepalive;
 use super::memory::Plenty;
 use super::recovery::Recovery;
+use super::socket::{ACK_DELAY, Interface, RINGS, RX_RING, Socket, State, TX_RING};
 use super::window::WindowLimit;
 use super::{FlowId, GIVE_UP, GIVE_UP_SYN};
 use crate::Instant;
-use crate::buffer::{IdleMemory, RingMemory};
+use crate::buffer::IdleMemory;
 use crate::ipv4::Route;
 
-/// Bytes of the ring from the guest, and of the ring to it. Anonymous memory: a page costs nothing until it is used. What lies in the
-/// second keeps everybody on the way busy at once; a quarter of it costs one flow a third of its speed (docs/performance.md).
-const RX_RING: usize = 512 << 10;
-const TX_RING: usize = 2 << 20;
 /// Bytes that every flow may write to its ring before that is empty again; more is for [`MAX_DEEP`](super::MAX_DEEP) of them. An
 /// empty ring is written from its start, so this is also what it takes of memory.
 pub(super) const SHALLOW: usize = 256 << 10;
 /// Bytes in the ring to a guest that is not near, or not yet known to be: what it has taken of a full ring tells. More would meet a
 /// queue on the way.
 const STEADY: usize = 512 << 10;
-/// The one from the guest and the one to it.
-pub(super) const RINGS: usize = 2;
-/// An answer that comes within this time carries the acknowledgement of what it answers. Not longer: a guest whose
-/// small writes wait for it (RFC 896) waits this long.
-const ACK_DELAY: Duration = Duration::from_millis(1);
 /// Longer than it takes to acknowledge the guest's FIN, shorter than smoltcp's TIME-WAIT of 10 s.
 const LINGER: Duration = Duration::from_secs(1);
 /// A flow that moved nothing for this long gives back the memory of its rings, if it moved anything before.
@@ -48,9 +38,6 @@ const RESET_LIMIT: Duration = Duration::from_secs(60);
 const FIN_LIMIT: Duration = Duration::from_secs(60);
 /// A reset behind data that is acknowledged waits for this long: a guest's program that is still in connect(2) then would lose the data.
 const RESET_PAUSE: Duration = Duration::from_millis(10);
-/// A connection that the driver dials is given up after this long.
-const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-
 /// Bytes of memory that a ring has no use for before it gives them back, where memory is scarce.
 const DRAINED: usize = 64 << 10;
 
@@ -112,8 +99,8 @@ pub(super) enum Stage {
     /// smoltcp has the connection.
     ///
     /// Operations: everything else.
-    /// Caveats: a guest's RST and an exhausted time limit look the same, `State::Closed`.
-    Live(SocketSet<'static>, SocketHandle),
+    /// Caveats: a guest's RST and an exhausted time limit look the same, CLOSED.
+    Live(Socket),
     /// Over without ever having been live.
     Dead,
 }
@@ -137,8 +124,6 @@ pub struct Flow {
     pub(super) armed: Option<Instant>,
     /// The last time the guest acknowledged something, while something was unacknowledged.
     pub(super) progress: Option<Instant>,
-    /// Where the two rings are.
-    memory: Option<[RingMemory; RINGS]>,
     /// Bytes moved since the rings' memory was given back, and when the last of them was.
     moved: usize,
     moved_at: Instant,
@@ -203,7 +188,6 @@ impl Flow {
             released: false,
             armed: None,
             progress: None,
-            memory: None,
             moved: 0,
             moved_at: Instant::ZERO,
             filled: 0,
@@ -248,17 +232,12 @@ impl Flow {
         match &self.stage {
             Stage::Held(_) | Stage::Resolving => Phase::Connecting,
             Stage::Dead => Phase::Aborted,
-            Stage::Live(sockets, handle) => match sockets.get::<Socket<'_>>(*handle).state() {
-                State::Listen | State::SynSent | State::SynReceived => Phase::Connecting,
-                State::TimeWait => Phase::Finished,
-                State::Closed if self.finished && !self.aborted => Phase::Finished,
-                State::Closed => Phase::Aborted,
-                State::Established
-                | State::FinWait1
-                | State::FinWait2
-                | State::CloseWait
-                | State::Closing
-                | State::LastAck => Phase::Open,
+            Stage::Live(socket) => match socket.state() {
+                state if state.is_time_wait() => Phase::Finished,
+                state if state.is_synchronized() => Phase::Open,
+                state if !state.is_closed() => Phase::Connecting,
+                _ if self.finished && !self.aborted => Phase::Finished,
+                _ => Phase::Aborted,
             },
         }
     }
@@ -284,7 +263,7 @@ impl Flow {
                 (taken, taken == bytes.len())
             });
             unread = socket.recv_queue();
-            if all != Ok(true) {
+            if all != Some(true) {
                 break;
             }
         }
@@ -305,7 +284,7 @@ impl Flow {
                 let filled = space.get_mut(..len).map_or(0, &mut fill).min(len);
                 (filled, (filled, filled == len))
             });
-            let Ok((moved, all)) = sent else { break };
+            let Some((moved, all)) = sent else { break };
             self.filled = if was_empty { moved } else { self.filled + moved };
             self.moved += moved;
             self.has_moved = true;
@@ -361,15 +340,12 @@ impl Flow {
     pub(super) fn litter(&mut self) -> [Range<usize>; 2] {
         let is_in_order = self.is_in_order();
         let ahead = self.window.offered().max(self.window.ahead(self.guest_sent));
-        let (Some([ring, _]), Stage::Live(sockets, handle)) = (&self.memory, &mut self.stage) else {
-            return [0..0, 0..0];
-        };
-        let socket = sockets.get_mut::<Socket<'_>>(*handle);
-        let (len, queue) = (ring.len(), socket.recv_queue());
-        let start = match socket.peek(1) {
-            Ok(bytes @ [_, ..]) => ring.position(bytes),
-            _ if is_in_order => return [0..len, 0..0],
-            _ => return [0..0, 0..0],
+        let Some(socket) = self.socket_mut() else { return [0..0, 0..0] };
+        let (len, queue) = (RX_RING, socket.recv_queue());
+        let start = match socket.recv_position() {
+            Some(start) => start,
+            None if is_in_order => return [0..len, 0..0],
+            None => return [0..0, 0..0],
         };
         match start + queue + ahead {
             end if end <= len => [end..len, 0..start],
@@ -380,7 +356,7 @@ impl Flow {
 
     /// Memory of that ring, which is given back.
     pub(super) fn littered_memory(&mut self, range: Range<usize>) -> Option<IdleMemory<'_>> {
-        self.memory.as_mut()?.first_mut()?.idle(range)
+        self.socket_mut()?.idle_memory(0, range)
     }
 
     /// Whether all that the guest sent came in order, as far as is known. What did not is in the ring, though the ring is empty.
@@ -423,8 +399,8 @@ impl Flow {
     pub fn recv_finished(&self) -> bool {
         self.socket().is_some_and(|socket| {
             let closed = match socket.state() {
-                State::Closed => self.closed_before || self.finished && !self.aborted,
-                state => is_closed_by_guest(state),
+                state if state.is_closed() => self.closed_before || self.finished && !self.aborted,
+                state => state.has_received_fin(),
             };
             closed && !socket.can_recv()
         })
@@ -443,21 +419,27 @@ impl Flow {
         self.finished
     }
 
-    pub(super) fn socket(&self) -> Option<&Socket<'static>> {
+    pub(super) fn socket(&self) -> Option<&Socket> {
         match &self.stage {
-            Stage::Live(sockets, handle) => Some(sockets.get(*handle)),
+            Stage::Live(socket) => Some(socket),
             Stage::Held(_) | Stage::Resolving | Stage::Dead => None,
         }
     }
 
-    pub(super) fn socket_mut(&mut self) -> Option<&mut Socket<'static>> {
+    fn socket_mut(&mut self) -> Option<&mut Socket> {
         match &mut self.stage {
-            Stage::Live(sockets, handle) => Some(sockets.get_mut(*handle)),
+            Stage::Live(socket) => Some(socket),
             Stage::Held(_) | Stage::Resolving | Stage::Dead => None,
         }
     }
 
-    /// What one call into smoltcp takes of a live flow: the device, and the set with its socket.
+    /// The state of a live flow.
+    #[inline]
+    pub(super) fn state(&self) -> Option<State> {
+        self.socket().map(Socket::state)
+    }
+
+    /// What one call into smoltcp takes of a live flow: the device, and its socket.
     pub(super) fn device<'a, S>(
         &'a mut self,
         packet: Option<&'a [u8]>,
@@ -465,49 +447,30 @@ impl Flow {
         mtu: usize,
         now: Instant,
         scratch: &'a mut Vec<u8>,
-    ) -> Option<(OneCall<'a, S>, &'a mut SocketSet<'static>, SocketHandle)> {
-        let Stage::Live(sockets, handle) = &mut self.stage else { return None };
+    ) -> Option<(OneCall<'a, S>, &'a mut Socket)> {
+        let Stage::Live(socket) = &mut self.stage else { return None };
         let (route, window, recovery) = (self.route, &mut self.window, &mut self.recovery);
         let device = OneCall { packet, sink, route, mtu, window, recovery, now, scratch };
-        Some((device, sockets, *handle))
+        Some((device, socket))
     }
 
     /// Makes the flow live as the listener that the held SYN is then given to.
-    pub(super) fn listen(&mut self, pooled: PooledSocket) {
-        let PooledSocket { mut sockets, handle, memory } = pooled;
-        let (addr, port) = (self.remote.ip().into(), self.remote.port());
-        let socket = prepare(&mut sockets, handle);
-        if socket.listen(IpListenEndpoint { addr: Some(addr), port }).is_ok() {
-            self.memory = Some(memory);
-            self.stage = Stage::Live(sockets, handle);
-        }
+    pub(super) fn listen(&mut self, mut socket: Socket) {
+        let listens = socket.listen(self.remote);
+        self.stage = if listens { Stage::Live(socket) } else { Stage::Dead };
     }
 
     /// Makes the flow live as one that dials the guest.
-    pub(super) fn connect(&mut self, pooled: PooledSocket, interface: &mut Interface) {
-        let PooledSocket { mut sockets, handle, memory } = pooled;
-        let socket = prepare(&mut sockets, handle);
-        socket.set_timeout(Some(CONNECT_LIMIT.into()));
-        // Servers leave RFC 896 on more often than clients do: sshd does for forwarded sockets.
-        socket.set_ack_delay(None);
-        let to = IpEndpoint::new(IpAddress::from(self.guest.ip()), self.guest.port());
-        let from = IpListenEndpoint { addr: Some(self.remote.ip().into()), port: self.remote.port() };
-        match socket.connect(interface.context(), to, from) {
-            Ok(()) => {
-                self.memory = Some(memory);
-                self.stage = Stage::Live(sockets, handle);
-            }
-            Err(_) => self.stage = Stage::Dead,
-        }
+    pub(super) fn connect(&mut self, mut socket: Socket, interface: &mut Interface) {
+        let connects = socket.connect(interface, self.guest, self.remote);
+        self.stage = if connects { Stage::Live(socket) } else { Stage::Dead };
     }
 
     /// The flow's socket, if another flow may have it: this one ended in order, and little was written to its rings.
-    pub(super) fn into_pool(self) -> Option<PooledSocket> {
+    pub(super) fn into_pool(self) -> Option<Socket> {
         let in_order = self.phase() == Phase::Finished && self.moved <= POOL_BYTES;
-        match (self.stage, self.memory) {
-            (Stage::Live(sockets, handle), Some(memory)) if in_order => {
-                Some(PooledSocket { sockets, handle, memory })
-            }
+        match self.stage {
+            Stage::Live(socket) if in_order => Some(socket),
             _ => None,
         }
     }
@@ -517,7 +480,7 @@ impl Flow {
         self.aborted = true;
         match self.socket_mut() {
             Some(socket) => {
-                let closed = is_closed_by_guest(socket.state());
+                let closed = socket.state().has_received_fin();
                 socket.abort();
                 self.closed_before |= closed;
             }
@@ -544,7 +507,7 @@ impl Flow {
 
     /// Whether the guest has everything, and only its end is missing.
     pub(super) fn has_delivered(&self) -> bool {
-        self.socket().is_some_and(|socket| socket.state() == State::FinWait2)
+        self.state().is_some_and(State::is_fin_wait_2)
     }
 
     /// Whether its other end was reset, or has left.
@@ -602,10 +565,9 @@ impl Flow {
             Reset::Asked | Reset::Waiting(..) => now + RESET_LIMIT,
         };
         self.recv(<[u8]>::len);
-        let is_settled = self.socket().is_none_or(|socket| {
-            !matches!(socket.state(), State::FinWait1 | State::Closing | State::LastAck)
-                && socket.send_queue() == 0
-        });
+        let is_settled = self
+            .socket()
+            .is_none_or(|socket| !socket.state().awaits_ack_of_fin() && socket.send_queue() == 0);
         self.reset = match self.reset {
             Reset::Settled(_) => Reset::Settled(at),
             _ if is_settled && self.filled == 0 => Reset::Settled(now),
@@ -622,13 +584,9 @@ impl Flow {
     /// Whether smoltcp has nothing more to send for it; `due` is when it wants to be asked again.
     pub(super) fn is_over(&self, due: Option<Instant>, now: Instant) -> bool {
         match self.socket() {
-            Some(socket) => match socket.state() {
-                // Sooner than that it owes the acknowledgement of the guest's FIN.
-                State::TimeWait => due.is_none_or(|at| at > now + ACK_DELAY),
-                // With an endpoint it still has a RST to send.
-                State::Closed => socket.remote_endpoint().is_none(),
-                _ => false,
-            },
+            // Sooner than that it owes the acknowledgement of the guest's FIN.
+            Some(socket) if socket.state().is_time_wait() => due.is_none_or(|at| at > now + ACK_DELAY),
+            Some(socket) => socket.state().is_closed() && !socket.owes_reset(),
             None => matches!(self.stage, Stage::Dead),
         }
     }
@@ -642,35 +600,33 @@ impl Flow {
     /// Takes note of what a segment led to; `rst` says that it was a RST.
     pub(super) fn after_segment(&mut self, before: State, rst: bool) {
         let Some(socket) = self.socket_mut() else { return };
-        match socket.state() {
+        let state = socket.state();
+        if state.is_listen() {
             // By a RST in SYN-RECEIVED. smoltcp would take the next SYN, which is another connection.
-            State::Listen => self.stage = Stage::Dead,
-            State::SynSent => {}
-            State::Closed if rst && !matches!(before, State::TimeWait | State::Closed) => {
+            self.stage = Stage::Dead;
+        } else if state.is_closed() {
+            if rst && !before.has_ended() {
                 self.aborted = true;
-                self.closed_before = is_closed_by_guest(before);
+                self.closed_before = before.has_received_fin();
             }
-            State::Closed => {}
-            // The limit was for connecting; smoltcp would end an idle connection by it.
-            _ => socket.set_timeout(None),
+        } else if !state.is_syn_sent() {
+            socket.end_connect_limit();
         }
     }
 
     /// Whether it is in TIME-WAIT with bytes that the driver has not read. smoltcp would throw them away when that ends,
     /// and is not told of the time any more.
     pub(super) fn is_lingering(&mut self, now: Instant) -> bool {
-        let unread =
-            self.socket().is_some_and(|socket| socket.state() == State::TimeWait && socket.can_recv());
+        let unread = self.socket().is_some_and(|socket| socket.state().is_time_wait() && socket.can_recv());
         unread && now > *self.time_wait.get_or_insert(now) + LINGER
     }
 
     /// Whether `segment` only says once more that our FIN, and nothing else, is unacknowledged. By the third of those smoltcp would
     /// retransmit data at once, find none, and never send the FIN again.
     pub(super) fn is_repeated_ack(&self, segment: &TcpPacket<&[u8]>) -> bool {
-        let fin_sent = self.socket().is_some_and(|socket| {
-            matches!(socket.state(), State::FinWait1 | State::Closing | State::LastAck)
-                && socket.send_queue() == 0
-        });
+        let fin_sent = self
+            .socket()
+            .is_some_and(|socket| socket.state().awaits_ack_of_fin() && socket.send_queue() == 0);
         let bare = segment.ack()
             && !segment.syn()
             && !segment.fin()
@@ -683,9 +639,9 @@ impl Flow {
     pub(super) fn give_up_after(&self) -> Option<Duration> {
         let socket = self.socket()?;
         match socket.state() {
-            State::SynReceived => Some(GIVE_UP_SYN),
-            State::FinWait1 | State::Closing | State::LastAck => Some(GIVE_UP),
-            State::Closed => None,
+            state if state.is_syn_received() => Some(GIVE_UP_SYN),
+            state if state.awaits_ack_of_fin() => Some(GIVE_UP),
+            state if state.is_closed() => None,
             _ => (socket.send_queue() > 0).then_some(GIVE_UP),
         }
     }
@@ -693,16 +649,16 @@ impl Flow {
     /// When to ask a guest that says nothing whether it still knows of the connection, where nothing else would find out.
     pub(super) fn keep_alive_at(&self) -> Option<Instant> {
         let socket = self.socket()?;
-        let is_open = matches!(socket.state(), State::Established | State::FinWait2 | State::CloseWait);
+        let state = socket.state();
+        let is_open = state.is_synchronized() && !state.is_time_wait() && !state.awaits_ack_of_fin();
         (is_open && socket.send_queue() == 0).then(|| self.keepalive.at())
     }
 
     /// How much the ring holds, if the guest should hear that there is room and smoltcp will not say so.
     pub(super) fn wants_window_update(&self) -> Option<usize> {
         let socket = self.socket()?;
-        let open = matches!(socket.state(), State::Established | State::FinWait1 | State::FinWait2);
         let held = socket.recv_queue();
-        (open && self.window.wants_update(held)).then_some(held)
+        (socket.state().receives_text() && self.window.wants_update(held)).then_some(held)
     }
 
     /// When to ask the guest whether it takes anything again, if there is anything. smoltcp would, but its timer is longer with
@@ -714,12 +670,7 @@ impl Flow {
 
     /// Whether smoltcp can be made to repeat what was sent.
     pub(super) fn can_replay(&self) -> bool {
-        self.socket().is_some_and(|socket| {
-            matches!(
-                socket.state(),
-                State::Established | State::FinWait1 | State::Closing | State::CloseWait | State::LastAck
-            )
-        })
+        self.state().is_some_and(State::may_retransmit)
     }
 
     /// Waits for room at its port, which has some or none.
@@ -755,44 +706,6 @@ impl Flow {
         if ring + 1 == RINGS {
             self.moved = 0;
         }
-        let memory = self.memory.as_mut()?.get_mut(ring)?;
-        memory.idle(0..memory.len())
+        self.socket_mut()?.idle_memory(ring, 0..usize::MAX)
     }
-}
-
-/// A socket that no flow has. A new one costs two mappings and two page faults, a tenth of a short connection.
-#[derive(Debug)]
-pub(super) struct PooledSocket {
-    sockets: SocketSet<'static>,
-    handle: SocketHandle,
-    memory: [RingMemory; RINGS],
-}
-
-impl PooledSocket {
-    pub(super) fn new() -> Self {
-        let ((rx, rx_memory), (tx, tx_memory)) = (RingMemory::new(RX_RING), RingMemory::new(TX_RING));
-        let mut sockets = SocketSet::new(vec![SocketStorage::EMPTY]);
-        let handle = sockets.add(Socket::new(SocketBuffer::new(rx), SocketBuffer::new(tx)));
-        Self { sockets, handle, memory: [rx_memory, tx_memory] }
-    }
-}
-
-/// The socket, closed, with its settings as for any flow. What it held is forgotten when it listens or connects.
-fn prepare<'a>(sockets: &'a mut SocketSet<'static>, handle: SocketHandle) -> &'a mut Socket<'static> {
-    let socket = sockets.get_mut::<Socket<'_>>(handle);
-    socket.abort();
-    socket.set_timeout(None);
-    socket.set_nagle_enabled(false);
-    socket.set_ack_delay(Some(ACK_DELAY.into()));
-    socket
-}
-
-/// Whether the guest's FIN has come (RFC 9293 3.3.2).
-fn is_closed_by_guest(state: State) -> bool {
-    matches!(state, State::CloseWait | State::LastAck | State::Closing | State::TimeWait)
-}
-
-/// Whether both ends know of the connection (RFC 9293 3.3.2).
-pub(super) fn is_synchronized(state: State) -> bool {
-    !matches!(state, State::Closed | State::Listen | State::SynSent | State::SynReceived)
 }

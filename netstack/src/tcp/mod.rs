@@ -12,6 +12,7 @@ mod memory;
 mod recovery;
 mod replay;
 mod sequence;
+mod socket;
 mod window;
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -21,9 +22,7 @@ use std::collections::{HashMap, VecDeque};
 
 use foldhash::fast::FixedState;
 use slotmap::SlotMap;
-use smoltcp::iface::{Interface, PollIngressSingleResult, PollResult, SocketSet};
 use smoltcp::phy::ChecksumCapabilities;
-use smoltcp::socket::tcp::{Socket, State};
 use smoltcp::wire::{IpProtocol, Ipv4Packet, TcpControl, TcpOption, TcpPacket, TcpRepr, TcpSeqNumber};
 
 pub use flow::{Abort, Flow, Phase};
@@ -43,12 +42,13 @@ use crate::timer::{Timers, earlier};
 use crate::turns::Turns;
 use crate::{DropCounts, DropReason, FrameSink, Guest, Instant, Mac, PortId};
 use blocked::Blocked;
-use device::{Blueprint, OneCall};
-use flow::{PooledSocket, Reset, Stage};
+use device::OneCall;
+use flow::{Reset, Stage};
 use memory::{Held, Plenty};
 use recovery::Verdict;
 use replay::ReplayBudget;
 use sequence::InitialSequence;
+use socket::{Interface, Socket, State};
 
 slotmap::new_key_type! {
     /// Names a TCP flow; never used again for another one.
@@ -150,7 +150,7 @@ pub(crate) struct Table {
     questions: Timers<FlowId>,
     budgets: ByPort<Budgets>,
     /// Sockets of flows that ended, for new ones.
-    pool: Vec<PooledSocket>,
+    pool: Vec<Socket>,
     ports: Ports,
     scratch: Vec<u8>,
     /// A guest's segment as smoltcp is to see it.
@@ -165,10 +165,8 @@ impl core::fmt::Debug for Table {
 
 impl Table {
     pub(crate) fn new(mtu: u16, gateway_mac: Mac, keys: &Keys, now: Instant) -> Self {
-        // One interface serves every flow: it holds no state of a connection.
-        let mut blueprint = Blueprint { mtu: usize::from(mtu) };
         Self {
-            interface: sequence::interface(&mut blueprint, TcpSeqNumber(0), now),
+            interface: Interface::new(usize::from(mtu), TcpSeqNumber(0), now),
             initial: InitialSequence(keys.sequence),
             mtu,
             gateway_mac,
@@ -336,20 +334,20 @@ impl Table {
                 return Ok(Segment::Done);
             }
             Stage::Resolving | Stage::Dead => return Ok(Segment::Done),
-            Stage::Live(sockets, handle) => {
-                before = sockets.get::<Socket<'_>>(*handle).state();
-                if before == State::SynSent
+            Stage::Live(socket) => {
+                before = socket.state();
+                if before.is_syn_sent()
                     && segment.syn()
                     && let Some(syn) = parse(&segment, guest, remote)
                 {
                     flow.window.handle_syn(&syn, self.mtu);
                     flow.recovery.handle_syn(&syn);
                 }
-                if segment.syn() && !segment.ack() && flow::is_synchronized(before) {
+                if segment.syn() && !segment.ack() && before.is_synchronized() {
                     challenge(sink, flow);
                     return Ok(Segment::Done);
                 }
-                let is_open = flow::is_synchronized(before) || before == State::SynReceived;
+                let is_open = before.is_synchronized() || before.is_syn_received();
                 if (is_open && has_data && flow.window.is_past_ring(end))
                     || (segment.fin() && flow.window.is_past(end))
                 {
@@ -389,15 +387,14 @@ impl Table {
                     }
                 }
                 let called = flow.device(Some(bytes), sink, usize::from(self.mtu), now, &mut self.scratch);
-                let Some((mut device, sockets, _)) = called else { return Ok(Segment::Done) };
-                let _: PollIngressSingleResult =
-                    self.interface.poll_ingress_single(now.to_smoltcp(), &mut device, sockets);
-                if before == State::FinWait1 && field == 0 && flow.has_delivered() {
+                let Some((mut device, socket)) = called else { return Ok(Segment::Done) };
+                self.interface.receive(&mut device, socket, now);
+                if before.is_fin_wait_1() && field == 0 && flow.has_delivered() {
                     self.open_at_end(id, packet, now, sink);
                     let Some(again) = self.flows.get_mut(id) else { return Ok(Segment::Done) };
                     flow = again;
                 }
-                if before == State::SynSent && segment.ack() && !segment.syn() && !segment.rst() {
+                if before.is_syn_sent() && segment.ack() && !segment.syn() && !segment.rst() {
                     self.dial_again(id, now, sink);
                     return Ok(Segment::Done);
                 }
@@ -432,9 +429,8 @@ impl Table {
         let Some(seq) = flow.window.acceptable() else { return };
         rewrite(&mut self.rewritten, packet.clone().into_inner(), 1, Some(seq));
         let called = flow.device(Some(&self.rewritten), sink, usize::from(self.mtu), now, &mut self.scratch);
-        if let Some((mut device, sockets, _)) = called {
-            let _: PollIngressSingleResult =
-                self.interface.poll_ingress_single(now.to_smoltcp(), &mut device, sockets);
+        if let Some((mut device, socket)) = called {
+            self.interface.receive(&mut device, socket, now);
         }
     }
 
@@ -454,12 +450,12 @@ impl Table {
         if flow.route != route {
             return Err(DropReason::OtherPort);
         }
-        let state = flow.socket().map(Socket::state);
+        let state = flow.state();
         if !flow.recovery.is_under_way(report.seq) {
             return Err(DropReason::Icmp);
         }
         match report.fault {
-            Fault::TooLong(next_hop) if state.is_some_and(flow::is_synchronized) => {
+            Fault::TooLong(next_hop) if state.is_some_and(State::is_synchronized) => {
                 let len = usize::from(report.len).min(flow.window.packet());
                 // Of a router that does not say, the next plateau (RFC 1191 5 and 7).
                 let plateau = || PLATEAUS.into_iter().find(|mtu| usize::from(*mtu) < len);
@@ -471,7 +467,7 @@ impl Table {
                 flow.window.limit_packet(mtu);
                 flow.recovery.handle_path(usize::from(mtu) - window::HEADERS, now);
             }
-            Fault::Refused | Fault::Unreachable if state == Some(State::SynSent) => {
+            Fault::Refused | Fault::Unreachable if state.is_some_and(State::is_syn_sent) => {
                 flow.refuse(report.fault == Fault::Refused);
             }
             _ => return Ok(()),
@@ -511,14 +507,13 @@ impl Table {
     pub(crate) fn accept(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         let Stage::Held(syn) = core::mem::replace(&mut flow.stage, Stage::Dead) else { return };
-        flow.listen(self.pool.pop().unwrap_or_else(PooledSocket::new));
+        flow.listen(self.pool.pop().unwrap_or_else(Socket::new));
         let number = self.initial.number(flow.guest, flow.remote, now);
         let called = flow.device(Some(&syn), sink, usize::from(self.mtu), now, &mut self.scratch);
-        let Some((mut device, sockets, _)) = called else { return };
-        let mut interface = sequence::interface(&mut device, number, now);
-        let _: PollIngressSingleResult =
-            interface.poll_ingress_single(now.to_smoltcp(), &mut device, sockets);
-        flow.after_segment(State::Listen, false);
+        let Some((mut device, socket)) = called else { return };
+        let before = socket.state();
+        Interface::new(usize::from(self.mtu), number, now).receive(&mut device, socket, now);
+        flow.after_segment(before, false);
         self.mark_ready(id);
     }
 
@@ -560,10 +555,7 @@ impl Table {
             now,
             scratch: &mut self.scratch,
         };
-        // smoltcp answers a segment that no socket takes.
-        let mut nobody = SocketSet::new(Vec::new());
-        let _: PollIngressSingleResult =
-            self.interface.poll_ingress_single(now.to_smoltcp(), &mut device, &mut nobody);
+        self.interface.reset(&mut device, now);
     }
 
     /// A flow from `local` (a free port is chosen) to a guest. It starts when [`Table::resolved`] says where the guest is.
@@ -620,9 +612,8 @@ impl Table {
             Some((to, port)) => {
                 flow.route = Route { port, from: self.gateway_mac, to };
                 let number = self.initial.number(flow.guest, flow.remote, now);
-                let mut blueprint = Blueprint { mtu: usize::from(self.mtu) };
-                let mut interface = sequence::interface(&mut blueprint, number, now);
-                flow.connect(self.pool.pop().unwrap_or_else(PooledSocket::new), &mut interface);
+                let mut interface = Interface::new(usize::from(self.mtu), number, now);
+                flow.connect(self.pool.pop().unwrap_or_else(Socket::new), &mut interface);
             }
             None => flow.stage = Stage::Dead,
         }
@@ -759,20 +750,17 @@ impl Table {
             flow = again;
         }
         let mut own = None;
-        let interface = interface(&mut self.interface, &mut own, flow.path_mtu, now);
+        let interface = self.interface.for_path(flow.path_mtu, &mut own, now);
         let called = flow.device(None, sink, mtu, now, &mut self.scratch);
-        let Some((mut device, sockets, handle)) = called else { return };
+        let Some((mut device, socket)) = called else { return };
         let mut segments = (TURN / mtu).max(TURN_SEGMENTS);
-        let open = sockets.get::<Socket<'_>>(handle).is_open();
+        let had_ended = socket.state().has_ended();
         // Without room smoltcp would forget a fast retransmission that it cannot send, and wait for ever.
-        while segments > 0
-            && device.has_room()
-            && interface.poll_egress(now.to_smoltcp(), &mut device, sockets) == PollResult::SocketStateChanged
-        {
+        while segments > 0 && device.has_room() && interface.send(&mut device, socket, now) {
             segments -= 1;
         }
-        let due = interface.poll_at(now.to_smoltcp(), sockets).map(Instant::from_smoltcp);
-        let timed_out = open && !sockets.get::<Socket<'_>>(handle).is_open();
+        let due = interface.due(socket, now);
+        let timed_out = !had_ended && socket.state().has_ended();
         let mut room = sink.has_room(flow.route.port, ether::HEADER_LEN + mtu);
         if let Some(held) = flow.wants_window_update() {
             if room && let Some((seq, ack, window)) = flow.window.update(held) {
@@ -943,12 +931,12 @@ impl Table {
             let (id, ring) = self.idle.pop_front()?;
             if self.flows.get(id).and_then(Flow::idle_at).is_some_and(|at| at <= now) {
                 let flow = self.flows.get_mut(id)?;
-                if ring + 1 < flow::RINGS {
+                if ring + 1 < socket::RINGS {
                     self.idle.push_front((id, ring + 1));
                 } else if core::mem::take(&mut flow.deep) {
                     self.deep.retain(|(_, deep)| *deep != id);
                 }
-                if ring + 1 == flow::RINGS
+                if ring + 1 == socket::RINGS
                     && let Some(budget) = self.budgets.get_mut(flow.route.port)
                 {
                     flow.forget_written();
@@ -1064,22 +1052,6 @@ fn keep_alive(sink: &mut impl FrameSink, flow: &mut Flow) {
 
 /// The ports that this side dials from, as the original's.
 const EPHEMERAL: RangeInclusive<u16> = 16_000..=u16::MAX;
-
-/// The interface for a flow: `shared`, but where the way to the guest takes less, one that makes no longer packets, in `own`.
-fn interface<'a>(
-    shared: &'a mut Interface,
-    own: &'a mut Option<Interface>,
-    path_mtu: Option<u16>,
-    now: Instant,
-) -> &'a mut Interface {
-    match path_mtu {
-        None => shared,
-        Some(mtu) => {
-            let mut blueprint = Blueprint { mtu: usize::from(mtu) };
-            own.insert(sequence::interface(&mut blueprint, TcpSeqNumber(0), now))
-        }
-    }
-}
 
 /// Copies a guest's segment with another window field. With a sequence number, it has that and no data: smoltcp answers a segment of
 /// which it has all the data, but reads neither what that acknowledges nor its window.

@@ -2,16 +2,12 @@
 //! a buffer, and what the guest has lost leaves. Owns: what that may cost. May not: know what is lost. Read next: `recovery/mod.rs`.
 
 use core::time::Duration;
-use smoltcp::iface::PollResult;
-use smoltcp::socket::tcp::Socket;
 
-use super::device::Blueprint;
-use super::{FlowId, Table, interface, send_update};
+use super::socket::Socket;
+use super::{FlowId, Table, send_update};
 use crate::FrameSink;
 use crate::Instant;
 
-/// Longer than smoltcp's retransmission timer ever runs, which is a minute.
-const PAST_TIMERS: Duration = Duration::from_secs(100);
 /// What a repeated segment is charged with, some six times what it costs: so much of the time is left for others.
 const CHARGE: Duration = Duration::from_micros(2);
 /// What may be charged ahead.
@@ -43,15 +39,10 @@ impl Table {
     pub(super) fn hurry(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         let mut own = None;
-        let interface = interface(&mut self.interface, &mut own, flow.path_mtu, now);
+        let interface = self.interface.for_path(flow.path_mtu, &mut own, now);
         let called = flow.device(None, sink, usize::from(self.mtu), now, &mut self.scratch);
-        let Some((mut device, sockets, _)) = called else { return };
-        // Whenever smoltcp would do it; from then on it waits from there.
-        let now = now.to_smoltcp();
-        let at = interface.poll_at(now, sockets).unwrap_or(now);
-        if device.has_room() {
-            let _: PollResult = interface.poll_egress(at, &mut device, sockets);
-        }
+        let Some((mut device, socket)) = called else { return };
+        interface.send_early(&mut device, socket, now);
     }
 
     /// Sends again what the guest has lost, or arms a timer for when that may be. smoltcp is told that its retransmission timer has run
@@ -65,16 +56,11 @@ impl Table {
         }
         let Some(end) = flow.recovery.begin_replay() else { return };
         let mut own = None;
-        let interface = interface(&mut self.interface, &mut own, flow.path_mtu, now);
+        let interface = self.interface.for_path(flow.path_mtu, &mut own, now);
         let called = flow.device(None, sink, usize::from(self.mtu), now, &mut self.scratch);
-        let Some((mut device, sockets, _)) = called else { return };
-        // A device that takes nothing: smoltcp goes back to the first byte, and starts its timer at the true time below.
-        let mut nothing = Blueprint { mtu: usize::from(self.mtu) };
-        let _: PollResult = interface.poll_egress((now + PAST_TIMERS).to_smoltcp(), &mut nothing, sockets);
-        while device.recovery.is_replaying_before(end)
-            && interface.poll_egress(now.to_smoltcp(), &mut device, sockets) == PollResult::SocketStateChanged
-        {
-        }
+        let Some((mut device, socket)) = called else { return };
+        interface.rewind(usize::from(self.mtu), socket, now);
+        while device.recovery.is_replaying_before(end) && interface.send(&mut device, socket, now) {}
         let held_back = flow.recovery.end_replay();
         if held_back.is_some_and(|ack| flow.window.acknowledged().is_some_and(|last| ack > last)) {
             let held = flow.socket().map_or(0, Socket::recv_queue);

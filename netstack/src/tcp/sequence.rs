@@ -8,9 +8,7 @@ use core::net::{IpAddr, SocketAddr};
 use std::hash::{Hash, Hasher};
 
 use siphasher::sip::SipHasher13;
-use smoltcp::iface::{Config, Interface};
-use smoltcp::phy::Device;
-use smoltcp::wire::{HardwareAddress, TcpSeqNumber};
+use smoltcp::wire::TcpSeqNumber;
 
 use crate::Instant;
 
@@ -42,19 +40,15 @@ impl InitialSequence {
     }
 }
 
-/// An interface whose first connection begins with `number`. smoltcp draws that, and before it the identifier of a packet, from a
-/// generator that starts where it is told to; and whose steps can be taken back.
-pub(super) fn interface(device: &mut impl Device, number: TcpSeqNumber, now: Instant) -> Interface {
+/// The seed of an interface whose first connection begins with `number`. smoltcp draws that, and before it the identifier
+/// of a packet, from a generator that starts where it is told to; and whose steps can be taken back.
+pub(super) fn seed(number: TcpSeqNumber) -> u64 {
     // What is drawn of a state below 2^61 is what is above its lowest 29 bits. Those are free, since no identifier is zero.
     let before = (0..).map(|free: u64| step_back((u64::from(number.0 as u32) << 29) | free)).find(|state| {
         let drawn = (*state >> (29 - (*state >> 61))) as u32;
         (drawn ^ (drawn >> 16)) as u16 != 0
     });
-    let mut config = Config::new(HardwareAddress::Ip);
-    config.random_seed = step_back(before.unwrap_or_default());
-    let mut interface = Interface::new(config, device, now.to_smoltcp());
-    interface.set_any_ip(true);
-    interface
+    step_back(before.unwrap_or_default())
 }
 
 /// smoltcp's generator goes from a state to `state * 0xbb2efcec3c39611d + 0x7590ef39`.
@@ -67,15 +61,14 @@ fn step_back(state: u64) -> u64 {
 mod tests {
     use core::time::Duration;
 
-    use smoltcp::iface::{SocketSet, SocketStorage};
-    use smoltcp::socket::tcp::{Socket, SocketBuffer};
-    use smoltcp::wire::{IpAddress, Ipv4Packet, TcpPacket};
+    use smoltcp::wire::{Ipv4Packet, TcpPacket};
 
     use super::*;
     use crate::ipv4::Route;
     use crate::link::FrameSink;
     use crate::tcp::device::OneCall;
     use crate::tcp::recovery::Recovery;
+    use crate::tcp::socket::{Interface, Socket};
     use crate::tcp::window::WindowLimit;
     use crate::{Mac, PortId};
 
@@ -94,8 +87,8 @@ mod tests {
         }
     }
 
-    /// The first number of a connection that smoltcp dials with `interface`.
-    fn dialled(number: TcpSeqNumber) -> TcpSeqNumber {
+    /// The first number of a connection that `socket` dials with an interface for `number`.
+    fn dialled(socket: &mut Socket, number: TcpSeqNumber) -> TcpSeqNumber {
         let (now, mut sink) = (Instant::ZERO, Last::default());
         let (mut window, mut recovery, mut scratch) = (WindowLimit::new(0), Recovery::new(0), Vec::new());
         let mut device = OneCall {
@@ -108,27 +101,24 @@ mod tests {
             now,
             scratch: &mut scratch,
         };
-        let mut interface = interface(&mut device, number, now);
-        let mut sockets = SocketSet::new(vec![SocketStorage::EMPTY]);
-        let ring = || SocketBuffer::new(vec![0; 64]);
-        let handle = sockets.add(Socket::new(ring(), ring()));
-        let from = |last, port| (IpAddress::v4(10, 0, 0, last), port);
-        let socket = sockets.get_mut::<Socket<'_>>(handle);
-        socket.connect(interface.context(), from(2, 22), from(1, 16_000)).unwrap();
-        interface.poll(now.to_smoltcp(), &mut device, &mut sockets);
+        let mut interface = Interface::new(1500, number, now);
+        let end = |last, port| SocketAddr::from(([10, 0, 0, last], port));
+        assert!(socket.connect(&mut interface, end(2, 22), end(1, 16_000)));
+        assert!(interface.send(&mut device, socket, now));
         let packet = Ipv4Packet::new_checked(&sink.0[14..]).unwrap();
         TcpPacket::new_checked(packet.payload()).unwrap().seq_number()
     }
 
     #[test]
     fn a_connection_begins_with_the_number() {
+        let mut socket = Socket::new();
         for number in [0, 1, -1, i32::MAX, i32::MIN].into_iter().map(TcpSeqNumber) {
-            assert_eq!(dialled(number), number);
+            assert_eq!(dialled(&mut socket, number), number);
         }
         // Among so many are some for which the lowest bits have to differ.
         for step in 0..300_000_i32 {
             let number = TcpSeqNumber(step.wrapping_mul(0x9e37_79b9_u32 as i32));
-            assert_eq!(dialled(number), number);
+            assert_eq!(dialled(&mut socket, number), number);
         }
     }
 
