@@ -8,6 +8,7 @@ use core::time::Duration;
 
 use smoltcp::wire::{TcpPacket, TcpSeqNumber};
 
+use super::FlowId;
 use super::blocked::Blocked;
 use super::device::OneCall;
 use super::keepalive::Keepalive;
@@ -15,7 +16,6 @@ use super::memory::Plenty;
 use super::recovery::Recovery;
 use super::socket::{ACK_DELAY, Interface, RINGS, RX_RING, Socket, State, TX_RING};
 use super::window::WindowLimit;
-use super::{FlowId, GIVE_UP, GIVE_UP_SYN};
 use crate::Instant;
 use crate::buffer::IdleMemory;
 use crate::ipv4::Route;
@@ -28,6 +28,10 @@ pub(super) const SHALLOW: usize = 256 << 10;
 const STEADY: usize = 512 << 10;
 /// Longer than it takes to acknowledge the guest's FIN, shorter than smoltcp's TIME-WAIT of 10 s.
 const LINGER: Duration = Duration::from_secs(1);
+/// A guest that acknowledges nothing for this long has lost the connection (RFC 1122 4.2.3.5: at least 100 s).
+const GIVE_UP: Duration = Duration::from_secs(900);
+/// The same for a SYN-ACK: whoever sent that SYN may never have wanted a connection.
+const GIVE_UP_SYN: Duration = Duration::from_secs(60);
 /// A flow that moved nothing for this long gives back the memory of its rings, if it moved anything before.
 const IDLE: Duration = Duration::from_millis(200);
 /// A flow that moved no more than this leaves its socket to another: a page or two of each ring.

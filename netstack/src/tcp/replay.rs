@@ -3,8 +3,9 @@
 
 use core::time::Duration;
 
+use super::ack::send_update;
 use super::socket::Socket;
-use super::{FlowId, Table, send_update};
+use super::{FlowId, Table};
 use crate::FrameSink;
 use crate::Instant;
 
