@@ -1,4 +1,4 @@
-//! Acknowledgements without data that smoltcp would not send. May not: change a flow but for what its guest is offered by
+//! Acknowledgements without data that smoltcp would not send. May not: change a flow, but for what its guest is offered by
 //! them. Read next: `window.rs`, what that is.
 
 use core::net::SocketAddr;
@@ -11,47 +11,38 @@ use crate::FrameSink;
 use crate::ether::{self, EtherType};
 use crate::ipv4;
 
-/// Asks the flow's guest whether it still knows of the flow: a byte that it has is to be acknowledged again.
+/// Acknowledges what came, with the window that the ring from the guest has room for.
+pub(super) fn acknowledge(sink: &mut impl FrameSink, flow: &mut Flow) {
+    send(sink, flow, 0, None);
+}
+
+/// Asks the flow's guest whether it still knows of the flow (RFC 9293 3.8.4): a byte that it has is to be acknowledged
+/// again.
 pub(super) fn keep_alive(sink: &mut impl FrameSink, flow: &mut Flow) {
-    let held = flow.socket().map_or(0, Socket::recv_queue);
-    if let Some((seq, ack, window)) = flow.window.update(held) {
-        send_update(sink, flow, seq - 1, ack, window, None);
-    }
+    send(sink, flow, 1, None);
 }
 
-/// Answers a SYN for a connection that there is: a guest that knows nothing of it answers with a RST (RFC 5961 4.2). smoltcp would
-/// say nothing.
-pub(super) fn challenge(sink: &mut impl FrameSink, flow: &mut Flow) {
-    let held = flow.socket().map_or(0, Socket::recv_queue);
-    if let Some((seq, ack, window)) = flow.window.update(held) {
-        send_update(sink, flow, seq, ack, window, None);
-    }
-}
-
-/// Tells the guest that it sent the bytes from `start` to `end` twice.
-pub(super) fn send_duplicate(
+/// Tells the guest that it sent the bytes from `start` to `end` twice (RFC 2883). By that Linux knows that nothing was
+/// lost, and goes on as fast as before.
+pub(super) fn acknowledge_duplicate(
     sink: &mut impl FrameSink,
     flow: &mut Flow,
     start: TcpSeqNumber,
     end: TcpSeqNumber,
 ) {
-    let held = flow.socket().map_or(0, Socket::recv_queue);
-    if let Some((seq, ack, window)) = flow.window.update(held) {
-        send_update(sink, flow, seq, ack, window, Some((start, end)));
-    }
+    send(sink, flow, 0, Some((start, end)));
 }
 
-/// Sends a bare acknowledgement that tells the guest of a larger window, or of what it has sent twice (RFC 2883): by that Linux
-/// knows that nothing was lost, and goes on as fast as before.
-pub(super) fn send_update(
+/// `back`: how far the sequence number lies before the next one.
+fn send(
     sink: &mut impl FrameSink,
-    flow: &Flow,
-    seq: TcpSeqNumber,
-    ack: TcpSeqNumber,
-    window: u16,
+    flow: &mut Flow,
+    back: usize,
     duplicate: Option<(TcpSeqNumber, TcpSeqNumber)>,
 ) {
     let (SocketAddr::V4(guest), SocketAddr::V4(remote)) = (flow.guest, flow.remote) else { return };
+    let held = flow.socket().map_or(0, Socket::recv_queue);
+    let Some((seq, ack, window)) = flow.window.update(held) else { return };
     let ranges = duplicate
         .map(|(left, right)| TcpOption::SackRange([Some((left.0 as u32, right.0 as u32)), None, None]));
     let header_len =
@@ -66,7 +57,7 @@ pub(super) fn send_update(
     let mut segment = TcpPacket::new_unchecked(packet.payload_mut());
     segment.set_src_port(remote.port());
     segment.set_dst_port(guest.port());
-    segment.set_seq_number(flow.recovery.acceptable(seq));
+    segment.set_seq_number(flow.recovery.acceptable(seq - back));
     segment.set_ack_number(ack);
     segment.clear_flags();
     segment.set_header_len(header_len as u8);

@@ -3,7 +3,7 @@
 
 use core::time::Duration;
 
-use super::ack::{keep_alive, send_update};
+use super::ack::{acknowledge, keep_alive};
 use super::flow::Stage;
 use super::memory::Plenty;
 use super::{FlowId, Table};
@@ -107,9 +107,9 @@ impl Table {
         let due = interface.due(socket, now);
         let timed_out = !had_ended && socket.state().has_ended();
         let mut room = sink.has_room(flow.route.port, ether::HEADER_LEN + mtu);
-        if let Some(held) = flow.wants_window_update() {
-            if room && let Some((seq, ack, window)) = flow.window.update(held) {
-                send_update(sink, flow, seq, ack, window, None);
+        if flow.wants_window_update().is_some() {
+            if room {
+                acknowledge(sink, flow);
                 room = sink.has_room(flow.route.port, ether::HEADER_LEN + mtu);
             } else {
                 flow.block(id, &mut self.blocked, room);

@@ -33,7 +33,7 @@ impl Table {
         self.ensure_place(now, drops)?;
         let segment = TcpPacket::new_checked(packet.payload()).map_err(|_| DropReason::Tcp)?;
         // What smoltcp would not take later is refused now, before anything is opened for it.
-        let parsed = parse(&segment, guest, remote).filter(|syn| syn.control == TcpControl::Syn);
+        let parsed = parse(&segment, Ends { guest, remote }).filter(|syn| syn.control == TcpControl::Syn);
         let parsed = parsed.ok_or(DropReason::Tcp)?;
         let len = usize::from(packet.header_len()) + usize::from(segment.header_len());
         let mut syn: Box<[u8]> = packet.clone().into_inner().get(..len).ok_or(DropReason::Tcp)?.into();

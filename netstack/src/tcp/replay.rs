@@ -3,8 +3,7 @@
 
 use core::time::Duration;
 
-use super::ack::send_update;
-use super::socket::Socket;
+use super::ack::acknowledge;
 use super::{FlowId, Table};
 use crate::FrameSink;
 use crate::Instant;
@@ -64,10 +63,7 @@ impl Table {
         while device.recovery.is_replaying_before(end) && interface.send(&mut device, socket, now) {}
         let held_back = flow.recovery.end_replay();
         if held_back.is_some_and(|ack| flow.window.acknowledged().is_some_and(|last| ack > last)) {
-            let held = flow.socket().map_or(0, Socket::recv_queue);
-            if let Some((seq, ack, window)) = flow.window.update(held) {
-                send_update(sink, flow, seq, ack, window, None);
-            }
+            acknowledge(sink, flow);
         }
     }
 }
