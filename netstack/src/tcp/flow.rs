@@ -16,9 +16,9 @@ use super::memory::Plenty;
 use super::recovery::Recovery;
 use super::socket::{ACK_DELAY, Interface, RINGS, RX_RING, Socket, State, TX_RING};
 use super::window::WindowLimit;
-use crate::Instant;
 use crate::buffer::IdleMemory;
 use crate::ipv4::Route;
+use crate::{FrameSink, Instant, ether};
 
 /// Bytes that every flow may write to its ring before that is empty again; more is for [`MAX_DEEP`](super::MAX_DEEP) of them. An
 /// empty ring is written from its start, so this is also what it takes of memory.
@@ -166,6 +166,8 @@ pub struct Flow {
     pub(super) keepalive: Keepalive,
     /// When that is looked at.
     pub(super) asked_at: Option<Instant>,
+    /// When smoltcp wants to be asked again, as it said last.
+    pub(super) socket_due: Option<Instant>,
     /// Nothing reaches its guest any more.
     cut_off: bool,
     /// The guest had closed its half before that.
@@ -213,6 +215,7 @@ impl Flow {
             path_mtu: None,
             keepalive: Keepalive::new(),
             asked_at: None,
+            socket_due: None,
             cut_off: false,
             closed_before: false,
             reset: Reset::No,
@@ -555,15 +558,24 @@ impl Flow {
         self.cut_off
     }
 
-    /// Ends a flow that is to be reset, once the guest has acknowledged everything; what it sends meanwhile is for nobody, and is taken so
-    /// that it gets on with reading. Until then, it is when to look again.
-    pub(super) fn reset_when_settled(&mut self, now: Instant) -> Option<Instant> {
+    /// When the guest's time is over to take what it is owed, if the other end has left or was reset.
+    pub(super) fn ends_at(&self) -> Option<Instant> {
+        match (self.reset, self.orphan) {
+            (Reset::Waiting(at, _) | Reset::Settled(at), _) if !self.aborted => Some(at),
+            (_, Some(orphan)) if self.phase() == Phase::Open => Some(orphan.until),
+            _ => None,
+        }
+    }
+
+    /// Ends a flow that is to be reset, once the guest has acknowledged everything. What it sends meanwhile is for nobody,
+    /// and is taken so that it gets on with reading.
+    pub(super) fn reset_when_settled(&mut self, now: Instant) {
         if self.released && self.orphan.is_some() && self.can_recv() && matches!(self.reset, Reset::No) {
             self.reset = Reset::Asked;
         }
         let acknowledged = self.acknowledged();
         let at = match self.reset {
-            Reset::No => return None,
+            Reset::No => return,
             Reset::Settled(until) => until,
             Reset::Waiting(until, before) if before == acknowledged => until,
             Reset::Asked | Reset::Waiting(..) => now + RESET_LIMIT,
@@ -579,17 +591,18 @@ impl Flow {
             _ => Reset::Waiting(at, acknowledged),
         };
         match self.reset {
-            Reset::Waiting(at, _) | Reset::Settled(at) if at > now => return Some(at),
+            Reset::Waiting(at, _) | Reset::Settled(at) if at > now => {}
             _ => self.abort(),
         }
-        None
     }
 
-    /// Whether smoltcp has nothing more to send for it; `due` is when it wants to be asked again.
-    pub(super) fn is_over(&self, due: Option<Instant>, now: Instant) -> bool {
+    /// Whether smoltcp has nothing more to send for it.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
         match self.socket() {
             // Sooner than that it owes the acknowledgement of the guest's FIN.
-            Some(socket) if socket.state().is_time_wait() => due.is_none_or(|at| at > now + ACK_DELAY),
+            Some(socket) if socket.state().is_time_wait() => {
+                self.socket_due.is_none_or(|at| at > now + ACK_DELAY)
+            }
             Some(socket) => socket.state().is_closed() && !socket.owes_reset(),
             None => matches!(self.stage, Stage::Dead),
         }
@@ -639,8 +652,18 @@ impl Flow {
         fin_sent && bare && self.window.is_repeated(segment.seq_number(), segment.ack_number())
     }
 
+    /// Whether the guest has acknowledged nothing for too long. Without room it is the port that makes no progress, as while
+    /// the virtual machine is paused.
+    pub(super) fn is_given_up(&mut self, has_room: bool, now: Instant) -> bool {
+        let Some(limit) = self.give_up_after().filter(|_| has_room) else {
+            self.progress = None;
+            return false;
+        };
+        now > *self.progress.get_or_insert(now) + limit
+    }
+
     /// How long to wait for the acknowledgement that is missing, if one is.
-    pub(super) fn give_up_after(&self) -> Option<Duration> {
+    fn give_up_after(&self) -> Option<Duration> {
         let socket = self.socket()?;
         match socket.state() {
             state if state.is_syn_received() => Some(GIVE_UP_SYN),
@@ -658,11 +681,16 @@ impl Flow {
         (is_open && socket.send_queue() == 0).then(|| self.keepalive.at())
     }
 
-    /// How much the ring holds, if the guest should hear that there is room and smoltcp will not say so.
-    pub(super) fn wants_window_update(&self) -> Option<usize> {
-        let socket = self.socket()?;
-        let held = socket.recv_queue();
-        (socket.state().receives_text() && self.window.wants_update(held)).then_some(held)
+    /// Whether the guest should hear that there is room, and smoltcp will not say so.
+    pub(super) fn wants_window_update(&self) -> bool {
+        self.socket().is_some_and(|socket| {
+            socket.state().receives_text() && self.window.wants_update(socket.recv_queue())
+        })
+    }
+
+    /// Whether its port has room for its longest frame.
+    pub(super) fn has_room(&self, sink: &impl FrameSink) -> bool {
+        sink.has_room(self.route.port, ether::HEADER_LEN + self.window.packet())
     }
 
     /// When to ask the guest whether it takes anything again, if there is anything. smoltcp would, but its timer is longer with

@@ -5,6 +5,7 @@ use core::ops::Range;
 use core::time::Duration;
 
 use super::table::queue;
+use super::timers::FlowTimer;
 use super::{Flow, FlowId, MAX_DEEP, Table, socket};
 use crate::buffer::IdleMemory;
 use crate::{Instant, PortId};
@@ -70,7 +71,7 @@ impl Table {
         }
         loop {
             let (id, ring) = self.idle.pop_front()?;
-            if self.flows.get(id).and_then(Flow::idle_at).is_some_and(|at| at <= now) {
+            if self.flows.get(id).is_some_and(|flow| flow.is_due(FlowTimer::Idle, now)) {
                 let flow = self.flows.get_mut(id)?;
                 if ring + 1 < socket::RINGS {
                     self.idle.push_front((id, ring + 1));
