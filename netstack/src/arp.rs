@@ -1,5 +1,5 @@
-//! ARP (RFC 826): answers for the gateway's addresses, and the guests' addresses for connections that start here.
-//! Owns: the neighbour table and who waits for an answer. Read next: `lib.rs`, which dials.
+//! ARP (RFC 826): answers for the gateway's addresses, and asks for the guests' for connections that start
+//! here. Owns: the neighbour table and who waits for an answer. Read next: `lib.rs`, which dials.
 
 use core::net::Ipv4Addr;
 use core::time::Duration;
@@ -16,14 +16,17 @@ use crate::{DropReason, FlowId, FrameSink, Guest, Instant, Mac, PortId, UdpFlowI
 const PACKET_LEN: usize = 28;
 /// How long an answer is believed.
 const REACHABLE: Duration = Duration::from_secs(60);
-/// How long it is believed without asking again beside its use (RFC 1122 2.3.2.1): a card that was replaced may not speak by itself.
+/// How long an entry is believed before it is asked for again while it is used (RFC 1122 2.3.2.1). A card
+/// that was replaced may not speak by itself.
 const UNDOUBTED: Duration = Duration::from_secs(5);
 /// Time between two requests, and how many there are.
 const RETRY: Duration = Duration::from_secs(1);
 const TRIES: u8 = 3;
-/// Neighbours remembered at most; a guest can invent them, and the oldest of the port that has most makes room.
+/// Neighbours remembered at most, since a guest can invent them. The oldest of the port that has most makes
+/// room.
 const MAX_NEIGHBOURS: usize = 1024;
-/// Addresses being resolved at once at most: who has one answers at once, so that the one asked for the longest makes room.
+/// Addresses being resolved at a time. Whoever has one answers at once, so the one that has been asked for
+/// the longest makes room.
 const MAX_RESOLVING: usize = 256;
 /// Flows that wait for one address at most. One that ended meanwhile is still among them.
 const MAX_WAITING: usize = 16 << 10;
@@ -99,7 +102,7 @@ pub(crate) enum Resolved {
         port: PortId,
         ask: bool,
     },
-    /// The flow will be named by [`Neighbours::learn`] or [`Neighbours::handle_timeout`]; `ask` says to send a request now.
+    /// [`Neighbours::learn`] or [`Neighbours::handle_timeout`] will name the flow. `ask`: send a request now.
     Pending {
         ask: bool,
     },
@@ -152,8 +155,9 @@ impl Neighbours {
         }
     }
 
-    /// Whether this is news of a neighbour that is behind the same port as before: its card may have been replaced. Once in [`RETRY`] for
-    /// each port, since all flows have to be looked at for it; a flow that is missed so goes on when its guest speaks.
+    /// Whether a neighbour has another hardware address behind the same port: its card may have been
+    /// replaced. Said once in [`RETRY`] for each port, since all flows have to be looked at then. A flow that
+    /// misses it goes on when its guest speaks.
     pub(crate) fn has_moved(&mut self, ip: Ipv4Addr, mac: Mac, port: PortId, now: Instant) -> bool {
         let is_news = self.known.get(&ip).is_some_and(|known| known.port == port && known.mac != mac);
         if !is_news || self.moved.get(&port).is_some_and(|at| now < *at + RETRY) {
@@ -181,7 +185,8 @@ impl Neighbours {
         self.resolving.swap_remove(at).waiting
     }
 
-    /// Those that wait for the address that has been asked for the longest, if that has to make room for `ip`: they wait no more.
+    /// The flows that wait for the address that has been asked for the longest, if that has to make room for
+    /// `ip`. They wait no more.
     pub(crate) fn make_room(&mut self, ip: Ipv4Addr, now: Instant) -> Vec<Waiter> {
         let is_known = || self.known.get(&ip).is_some_and(|neighbour| neighbour.until > now);
         let is_asked = || self.resolving.iter().any(|resolution| resolution.ip == ip);

@@ -1,5 +1,5 @@
-//! The memory of rings. Owns: nothing. May not: give any back itself, which takes a system call: the driver does, told by
-//! [`crate::Stack::poll_idle_memory`].
+//! The memory of rings. Owns: nothing. May not: give any back itself, which takes a system call. The driver
+//! does, told by [`crate::Stack::poll_idle_memory`].
 
 use core::marker::PhantomData;
 use core::ops::Range;
@@ -27,8 +27,8 @@ impl RingMemory {
         bytes.as_ptr().addr().wrapping_sub(self.start.load(Ordering::Relaxed).addr()) % self.len
     }
 
-    /// Those of its bytes as memory that holds nothing. `&mut self` stands for the ring: whoever has it has the flow, and so nobody
-    /// reads or writes the ring meanwhile.
+    /// Those of its bytes as memory that holds nothing. `&mut self` stands for the ring: whoever has it has
+    /// the flow, so nobody reads or writes the ring meanwhile.
     pub(crate) fn idle(&mut self, range: Range<usize>) -> Option<IdleMemory<'_>> {
         let end = range.end.min(self.len);
         let start = NonNull::new(self.start.load(Ordering::Relaxed).wrapping_add(range.start.min(end)))?;
@@ -36,7 +36,8 @@ impl RingMemory {
     }
 }
 
-/// Memory that belongs to a ring, which has nothing in it: its bytes may become anything. An exclusive borrow of them, as long as it lives.
+/// Memory of a ring in which there is nothing: its bytes may become anything. It borrows them exclusively as
+/// long as it lives.
 #[derive(Debug)]
 pub struct IdleMemory<'a> {
     start: NonNull<u8>,

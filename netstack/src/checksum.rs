@@ -1,6 +1,8 @@
-//! The Internet checksum (RFC 1071) of long packets. Owns: nothing. Read next: `tcp/device.rs`, `udp/mod.rs`.
+//! The Internet checksum (RFC 1071) of long packets. Owns: nothing. Read next: `tcp/device.rs` and
+//! `udp/mod.rs`, which send them.
 //!
-//! smoltcp's adds 16 bits at a time; a sent byte is summed once, and of a host-to-guest byte that is most of what this crate does.
+//! smoltcp's own adds 16 bits at a time. Each byte to a guest is summed once, and that is most of what this
+//! crate does for it.
 
 use core::net::Ipv4Addr;
 

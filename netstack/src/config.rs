@@ -11,8 +11,8 @@ use crate::{Mac, Subnet};
 pub struct NetworkConfig {
     /// Largest IP packet, in bytes, that guests are told of by DHCP and that is taken from and sent to them.
     pub mtu: u16,
-    /// Largest IP packet, in bytes, that is sent to a guest before it has shown to take larger ones. The same as `mtu` where every guest
-    /// is known to take that.
+    /// Largest IP packet, in bytes, that is sent to a guest before it has shown to take larger ones. The same
+    /// as `mtu` if every guest is known to take that.
     pub assumed_mtu: u16,
     /// The addresses of guests and the gateway.
     pub subnet: Subnet,

@@ -1,5 +1,6 @@
 //! Numbers that count up for each guest by itself, so that what one guest is sent tells it nothing of others.
-//! Owns: the counts, and where the ports of a guest's connections begin. Read next: `tcp/mod.rs` and `udp/mod.rs`, which dial guests.
+//! Owns: the counts, and where the ports of a guest's connections begin. Read next: `tcp/open.rs` and
+//! `udp/mod.rs`, which dial guests.
 
 use core::fmt;
 use core::net::{IpAddr, SocketAddr};
@@ -60,7 +61,8 @@ impl Ports {
         self.of(guest, local, range).map(|port| SocketAddr::new(local, port)).find(|end| !is_taken(*end))
     }
 
-    /// Each port of `range` once, in the order in which a connection from `local` to `guest` tries them (RFC 6056, 3.3.4).
+    /// Each port of `range` once, in the order in which a connection from `local` to `guest` tries them (RFC
+    /// 6056 3.3.4).
     fn of(
         &mut self,
         guest: SocketAddr,

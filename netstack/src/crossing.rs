@@ -1,5 +1,6 @@
-//! What no guest may say to another: the gateway's part. Who gives out addresses, and who is the router, is the gateway's to say.
-//! Owns: nothing. May not: know who has which address (`guard.rs` does). Read next: `lib.rs`, `Stack::switch_frame`.
+//! What no guest may say to another: only the gateway gives out addresses, and only the gateway is a router.
+//! Owns: nothing. May not: know who has which address (`guard.rs` does). Read next: `lib.rs`,
+//! `Stack::switch_frame`.
 
 use smoltcp::wire::IpProtocol::{self, HopByHop, Icmp, Icmpv6, IpSecAh, Ipv6Frag, Ipv6Opts, Ipv6Route, Udp};
 
@@ -15,8 +16,8 @@ const ICMP_ROUTER: u8 = 9;
 /// The mobility header (RFC 6275, 6.1).
 const MOBILITY: IpProtocol = IpProtocol::Unknown(135);
 
-/// Whether a frame may go from guest to guest. DHCP, router advertisements and redirects (RFC 6105) pass in no form that a guest's system
-/// would take, behind a tag of no VLAN or in LLC either.
+/// Whether a frame may go from guest to guest. DHCP, router advertisements and redirects (RFC 6105) pass in
+/// no form that a guest's system would read.
 pub(crate) fn may_cross(frame: &[u8]) -> bool {
     let Some((kind, payload)) = frame.get(12..).and_then(|rest| rest.split_first_chunk::<2>()) else {
         return false;

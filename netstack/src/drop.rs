@@ -1,4 +1,5 @@
-//! Why a frame was not acted on. A guest can cause any of these and nothing worse. Owns: the reasons and their counts.
+//! Why a frame was not acted on. A guest can cause any of these and nothing worse. Owns: the reasons and
+//! their counts.
 
 /// Why a frame, or what was in it, went no further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,7 +44,8 @@ pub enum DropReason {
     /// A segment for a flow that belongs to another port.
     #[error("flow of another port")]
     OtherPort,
-    /// There are too many TCP flows: of ends that are left, of a port that opens many, or of all. One made room, or could not be.
+    /// There are too many TCP flows: left by the other end, being opened by one port, or in all. One made
+    /// room, or could not be opened.
     #[error("too many flows")]
     Flows,
     /// A UDP flow made room for another.

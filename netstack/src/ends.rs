@@ -1,4 +1,5 @@
-//! The two ends of a flow, by which each packet's is found. Owns: how they are hashed. Read next: `tcp/mod.rs`, `udp/mod.rs`, the tables.
+//! The two ends of a flow, by which a packet's flow is found. Owns: how they are hashed. Read next:
+//! `tcp/table.rs`, `udp/mod.rs`, the tables.
 
 use core::hash::{Hash, Hasher};
 use core::net::{SocketAddr, SocketAddrV4};

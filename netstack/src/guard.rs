@@ -1,13 +1,16 @@
-//! Who may speak as whom. A port is an identity: what a guest says of itself, it says for its port, and no other port may say it. Behind
-//! one port a guest may have as many addresses as it likes, and change them.
+//! Who may speak as whom. A port is an identity: what a guest says of itself it says for its port, and no
+//! other port may say it. Behind one port a guest may have as many addresses as it likes, and change them.
 //!
-//! An address that is free becomes that of the machine that speaks with it first, by its hardware address, as if it were leased to it. Its
-//! owner, or who has a lease or a reservation for it, gets it at once wherever it is. Another one gets the use of it when the one that uses
-//! it is asked and says nothing for a second, so that what moved is found where it went; and is its owner after [`SETTLED`]. Where the other
-//! port said nothing at all in that time, the rest of what it has is found there at once.
+//! A free address becomes that of the machine that speaks with it first, by its hardware address, as if it
+//! were leased to it. Its owner gets it at once, wherever it is, and so does the holder of a lease or a
+//! reservation for it. Anybody else gets the use of it when its user is asked and says nothing for a second,
+//! so that what moved is found where it went, and owns it after [`SETTLED`]. If the other port said nothing
+//! at all in that time, the rest of its addresses are found at the new port at once.
 //!
-//! Owns: which port uses which IPv4 address, whose it is, and who else wants an address. May not: look into a frame, know of leases.
-//! Read next: `switch.rs`, which port has which hardware address; `lib.rs`, `Stack::admit`, which asks both of every frame.
+//! Owns: which port uses which IPv4 address, whose it is, and who else wants it. May not: look into a frame,
+//! know of leases.
+//! Read next: `switch.rs`, which port has which hardware address; `lib.rs`, `Stack::admit`, which asks both
+//! of every frame.
 
 use core::fmt;
 use core::net::Ipv4Addr;
@@ -90,7 +93,8 @@ pub(crate) struct Guard {
     /// What those had who are gone, and behind which port, in the order of that; some may be used by now.
     absent: VecDeque<(PortId, Ipv4Addr)>,
     contests: Contests,
-    /// Ports of which one was asked and the whole port said nothing since then, and to whom they lost that. It may have spoken by now.
+    /// Ports that lost an address and said nothing at all after they were asked for it; to whom, and when.
+    /// Such a port may have spoken by now.
     silent: HashMap<PortId, (PortId, Instant), FixedState>,
     /// Changes whenever what was found before may hold no more.
     epoch: u64,
@@ -176,7 +180,8 @@ impl Guard {
         Claimed::Taken(from)
     }
 
-    /// `mac` behind `by` wants to speak as another one, which can be asked or not. Whether it is to be asked now.
+    /// `mac` behind `by` wants an address of another one, which can be asked or not. Says whether to ask that
+    /// one now.
     pub(crate) fn want(&mut self, mac: Mac, by: PortId, can_be_asked: bool, now: Instant) -> bool {
         let patience = if can_be_asked { PATIENCE } else { LONG_PATIENCE };
         self.contests.begin(Address::Hardware(mac), (by, mac), patience, now)

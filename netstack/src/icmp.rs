@@ -1,4 +1,8 @@
-//! ICMP (RFC 792): echo to the gateway and beyond, messages to the guest about what it sent, and from it about what was sent to it. Owns: how many of those there are.
+//! ICMP (RFC 792): echo to the gateway and beyond; messages to guests about what they sent, and from them
+//! about what was sent to them.
+//!
+//! Owns: how messages are written and read. Read next: `lib.rs`, which sends and asks; `tcp/report.rs`, what
+//! a report changes.
 
 use core::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
@@ -13,7 +17,8 @@ use crate::{DropReason, FrameSink, PortId};
 /// Bytes of an ICMP header.
 const HEADER_LEN: usize = 8;
 
-/// Writes the reply to an echo request into `reply`. The checksum is verified: unlike TCP and UDP, ICMP is never offloaded.
+/// Writes the reply to an echo request into `reply`. The checksum is verified, since ICMP is never offloaded
+/// as TCP and UDP are.
 pub(crate) fn echo_reply(request: &[u8], reply: &mut Vec<u8>) -> Result<(), DropReason> {
     let packet = Icmpv4Packet::new_checked(request).map_err(|_| DropReason::Icmp)?;
     if packet.msg_type() != Icmpv4Message::EchoRequest || !packet.verify_checksum() {
@@ -118,7 +123,8 @@ pub(crate) struct Report {
 /// Why a packet did not arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// The next hop takes so many bytes, and it may not be cut; 0 from a router that does not say (RFC 1191 4).
+    /// The next hop takes so many bytes, and the packet may not be cut. 0 from a router that does not say
+    /// (RFC 1191 4).
     TooLong(u16),
     /// Nobody has that port, or that protocol.
     Refused,
@@ -168,8 +174,8 @@ impl Report {
     }
 }
 
-/// Tells the guest that what it sent cannot be delivered. `original` is the IP packet, of which the header and eight bytes go
-/// back (RFC 792), and the message comes from `from`.
+/// Tells the guest, from `from`, that what it sent cannot be delivered. `original` is the IP packet. Its
+/// header and the eight bytes behind go back (RFC 792).
 pub(crate) fn send_unreachable(
     sink: &mut impl FrameSink,
     route: Route,
@@ -198,8 +204,8 @@ pub(crate) fn send_time_exceeded(
     send_error(sink, route, header, kind, 0, original, mtu)
 }
 
-/// Tells the guest that what it sent may not be cut and is longer than the `next_hop` bytes that its receiver takes (RFC 1191), like
-/// [`send_unreachable`].
+/// Tells the guest that its packet is longer than the `next_hop` bytes that the receiver takes, and may not
+/// be cut (RFC 1191). Otherwise as [`send_unreachable`].
 pub(crate) fn send_too_long(
     sink: &mut impl FrameSink,
     route: Route,
@@ -238,7 +244,8 @@ fn send_error(
     ipv4::send(sink, route, header, message, 0, mtu)
 }
 
-/// The first bytes of a datagram from `guest` to `remote`, as [`send_unreachable`] quotes them: what was sent is not kept.
+/// The first bytes of a datagram from `guest` to `remote`, as [`send_unreachable`] quotes them. The datagram
+/// itself is not kept.
 pub(crate) fn quoted_datagram(guest: SocketAddrV4, remote: SocketAddrV4) -> [u8; ipv4::HEADER_LEN + 8] {
     let mut bytes = [0; ipv4::HEADER_LEN + 8];
     let mut packet = Ipv4Packet::new_unchecked(&mut bytes[..]);

@@ -1,5 +1,6 @@
 //! IPv4 (RFC 791): headers out, fragments in and out. Owns: datagrams that are not complete yet.
-//! May not: decide about addresses (`nat.rs`). Read next: `tcp/mod.rs`, `udp/mod.rs`, `icmp.rs`.
+//! May not: decide about addresses (`nat.rs`). Read next: `lib.rs`, `Stack::switch_frame`, which takes
+//! packets apart; `mtu.rs`, what is cut.
 
 use core::net::Ipv4Addr;
 use core::time::Duration;
@@ -17,9 +18,11 @@ use crate::{DropCounts, DropReason, FrameSink, Instant, Mac, PortId};
 pub(crate) const HEADER_LEN: usize = 20;
 /// RFC 1700.
 pub(crate) const DEFAULT_TTL: u8 = 64;
-/// How long an incomplete datagram is kept (RFC 1122 3.3.2 asks for 60 to 120 s, Linux and the original take 30).
+/// How long an incomplete datagram is kept. RFC 1122 3.3.2 asks for 60 to 120 s; Linux and the original take
+/// 30.
 const REASSEMBLY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Incomplete datagrams kept at most, of 64 KiB at most each; the oldest of the port that has most makes room.
+/// Incomplete datagrams kept at most, of 64 KiB at most each. The oldest of the port that has most makes
+/// room.
 const MAX_INCOMPLETE: usize = 64;
 /// Pieces of one datagram that are not yet joined, at most.
 const MAX_PIECES: usize = 64;
@@ -45,9 +48,10 @@ impl Route {
     pub(crate) const NOWHERE: Self = Self { port: PortId::NOWHERE, from: Mac([0; 6]), to: Mac([0; 6]) };
 }
 
-/// Sends one datagram, in fragments where it is larger than `mtu`. `write` fills the payload, all of it, once.
+/// Sends one datagram, in fragments if it is larger than `mtu`, in bytes of IP packet.
 ///
-/// All or nothing: without room for every fragment nothing is sent and the result is [`DropReason::PortFull`].
+/// All or nothing: if there is no room for every fragment nothing is sent, and the result is
+/// [`DropReason::PortFull`].
 pub(crate) fn send(
     sink: &mut impl FrameSink,
     route: Route,
@@ -95,8 +99,8 @@ pub(crate) fn source(payload: &[u8]) -> Option<Ipv4Addr> {
     }
 }
 
-/// Sends a packet of somebody else's on, in fragments where it is larger than `mtu`; all or nothing, as [`send`]. What surrounds it in
-/// its frame stays behind.
+/// Forwards a packet between guests, in fragments if it is larger than `mtu`; all or nothing, as [`send`].
+/// What surrounds it in its frame stays behind.
 pub(crate) fn forward(
     sink: &mut impl FrameSink,
     route: Route,
@@ -177,8 +181,9 @@ pub(crate) fn emit_header<T: AsRef<[u8]> + AsMut<[u8]>>(
     packet.set_dst_addr(header.destination);
 }
 
-/// Puts fragments together again. A fragment that comes again is ignored. One that overlaps another and says something else ends the whole
-/// datagram: no honest sender makes one (RFC 5722 says so for IPv6), and the dishonest ones live from the ambiguity.
+/// Puts fragments together again. A fragment that comes again is ignored. One that overlaps another and
+/// differs from it ends the whole datagram: no honest sender makes one (RFC 5722 says so for IPv6), and
+/// dishonest ones use the ambiguity.
 #[derive(Debug)]
 pub(crate) struct Reassembly {
     incomplete: HashMap<Key, Incomplete, FixedState>,

@@ -1,4 +1,5 @@
-//! Secrets of one network, all from one seed, so that none tells anything of another. Owns: what they are. May not: draw randomness.
+//! Secrets of one network, all from one seed. None tells anything of another. Owns: what they are. May not:
+//! draw randomness.
 //! Read next: `tcp/sequence.rs`.
 
 use siphasher::sip::SipHasher13;

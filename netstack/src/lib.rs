@@ -1,16 +1,35 @@
-//! A virtual network as a state machine: frames in, frames out. No sockets, no clock, no threads, no environment; the shell around
-//! it is the daemon's `src/engine`.
+//! A virtual network as a state machine: frames in, frames out. It has no sockets, clock, threads or
+//! environment. The shell around it is the daemon's `src/engine`.
 //!
 //! Owns: ports and switch, ARP, ICMP, DHCP, DNS zones, TCP and UDP flows, and the policy (`nat.rs`).
 //! May not: do I/O, read a clock, draw randomness. The same inputs give the same outputs.
 //! Read next: [`Stack`], then `tcp/mod.rs`.
+//!
+//! # Calling order
+//!
+//! The driver has a [`Stack`], a clock, the links of guests, and a [`FrameSink`] with a batch buffer for each
+//! link. `now` is its clock's time, and never goes back. A turn of the driver is:
+//!
+//! 1. Give the time to [`Stack::handle_timeout`], and each frame that was read to [`Stack::handle_frame`]. A
+//!    UDP [`Datagram`] for the host may come back, to be sent at once.
+//! 2. Take events from [`Stack::poll_event`] until `None`. Answer each at once or later: [`Event::TcpOpen`]
+//!    with [`Stack::tcp_accept`] or [`Stack::tcp_refuse`], [`Event::DnsQuestion`] with [`Stack::dns_answer`].
+//! 3. Take TCP flows from [`Stack::poll_ready`] until `None`. For each, move bytes between its rings and the
+//!    host's socket ([`tcp::Flow::recv`], [`tcp::Flow::send`]), then [`Stack::flush`] it, in any case. When
+//!    both ends are through with it, [`Stack::tcp_release`] it.
+//! 4. Write the batches. Tell [`Stack::handle_room`] of each port whose batch has room again: a sink without
+//!    room makes the flow wait, not the caller.
+//! 5. Give the memory from [`Stack::poll_idle_memory`] back to the system, until `None`.
+//! 6. Sleep until a descriptor is ready, but not past [`Stack::poll_timeout`].
+//!
+//! # Example
 //!
 //! A guest asks who has the gateway's address, and the gateway answers:
 //!
 //! ```
 //! use std::net::Ipv4Addr;
 //!
-//! use netstack::{FrameSink, Instant, Mac, NetworkConfig, PortId, Stack, Subnet};
+//! use netstack::{Event, FrameSink, Instant, Mac, NetworkConfig, PortId, Stack, Subnet};
 //!
 //! /// What guests are sent, in order.
 //! #[derive(Default)]
@@ -47,6 +66,11 @@
 //! let (_, answer) = answer.expect("an ARP reply");
 //! assert_eq!(answer[22..28], mac.0);
 //! assert_eq!(answer[28..32], gateway.octets());
+//!
+//! assert_eq!(stack.poll_event(), Some(Event::AddressLearned(Mac([2, 0, 0, 0, 0, 7]))));
+//! assert_eq!(stack.poll_event(), None);
+//! assert_eq!(stack.poll_ready(), None); // No TCP flow has something to do,
+//! assert_eq!(stack.poll_timeout(), None); // and nothing is due.
 //! ```
 #![forbid(unsafe_code)]
 
@@ -151,8 +175,8 @@ pub enum Event {
         /// Where it is.
         to: PortId,
     },
-    /// A guest speaks as another one that is there, or is to come: two may have been given one address. Of several in a row
-    /// the first is told.
+    /// A guest speaks as another one that is there, or is to come: two may have been given one address. Of
+    /// several in a row the first is told.
     AddressRefused {
         /// What it would speak as.
         address: Address,
@@ -161,7 +185,8 @@ pub enum Event {
         /// Where the one is that has it, if it is there.
         holder: Option<PortId>,
     },
-    /// An echo request for an address outside: answer with [`Stack::echo_reply`] or [`Stack::echo_unreachable`], or not at all.
+    /// An echo request for an address outside. Answer with [`Stack::echo_reply`] or
+    /// [`Stack::echo_unreachable`], or not at all.
     Echo {
         /// The request.
         echo: Echo,
@@ -194,13 +219,15 @@ impl DnsClient {
 
 /// The virtual network.
 ///
-/// Methods are of four kinds. *Input*: [`handle_frame`](Self::handle_frame), [`handle_timeout`](Self::handle_timeout),
-/// [`handle_room`](Self::handle_room). *Output*: [`poll_event`](Self::poll_event), [`poll_ready`](Self::poll_ready),
-/// [`poll_timeout`](Self::poll_timeout). *Answers* to events: `tcp_accept`, `tcp_refuse`, `dns_answer`. *Commands*: the rest.
-/// The driver's turn is: give every frame it read to `handle_frame`, and the time to `handle_timeout`; poll events until `None`;
-/// poll ready flows until `None` and for each move bytes between its ring and the other end ([`tcp::Flow::recv`],
-/// [`tcp::Flow::send`]), then [`flush`](Self::flush) it; write the batches; ask for the next timeout and sleep. `now` never goes back.
-/// A sink without room makes the flow wait, not the caller: call `handle_room` when the port's batch has been written.
+/// The [calling order](crate#calling-order) is the crate's. Methods are of four kinds:
+///
+/// - *Input*: [`handle_frame`](Self::handle_frame), [`handle_timeout`](Self::handle_timeout),
+///   [`handle_room`](Self::handle_room).
+/// - *Output*: [`poll_event`](Self::poll_event), [`poll_ready`](Self::poll_ready),
+///   [`poll_idle_memory`](Self::poll_idle_memory), [`poll_timeout`](Self::poll_timeout).
+/// - *Answers* to events: [`tcp_accept`](Self::tcp_accept), [`tcp_refuse`](Self::tcp_refuse),
+///   [`dns_answer`](Self::dns_answer), [`echo_reply`](Self::echo_reply).
+/// - *Commands*: the rest.
 #[derive(Debug)]
 pub struct Stack {
     config: NetworkConfig,
@@ -289,8 +316,8 @@ impl Stack {
         port
     }
 
-    /// The port is gone: its flows end, its hardware addresses are forgotten; leases stay, and some of what its machines spoke as is kept for
-    /// them.
+    /// The port is gone. Its flows end and its hardware addresses are forgotten. Leases stay, and some of the
+    /// addresses that its machines spoke as are kept for them.
     pub fn detach_port(&mut self, port: PortId, now: Instant) {
         self.events.extend(self.switch.detach(port).map(Event::AddressLost));
         self.guard.detach(port, now);
@@ -321,7 +348,8 @@ impl Stack {
         }
     }
 
-    /// Bounds how many connects of a port's guests may be under way, about: beyond twice as many the oldest are given up.
+    /// Bounds how many connects of a port's guests may be under way, about. Beyond twice as many the oldest
+    /// are given up.
     pub fn limit_opening(&mut self, max: usize) {
         self.tcp.limit_opening(max);
     }
@@ -360,7 +388,8 @@ impl Stack {
         self.events.pop_front().or_else(|| self.udp.poll_closed().map(Event::UdpClosed))
     }
 
-    /// The next TCP flow whose state, data or room may have changed, until `None`. [`flush`](Self::flush) it in any case.
+    /// The next TCP flow whose state, data or room may have changed, until `None`. [`flush`](Self::flush) it
+    /// in any case.
     #[inline]
     pub fn poll_ready(&mut self) -> Option<FlowId> {
         self.tcp.poll_ready()
@@ -458,7 +487,8 @@ impl Stack {
         self.dial_tcp(local, guest, None, now, sink)
     }
 
-    /// As [`tcp_connect`](Self::tcp_connect); if it is for `only` one machine, who else has its address sees nothing of it.
+    /// As [`tcp_connect`](Self::tcp_connect), but for `only` one machine, if given: another one that has its
+    /// address sees nothing of it.
     pub fn tcp_connect_to(
         &mut self,
         guest: SocketAddrV4,
@@ -484,14 +514,16 @@ impl Stack {
         Ok(flow)
     }
 
-    /// The driver is done with the flow: what is owed to the guest is still sent. With `abort` that is a RST; else what close(2) does: a
-    /// FIN, and a RST for whatever the guest goes on to send. When it does not end within a minute the flow is forgotten.
+    /// The driver is done with the flow. What is owed to the guest is still sent. With `abort` a RST follows.
+    /// Else it is as after close(2): a FIN follows, and a RST answers what the guest goes on to send. A flow
+    /// that does not end within a minute is forgotten.
     pub fn tcp_release(&mut self, flow: FlowId, abort: bool) {
         self.tcp.release(flow, abort, &mut self.drops);
     }
 
-    /// A flow from the gateway to a guest, for datagrams of somebody outside. [`Event::UdpClosed`] tells its end: nobody answered for the
-    /// guest, or has its port; it was idle, or made room for another.
+    /// A flow from the gateway to a guest, for datagrams of somebody outside. [`Event::UdpClosed`] tells its
+    /// end: nobody answered for the guest, or nobody has its port, or it was idle, or it made room for
+    /// another.
     pub fn udp_connect(
         &mut self,
         guest: SocketAddrV4,
@@ -561,8 +593,8 @@ impl Stack {
         }
     }
 
-    /// `data` came back for an [`Event::Echo`], or for a later one of the same guest, target and identifier: what follows the header of the
-    /// reply, and the sequence number in it.
+    /// `data` came back for an [`Event::Echo`], or for a later one of the same guest, target and identifier.
+    /// It is what follows the header of the reply; `number` is the sequence number in that.
     pub fn echo_reply(&mut self, echo: &Echo, number: u16, data: &[u8], sink: &mut impl FrameSink) {
         let (guest, remote) = echo.ends();
         let mut reply = core::mem::take(&mut self.scratch);
@@ -917,13 +949,15 @@ impl Stack {
         }
     }
 
-    /// Whether `from` was asked for something that `by` has now, and has said nothing at all since then: it is gone, with all that it had.
+    /// Whether `from` was asked for an address that `by` has now, and has said nothing at all since: it is
+    /// gone, with all that it had.
     fn is_silent(&self, from: PortId, by: PortId) -> bool {
         let since = self.guard.silent_since(from, by);
         since.is_some_and(|since| self.switch.heard(from).is_none_or(|heard| heard < since))
     }
 
-    /// Somebody without an address asks whether one is free (RFC 5227 2.1): the one that it speaks as by that, if any.
+    /// Somebody without an address asks whether one is free (RFC 5227 2.1). Says the address that it speaks
+    /// as by that, if any.
     fn probed(
         &mut self,
         port: PortId,
@@ -932,7 +966,8 @@ impl Stack {
         sink: &mut impl FrameSink,
     ) -> Result<Ipv4Addr, DropReason> {
         let ip = message.target;
-        // Of another's: whoever is about to use it would take a second one who asks for a conflict, and answers nobody yet.
+        // It is another's. The one that is about to use it would take a second one who asks for a conflict,
+        // and answers nobody yet.
         let leased = self.dhcp.owner(ip, since_start(now)).map(|owner| owner.client);
         let leased = leased.filter(|_| self.title(ip, port, now) == Title::Anothers);
         let newcomer = self.guard.newcomer(ip, now).filter(|(holder, _)| *holder != port);
@@ -948,8 +983,8 @@ impl Stack {
         Ok(if is_free { ip } else { Ipv4Addr::UNSPECIFIED })
     }
 
-    /// Of what comes from an address that is another's one thing is heard, by the DHCP server: that the sender believes to have it, and is to
-    /// hear that it has not.
+    /// Of what comes from another's address only the DHCP server hears: the sender believes to have the
+    /// address, and has to hear that it has not.
     fn hear_refused(
         &mut self,
         port: PortId,
@@ -975,8 +1010,9 @@ impl Stack {
         }
     }
 
-    /// What reservations, leases and offers say about `ip` behind `port`. A reserved address of a machine that is not there may have been given
-    /// by hand to one that was alone then. Who leases it from behind another port that is still there may have moved, or speak in its name.
+    /// What reservations, leases and offers say about `ip` behind `port`. The reserved address of a machine
+    /// that is not there may have been given by hand to one that was alone then. A machine that leases it
+    /// from behind another port, which is still there, may have moved, or somebody speaks in its name.
     fn title(&self, ip: Ipv4Addr, port: PortId, now: Instant) -> Title {
         let Some(owner) = self.dhcp.owner(ip, since_start(now)) else { return Title::Open };
         let is_free = self.guard.owner(ip, now).is_none();
@@ -1033,8 +1069,9 @@ impl Stack {
         sink: &mut impl FrameSink,
     ) -> Result<Option<Place>, DropReason> {
         let (source, destination) = (packet.src_addr(), packet.dst_addr());
-        // A guest speaks from the subnet; before it has an address, from none. To the DHCP server it may speak from
-        // one of another network: it hears that it needs another (RFC 2131 4.3.2). And routers behind it have addresses of their own.
+        // A guest speaks from the subnet; before it has an address, from none. To the DHCP server it may
+        // speak from an address of another network, and hears that it needs another (RFC 2131 4.3.2). Routers
+        // behind a guest have addresses of their own.
         let is_guest = self.config.subnet.contains(source);
         let is_expected = is_guest || source.is_unspecified() || self.is_from_elsewhere(packet);
         if nat::is_martian(destination) || !is_expected {
@@ -1070,7 +1107,8 @@ impl Stack {
         }
     }
 
-    /// What was sent to a guest did not arrive. Of that only who is on the way there may tell, and only of what is on its way.
+    /// What was sent to a guest did not arrive. Only who is on the way to that guest may say so, and only of
+    /// what is on its way.
     fn handle_report(&mut self, route: Route, report: icmp::Report, now: Instant) -> Result<(), DropReason> {
         match report.protocol {
             IpProtocol::Tcp => self.tcp.handle_report(route, &report, now),
@@ -1079,7 +1117,8 @@ impl Stack {
         }
     }
 
-    /// An echo request for neither the gateway nor a guest. ICMP has no ports; policy is asked about that of echo (RFC 862).
+    /// An echo request for neither the gateway nor a guest. ICMP has no ports, so the policy is asked about
+    /// the port of echo (RFC 862).
     fn ask_outside(&mut self, route: Route, packet: &Ipv4Packet<&[u8]>) -> Result<(), DropReason> {
         match self.nat.decide(SocketAddr::new(packet.dst_addr().into(), ECHO_PORT)) {
             Verdict::Allow(Target::Host(target)) => {
@@ -1265,7 +1304,8 @@ impl Stack {
         !self.config.subnet.contains(ip) && !self.is_gateway(ip) && !ip.is_multicast() && !ip.is_broadcast()
     }
 
-    /// Whether this is what may come from an address of another network: something for the DHCP server, or about a packet to a guest.
+    /// Whether this may come from an address of another network: something for the DHCP server, or about a
+    /// packet to a guest.
     fn is_from_elsewhere(&self, packet: &Ipv4Packet<&[u8]>) -> bool {
         let is_taken = match packet.next_header() {
             IpProtocol::Udp => UdpPacket::new_checked(packet.payload())

@@ -1,4 +1,5 @@
-//! Ports and the way out through them. Owns: the contract between [`crate::Stack`] and the driver's batch buffers.
+//! Ports and the way out through them. Owns: the contract between [`crate::Stack`] and the driver's batch
+//! buffers.
 //! May not: know what a port is made of. Read next: `switch.rs`.
 
 use core::fmt;
@@ -29,18 +30,20 @@ pub(crate) fn most_frequent(mut ports: Vec<PortId>) -> Option<PortId> {
 
 /// The driver's batch buffers: one for each port, written in place.
 ///
-/// A port that cannot take more says so through [`has_room`](Self::has_room), and whoever has more to send waits until the
-/// driver calls [`crate::Stack::handle_room`]. That is the only form of backpressure.
+/// A port that cannot take more says so by [`has_room`](Self::has_room). Whoever has more to send waits until
+/// the driver calls [`crate::Stack::handle_room`]. That is the only form of backpressure.
 pub trait FrameSink {
     /// Whether a frame of `len` bytes, Ethernet header included, can be added now.
     fn has_room(&self, port: PortId, len: usize) -> bool;
 
-    /// Whether a frame of `len` bytes from another guest can be added now. It leaves room to the gateway, whom nobody else can answer for.
+    /// Whether a frame of `len` bytes from another guest can be added now. It leaves room for the gateway's
+    /// own frames, which nobody else can send.
     fn has_room_for_guests(&self, port: PortId, len: usize) -> bool {
         self.has_room(port, len)
     }
 
-    /// Adds a frame of exactly `len` bytes and lends its bytes (whatever they hold) to be written; `None` if there is no room.
+    /// Adds a frame of exactly `len` bytes and lends its bytes, whatever they hold, to be written. `None` if
+    /// there is no room.
     fn frame(&mut self, port: PortId, len: usize) -> Option<&mut [u8]>;
 }
 
@@ -69,7 +72,8 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Whether that is the same machine at the same address: behind the same port, or come back with its hardware address.
+    /// Whether `other` is the same machine at the same address: behind the same port, or come back with its
+    /// hardware address.
     pub fn is(self, other: Self) -> bool {
         self.address == other.address && (self.port == other.port || self.mac == other.mac)
     }

@@ -1,8 +1,9 @@
-//! Packets and the sizes that guests take. A guest may be told of a larger MTU than it then uses, and is sent nothing larger than it has
-//! shown to take: by its MSS within a TCP connection (`tcp/window.rs`), by packets of its own for all the rest.
+//! Packets and the sizes that guests take. A guest may be told of a larger MTU than it then uses. So it is
+//! sent nothing larger than it has shown to take: within a TCP connection by its MSS (`tcp/window.rs`), else
+//! by packets of its own.
 //!
-//! Owns: what a frame shows about its sender, and what becomes of a frame from guest to guest that is longer than its receiver
-//! has shown to take. May not: remember anything (`switch.rs` does). Read next: `ipv4.rs`, which cuts packets.
+//! Owns: what a frame shows about its sender, and what becomes of a frame between guests that is too long for
+//! its receiver. May not: remember anything (`switch.rs` does). Read next: `ipv4.rs`, which cuts packets.
 
 use smoltcp::wire::{Icmpv4Message, IpProtocol, Ipv4Packet};
 
@@ -10,8 +11,9 @@ use crate::ether::{self, EtherType};
 use crate::ipv4::{self, Route};
 use crate::{DropReason, FrameSink, NetworkConfig, PortId, icmp, nat};
 
-/// How many bytes of IP packet the sender of this frame takes, going by what it sends: an interface takes what it may send. Zero
-/// where the frame says nothing: TCP may come in segments that were never cut, and other types may have had a header added.
+/// How many bytes of IP packet the sender of this frame takes: an interface takes what it sends. 0 if the
+/// frame says nothing of it. TCP may come in segments that were never cut, and other types may have had a
+/// header added.
 pub(crate) fn shown(header: &ether::Header, payload: &[u8]) -> usize {
     match protocol(header, payload) {
         None | Some(IpProtocol::Tcp) => 0,
@@ -19,11 +21,12 @@ pub(crate) fn shown(header: &ether::Header, payload: &[u8]) -> usize {
     }
 }
 
-/// Gives a frame from guest to guest to port `to`, where IP packets of `mtu` bytes are taken. `back` is the way to the sender.
+/// Gives a frame between guests to port `to`, where IP packets of `mtu` bytes are taken. `back` is the way to
+/// the sender.
 ///
-/// What is longer goes whole if it is TCP, whose sender knows from the receiver's MSS what that one takes; in fragments if it is IPv4 and
-/// may be cut; and else not at all, of which the sender of an IPv4 packet hears (RFC 1191), from the gateway's address, since the
-/// switch has none.
+/// A longer frame of TCP goes whole: its sender knows the receiver's MSS. An IPv4 packet that may be cut goes
+/// in fragments. Nothing else goes, and the sender of an IPv4 packet hears so (RFC 1191), from the gateway's
+/// address, since the switch has none.
 pub(crate) fn forward(
     config: &NetworkConfig,
     sink: &mut impl FrameSink,

@@ -1,5 +1,6 @@
 //! Who may reach what, and as which address. Owns: the policy, all of it. May not: keep state of a flow.
-//! Read next: `tcp/mod.rs`, `udp/mod.rs`, which ask here once per flow.
+//! Read next: `lib.rs`, which asks here once per flow, in `Stack::handle_segment` and
+//! `Stack::handle_datagram`.
 
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -64,7 +65,8 @@ impl Nat {
     }
 }
 
-/// Whether `ip` may not appear on the wire: this network or a host's loopback (RFC 1122 3.2.1.3), class E but broadcast.
+/// Whether `ip` may not appear on the wire: an address of "this" network or of loopback (RFC 1122 3.2.1.3),
+/// or of class E other than broadcast.
 pub(crate) fn is_martian(ip: Ipv4Addr) -> bool {
     let [first, ..] = ip.octets();
     first == 0 || first == 127 || (first >= 240 && !ip.is_broadcast())

@@ -1,5 +1,6 @@
-//! The learning switch. Owns: which port has which hardware address, when it was last seen, the largest packet that it has shown to
-//! take, and the IPv4 address that it may speak as. May not: look past the Ethernet header.
+//! The learning switch. Owns: of each hardware address the port, when it was last seen, the largest packet
+//! that it has shown to take, and the IPv4 address that it may speak as. May not: look past the Ethernet
+//! header.
 //! Read next: `guard.rs`, who may have what; `lib.rs`, `Stack::handle_frame`; `mtu.rs`, what a frame shows.
 
 use core::net::Ipv4Addr;
@@ -11,12 +12,14 @@ use crate::guard::SETTLED;
 use crate::link::most_frequent;
 use crate::{Instant, Mac, PortId};
 
-/// Addresses of gone ports that are known for a while, in all and of one; the oldest of the port that has most makes room.
+/// Addresses of gone ports that are known for a while, in all and of one port. The oldest of the port that
+/// has most makes room.
 const MAX_KEPT: usize = 1024;
 const KEPT_OF_PORT: usize = 8;
 /// No port.
 const GONE: PortId = PortId(u32::MAX);
-/// Addresses remembered of a port: a guest can invent them. The one that was learned first makes room, but that of its first frame.
+/// Addresses remembered of a port, since a guest can invent them. The one that was learned first makes room;
+/// that of the port's first frame never does.
 const MAX_ADDRESSES: usize = 256;
 
 /// Where a frame goes.
@@ -59,7 +62,8 @@ pub(crate) struct Switch {
 #[derive(Debug)]
 struct Entry {
     port: PortId,
-    /// Which port had it before all others, and may have it back, until it has been elsewhere for [`SETTLED`].
+    /// The port that had it first. It may have the address back until that has been elsewhere for
+    /// [`SETTLED`].
     first: PortId,
     mtu: u16,
     /// Since when it is there, and when a frame came from it.
@@ -128,7 +132,8 @@ impl Switch {
         self.is_shared
     }
 
-    /// Whether `source` is known behind `port`, and to speak as `ip`, if that is an address, in that epoch of the guard.
+    /// Whether `source` is known behind `port`, and as one that may speak as `ip` in that epoch of the guard.
+    /// An unspecified `ip` asks for the first alone.
     #[inline]
     pub(crate) fn is_admitted(
         &mut self,
@@ -154,7 +159,8 @@ impl Switch {
         let own = self.sources.get(&port).and_then(|sources| sources.own);
         let is_own = own.is_none_or(|own| own == source);
         let Some(known) = self.addresses.get(&source) else {
-            // A machine that comes back begins a link; who only speaks as one that is gone has the use of its address.
+            // A machine that comes back begins a link. One that only speaks as a machine that is gone has the
+            // use of its address, no more.
             let first = if is_own || !self.is_kept.contains(&source) { port } else { GONE };
             return Learned::New(self.put(source, port, first, now));
         };

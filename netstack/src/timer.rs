@@ -1,7 +1,8 @@
 //! The one timer structure. Owns: what is due when. May not: read a clock.
 //!
-//! A deadline that moves later costs nothing: the entry that is in the heap fires early, and its owner arms it again. So a
-//! busy flow, whose retransmission timer moves with every segment, touches the heap about once per timeout.
+//! A deadline that moves later costs nothing: the entry in the heap fires early, and its owner arms it again.
+//! So a busy flow, whose retransmission timer moves with every segment, touches the heap about once per
+//! timeout.
 
 use core::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -23,7 +24,8 @@ impl<K: Ord + Copy> Timers<K> {
         Self { heap: BinaryHeap::new() }
     }
 
-    /// Makes `key` due at `deadline`, unless `armed` (what the key's owner remembers) says that it is due by then anyway.
+    /// Makes `key` due at `deadline`, unless it is due by then anyway. `armed` is what the key's owner
+    /// remembers of that.
     pub(crate) fn arm(&mut self, key: K, deadline: Instant, armed: &mut Option<Instant>) {
         if armed.is_none_or(|at| deadline < at) {
             *armed = Some(deadline);
@@ -31,8 +33,8 @@ impl<K: Ord + Copy> Timers<K> {
         }
     }
 
-    /// The next key that is due, with the deadline that it was armed with. The owner compares that with what it
-    /// remembers: another value means that the entry is a leftover.
+    /// The next key that is due, and the deadline that it was armed with. If the owner remembers another one,
+    /// the entry is a leftover.
     pub(crate) fn pop_due(&mut self, now: Instant) -> Option<(Instant, K)> {
         let Reverse((deadline, key)) = *self.heap.peek()?;
         if deadline > now {
@@ -47,8 +49,8 @@ impl<K: Ord + Copy> Timers<K> {
         self.heap.clear();
     }
 
-    /// Throws leftovers away when they outnumber `live` owners by far. `is_armed` says whether an entry is what its key's owner
-    /// remembers.
+    /// Throws leftovers away when they outnumber `live` owners by far. `is_armed` says whether an entry is
+    /// what its key's owner remembers.
     pub(crate) fn shed(&mut self, live: usize, is_armed: impl Fn(K, Instant) -> bool) {
         if self.heap.len() > LEFTOVERS * live + MIN_LEFTOVERS {
             self.heap.retain(|Reverse((deadline, key))| is_armed(*key, *deadline));

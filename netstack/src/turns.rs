@@ -1,4 +1,5 @@
-//! What waits for its turn, by port or another owner: one that has thousands of things to do holds up none of another's.
+//! What waits for its turn, by port or another owner: an owner with thousands of things to do holds up nobody
+//! else.
 //! Owns: the order. May not: know what it is.
 
 use std::collections::VecDeque;

@@ -1,8 +1,9 @@
 //! Who has which address.
 //! Owns: the lease table; it never gives one address to two clients at a time. May not: know of messages.
 //!
-//! An address that was given out keeps its entry, so that its last client gets it again; an entry past its
-//! time is free for others once no unused address is left. Where none is, a port with few addresses gets one of the port with most.
+//! An address that was given out keeps its entry, so that its last client gets it again. When no unused
+//! address is left, others get one whose time is over. When there is none of those, a port with few addresses
+//! gets one of the port with most.
 
 use core::net::{IpAddr, Ipv4Addr};
 use core::ops::RangeInclusive;
@@ -112,8 +113,9 @@ impl Leases {
         Some(Owner { client, port, is_reserved: false, is_offer })
     }
 
-    /// The address to offer: the client's own, else the one it wishes for if that is free, else the lowest
-    /// unused one, else the one that has been free for the longest (RFC 2131 section 4.3.1), else one of whoever has most.
+    /// The address to offer. In this order: the client's own; the one that it asks for, if that is free; the
+    /// lowest unused one; the one that has been free for the longest (RFC 2131 4.3.1); one of the port that
+    /// has most.
     pub(super) fn offer(
         &mut self,
         client: Mac,
@@ -217,7 +219,7 @@ impl Leases {
         Some((address, self.table.get_mut(&address)?))
     }
 
-    /// What a client was offered, or had until its time was over, and is somebody else's by now, it has no more.
+    /// An offer, or a lease whose time is over, is forgotten if somebody else has the address by now.
     fn forget_taken(&mut self, client: Mac, asker: &Asker<'_>, now: Duration) {
         let is_firm = |lease: &Lease| lease.state != State::Offered && now < lease.until;
         let lost = self.lease_mut(client).filter(|(_, lease)| !is_firm(lease)).map(|(address, _)| address);
@@ -265,8 +267,9 @@ impl Leases {
         self.table.values().filter(|lease| lease.port == port).count()
     }
 
-    /// An address of the port that has most, if the asker's has fewer: its offers first, then what was not renewed for the longest. What is
-    /// leased to a machine it loses to a port that has none, or next to none. Ports that are gone count as one.
+    /// An address of the port that has most, if the asker's has fewer. Its offers go first, then what was not
+    /// renewed for the longest. A lease of a machine goes only to a port that has none, or next to none.
+    /// Ports that are gone count as one.
     fn share(&self, asker: &Asker<'_>, now: Duration) -> Option<Ipv4Addr> {
         let of = |lease: &Lease| Some(lease.port).filter(|port| (asker.is_there)(*port));
         let mut counts = BTreeMap::new();
@@ -283,8 +286,9 @@ impl Leases {
         of_greedy.min_by_key(|(_, lease)| (is_firm(lease), lease.until)).map(|(address, _)| *address)
     }
 
-    /// An address that is leased to nobody: of whoever uses many more without a lease than are used behind the asker's port; and if nothing
-    /// is used there, one that is kept for a machine that is gone.
+    /// An address that is leased to nobody. It is taken from whoever uses many more without a lease than are
+    /// used behind the asker's port. If nothing is used there, it is one that is kept for a machine that is
+    /// gone.
     fn reclaim(&self, asker: &Asker<'_>, now: Duration) -> Option<Ipv4Addr> {
         let own = self.count(asker.port).max(asker.count);
         let is_leased = |address| self.table.get(&address).is_some_and(|lease| now < lease.until);

@@ -99,8 +99,9 @@ impl Asker<'_> {
         (self.use_of)(address) == Use::None
     }
 
-    /// The port that the client's lease, which was `leased_to` one, is of from now on: the asker's, where the client is at home there. For
-    /// one that is not seen, somebody may ask as it once did, or as somebody does who means harm.
+    /// The port that counts for the client's lease from now on. It is the asker's if the client is at home
+    /// there, else the one that it was `leased_to`. For a client that is not seen, anybody may ask in its
+    /// name.
     fn leases_to(&self, client: Mac, leased_to: PortId) -> PortId {
         if (self.home_of)(client) == Some(self.port) { self.port } else { leased_to }
     }
@@ -220,7 +221,8 @@ impl DhcpServer {
         self.leases.owner(address, now)
     }
 
-    /// The client with this hardware address is no more: others may have its address, and until one does it gets it again.
+    /// The client with this hardware address is gone. Others may have its address; until one does, the client
+    /// gets it again.
     pub fn end_lease(&mut self, client: Mac, now: Duration) {
         self.leases.end(client, now);
     }

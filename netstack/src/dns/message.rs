@@ -236,8 +236,8 @@ impl<'a> Query<'a> {
     }
 }
 
-/// The answer to a query that nobody is asked about, since too many are on their way: SERVFAIL (RFC 1035 4.1.1). `None` for a message that is no
-/// query.
+/// The answer to a query if too many are on their way to ask anybody: SERVFAIL (RFC 1035 4.1.1). `None` for a
+/// message that is no query.
 pub fn server_failure(message: &[u8], transport: Transport) -> Option<Vec<u8>> {
     let query = Query::parse(message).ok()?;
     let mut answer = Vec::new();

@@ -23,13 +23,14 @@ pub struct Zone {
 /// A change of the zones while they are served.
 #[derive(Clone, Debug)]
 pub enum ZoneChange {
-    /// Adds a zone behind the others. One of the same name takes its place instead: the new records stand before the old ones, and its
-    /// default address replaces the old one even where it has none. What is added is never protected.
+    /// Adds a zone behind the others. If there is one of the same name, it is changed instead: the new
+    /// records stand before the old ones, and the new default address replaces the old one, even if there is
+    /// none. What is added is never protected.
     Add(Zone),
     /// Removes the zone of this name.
     Remove(String),
-    /// Removes from the zone of this name every record that one of these names, or has the pattern of where that has no name; the zone
-    /// too if nothing is left in it.
+    /// Removes records from the zone of this name: each whose name one of these has, and of those without a
+    /// name each whose pattern one has. The zone goes too if nothing is left in it.
     RemoveRecords(Zone),
 }
 

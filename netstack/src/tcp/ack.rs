@@ -1,5 +1,5 @@
-//! Acknowledgements without data that smoltcp would not send. May not: change a flow, but for what its guest is offered by
-//! them. Read next: `window.rs`, what that is.
+//! Acknowledgements without data that smoltcp would not send. May not: change a flow, but for what its guest
+//! is offered by them. Read next: `window.rs`, what that is.
 
 use core::net::SocketAddr;
 
@@ -16,14 +16,14 @@ pub(super) fn acknowledge(sink: &mut impl FrameSink, flow: &mut Flow) {
     send(sink, flow, 0, None);
 }
 
-/// Asks the flow's guest whether it still knows of the flow (RFC 9293 3.8.4): a byte that it has is to be acknowledged
-/// again.
+/// Asks the flow's guest whether it still knows of the flow (RFC 9293 3.8.4): a byte that it has is to be
+/// acknowledged again.
 pub(super) fn keep_alive(sink: &mut impl FrameSink, flow: &mut Flow) {
     send(sink, flow, 1, None);
 }
 
-/// Tells the guest that it sent the bytes from `start` to `end` twice (RFC 2883). By that Linux knows that nothing was
-/// lost, and goes on as fast as before.
+/// Tells the guest that it sent the bytes from `start` to `end` twice (RFC 2883). By that Linux knows that
+/// nothing was lost, and goes on as fast as before.
 pub(super) fn acknowledge_duplicate(
     sink: &mut impl FrameSink,
     flow: &mut Flow,

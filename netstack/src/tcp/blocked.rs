@@ -1,5 +1,5 @@
-//! Flows that wait for room at their port. Where thousands do, a part of them is woken at a time, and the next one when that has had its turn:
-//! what one port's link takes costs others no more than that.
+//! Flows that wait for room at their port. Of thousands a part is woken at a time, and the next part when
+//! that has had its turn. So one port's link costs others no more than that.
 //! Owns: who waits, and where there is room meanwhile. May not: know how much.
 
 use super::FlowId;
@@ -16,7 +16,8 @@ pub(super) struct Blocked {
 }
 
 impl Blocked {
-    /// One more waits at a port that has `room` or none. Where it has none, the others wait with it until it has some again.
+    /// One more flow waits at a port, which has `room` or none. If it has none, the others wait with it until
+    /// there is some again.
     pub(super) fn push(&mut self, port: PortId, id: FlowId, room: bool) {
         if !room {
             self.roomy.retain(|roomy| *roomy != port);

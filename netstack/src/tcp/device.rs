@@ -1,5 +1,5 @@
-//! What smoltcp takes for a device: one packet in, the port's batch out. Owns: the last look at an outgoing segment.
-//! Read next: `flow.rs`.
+//! What smoltcp takes for a device: one packet in, the port's batch out. Owns: the last look at an outgoing
+//! segment. Read next: `socket.rs`, which calls smoltcp with it.
 
 use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::wire::{IpProtocol, Ipv4Packet, TcpPacket};
@@ -33,8 +33,8 @@ impl<S> OneCall<'_, S> {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
         capabilities.max_transmission_unit = mtu;
-        // A local hypervisor leaves checksums to the receiver, who need not look. Sent ones are right: the IPv4 one by
-        // smoltcp, the TCP one in `Tx::consume`, after the window has been set.
+        // A local hypervisor leaves checksums to the receiver, who need not look. Those that are sent are
+        // right: smoltcp makes the IPv4 one, and `Tx::consume` the TCP one, after the window has been set.
         capabilities.checksum.ipv4 = Checksum::Tx;
         capabilities.checksum.tcp = Checksum::None;
         capabilities

@@ -1,6 +1,5 @@
-//! One TCP connection between a guest and this side. Owns: one smoltcp socket in a set of its own, so that finding
-//! it in the set costs nothing however many flows there are. May not: know what the other end is.
-//! Read next: `mod.rs`, which finds the flow for a segment.
+//! One TCP connection between a guest and this side. Owns: its socket and its limits. May not: know what the
+//! other end is. Read next: `socket.rs`; `table.rs`, which finds the flow of a segment.
 
 use core::net::SocketAddr;
 use core::ops::Range;
@@ -20,15 +19,17 @@ use crate::buffer::IdleMemory;
 use crate::ipv4::Route;
 use crate::{FrameSink, Instant, ether};
 
-/// Bytes that every flow may write to its ring before that is empty again; more is for [`MAX_DEEP`](super::MAX_DEEP) of them. An
-/// empty ring is written from its start, so this is also what it takes of memory.
+/// Bytes that every flow may write to its ring before that is empty again. More is for
+/// [`MAX_DEEP`](super::MAX_DEEP) flows. An empty ring is written from its start, so this is also what it
+/// takes of memory.
 pub(super) const SHALLOW: usize = 256 << 10;
-/// Bytes in the ring to a guest that is not near, or not yet known to be: what it has taken of a full ring tells. More would meet a
-/// queue on the way.
+/// Bytes in the ring to a guest that is not near, or not known to be. How near it is shows when it has taken
+/// of a full ring. More would meet a queue on the way.
 const STEADY: usize = 512 << 10;
 /// Longer than it takes to acknowledge the guest's FIN, shorter than smoltcp's TIME-WAIT of 10 s.
 const LINGER: Duration = Duration::from_secs(1);
-/// A guest that acknowledges nothing for this long has lost the connection (RFC 1122 4.2.3.5: at least 100 s).
+/// A guest that acknowledges nothing for this long has lost the connection (RFC 1122 4.2.3.5: at least 100
+/// s).
 const GIVE_UP: Duration = Duration::from_secs(900);
 /// The same for a SYN-ACK: whoever sent that SYN may never have wanted a connection.
 const GIVE_UP_SYN: Duration = Duration::from_secs(60);
@@ -40,7 +41,8 @@ const POOL_BYTES: usize = 4096;
 const RESET_LIMIT: Duration = Duration::from_secs(60);
 /// How long it may take to close its half when the other end has left.
 const FIN_LIMIT: Duration = Duration::from_secs(60);
-/// A reset behind data that is acknowledged waits for this long: a guest's program that is still in connect(2) then would lose the data.
+/// A reset waits this long behind data that is acknowledged: a guest's program that is still in connect(2)
+/// would lose the data.
 const RESET_PAUSE: Duration = Duration::from_millis(10);
 /// Bytes of memory that a ring has no use for before it gives them back, where memory is scarce.
 const DRAINED: usize = 64 << 10;
@@ -80,8 +82,8 @@ pub(super) enum Reset {
     Settled(Instant),
 }
 
-/// Until when a guest may acknowledge more than it has `acknowledged`, or close its half if that is everything (`None`), where nobody is left
-/// to hear it.
+/// What is waited for when the other end has left: that the guest acknowledges more than it has
+/// `acknowledged`, or closes its half if it has everything (`None`).
 #[derive(Clone, Copy, Debug)]
 struct Orphan {
     until: Instant,
@@ -109,7 +111,7 @@ pub(super) enum Stage {
     Dead,
 }
 
-/// A TCP connection; see [`crate::Stack`] for the calling order.
+/// A TCP connection, at its place in the [calling order](crate#calling-order).
 #[derive(Debug)]
 pub struct Flow {
     pub(super) guest: SocketAddr,
@@ -131,7 +133,8 @@ pub struct Flow {
     /// Bytes moved since the rings' memory was given back, and when the last of them was.
     moved: usize,
     moved_at: Instant,
-    /// Bytes written to the ring to the guest since it was empty; and in all, as of the guest's those that were taken.
+    /// Bytes written to the ring to the guest since it was empty, and in all; and bytes taken from the other
+    /// ring, in all.
     filled: usize,
     sent: usize,
     taken: usize,
@@ -161,7 +164,8 @@ pub struct Flow {
     aborted: bool,
     /// The SYN to the guest was sent again before its time.
     pub(super) dialled_again: bool,
-    /// Bytes of the longest IP packet that the way to the guest takes (RFC 1191), where that is less than the two ends named.
+    /// Bytes of the longest IP packet that the way to the guest takes (RFC 1191), if that is less than the
+    /// two ends named.
     pub(super) path_mtu: Option<u16>,
     pub(super) keepalive: Keepalive,
     /// When that is looked at.
@@ -324,7 +328,8 @@ impl Flow {
         }
     }
 
-    /// Bytes of memory that its rings take: what has been written to them since they gave it back. smoltcp goes round the one from the guest.
+    /// Bytes of memory that its rings take: what has been written to them since they gave it back. smoltcp
+    /// goes round the ring from the guest.
     #[inline]
     pub(super) fn note_held(&mut self) -> usize {
         self.written = self.filled.min(TX_RING).max(self.written);
@@ -343,7 +348,8 @@ impl Flow {
         self.received() >= queue + DRAINED
     }
 
-    /// The memory of that ring in which there is nothing, nor what came out of order or may come: in two parts, since it is a ring.
+    /// The memory of that ring that holds nothing: neither bytes, nor what came out of order, nor what may
+    /// come. In two parts, since it is a ring.
     pub(super) fn litter(&mut self) -> [Range<usize>; 2] {
         let is_in_order = self.is_in_order();
         let ahead = self.window.offered().max(self.window.ahead(self.guest_sent));
@@ -366,7 +372,8 @@ impl Flow {
         self.socket_mut()?.idle_memory(0, range)
     }
 
-    /// Whether all that the guest sent came in order, as far as is known. What did not is in the ring, though the ring is empty.
+    /// Whether all that the guest sent came in order, as far as is known. What did not is in the ring, though
+    /// the ring is empty.
     fn is_in_order(&self) -> bool {
         self.guest_sent.is_none_or(|end| self.window.acknowledged().is_some_and(|ack| ack >= end))
     }
@@ -402,7 +409,8 @@ impl Flow {
         self.send_room() > 0
     }
 
-    /// Whether the guest closed its half and everything before that has been read; also of a flow that was aborted after that.
+    /// Whether the guest closed its half, and everything before that has been read. Also of a flow that was
+    /// aborted after that.
     pub fn recv_finished(&self) -> bool {
         self.socket().is_some_and(|socket| {
             let closed = match socket.state() {
@@ -473,7 +481,8 @@ impl Flow {
         self.stage = if connects { Stage::Live(socket) } else { Stage::Dead };
     }
 
-    /// The flow's socket, if another flow may have it: this one ended in order, and little was written to its rings.
+    /// The flow's socket, if another flow may have it: this one ended in order, and little was written to its
+    /// rings.
     pub(super) fn into_pool(self) -> Option<Socket> {
         let in_order = self.phase() == Phase::Finished && self.moved <= POOL_BYTES;
         match self.stage {
@@ -495,9 +504,10 @@ impl Flow {
         }
     }
 
-    /// The other end has left, and hears nothing of what the guest sends; it may still have something to deliver to it. A flow that is
-    /// released is forgotten when the guest has everything and does not close its half within a minute (Linux's `tcp_fin_timeout`); one
-    /// whose guest takes nothing more for a quarter of an hour is [`Phase::Aborted`].
+    /// The other end has left, and hears nothing of what the guest sends. It may still have something to
+    /// deliver. A released flow is forgotten if the guest has everything and does not close its half within a
+    /// minute (Linux's `tcp_fin_timeout`). A flow whose guest takes nothing more for a quarter of an hour is
+    /// [`Phase::Aborted`].
     pub fn leave(&mut self) {
         self.orphan.get_or_insert(Orphan { until: Instant::ZERO, acknowledged: Some(usize::MAX) });
     }
@@ -522,7 +532,8 @@ impl Flow {
         self.orphan.is_some() || !matches!(self.reset, Reset::No)
     }
 
-    /// When the patience with a guest ends whose other end has left. Without room it is the port that delivers nothing.
+    /// Until when a guest is waited for whose other end has left. Without room it is the port that delivers
+    /// nothing.
     pub(super) fn patience(&mut self, room: bool, now: Instant) -> Option<Instant> {
         let Orphan { until, acknowledged: before } = self.orphan.filter(|_| self.phase() == Phase::Open)?;
         let acknowledged = (!self.has_delivered()).then(|| self.acknowledged());
@@ -567,8 +578,8 @@ impl Flow {
         }
     }
 
-    /// Ends a flow that is to be reset, once the guest has acknowledged everything. What it sends meanwhile is for nobody,
-    /// and is taken so that it gets on with reading.
+    /// Ends a flow that is to be reset, once the guest has acknowledged everything. What it sends meanwhile
+    /// is for nobody, and is taken so that it gets on with reading.
     pub(super) fn reset_when_settled(&mut self, now: Instant) {
         if self.released && self.orphan.is_some() && self.can_recv() && matches!(self.reset, Reset::No) {
             self.reset = Reset::Asked;
@@ -631,15 +642,15 @@ impl Flow {
         }
     }
 
-    /// Whether it is in TIME-WAIT with bytes that the driver has not read. smoltcp would throw them away when that ends,
-    /// and is not told of the time any more.
+    /// Whether it is in TIME-WAIT with bytes that the driver has not read. smoltcp would throw them away when
+    /// that ends, and is not told of the time any more.
     pub(super) fn is_lingering(&mut self, now: Instant) -> bool {
         let unread = self.socket().is_some_and(|socket| socket.state().is_time_wait() && socket.can_recv());
         unread && now > *self.time_wait.get_or_insert(now) + LINGER
     }
 
-    /// Whether `segment` only says once more that our FIN, and nothing else, is unacknowledged. By the third of those smoltcp would
-    /// retransmit data at once, find none, and never send the FIN again.
+    /// Whether `segment` only says once more that our FIN, and nothing else, is unacknowledged. By the third
+    /// of those smoltcp would retransmit data at once, find none, and never send the FIN again.
     pub(super) fn is_repeated_ack(&self, segment: &TcpPacket<&[u8]>) -> bool {
         let fin_sent = self
             .socket()
@@ -652,8 +663,8 @@ impl Flow {
         fin_sent && bare && self.window.is_repeated(segment.seq_number(), segment.ack_number())
     }
 
-    /// Whether the guest has acknowledged nothing for too long. Without room it is the port that makes no progress, as while
-    /// the virtual machine is paused.
+    /// Whether the guest has acknowledged nothing for too long. Without room it is the port that makes no
+    /// progress, as while the virtual machine is paused.
     pub(super) fn is_given_up(&mut self, has_room: bool, now: Instant) -> bool {
         let Some(limit) = self.give_up_after().filter(|_| has_room) else {
             self.progress = None;
@@ -673,7 +684,7 @@ impl Flow {
         }
     }
 
-    /// When to ask a guest that says nothing whether it still knows of the connection, where nothing else would find out.
+    /// When to ask a silent guest whether it still knows of the connection, if nothing else would find out.
     pub(super) fn keep_alive_at(&self) -> Option<Instant> {
         let socket = self.socket()?;
         let state = socket.state();
@@ -693,8 +704,8 @@ impl Flow {
         sink.has_room(self.route.port, ether::HEADER_LEN + self.window.packet())
     }
 
-    /// When to ask the guest whether it takes anything again, if there is anything. smoltcp would, but its timer is longer with
-    /// each time that it repeated something.
+    /// When to ask the guest whether it takes anything again, if there is anything to send. smoltcp would
+    /// ask, but its timer gets longer each time that it repeats something.
     pub(super) fn persist_at(&self) -> Option<Instant> {
         let at = self.recovery.persist_at()?;
         self.socket().is_some_and(|socket| socket.send_queue() > 0).then_some(at)
@@ -726,7 +737,8 @@ impl Flow {
         }
     }
 
-    /// When its rings will have been empty for long enough to give their memory back, if they are empty and hold any.
+    /// When its rings will have been empty for long enough to give their memory back, if they are empty and
+    /// hold any.
     pub(super) fn idle_at(&self) -> Option<Instant> {
         let socket = self.socket()?;
         let empty = socket.recv_queue() == 0 && socket.send_queue() == 0;

@@ -1,5 +1,6 @@
-//! What a flow has to send, once in each turn of the driver: recover, emit, arm. Owns: how much of it is a turn.
-//! May not: know why the flow is ready. Read next: `replay.rs`, what is sent again; `device.rs`, the way out; `timers.rs`.
+//! What a flow has to send, once in each turn of the driver: recover, emit, arm. Owns: how much of it is a
+//! turn. May not: know why the flow is ready. Read next: `replay.rs`, what is sent again; `device.rs`, the
+//! way out; `timers.rs`.
 
 use super::ack::{acknowledge, keep_alive};
 use super::flow::Stage;
@@ -8,8 +9,8 @@ use super::timers::FlowTimer;
 use super::{FlowId, Table};
 use crate::{FrameSink, Instant, Mac};
 
-/// What one flow sends before another's turn: bytes, and at least these segments, since few long ones cost as much as
-/// many short ones.
+/// What one flow sends before another's turn: bytes, and at least these segments, since few long ones cost as
+/// much as many short ones.
 const TURN: usize = 128 << 10;
 const TURN_SEGMENTS: usize = 8;
 
@@ -22,8 +23,8 @@ pub(super) struct Sent {
 }
 
 impl Table {
-    /// Sends what the flow has to send, up to its turn, and arms its timer. `seen` says when the machine with an address
-    /// last sent a frame.
+    /// Sends what the flow has to send, up to its turn, and arms its timer. `seen` says when the machine with
+    /// an address last sent a frame.
     pub(crate) fn flush(
         &mut self,
         id: FlowId,
@@ -63,8 +64,8 @@ impl Table {
         false
     }
 
-    /// Asks a silent guest whether it still knows of the connection (RFC 9293 3.8.4), if it is time. Says whether the flow
-    /// goes on; if not, the guest is given up.
+    /// Asks a silent guest whether it still knows of the connection (RFC 9293 3.8.4), if it is time. Says
+    /// whether the flow goes on; if not, the guest is given up.
     #[inline]
     fn ask(
         &mut self,
@@ -88,7 +89,8 @@ impl Table {
         true
     }
 
-    /// Takes note of what the flow's rings hold, and so how freely it may fill them and how much its guest is offered.
+    /// Takes note of what the flow's rings hold, and so how freely it may fill them and how much its guest is
+    /// offered.
     #[inline]
     fn account(&mut self, id: FlowId, now: Instant) {
         let Some(flow) = self.flows.get_mut(id) else { return };
@@ -108,8 +110,8 @@ impl Table {
         budget.window.share(&mut flow.window, flow.plenty, now);
     }
 
-    /// Whether the flow goes on. One whose other end was reset, or has left, ends when its guest has everything, or has had
-    /// its time.
+    /// Whether the flow goes on. One whose other end was reset, or has left, ends when its guest has
+    /// everything, or has had its time.
     #[inline]
     fn is_awaited(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) -> bool {
         let Some(flow) = self.flows.get_mut(id) else { return false };
@@ -121,8 +123,8 @@ impl Table {
             flow.reset_when_settled(now);
             return true;
         }
-        // What the guest says later is answered with a RST. One that comes now would be for a connection that it may still
-        // accept.
+        // What the guest says later is answered with a RST. One that comes now would be for a connection that
+        // it may still accept.
         if flow.released && flow.has_delivered() {
             self.end(id);
         } else {
@@ -131,7 +133,8 @@ impl Table {
         false
     }
 
-    /// What the guest has lost is sent again (RFC 6298, RFC 8985), and a closed window is probed (RFC 9293 3.8.6.1).
+    /// What the guest has lost is sent again (RFC 6298, RFC 8985), and a closed window is probed (RFC 9293
+    /// 3.8.6.1).
     #[inline]
     fn recover(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) {
         let Some(flow) = self.flows.get_mut(id) else { return };
@@ -150,8 +153,8 @@ impl Table {
         }
     }
 
-    /// smoltcp sends, up to a turn, and the guest hears of room in the ring from it. The result is `None` if there is
-    /// nothing to wait for then.
+    /// smoltcp sends, up to a turn, and the guest hears of room in the ring from it. The result is `None` if
+    /// there is nothing to wait for then.
     #[inline]
     fn emit(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) -> Option<Sent> {
         let mut flow = self.flows.get_mut(id)?;

@@ -1,8 +1,9 @@
-//! Keep-alives (RFC 9293 3.8.4): whether a guest that says nothing on a connection still knows of it. Owns: when it is asked, and when it is
-//! given up. May not: send. Read next: `mod.rs`, `Table::keep_alive`.
+//! Keep-alives (RFC 9293 3.8.4): whether a silent guest still knows of a connection. Owns: when it is asked,
+//! and when it is given up. May not: send. Read next: `flush.rs`, `Table::ask`.
 //!
-//! A guest that was reset answers with a RST. One that answers nothing is given up soon for what it did not do while it was seen to run:
-//! a machine that stands still has its connections when it goes on within two hours, and one whose host slept has them always.
+//! A guest that was reset answers with a RST. A guest that answers nothing is given up soon if it was seen to
+//! run meanwhile. A machine that stands still keeps its connections if it goes on within two hours. One whose
+//! host slept keeps them always.
 
 use core::time::Duration;
 
@@ -12,7 +13,8 @@ use crate::Instant;
 const IDLE: Duration = Duration::from_secs(120);
 /// And asked again after so long.
 const INTERVAL: Duration = Duration::from_secs(15);
-/// Flows that would be asked within this time of each other are asked together, so that many idle ones cost few wakeups.
+/// Flows that would be asked within this time of each other are asked together, so that many idle ones cost
+/// few wakeups.
 const SLOT: Duration = Duration::from_secs(5);
 /// Questions that a guest may leave unanswered while it sends other frames.
 const MAX_IGNORED: u16 = 5;
@@ -55,7 +57,8 @@ impl Keepalive {
         Instant::from_micros(at.as_micros().next_multiple_of(SLOT.as_micros() as u64))
     }
 
-    /// The guest is asked now, unless it is given up, which the result says. `seen` is when it last sent anything at all.
+    /// The guest is asked now. Says whether it is given up instead. `seen` is when it last sent anything at
+    /// all.
     pub(super) fn ask(&mut self, seen: Option<Instant>, now: Instant) -> bool {
         if self.asked > 0 && seen.is_some_and(|seen| seen > self.last) {
             self.ignored += 1;

@@ -1,7 +1,9 @@
-//! What the rings of one port's flows, and of all, take of memory: most is what guests do not take, and what nobody takes of guests. Where it
-//! is much, each flow may add little; where it is too much, what has not moved for the longest makes room, of the same port.
+//! How much memory the rings of one port's flows take, and those of all: mostly what guests do not take, and
+//! what nobody takes of theirs. When it is much, each flow may add little. When it is too much, the flow of
+//! the same port that has not moved for the longest makes room.
 //!
-//! Owns: the sums, and the order of the flows that hold something. May not: end a flow. Read next: `flow.rs`, what one holds; `mod.rs`.
+//! Owns: the sums, and the order of the flows that hold something. May not: end a flow. Read next: `flow.rs`,
+//! what one holds; `reclaim.rs`, what becomes of it.
 
 use core::time::Duration;
 use std::collections::VecDeque;
@@ -85,7 +87,8 @@ impl Held {
         }
     }
 
-    /// Whether its flows may use all of their rings, where `all` ports take so much: what others do not read leaves a port that of two flows.
+    /// Whether its flows may use all of their rings, where `all` ports take so much. If others do not read, a
+    /// port may still have the rings of two flows.
     pub(super) fn has_depth(&self, all: usize) -> bool {
         all < MUCH / 2 || self.bytes < MUCH / 16
     }

@@ -1,9 +1,9 @@
-//! TCP (RFC 9293). Owns: the flow table. May not: open a connection on the host (that is the driver's, asked by
-//! [`crate::Event::TcpOpen`]). Read next: `flow.rs`, what one flow is; `segment.rs`, what a guest's segment leads to;
-//! `flush.rs`, what is sent to guests.
+//! TCP (RFC 9293). Owns: the flow table. May not: open a connection on the host; the driver does, asked by
+//! [`crate::Event::TcpOpen`]. Read next: `flow.rs`, what one flow is; `segment.rs`, what a guest's segment
+//! leads to; `flush.rs`, what is sent to guests; `socket.rs`, all that smoltcp is asked.
 //!
-//! A guest's SYN is held until the driver has connected the other end, so that what the guest sees is what happened:
-//! connected, refused, unreachable, or silence.
+//! A guest's SYN is held until the driver has connected the other end. So what the guest sees is what
+//! happened: connected, refused, unreachable, or silence.
 
 mod ack;
 mod blocked;
@@ -52,8 +52,8 @@ slotmap::new_key_type! {
 
 /// Flows at most. Beyond, a SYN is dropped, and the guest will send it again.
 pub const MAX_FLOWS: usize = 65_536;
-/// Released flows that wait for their guests, at most, whether to take something or to acknowledge the end: as Linux bounds them
-/// (`tcp_max_orphans`).
+/// Released flows at most that wait for their guests, to take something or to acknowledge the end. Linux
+/// bounds them too (`tcp_max_orphans`).
 const MAX_ORPHANS: usize = 4096;
 /// Flows of a port that its guests are opening, unless the driver says less: see [`Table::limit_opening`].
 const MAX_OPENING: usize = 512;
@@ -113,12 +113,14 @@ pub(crate) struct Table {
     blocked: Blocked,
     /// A port whose flows hold too much.
     crowded: Option<PortId>,
-    /// Flows that are to give back what the ring from their guest has no use for, since memory is scarce, and the next part of it.
+    /// Flows whose ring from the guest is to give memory back, since that is scarce, and the next part of
+    /// each ring.
     littered: VecDeque<(FlowId, usize)>,
     /// Flows whose rings are idle, and the next ring of each.
     idle: VecDeque<(FlowId, usize)>,
     timers: Timers<FlowId>,
-    /// When silent guests are asked: apart, since a flow has one such time for long, and the others come and go before it.
+    /// When silent guests are asked. They are apart from the others, because a flow has one such time for
+    /// long, and the others come and go before it.
     questions: Timers<FlowId>,
     budgets: ByPort<Budgets>,
     /// Sockets of flows that ended, for new ones.

@@ -1,5 +1,5 @@
-//! How connections begin: a guest's SYN is held until the driver has connected the other end, and guests are dialled.
-//! May not: decide who may connect (`../nat.rs`). Read next: `segment.rs`, what comes after the SYN.
+//! How connections begin: a guest's SYN is held until the driver has connected the other end, or a guest is
+//! dialled. May not: decide who may connect (`../nat.rs`). Read next: `segment.rs`, what comes after the SYN.
 
 use core::net::{IpAddr, SocketAddr};
 use core::ops::RangeInclusive;
@@ -62,7 +62,7 @@ impl Table {
         self.mark_ready(id);
     }
 
-    /// The driver could not connect the other end. Returns the SYN for an ICMP message, where that is the answer.
+    /// The driver could not connect the other end. Returns the SYN if an ICMP message about it is the answer.
     pub(crate) fn refuse(
         &mut self,
         id: FlowId,
@@ -103,7 +103,8 @@ impl Table {
         self.interface.reset(&mut device, now);
     }
 
-    /// A flow from `local` (a free port is chosen) to a guest. It starts when [`Table::resolved`] says where the guest is.
+    /// A flow from a free port of `local` to a guest. It starts when [`Table::resolved`] says where the guest
+    /// is.
     pub(crate) fn dial(
         &mut self,
         guest: SocketAddr,
@@ -138,8 +139,9 @@ impl Table {
         self.mark_ready(id);
     }
 
-    /// The guest answered a SYN as somebody who has another connection between the same ends, open or in TIME-WAIT; by now it has a RST
-    /// for that (RFC 9293 3.5.1). The SYN is sent again, once, without waiting for its timer.
+    /// The guest answered a SYN as one that has another connection between the same ends, open or in
+    /// TIME-WAIT. By now it has a RST for that (RFC 9293 3.5.1). The SYN is sent again, once, without waiting
+    /// for its timer.
     pub(super) fn dial_again(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) {
         let is_first = |flow: &mut Flow| !core::mem::replace(&mut flow.dialled_again, true);
         if self.flows.get_mut(id).is_some_and(is_first) {

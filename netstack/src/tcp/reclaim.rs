@@ -1,5 +1,5 @@
-//! Whose rings get more memory, and whose give some back. May not: give it to the system itself, which takes a system call.
-//! Read next: `memory.rs`, the sums.
+//! Whose rings get more memory, and whose give some back. May not: give it back itself, which takes a system
+//! call. Read next: `memory.rs`, the sums.
 
 use core::ops::Range;
 use core::time::Duration;
@@ -10,12 +10,13 @@ use super::{Flow, FlowId, MAX_DEEP, Table, socket};
 use crate::buffer::IdleMemory;
 use crate::{Instant, PortId};
 
-/// A flow that uses all of its ring to the guest, and has moved nothing for this long, makes room for another.
+/// A flow that uses all of its ring to the guest, and has moved nothing for this long, makes room for
+/// another.
 const DEEP_IDLE: Duration = Duration::from_secs(1);
 
 impl Table {
-    /// Lets the flow use all of its ring to the guest, if there is memory. Of those that do the next one makes room, if it stands still or is
-    /// of a port that has more of them.
+    /// Lets the flow use all of its ring to the guest, if there is memory. Beyond [`MAX_DEEP`] such flows the
+    /// next of them makes room, if it stands still or its port has more of them.
     pub(super) fn deepen(&mut self, id: FlowId, now: Instant) {
         let Some(port) = self.flows.get(id).map(|flow| flow.route.port) else { return };
         if !self.budgets.get(port).is_some_and(|budget| budget.held.has_depth(self.held)) {
@@ -40,7 +41,8 @@ impl Table {
         }
     }
 
-    /// Ends what holds memory that others of its port need. What it holds is lost to both ends, who are told.
+    /// Ends a flow that holds memory which others of its port need. What it holds is lost to both ends, and
+    /// both are told.
     pub(super) fn make_room(&mut self, port: PortId, now: Instant) {
         let Some(budget) = self.budgets.get_mut(port) else { return };
         let Some(id) = budget.held.surplus(&mut self.flows, now) else { return };

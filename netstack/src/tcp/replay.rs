@@ -1,5 +1,6 @@
-//! Sending again. smoltcp has the bytes but repeats only the first segment, or all of them: so it is made to repeat all of them into
-//! a buffer, and what the guest has lost leaves. Owns: what that may cost. May not: know what is lost. Read next: `recovery/mod.rs`.
+//! Sending again. smoltcp has the bytes, but repeats only the first segment or all of them. So it is made to
+//! repeat all of them into a buffer, and what the guest has lost leaves. Owns: what that may cost. May not:
+//! know what is lost. Read next: `recovery/mod.rs`, which does.
 
 use core::time::Duration;
 
@@ -8,13 +9,14 @@ use super::{FlowId, Table};
 use crate::FrameSink;
 use crate::Instant;
 
-/// What a repeated segment is charged with, some six times what it costs: so much of the time is left for others.
+/// What a repeated segment is charged with: some six times what it costs, so that as much of the time is left
+/// for others.
 const CHARGE: Duration = Duration::from_micros(2);
 /// What may be charged ahead.
 const BURST: Duration = Duration::from_millis(10);
 
-/// How much of the time is for what the guests of one port have lost. A guest can have everything repeated for each segment that it
-/// sends; and the more is repeated at a time, the more of it is lost and leaves.
+/// How much of the time goes to what the guests of one port have lost. A guest can have everything repeated
+/// for each segment that it sends. The more is repeated at a time, the more of it is lost and leaves.
 #[derive(Debug)]
 pub(super) struct ReplayBudget {
     /// Up to when the time is given away.
@@ -35,7 +37,8 @@ impl ReplayBudget {
 }
 
 impl Table {
-    /// Has smoltcp do now what it would do when its timer runs out: probe a closed window, or send a SYN again.
+    /// Has smoltcp do now what it would do when its timer runs out: probe a closed window, or send a SYN
+    /// again.
     pub(super) fn hurry(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         let mut own = None;
@@ -45,8 +48,9 @@ impl Table {
         interface.send_early(&mut device, socket, now);
     }
 
-    /// Sends again what the guest has lost, or arms a timer for when that may be. smoltcp is told that its retransmission timer has run
-    /// out, and so repeats everything; what the guest has, or may still get, goes no further than `scratch`.
+    /// Sends again what the guest has lost, or arms a timer for when that may be. smoltcp is told that its
+    /// retransmission timer has run out, and so repeats everything. What the guest has, or may still get,
+    /// goes no further than `scratch`.
     pub(super) fn replay(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         let Some(budgets) = self.budgets.get_mut(flow.route.port) else { return };

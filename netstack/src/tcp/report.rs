@@ -1,5 +1,5 @@
-//! What ICMP says of segments to guests (RFC 5927). May not: end a connection that is open. Read next: `../icmp.rs`, how it
-//! is read; `recovery/mod.rs`, what is sent again.
+//! What ICMP says of segments to guests (RFC 5927). May not: end a connection that is open. Read next:
+//! `../icmp.rs`, how a report is read; `recovery/mod.rs`, what is sent again.
 
 use super::socket::State;
 use super::{Table, window};
@@ -8,17 +8,18 @@ use crate::icmp::{Fault, Report};
 use crate::ipv4::Route;
 use crate::{DropReason, Instant};
 
-/// Bytes of the longest packet on a way that is said to take less than this, as Linux (net.ipv4.route.min_pmtu) has it: nobody may have
-/// everything cut to pieces (RFC 5927 7.2).
+/// Bytes of the longest packet on a way that is said to take less, as with Linux (net.ipv4.route.min_pmtu).
+/// Nobody may have everything cut to pieces (RFC 5927 7.2).
 const MIN_PATH_MTU: u16 = 552;
 /// What ways take that do not say how much (RFC 1191 7).
 const PLATEAUS: [u16; 7] = [32_000, 17_914, 8166, 4352, 2002, 1492, 1006];
 
 impl Table {
-    /// A segment to a guest did not arrive. What is no error of a segment that is under way is nobody's business (RFC 5927 4.1).
+    /// A segment to a guest did not arrive. A report that is not about a segment under way is ignored (RFC
+    /// 5927 4.1).
     ///
-    /// A connection that is being opened ends by it, as with most systems; one that is open never does (RFC 5927 5.2), and learns how
-    /// long its segments may be.
+    /// A connection that is being opened ends by it, as with most systems. One that is open never does (RFC
+    /// 5927 5.2). It learns how long its segments may be.
     pub(crate) fn handle_report(
         &mut self,
         route: Route,

@@ -1,5 +1,5 @@
-//! What a guest's segment leads to (RFC 9293 3.10.7). Owns: what smoltcp gets to see of it. May not: send data.
-//! Read next: `recovery/mod.rs`, what it acknowledges; `flush.rs`, what is sent then.
+//! What a guest's segment leads to (RFC 9293 3.10.7). Owns: what smoltcp gets to see of it. May not: send
+//! data. Read next: `recovery/mod.rs`, what it acknowledges; `flush.rs`, what is sent then.
 
 use core::net::SocketAddr;
 
@@ -98,8 +98,9 @@ impl Table {
         Ok(Segment::Done)
     }
 
-    /// The state is CLOSED (RFC 9293 3.10.7.1): a SYN may begin a connection, anything else is answered with a RST.
-    /// In TIME-WAIT a SYN may begin another one (RFC 9293 3.6.1). Only the flow's own port speaks for its guest.
+    /// The state is CLOSED (RFC 9293 3.10.7.1): a SYN may begin a connection, anything else is answered with
+    /// a RST. In TIME-WAIT a SYN may begin another one (RFC 9293 3.6.1). Only the flow's own port speaks for
+    /// its guest.
     #[inline]
     fn admit(&mut self, route: Route, arrival: &Arrival<'_>, now: Instant) -> Result<Admitted, DropReason> {
         let Some(&id) = self.keys.get(&arrival.ends) else {
@@ -119,8 +120,8 @@ impl Table {
         Ok(Admitted::Flow(id))
     }
 
-    /// The sequence number is checked first (RFC 9293 3.10.7.4), and what the segment acknowledges is taken note of.
-    /// The result is `None` if there is nothing in it for smoltcp.
+    /// The sequence number is checked first (RFC 9293 3.10.7.4), and what the segment acknowledges is taken
+    /// note of. The result is `None` if there is nothing in it for smoltcp.
     #[inline]
     fn before(
         &mut self,
@@ -150,7 +151,8 @@ impl Table {
             flow.window.handle_syn(&syn, self.mtu);
             flow.recovery.handle_syn(&syn);
         }
-        // A guest that knows nothing of the connection answers with a RST (RFC 5961 4.2). smoltcp would say nothing.
+        // A guest that knows nothing of the connection answers with a RST (RFC 5961 4.2). smoltcp would say
+        // nothing.
         if segment.syn() && !segment.ack() && state.is_synchronized() {
             acknowledge(sink, flow);
             return Ok(None);
@@ -178,8 +180,9 @@ impl Table {
         Ok(Some(Before { state, freshness, verdict }))
     }
 
-    /// smoltcp gets the segment, with the window that it is to know of. An old one is moved to where smoltcp reads its
-    /// acknowledgement and its window, without data; unless it says nothing at all, and is for smoltcp to answer.
+    /// smoltcp gets the segment, with the window that it is to know of. An old one is moved to where smoltcp
+    /// reads its acknowledgement and its window, without data; unless it says nothing at all, and is for
+    /// smoltcp to answer.
     #[inline]
     fn feed(
         &mut self,
@@ -210,8 +213,9 @@ impl Table {
         }
     }
 
-    /// A segment that is not acceptable is answered with an acknowledgement (RFC 9293 3.10.7.4), which smoltcp did not see
-    /// the need for. In SYN-SENT an unacceptable acknowledgement tells of an old connection (RFC 9293 3.5.1).
+    /// A segment that is not acceptable is answered with an acknowledgement (RFC 9293 3.10.7.4), which
+    /// smoltcp did not see the need for. In SYN-SENT an unacceptable acknowledgement tells of an old
+    /// connection (RFC 9293 3.5.1).
     #[inline]
     fn after(
         &mut self,
@@ -243,8 +247,9 @@ impl Table {
         queue(&mut self.ready, id, flow);
     }
 
-    /// The guest has acknowledged everything and the end, with a window that is shut. smoltcp's timer for such a window
-    /// would go on, and send nothing without end: it has to see one that is open, which changes nothing else.
+    /// The guest has acknowledged everything and the end, with a window that is shut. smoltcp's timer for
+    /// such a window would go on, and send nothing without end: it has to see one that is open, which changes
+    /// nothing else.
     fn open_at_end(&mut self, id: FlowId, arrival: &Arrival<'_>, now: Instant, sink: &mut impl FrameSink) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         let Some(seq) = flow.window.acceptable() else { return };
@@ -278,8 +283,9 @@ pub(super) fn parse<'a>(segment: &TcpPacket<&'a [u8]>, ends: Ends) -> Option<Tcp
     TcpRepr::parse(segment, &from, &to, &ChecksumCapabilities::ignored()).ok()
 }
 
-/// Copies a guest's segment with another window field. With a sequence number it has that and no data: smoltcp answers a
-/// segment of which it has all the data, but reads neither what that acknowledges nor its window.
+/// Copies a guest's segment with another window field. With a sequence number it has that and no data:
+/// smoltcp answers a segment of which it has all the data, but reads neither what that acknowledges nor its
+/// window.
 fn rewrite(copy: &mut Vec<u8>, packet: &[u8], field: u16, seq: Option<TcpSeqNumber>) {
     copy.clear();
     copy.extend_from_slice(packet);

@@ -1,8 +1,9 @@
-//! The sequence number that a connection begins with (RFC 9293 3.4.1, RFC 6528). Owns: the key. May not: read a clock.
-//! Read next: `flow.rs`, which begins connections.
+//! The sequence number that a connection begins with (RFC 9293 3.4.1, RFC 6528). Owns: the key. May not: read
+//! a clock. Read next: `flow.rs`, which begins connections.
 //!
-//! It grows with the time between the same two ends: a guest that still has the connection before in TIME-WAIT knows that a new one comes.
-//! And nobody learns from those of two ends where those of two others are.
+//! It grows with the time for the same two ends: a guest that still has the connection before in TIME-WAIT
+//! knows by that that a new one comes. For other ends it is elsewhere, and nobody learns from one where the
+//! others are.
 
 use core::net::{IpAddr, SocketAddr};
 use std::hash::{Hash, Hasher};
@@ -40,10 +41,12 @@ impl InitialSequence {
     }
 }
 
-/// The seed of an interface whose first connection begins with `number`. smoltcp draws that, and before it the identifier
-/// of a packet, from a generator that starts where it is told to; and whose steps can be taken back.
+/// The seed of an interface whose first connection begins with `number`. smoltcp draws the number from a
+/// generator that starts at the seed, and before it the identifier of a packet. The generator's steps can be
+/// taken back.
 pub(super) fn seed(number: TcpSeqNumber) -> u64 {
-    // What is drawn of a state below 2^61 is what is above its lowest 29 bits. Those are free, since no identifier is zero.
+    // Of a state below 2^61 the bits above the lowest 29 are drawn. The lowest are free, but that no
+    // identifier is zero.
     let before = (0..).map(|free: u64| step_back((u64::from(number.0 as u32) << 29) | free)).find(|state| {
         let drawn = (*state >> (29 - (*state >> 61))) as u32;
         (drawn ^ (drawn >> 16)) as u16 != 0

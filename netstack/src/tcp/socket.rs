@@ -1,5 +1,6 @@
-//! smoltcp's socket and interface: no other file of `tcp/` names them. Owns: what smoltcp is asked and told, in the words of
-//! RFC 9293. May not: know of flows. Read next: `device.rs`, what smoltcp sends through; `flow.rs`, whose socket it is.
+//! smoltcp's socket and interface: no other file of `tcp/` names them. Owns: what smoltcp is asked and told,
+//! in the words of RFC 9293. May not: know of flows. Read next: `device.rs`, what smoltcp sends through;
+//! `flow.rs`, whose socket it is.
 
 use core::net::SocketAddr;
 use core::ops::Range;
@@ -16,15 +17,15 @@ use super::sequence;
 use crate::buffer::{IdleMemory, RingMemory};
 use crate::{FrameSink, Instant};
 
-/// Bytes of the ring from the guest, and of the ring to it. Anonymous memory: a page costs nothing until it is used.
-/// What lies in the second keeps everybody on the way busy at once; a quarter of it costs one flow a third of its speed
-/// (docs/performance.md).
+/// Bytes of the ring from the guest, and of the ring to it. Anonymous memory: a page costs nothing until it
+/// is used. What lies in the second keeps everybody on the way busy at once; a quarter of it costs one flow a
+/// third of its speed (docs/performance.md).
 pub(super) const RX_RING: usize = 512 << 10;
 pub(super) const TX_RING: usize = 2 << 20;
 /// The ring from the guest and the ring to it.
 pub(super) const RINGS: usize = 2;
-/// An answer that comes within this time carries the acknowledgement of what it answers. Not longer: a guest whose small
-/// writes wait for it (RFC 896) waits this long.
+/// An answer that comes within this time carries the acknowledgement of what it answers. Not longer: a guest
+/// whose small writes wait for it (RFC 896) waits this long.
 pub(super) const ACK_DELAY: Duration = Duration::from_millis(1);
 /// A connection that the driver dials is given up after this long.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -100,9 +101,11 @@ impl State {
     }
 }
 
-/// A socket with its rings. It is alone in a set, so that finding it there costs nothing however many flows there are.
+/// A socket with its rings. It is alone in a set, so that finding it there costs nothing however many flows
+/// there are.
 ///
-/// A new one costs two mappings and two page faults, a tenth of a short connection: flows that ended leave theirs to others.
+/// A new one costs two mappings and two page faults, a tenth of a short connection: flows that ended leave
+/// theirs to others.
 #[derive(Debug)]
 pub(super) struct Socket {
     set: SocketSet<'static>,
@@ -129,7 +132,8 @@ impl Socket {
         self.set.get_mut(self.handle)
     }
 
-    /// The socket, closed, with its settings as for any flow. What it held is forgotten when it listens or connects.
+    /// The socket, closed, with its settings as for any flow. What it held is forgotten when it listens or
+    /// connects.
     fn prepare(&mut self) -> &mut tcp::Socket<'static> {
         let socket = self.get_mut();
         socket.abort();
@@ -145,7 +149,8 @@ impl Socket {
         self.prepare().listen(local).is_ok()
     }
 
-    /// Active OPEN, from `local` to `guest`, with the number that `interface` was made for. Says whether that may be.
+    /// Active OPEN, from `local` to `guest`, with the number that `interface` was made for. Says whether that
+    /// may be.
     pub(super) fn connect(
         &mut self,
         interface: &mut Interface,
@@ -238,7 +243,8 @@ impl Socket {
 pub(super) struct Interface(iface::Interface);
 
 impl Interface {
-    /// An interface with packets of `mtu` bytes at most. A connection that it opens first begins with `number`.
+    /// An interface with packets of `mtu` bytes at most. A connection that it opens first begins with
+    /// `number`.
     pub(super) fn new(mtu: usize, number: TcpSeqNumber, now: Instant) -> Self {
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = sequence::seed(number);
@@ -290,8 +296,8 @@ impl Interface {
         self.0.poll_egress(now.to_smoltcp(), device, &mut socket.set) == PollResult::SocketStateChanged
     }
 
-    /// Sends now what the socket would send when its timer runs out: a probe of a closed window, or a SYN once more. From
-    /// then on it waits from there.
+    /// Sends now what the socket would send when its timer runs out: a probe of a closed window, or a SYN
+    /// once more. From then on it waits from there.
     pub(super) fn send_early(
         &mut self,
         device: &mut OneCall<'_, impl FrameSink>,
@@ -304,8 +310,8 @@ impl Interface {
         }
     }
 
-    /// The retransmission timer runs out: the socket goes back to the first byte that is not acknowledged. It sends nothing
-    /// yet, and starts its timer when it does.
+    /// The retransmission timer runs out: the socket goes back to the first byte that is not acknowledged. It
+    /// sends nothing yet, and starts its timer when it does.
     pub(super) fn rewind(&mut self, mtu: usize, socket: &mut Socket, now: Instant) {
         // A device that takes nothing.
         let mut nothing = Blueprint { mtu };

@@ -1,5 +1,6 @@
-//! The bookkeeping of the flow table: flows by name and by end, which of them have something to do, and who makes room.
-//! May not: look into a segment. Read next: `open.rs`, how flows come into it; `segment.rs`, what finds them there.
+//! The bookkeeping of the flow table: flows by id and by ends, which of them have something to do, and which
+//! make room. May not: look into a segment. Read next: `open.rs`, how flows come into it; `segment.rs`, what
+//! finds them there.
 
 use core::net::{Ipv4Addr, SocketAddr};
 use core::time::Duration;
@@ -27,7 +28,8 @@ use crate::timer::Timers;
 use crate::turns::Turns;
 use crate::{ByPort, DropCounts, DropReason, Guest, Instant, Mac, PortId};
 
-/// When there is no more place than this, an eighth of the flows ends of the port that has most, at most so often.
+/// When fewer places than this are left, an eighth of the flows of the port that has most ends; at most so
+/// often.
 const SPARE: usize = MAX_FLOWS / 16;
 const SPARE_INTERVAL: Duration = Duration::from_millis(100);
 /// Sockets kept for new flows: with two pages each, half a megabyte.
@@ -200,8 +202,8 @@ impl Table {
         });
     }
 
-    /// The driver is done with the flow. What is queued is still sent, and a FIN or RST that is owed behind it; what the guest goes on to
-    /// send is answered with a RST.
+    /// The driver is done with the flow. What is queued is still sent, and behind it the FIN or RST that is
+    /// owed. What the guest goes on to send is answered with a RST.
     pub(crate) fn release(&mut self, id: FlowId, abort: bool, drops: &mut DropCounts) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         flow.released = true;
@@ -220,7 +222,8 @@ impl Table {
         self.mark_ready(id);
     }
 
-    /// If with this one too many flows wait that nobody hears any more, the oldest are reset of the port that has most of them.
+    /// One more flow waits that nobody hears any more. Of too many, the oldest of the port that has most are
+    /// reset.
     fn bound_orphans(&mut self, id: FlowId, drops: &mut DropCounts) {
         self.orphans.push_back(id);
         if self.orphans.len() <= MAX_ORPHANS {
@@ -247,8 +250,8 @@ impl Table {
         });
     }
 
-    /// Whether there is a place for one more flow. Where few are left, those end of the port that has most whose guests have been silent for
-    /// the longest, before others those that nobody waits for any more.
+    /// Whether there is a place for one more flow. When few are left, flows of the port that has most end:
+    /// first those that nobody waits for any more, then those whose guests have been silent for the longest.
     pub(super) fn ensure_place(&mut self, now: Instant, drops: &mut DropCounts) -> Result<(), DropReason> {
         if self.flows.len() + SPARE >= MAX_FLOWS && self.surplus.allows(now) {
             let most = most_frequent(self.flows.values().map(|flow| flow.route.port).collect());

@@ -60,8 +60,8 @@ impl Table {
         earlier(self.timers.next(), self.questions.next())
     }
 
-    /// Marks flows whose timers are due, and those that wait for room where there is some: so many of each, and the rest
-    /// the next time.
+    /// Marks flows whose timers are due, and those that wait for room where there is some: so many of each,
+    /// and the rest the next time.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         self.wake();
         if self.poll_timeout().is_none_or(|at| at > now) {
@@ -85,8 +85,8 @@ impl Table {
         }
     }
 
-    /// Has the flow looked at again when the first of its timers fires. What only waits for room at its port is looked at
-    /// when there is some.
+    /// Has the flow looked at again when the first of its timers fires. What only waits for room at its port
+    /// is looked at when there is some.
     #[inline]
     pub(super) fn arm(&mut self, id: FlowId, sent: &Sent, now: Instant) {
         let Some(flow) = self.flows.get_mut(id) else { return };

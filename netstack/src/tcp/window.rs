@@ -1,9 +1,11 @@
-//! The window that a guest is offered. Owns: how the flows of one port share its budget. Read next: `device.rs`.
+//! The window that a guest is offered. Owns: how the flows of one port share its budget. Read next:
+//! `device.rs`, which applies it.
 //!
 //! What a guest may send without an answer queues in its network interface, and a queue that overflows costs
-//! retransmissions: a Linux tap drops past 500 to 1,000 frames. So each port has a budget that its busy flows share.
-//! smoltcp offers what the ring has room for; the limit is applied to the segment on its way out. A window once offered is
-//! never taken back (RFC 9293 3.8.6), so a smaller share takes effect as the flow uses up what it was offered.
+//! retransmissions: a Linux tap drops past 500 to 1,000 frames. So each port has a budget that its busy flows
+//! share. smoltcp offers what the ring has room for. The limit is applied to the segment on its way out. A
+//! window once offered is never taken back (RFC 9293 3.8.6), so a smaller share takes effect as the flow uses
+//! up what it was offered.
 
 use core::time::Duration;
 
@@ -13,8 +15,8 @@ use super::memory::Plenty;
 
 use crate::Instant;
 
-/// Frames that may be on their way from a guest to a port at a time: measured, see ARCHITECTURE.md. How many bytes that is depends on the
-/// size of the guest's frames, whatever it was offered.
+/// Frames that may be on their way from a guest to a port at a time: measured, see docs/decisions.md. How
+/// many bytes that is depends on the size of the guest's frames, whatever it was offered.
 const BUDGET_FRAMES: usize = 700;
 /// Bytes of the longest packet of a guest that did not name its MSS.
 const ASSUMED_PACKET: usize = 1500;
@@ -27,7 +29,8 @@ const MIN_BUDGET: usize = 256 << 10;
 const MAX_BUDGET: usize = 4 << 20;
 /// A flow gets at least this much, however many there are, in bytes.
 const MIN_SHARE: usize = 32 << 10;
-/// Units of the window field that smoltcp would take and a guest is not offered, for rounding up what was promised.
+/// Units of the window field that smoltcp would take beyond what a guest is offered: reserved for rounding up
+/// what was promised.
 const RESERVE: usize = 256;
 /// A flow that sent within this time or the one before it is busy.
 const EPOCH: Duration = Duration::from_millis(50);
@@ -118,7 +121,8 @@ impl WindowLimit {
         }
     }
 
-    /// The guest's SYN (or SYN-ACK) says whether windows are scaled, and how long its segments are; `mtu` is what this side said.
+    /// The guest's SYN, or SYN-ACK, says whether windows are scaled, and how long its segments are. `mtu` is
+    /// what this side said.
     pub(crate) fn handle_syn(&mut self, syn: &TcpRepr<'_>, mtu: u16) {
         let log2 = usize::BITS - self.capacity.leading_zeros();
         self.shift = if syn.window_scale.is_some() { log2.saturating_sub(16) as u8 } else { 0 };
@@ -175,8 +179,8 @@ impl WindowLimit {
         let reserve = if shift == 0 { 0 } else { RESERVE << shift };
         let mut field = accepted.saturating_sub(reserve).min(self.share.saturating_sub(held)) >> shift;
         if field << shift < promised {
-            // What is promised may end between two multiples. When the reserve is used up the edge moves back by less than one
-            // unit, as RFC 7323 2.4 has it.
+            // What is promised may end between two multiples. When the reserve is used up, the edge moves
+            // back by less than one unit, as RFC 7323 2.4 has it.
             field = (promised >> shift) + usize::from(promised % (1 << shift) != 0);
             field = field.min(accepted >> shift);
         }
@@ -189,14 +193,14 @@ impl WindowLimit {
         Some(if accepted > ack { accepted - 1 } else { ack })
     }
 
-    /// Whether a segment that ends at `end` goes past what smoltcp takes. If it also carries a FIN, smoltcp would believe that
-    /// and cut the bytes before it.
+    /// Whether a segment that ends at `end` goes past what smoltcp takes. smoltcp would believe a FIN in it,
+    /// and cut the bytes before that.
     pub(super) fn is_past(&self, end: TcpSeqNumber) -> bool {
         self.accepted.is_some_and(|accepted| end > accepted)
     }
 
-    /// Whether a segment that ends at `end` goes past the ring. After its SYN smoltcp believes that it offered 65,535 units where it
-    /// offered as many bytes, and would keep what has no place.
+    /// Whether a segment that ends at `end` goes past the ring. After its SYN smoltcp believes that it
+    /// offered 65,535 units, where it offered as many bytes, and would keep what has no place.
     pub(super) fn is_past_ring(&self, end: TcpSeqNumber) -> bool {
         self.acknowledged().is_some_and(|ack| end > ack + self.capacity)
     }
@@ -206,13 +210,13 @@ impl WindowLimit {
         self.edge.map_or(edge, |before| before.max(edge))
     }
 
-    /// Whether a segment from the guest is no keep-alive and acknowledges all that was sent but the last number.
+    /// Whether a segment is no keep-alive, and acknowledges all that was sent but the last sequence number.
     pub(super) fn is_repeated(&self, seq: TcpSeqNumber, ack: TcpSeqNumber) -> bool {
         self.last.is_some_and(|(next, acknowledged)| ack + 1 == next && seq >= acknowledged)
     }
 
-    /// Whether the guest has used up most of what it was offered while the ring, with `held` bytes in it, has room again. smoltcp
-    /// does not know, since it offered more.
+    /// Whether the guest has used up most of what it was offered, and the ring, with `held` bytes in it, has
+    /// room again. smoltcp does not know, since it offered more.
     pub(super) fn wants_update(&self, held: usize) -> bool {
         let (Some((_, ack)), Some(_), Some(_)) = (self.last, self.edge, self.accepted) else {
             return false;

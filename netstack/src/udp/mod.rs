@@ -1,5 +1,6 @@
-//! UDP (RFC 768). Owns: the flow table: one entry for each pair of guest and remote socket, bounded. May not: open a socket on the
-//! host (the driver does, told by [`Datagram::open`]). Read next: `shares.rs`, who makes room in a full table; `lib.rs`.
+//! UDP (RFC 768). Owns: the flow table, with one entry for each pair of guest and remote socket, bounded. May
+//! not: open a socket on the host (the driver does, told by [`Datagram::open`]). Read next: `shares.rs`, who
+//! makes room in a full table; `../lib.rs`.
 
 mod shares;
 
@@ -32,15 +33,16 @@ slotmap::new_key_type! {
 pub(crate) const HEADER_LEN: usize = 8;
 /// Flows at most that guests open, each a socket on the host; and as many that are opened to guests.
 pub const MAX_FLOWS: usize = 4096;
-/// A flow without a datagram for this long is over: not less than two minutes (RFC 4787 4.3, REQ-5), but for well-known ports.
+/// A flow without a datagram for this long is over: two minutes at least (RFC 4787 4.3, REQ-5), except for
+/// well-known ports.
 const IDLE: Duration = Duration::from_secs(120);
 /// The same where one question has one answer: DNS and NTP.
 const IDLE_SHORT: Duration = Duration::from_secs(15);
 
 /// Ports of the gateway that flows to guests come from.
 const EPHEMERAL: RangeInclusive<u16> = 49_152..=u16::MAX;
-/// Datagrams that wait for their guest's hardware address, in one flow and as bytes in all; what is more is lost (RFC 1122 2.3.2.2
-/// asks for one).
+/// Datagrams of one flow, and bytes of all, that wait for their guest's hardware address. What is more is
+/// lost; RFC 1122 2.3.2.2 asks for one.
 const MAX_HELD: usize = 8;
 const MAX_HELD_BYTES: usize = 1 << 20;
 
@@ -190,7 +192,8 @@ impl Table {
         Some(self.insert((guest, remote), Route::NOWHERE, Owner::Exposed(guest), now, drops))
     }
 
-    /// The guest of a dialled flow has been found, or not, which ends the flow. What waited comes back to be sent.
+    /// The guest of a dialled flow has been found, or not. If not, the flow ends. The datagrams that waited
+    /// come back to be sent.
     pub(crate) fn resolved(&mut self, id: UdpFlowId, route: Option<Route>) -> Vec<Vec<u8>> {
         let Some(flow) = self.flows.get_mut(id) else { return Vec::new() };
         let Some(route) = route else {
@@ -213,8 +216,8 @@ impl Table {
         }
     }
 
-    /// A datagram to a guest did not arrive. The flow ends when nobody takes them: then whoever sends more can hear that as well. That there
-    /// is no way at the moment is no reason (RFC 1122 3.2.2.1).
+    /// A datagram to a guest did not arrive. The flow ends if nobody takes its datagrams: whoever sends more
+    /// hears that as well. It does not end because there is no way at the moment (RFC 1122 3.2.2.1).
     pub(crate) fn handle_report(&mut self, route: Route, report: &Report) -> Result<(), DropReason> {
         let id = self
             .keys

@@ -106,7 +106,8 @@ impl Shares {
         self.max[Group::Guest(PortId(0)).kind()] = max.clamp(1, MAX_FLOWS);
     }
 
-    /// The flow that has to make room for one more of `owner`, if any: the least recently used one of who has most in the group that has most.
+    /// The flow that has to make room for one more of `owner`, if any. It is the least recently used one of
+    /// the owner that has most, in the group that has most.
     pub(super) fn surplus(&self, owner: Owner) -> Option<UdpFlowId> {
         let own = owner.group();
         let count = self.count[own.kind()];

@@ -1,8 +1,9 @@
-//! How much may be under way to a guest for the sake of what lies between. Owns: the congestion window. May not: know what is under way,
-//! or lost. Read next: `mod.rs`.
+//! How much may be under way to a guest, for the sake of what lies between. Owns: the congestion window. May
+//! not: know what is under way, or lost. Read next: `mod.rs`, which does.
 //!
-//! A local hypervisor loses nothing: there is no window until something is lost that a bad link does not explain, or the handshake says
-//! that the guest is far away. One that has grown to what may be under way is none any more.
+//! A local hypervisor loses nothing. There is no window until the handshake says that the guest is far away,
+//! or something is lost that a bad link does not explain. A window that has grown to what may be under way is
+//! none any more.
 
 use core::time::Duration;
 
@@ -10,17 +11,18 @@ use smoltcp::wire::TcpSeqNumber;
 
 use super::round_trip::RoundTrip;
 
-/// A round trip of this length is no hypervisor's socket: there is something between that may be slower than this side.
+/// A round trip of this length is no hypervisor's socket: something that may be slower than this side lies
+/// between.
 const LONG: Duration = Duration::from_millis(20);
 /// The window on such a way, in bytes (RFC 6928).
 const FIRST_WINDOW: usize = 14_600;
-/// Slow start ends when a round trip takes an eighth longer than the shortest, within these bounds, and the window is as large as
-/// this, in bytes (RFC 9406).
+/// Slow start ends when a round trip takes an eighth longer than the shortest, within these bounds, and the
+/// window has at least this many bytes (RFC 9406).
 const LOW_WINDOW: usize = 16 * 1460;
 const MIN_RISE: Duration = Duration::from_millis(4);
 const MAX_RISE: Duration = Duration::from_millis(16);
-/// A round trip that loses more than one byte in this many, and more than two segments, has met a full queue. What a bad
-/// link loses at random is less, and needs no slowing down.
+/// A round trip that loses more than one byte in this many, and more than two segments, has met a full queue.
+/// A bad link loses less at random, and needs no slowing down.
 const TOLERATED: usize = 50;
 /// The window's least, and where exponential growth ends at least, in segments (RFC 6928).
 const MIN_SEGMENTS: usize = 4;

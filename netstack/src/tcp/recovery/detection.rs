@@ -1,5 +1,6 @@
-//! What acknowledgements say of losses: RACK (RFC 8985), and duplicates of a guest that does not acknowledge selectively (RFC 6582).
-//! Owns: what is remembered of arrivals. May not: send. Read next: `scoreboard.rs`, where the result is.
+//! What acknowledgements say of losses: RACK (RFC 8985), and duplicate acknowledgements of a guest without
+//! selective ones (RFC 6582). Owns: what is remembered of arrivals. May not: send. Read next:
+//! `scoreboard.rs`, where the result is.
 
 use core::time::Duration;
 
@@ -21,7 +22,8 @@ const MORE_RUNS: usize = 8;
 pub(super) struct Arrivals {
     /// Of that, what was sent last: when, and up to where (RFC 8985 6.2).
     newest: Option<(Instant, TcpSeqNumber)>,
-    /// The same of what was sent more than once. It may have been the first copy that arrived, so this says nothing of others.
+    /// The same of what was sent more than once. The first copy may have arrived, so this says nothing of
+    /// others.
     newest_again: Option<(Instant, TcpSeqNumber)>,
     /// Up to where anything has.
     highest: Option<TcpSeqNumber>,
@@ -58,7 +60,8 @@ impl Recovery {
         self.congestion.acknowledge(ack);
     }
 
-    /// What the guest has beyond the first gap (RFC 2018), and what it had twice (RFC 2883). Says how many bytes are new.
+    /// What the guest has beyond the first gap (RFC 2018), and what it had twice (RFC 2883). Says how many
+    /// bytes are new.
     pub(super) fn acknowledge_ranges(&mut self, segment: &TcpPacket<&[u8]>, now: Instant) -> usize {
         let Ok(options) = segment.options_summary() else { return 0 };
         let mut arrived = 0;
@@ -155,7 +158,8 @@ impl Recovery {
         }
     }
 
-    /// A guest that does not acknowledge selectively (RFC 6582). `next` is where it ended before this acknowledgement.
+    /// A guest without selective acknowledgements (RFC 6582). `next` is where what was sent ended before this
+    /// acknowledgement.
     pub(super) fn count_duplicates(&mut self, progress: bool, duplicate: bool, next: TcpSeqNumber) {
         // Before a window that was taken back a duplicate answers a probe.
         let is_open = !self.board.is_empty() && !self.is_shrunk();

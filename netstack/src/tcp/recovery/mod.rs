@@ -1,6 +1,6 @@
-//! Loss of what is sent to a guest: what was lost, when it is sent again, how much may be under way. Owns: the timer, and which of the files
-//! here hears of a segment. May not: hold bytes, or send. Read next: `scoreboard.rs`, what was sent; `detection.rs`, what is lost;
-//! `../replay.rs`, how it is sent again.
+//! Loss of what is sent to a guest: what was lost, when it is sent again, how much may be under way. Owns:
+//! the timer, and which of the files here hears of a segment. May not: hold bytes, or send. Read next:
+//! `scoreboard.rs`, what was sent; `detection.rs`, what is lost; `../replay.rs`, how it is sent again.
 //!
 //! A local hypervisor loses nothing: a segment or an acknowledgement then costs a comparison and a timestamp.
 
@@ -22,7 +22,8 @@ use send_window::SendWindow;
 
 use crate::Instant;
 
-/// Of a guest that did not name its own (RFC 9293 3.7.1), and the smallest that smoltcp takes for true, in bytes.
+/// The MSS of a guest that did not name its own (RFC 9293 3.7.1), and the smallest that smoltcp takes for
+/// true, in bytes.
 const DEFAULT_MSS: usize = 536;
 const MIN_MSS: usize = 48;
 
@@ -96,7 +97,7 @@ impl Recovery {
         self.selective = syn.sack_permitted;
     }
 
-    /// Whether the guest has not acknowledged the byte, or the SYN, with this sequence number, which was sent.
+    /// Whether the byte, or the SYN, with this sequence number was sent and is not acknowledged.
     pub(super) fn is_under_way(&self, seq: TcpSeqNumber) -> bool {
         self.board.edges.is_some_and(|(una, next)| {
             let first = if self.is_unanswered() { una - 1 } else { una };
@@ -168,7 +169,7 @@ impl Recovery {
         }
     }
 
-    /// What the guest acknowledges. `is_old`: it sent all of the segment's bytes before, and they were acknowledged.
+    /// What the guest acknowledges. `is_old`: all sequence numbers of the segment were acknowledged before.
     pub(super) fn handle_ack(&mut self, segment: &TcpPacket<&[u8]>, is_old: bool, now: Instant) -> Verdict {
         let Some((una, next)) = self.board.edges.filter(|_| segment.ack() && !segment.rst()) else {
             return Verdict::Pass;
@@ -257,13 +258,14 @@ impl Recovery {
         self.send_window.limited(self.board.flight(), fresh)
     }
 
-    /// Whether the guest took back some of what it had offered, and may refuse what has been sent (RFC 9293 3.8.6).
+    /// Whether the guest took back some of what it had offered, and may refuse what has been sent (RFC 9293
+    /// 3.8.6).
     fn is_shrunk(&self) -> bool {
         self.board.flight() > self.send_window.room()
     }
 
-    /// The sequence number for a segment without data that was to have `seq`: one that the guest's window has, or the guest would
-    /// not read it.
+    /// The sequence number for a segment without data that was to have `seq`. It lies within the guest's
+    /// window, or the guest would not read it.
     pub(super) fn acceptable(&self, seq: TcpSeqNumber) -> TcpSeqNumber {
         match self.board.edges.filter(|_| self.is_shrunk()) {
             Some((una, _)) => seq.min(una + self.send_window.len()),
@@ -312,12 +314,14 @@ impl Recovery {
             }
     }
 
-    /// Whether a probe would find out sooner than a timeout. Alone a segment's acknowledgement may be delayed.
+    /// Whether a probe would find out sooner than a timeout. The acknowledgement of a segment alone may be
+    /// delayed.
     fn may_probe(&self) -> bool {
         !self.probed && self.timeouts == 0 && self.board.flight() > self.mss && !self.is_shrunk()
     }
 
-    /// Says whether the guest can get anything, or its port takes nothing. It has all the time from when it can.
+    /// Takes note of whether the guest can get anything, or its port takes nothing. It has all the time from
+    /// when it can.
     pub(super) fn set_room(&mut self, room: bool, now: Instant) {
         if room && !self.room_at_port {
             self.started = now;
@@ -346,7 +350,8 @@ impl Recovery {
             return;
         }
         self.timeouts += 1;
-        // What comes first and was not acknowledged the guest has thrown away, and maybe the rest (RFC 2018 8).
+        // If the guest had what comes first, and has not acknowledged it, it has thrown that away, and maybe
+        // the rest (RFC 2018 8).
         let reneged = self.board.runs.front().is_some_and(|run| run.state == State::Sacked);
         for run in self.board.runs.iter_mut().filter(|run| reneged || run.state != State::Sacked) {
             run.state = State::Lost;

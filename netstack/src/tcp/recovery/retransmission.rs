@@ -1,5 +1,5 @@
-//! What of the lost may be sent again now. Owns: how much leaves at a time, and what the guest takes. May not: make a segment. Read next:
-//! `../replay.rs`, which has smoltcp make them.
+//! What of the lost may be sent again now. Owns: how much leaves at a time, and what the guest takes. May
+//! not: make a segment. Read next: `../replay.rs`, which has smoltcp make them.
 
 use smoltcp::wire::{TcpPacket, TcpSeqNumber};
 
@@ -32,14 +32,16 @@ impl Recovery {
         self.board.edges.is_some_and(|(una, _)| left <= una || right <= una + self.send_window.room())
     }
 
-    /// Bytes that may be sent again: what the window leaves, and no more than has arrived but for one segment (RFC 6937).
+    /// Bytes that may be sent again: what the window leaves, and no more than has arrived and one segment
+    /// (RFC 6937).
     fn allowance(&self) -> usize {
         let window = self.congestion.window;
         let room = window.map_or(usize::MAX, |window| window.saturating_sub(self.board.under_way()));
         room.min(self.credit + self.mss)
     }
 
-    /// The window, which ended at `edge`, goes further: what was sent past that, and has had the time to arrive, was refused.
+    /// The window, which ended at `edge`, goes further. What was sent past that, and has had the time to
+    /// arrive, was refused.
     pub(super) fn send_refused(&mut self, edge: TcpSeqNumber, now: Instant) {
         let (Some((_, next)), Some(trip)) = (self.board.edges, self.round_trip) else { return };
         self.board.mark(edge, next, |run| {
@@ -76,7 +78,8 @@ impl Recovery {
         self.replay.is_some_and(|replay| replay.end.is_none_or(|at| at < end))
     }
 
-    /// Whether a repeated segment leaves, if there is room for it. If not, the acknowledgement that it carries does not either.
+    /// Whether a repeated segment leaves, if there is room for it. If it does not, neither does the
+    /// acknowledgement that it carries.
     pub(in super::super) fn admits(&mut self, segment: &TcpPacket<&mut [u8]>, room: bool) -> bool {
         let (seq, len) = (segment.seq_number(), segment.segment_len());
         let end = seq + len;

@@ -1,11 +1,12 @@
-//! How long an answer takes, and so how long to wait for one. Owns: the estimates of RFC 6298. May not: know what is waited for.
-//! Read next: `mod.rs`, which has the timer.
+//! How long an answer takes, and so how long to wait for one. Owns: the estimates of RFC 6298. May not: know
+//! what is waited for. Read next: `mod.rs`, which has the timer.
 
 use core::time::Duration;
 
 /// Before a round trip was measured (RFC 6298 2.1).
 const FIRST_TIMEOUT: Duration = Duration::from_secs(1);
-/// What the timeout is longer than a round trip, at least: a guest delays an acknowledgement for 40 ms, and Linux waits as long.
+/// By how much the timeout is longer than a round trip, at least: a guest delays an acknowledgement for 40
+/// ms, and Linux waits as long.
 const MIN_MARGIN: Duration = Duration::from_millis(200);
 const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 /// What a probe (RFC 8985 7.2) waits beside two round trips: a guest's processor may be busy elsewhere.

@@ -1,5 +1,5 @@
-//! The scoreboard (RFC 6675): what of all that is under way was sent when, and what the guest has of it. Owns: the runs. May not: decide
-//! that something is lost. Read next: `detection.rs`, which does.
+//! The scoreboard (RFC 6675): when each part of what is under way was sent, and what the guest has of it.
+//! Owns: the runs. May not: decide that something is lost. Read next: `detection.rs`, which does.
 
 use std::collections::VecDeque;
 
@@ -33,7 +33,8 @@ pub(super) struct Run {
 #[derive(Debug)]
 pub(super) struct Scoreboard {
     pub(super) runs: VecDeque<Run>,
-    /// Where the first run begins, and where the last ends (RFC 9293 SND.UNA, SND.NXT); `None` before the SYN was sent.
+    /// Where the first run begins and the last ends (RFC 9293 SND.UNA, SND.NXT). `None` before the SYN was
+    /// sent.
     pub(super) edges: Option<(TcpSeqNumber, TcpSeqNumber)>,
     /// Some run may be other than [`State::Sent`].
     pub(super) marked: bool,
@@ -150,8 +151,8 @@ impl Scoreboard {
         Some((start, Run { end, ..run }))
     }
 
-    /// Applies `change` to the runs between two sequence numbers, which may split one at each. With too many runs already it is applied
-    /// to all that they touch.
+    /// Applies `change` to the runs between two sequence numbers, and splits the first and the last for that.
+    /// If there are too many runs already, it is applied to all of each that they touch.
     pub(super) fn mark(&mut self, left: TcpSeqNumber, right: TcpSeqNumber, mut change: impl FnMut(&mut Run)) {
         self.split(left);
         self.split(right);

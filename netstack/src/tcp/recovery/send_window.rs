@@ -1,5 +1,5 @@
-//! The window that a guest offers, and what smoltcp is told of it. Owns: the window field either way. May not: know what is lost.
-//! Read next: `mod.rs`, `Recovery::handle_ack`.
+//! The window that a guest offers, and what smoltcp is told of it. Owns: the window field, either way. May
+//! not: know what is lost. Read next: `mod.rs`, `Recovery::handle_ack`.
 
 use smoltcp::wire::TcpSeqNumber;
 
@@ -37,7 +37,8 @@ impl SendWindow {
         self.offered = field.div_ceil(1 << self.shift);
     }
 
-    /// Bytes that were offered, and one unit for what a scaled field cannot say (RFC 7323 2.4) or a FIN, which needs no room.
+    /// Bytes that were offered, and one unit more: for what a scaled field cannot say (RFC 7323 2.4), or for
+    /// a FIN, which needs no room.
     pub(super) fn room(&self) -> usize {
         (usize::from(self.offered) + 1) << self.shift
     }
@@ -47,8 +48,8 @@ impl SendWindow {
         usize::from(self.offered) << self.shift
     }
 
-    /// The field that lets smoltcp send what is left of this window, and what the congestion window leaves: `fresh` bytes beyond those
-    /// that are under way.
+    /// The field that lets smoltcp send what is left of this window, and of the congestion window: `fresh`
+    /// bytes beyond those that are under way.
     pub(super) fn limited(&self, flight: usize, fresh: Option<usize>) -> u16 {
         let offered = usize::from(self.offered);
         let units = match fresh {
@@ -56,8 +57,8 @@ impl SendWindow {
             Some(fresh) => ((flight + fresh) >> self.shift).max(1).min(offered),
             None => offered,
         };
-        // Never less than what has been sent, as far as the field can say so: smoltcp could not repeat that. And not closed before that
-        // has arrived: smoltcp would give up its retransmission timer.
+        // Never less than what has been sent, as far as the field can say so: smoltcp could not repeat that.
+        // Not closed before that has arrived: smoltcp would give up its retransmission timer.
         let sent = if flight == 0 { 0 } else { (flight >> self.shift).max(1) };
         u16::try_from(units.min(usize::from(self.most)).max(sent)).unwrap_or(u16::MAX)
     }
