@@ -185,11 +185,7 @@ impl Recovery {
         if ack < una || ack > next {
             // smoltcp takes nothing of it, its window neither, if it is not for a probe.
             if ack > next && self.send_window.probe_end.is_some_and(|end| ack <= end) {
-                self.board.runs.clear();
-                self.settle();
-                self.board.edges = Some((ack, ack));
-                (self.started, self.timeouts, self.probed) = (now, 0, false);
-                (self.send_window.offered, self.send_window.told) = (field, Some(field));
+                self.acknowledge_probe(ack, field, now);
             }
             return Verdict::Pass;
         }
@@ -201,10 +197,42 @@ impl Recovery {
             self.send_window.offer_unscaled(field);
             return Verdict::Pass;
         }
+        let is_bare = segment.payload().is_empty() && !segment.fin();
+        self.advance(segment, (una, next), is_bare && !is_old, now);
+        let told = self.limited();
+        let repeated =
+            ack == una && self.send_window.told == Some(told) && (is_old || (is_bare && next != una));
+        self.send_window.told = Some(told);
+        match (repeated, told == field) {
+            (true, _) => Verdict::Known,
+            (false, true) => Verdict::Pass,
+            (false, false) => Verdict::Limit(told),
+        }
+    }
+
+    /// The probe of a closed window has arrived: smoltcp takes it for sent now.
+    fn acknowledge_probe(&mut self, ack: TcpSeqNumber, field: u16, now: Instant) {
+        self.board.runs.clear();
+        self.settle();
+        self.board.edges = Some((ack, ack));
+        (self.started, self.timeouts, self.probed) = (now, 0, false);
+        (self.send_window.offered, self.send_window.told) = (field, Some(field));
+    }
+
+    /// Takes note of what has arrived of all between `una` and `next`, and looks for what is lost.
+    /// `may_repeat`: with nothing new in it, the acknowledgement is a duplicate.
+    #[inline]
+    fn advance(
+        &mut self,
+        segment: &TcpPacket<&[u8]>,
+        (una, next): (TcpSeqNumber, TcpSeqNumber),
+        may_repeat: bool,
+        now: Instant,
+    ) {
+        let (ack, field) = (segment.ack_number(), segment.window_len());
         let is_update = field != self.send_window.offered;
         let edge = una + self.send_window.room();
         self.send_window.offered = field;
-        let bare = segment.payload().is_empty() && !segment.fin();
         let before = self.congestion.window.map(|_| self.board.under_way());
         let mut arrived = ack - una;
         if ack > una {
@@ -214,7 +242,7 @@ impl Recovery {
             arrived += self.acknowledge_ranges(segment, now);
         }
         if !self.selective {
-            self.count_duplicates(ack > una, bare && !is_old && !is_update, next);
+            self.count_duplicates(ack > una, may_repeat && !is_update, next);
         }
         if arrived > 0 {
             let recovering = self.board.first_lost().is_some();
@@ -233,14 +261,6 @@ impl Recovery {
         }
         if let Some((una, next)) = self.board.edges {
             self.congestion.turn_round(una, next, self.round_trip);
-        }
-        let told = self.limited();
-        let repeated = ack == una && self.send_window.told == Some(told) && (is_old || (bare && next != una));
-        self.send_window.told = Some(told);
-        match (repeated, told == field) {
-            (true, _) => Verdict::Known,
-            (false, true) => Verdict::Pass,
-            (false, false) => Verdict::Limit(told),
         }
     }
 
