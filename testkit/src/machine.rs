@@ -92,7 +92,8 @@ impl User {
     #[track_caller]
     pub fn new(suite: Suite) -> Self {
         let cache = workspace().join("tests/guest/cache");
-        assert!(cache.join("stamp").exists(), "this test needs a machine to boot: run `make guest`");
+        let stamp = cache.join(suite.name()).join("stamp");
+        assert!(stamp.exists(), "this test needs a machine to boot: run `make guest`");
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         // Sockets' paths are short.
         let home = tempfile::Builder::new().prefix("gvm").tempdir_in("/tmp").expect("a temporary directory");

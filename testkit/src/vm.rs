@@ -145,7 +145,7 @@ impl Vm {
     #[track_caller]
     pub fn with(ssh_port: u16, args: impl IntoIterator<Item = OsString>) -> Self {
         tool("qemu-system-x86_64", "qemu-system-x86");
-        assert!(cache().join("stamp").exists(), "this test needs a machine to boot: run `make guest`");
+        assert!(cache().join("trixie/stamp").exists(), "this test needs a machine to boot: run `make guest`");
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let daemon = Daemon::builder()
             .args(["-ssh-port", &ssh_port.to_string(), "-pid-file", "gvproxy.pid"])

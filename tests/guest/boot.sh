@@ -10,8 +10,8 @@ set -euo pipefail
 
 cache=$(cd "$(dirname "$0")" && pwd)/cache
 guest=$cache/${GUEST:-trixie}
-if [ ! -f "$cache/stamp" ]; then
-    echo "boot.sh: there is no guest yet: run 'make guest'" >&2
+if [ ! -f "$guest/stamp" ]; then
+    echo "boot.sh: there is no guest of ${guest##*/} yet: run 'make guest'" >&2
     exit 1
 fi
 machine=(qemu-system-x86_64 -nodefaults -no-user-config -display none -M q35 -kernel "$guest/vmlinuz")

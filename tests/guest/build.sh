@@ -1,19 +1,22 @@
 #!/usr/bin/env bash
-# build.sh: the virtual machines of the demo and the tests, made from Debian packages into tests/guest/cache, one for each of the suites below:
+# build.sh [SUITE...]: the virtual machines of the demo and the tests, made from Debian packages into
+# tests/guest/cache, one for each suite (trixie and bookworm without arguments):
 #   SUITE/vmlinuz, SUITE/initrd.img   for QEMU's -kernel and -initrd
 #   SUITE/root.img                    ext4, label "guest"; boot.sh never writes to it
-#   SUITE/root                        the same system as a tree, for programs of the host: the tests run its podman machine and its QEMU
+#   SUITE/root                        the same system as a tree, for programs of the host: the tests run its
+#                                     podman machine and its QEMU
 #   id_ed25519                        the key that the users core (uid 1000) and root accept
 #   busybox.tar                       a container image, localhost/busybox:test, for `podman load`
-# podman's API sockets are /run/user/1000/podman/podman.sock and /run/podman/podman.sock; `podman machine` can boot it
-# as well. Makes nothing when everything is up to date. MIRROR=URL replaces the mirror that this machine's apt uses. Read next: boot.sh.
+# podman's API sockets are /run/user/1000/podman/podman.sock and /run/podman/podman.sock; `podman machine` can
+# boot it as well. Makes nothing when everything is up to date. MIRROR=URL replaces the mirror: that of this
+# machine's apt on Debian, deb.debian.org elsewhere. Read next: boot.sh.
 set -euo pipefail
 umask 022
 
 here=$(cd "$(dirname "$0")" && pwd)
 out=$here/cache
-# The first is the machine of every test but one; bookworm has podman 4.3 and QEMU 7.2.
-suites=(trixie bookworm)
+# The demo boots trixie, and so do the tests but for those that want podman 4.3, QEMU 7.2, or vsock.
+[ $# -gt 0 ] || set -- trixie bookworm
 packages() {
     echo systemd systemd-sysv systemd-resolved udev dbus dbus-user-session libpam-systemd kmod sudo \
         openssh-server openssh-client \
@@ -24,18 +27,23 @@ packages() {
     if [ "$1" = bookworm ]; then echo slirp4netns; else echo passt; fi
 }
 
-step() { printf 'guest: %s (%d s)\n' "$*" "$SECONDS"; }
+# On a terminal cargo's bar may stand in the line: it builds beside this.
+step() {
+    [ ! -t 1 ] || printf '\r\033[K'
+    printf 'guest: %s: %s (%d s)\n' "$suite" "$*" "$SECONDS"
+}
 
 inputs() { sha256sum "$here/build.sh"; find "$here/files" -type f -exec sha256sum {} + | sort; }
 stamp=$(inputs | sed "s,$here/,," | sha256sum)
-if [ -f "$out/stamp" ] && [ "$(cat "$out/stamp")" = "$stamp" ]; then
-    exit 0
-fi
+stale=()
+for suite; do
+    [ "$(cat "$out/$suite/stamp" 2>/dev/null)" = "$stamp" ] || stale+=("$suite")
+done
+[ ${#stale[@]} -gt 0 ] || exit 0
 if [ "$(id -u)" != 0 ]; then
-    exec sudo --preserve-env=MIRROR "$0"
+    exec sudo --preserve-env=MIRROR "$0" "${stale[@]}"
 fi
 mkdir -p "$out"
-rm -f "$out/stamp"
 
 # In memory where it fits: dpkg syncs every file.
 work=$(mktemp -d -p "$([ "$(df -m --output=avail /dev/shm | tail -n 1)" -gt 3500 ] && echo /dev/shm || echo /var/tmp)" guest.XXXXXX)
@@ -51,17 +59,36 @@ tree() { tar -C "$1" --xattrs --xattrs-include='*' "${@:2}"; }
 [ -f "$out/id_ed25519" ] || ssh-keygen -q -t ed25519 -N '' -C guest -f "$out/id_ed25519"
 
 apts_mirror() {
+    command -v apt-get >/dev/null || return 0
     # shellcheck disable=SC2016 # apt's own variables
-    apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(CREATED_BY) $(SITE)' |
-        awk '$1 !~ /-/ && $2 == "main" && $3 == "Packages" { print $4; exit }'
+    apt-get indextargets --format '$(ORIGIN) $(RELEASE) $(COMPONENT) $(CREATED_BY) $(SITE)' |
+        awk '$1 == "Debian" && $2 !~ /-/ && $3 == "main" && $4 == "Packages" { print $5; exit }'
+}
+
+# phases LOG: debootstrap's output into LOG; says when it begins to do something else.
+phases() {
+    local said='' line verb
+    while read -r line; do
+        printf '%s\n' "$line"
+        verb=${line#I: }
+        verb=${verb%% *}
+        case $verb in
+        Retrieving | Extracting | Unpacking | Configuring) ;;
+        *) continue ;;
+        esac
+        case $said in *$verb*) continue ;; esac
+        said+=$verb
+        step "${verb,} packages" >&2
+    done >"$1"
 }
 
 # debian SUITE LIST: that system in $root, as its packages leave it.
 debian() {
     local suite=$1 list=$2 mirror
     mirror=${MIRROR:-$(apts_mirror)}
-    [ -n "$mirror" ] || { echo "guest: apt knows no mirror of Debian; give MIRROR=URL" >&2; exit 1; }
-    debootstrap --variant=minbase --include="${list// /,}" "$suite" "$root" "$mirror" >"$log" 2>&1 || { tail -n 20 "$log" >&2; exit 1; }
+    mirror=${mirror:-http://deb.debian.org/debian}
+    debootstrap --variant=minbase --include="${list// /,}" "$suite" "$root" "$mirror" 2>&1 | phases "$log" ||
+        { tail -n 20 "$log" >&2; exit 1; }
     # The kernel is unpacked instead of installed: the package would draw in a maker of initrds.
     cp --remove-destination /etc/resolv.conf "$root/etc/resolv.conf"
     # shellcheck disable=SC2016 # the guest's shell expands it
@@ -146,18 +173,45 @@ INIT
     (cd "$initrd" && find . | "$root/bin/busybox" cpio -o -H newc 2>/dev/null) >"$2/initrd.img"
 }
 
-for suite in "${suites[@]}"; do
+# container_image BUSYBOX: busybox.tar.
+container_image() {
+    local layer=$work/layer image=$work/image applet
+    mkdir -p "$layer"/{bin,etc,tmp,www,proc,sys,dev} "$image"
+    cp "$1" "$layer/bin/"
+    for applet in $("$1" --list); do
+        [ -e "$layer/bin/$applet" ] || ln -s busybox "$layer/bin/$applet"
+    done
+    echo 'root:x:0:0:root:/:/bin/sh' >"$layer/etc/passwd"
+    echo 'hello from a container' >"$layer/www/index.html"
+    tar -C "$layer" --sort=name --mtime=@0 --owner=0 --group=0 -cf "$image/layer.tar" .
+    cat >"$image/config.json" <<JSON
+{
+  "architecture": "amd64",
+  "os": "linux",
+  "config": { "Env": ["PATH=/bin"], "Cmd": ["sh"] },
+  "rootfs": { "type": "layers", "diff_ids": ["sha256:$(sha256sum "$image/layer.tar" | cut -c -64)"] }
+}
+JSON
+    cat >"$image/manifest.json" <<JSON
+[{ "Config": "config.json", "RepoTags": ["localhost/busybox:test"], "Layers": ["layer.tar"] }]
+JSON
+    tar -C "$image" -cf "$out/busybox.tar" config.json layer.tar manifest.json
+    rm -r "$layer" "$image"
+}
+
+for suite in "${stale[@]}"; do
     place=$out/$suite log=$out/$suite/build.log
     mkdir -p "$place"
+    rm -f "$place/stamp"
     list=$(packages "$suite" | xargs)
     # Kept from one build to the next: only the list and the function decide what it is.
     base=$place/base-$( (declare -f debian; echo "$list") | sha256sum | cut -c -12).tar
     if [ -f "$base" ]; then
-        step "unpacking the Debian $suite made before"
+        step "unpacking the system made before"
         mkdir "$root"
         tree "$root" -xpf "$base"
     else
-        step "a Debian $suite with podman and QEMU (about a minute)"
+        step "a Debian with podman and QEMU"
         debian "$suite" "$list"
         rm -f "$place"/base-*
         tree "$root" -cf "$base.part" .
@@ -180,33 +234,8 @@ for suite in "${suites[@]}"; do
     truncate -s 4G "$work/root.img"
     mke2fs -q -t ext4 -L guest -m 0 -O '^has_journal,^metadata_csum' -d "$root" "$work/root.img"
     cp --sparse=always "$work/root.img" "$place/root.img"
-    busybox=$work/busybox
-    cp "$root/bin/busybox" "$busybox"
+    container_image "$root/bin/busybox"
     rm -rf --one-file-system "$root" "$work/root.img"
+    echo "$stamp" >"$place/stamp"
+    step "done"
 done
-
-step "a container image"
-layer=$work/layer
-mkdir -p "$layer"/{bin,etc,tmp,www,proc,sys,dev} "$work/image"
-cp "$busybox" "$layer/bin/"
-for applet in $("$busybox" --list); do
-    [ -e "$layer/bin/$applet" ] || ln -s busybox "$layer/bin/$applet"
-done
-echo 'root:x:0:0:root:/:/bin/sh' >"$layer/etc/passwd"
-echo 'hello from a container' >"$layer/www/index.html"
-tar -C "$layer" --sort=name --mtime=@0 --owner=0 --group=0 -cf "$work/image/layer.tar" .
-cat >"$work/image/config.json" <<JSON
-{
-  "architecture": "amd64",
-  "os": "linux",
-  "config": { "Env": ["PATH=/bin"], "Cmd": ["sh"] },
-  "rootfs": { "type": "layers", "diff_ids": ["sha256:$(sha256sum "$work/image/layer.tar" | cut -c -64)"] }
-}
-JSON
-cat >"$work/image/manifest.json" <<JSON
-[{ "Config": "config.json", "RepoTags": ["localhost/busybox:test"], "Layers": ["layer.tar"] }]
-JSON
-tar -C "$work/image" -cf "$out/busybox.tar" config.json layer.tar manifest.json
-
-echo "$stamp" >"$out/stamp"
-step "done"
