@@ -2,6 +2,7 @@
 # install.sh GROUP...: the Debian packages that a make target needs, as far as their commands are missing, and what cargo
 # has to build and pip to fetch for it, in tests/guest/cache.
 # Groups: demo, test, bench, instructions, lint, dist. Quiet when nothing is missing; asks for root through sudo otherwise.
+# Without apt it says what is missing; up to there it is written for bash 3.2, as macOS has it.
 set -euo pipefail
 cache=$(cd "$(dirname "$0")" && pwd)/guest/cache
 
@@ -12,6 +13,7 @@ table() {
                  /usr/include/stdio.h libc6-dev' ;;
     demo) table build; echo 'qemu-system-x86_64 qemu-system-x86
                  debootstrap debootstrap
+                 /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
                  mke2fs e2fsprogs
                  ssh openssh-client
                  podman podman
@@ -54,9 +56,59 @@ table() {
     esac
 }
 
+# their MANAGER PACKAGE: what Fedora (dnf) and Arch (pacman) call Debian's package; nothing if they have none.
+their() {
+    case $1:$2 in
+    :*) echo "$2" ;;
+    dnf:libc6-dev) echo glibc-devel ;;
+    dnf:debian-archive-keyring) echo debian-keyring ;;
+    dnf:qemu-system-x86) echo qemu-system-x86-core ;;
+    dnf:openssh-client) echo openssh-clients ;;
+    dnf:docker-cli*) echo docker-cli ;;
+    dnf:iproute2) echo iproute ;;
+    dnf:shellcheck) echo ShellCheck ;;
+    pacman:libc6-dev) echo glibc ;;
+    pacman:openssh-*) echo openssh ;;
+    pacman:docker-cli*) echo docker ;;
+    pacman:python3) echo python ;;
+    *:dropbear-bin) echo dropbear ;;
+    *:udhcpc) ;;
+    *) echo "$2" ;;
+    esac
+}
+
+give_up() {
+    cat >&2 <<EOT
+install.sh: $1
+With Rust and a C compiler these run without it:
+  cargo build --release
+  cargo test -p gvproxy-netstack
+  cargo test -p gvproxy-qmp --lib
+EOT
+    exit 1
+}
+
+elsewhere() {
+    local manager='' words="by Debian's names:" package name names='' none=''
+    if command -v dnf >/dev/null; then manager=dnf words='sudo dnf install'; fi
+    if command -v pacman >/dev/null; then manager=pacman words='sudo pacman -S'; fi
+    for package in "${missing[@]}"; do
+        name=$(their "$manager" "$package")
+        case "$names " in *" $name "*) continue ;; esac
+        if [ -n "$name" ]; then names="$names $name"; else none="$none $package"; fi
+    done
+    give_up "packages are installed only where there is apt-get (Debian 12, 13, sid).
+Missing here: ${commands[*]}
+To install: $words$names${none:+
+Without a package there:$none}"
+}
+
+command -v cargo >/dev/null || { echo "install.sh: there is no cargo; https://rustup.rs installs it" >&2; exit 1; }
+[ "$(uname -s)" = Linux ] || give_up "the demo and the tests need Linux: namespaces, and QEMU of that system"
+
 PATH=$PATH:/usr/sbin:/sbin:$cache/bin:$cache/python/bin
 export DEBIAN_FRONTEND=noninteractive
-missing=() crates=() wheels=()
+missing=() commands=() crates=() wheels=()
 for group in "$@"; do
     rows=$(table "$group")
     while read -r command package; do
@@ -64,39 +116,41 @@ for group in "$@"; do
         case $package in
         cargo:*) crates+=("${package#cargo:}") ;;
         pip:*) wheels+=("${package#pip:}") ;;
-        *) missing+=("$package") ;;
+        *) missing+=("$package") commands+=("$command") ;;
         esac
     done <<<"$rows"
 done
 [ $((${#missing[@]} + ${#crates[@]} + ${#wheels[@]})) -gt 0 ] || exit 0
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
+say() { echo "install: $*"; }
 quietly() { "$@" >"$log" 2>&1 || { tail -n 30 "$log" >&2; return 1; }; }
 
 install_packages() {
-    if ! command -v apt-get >/dev/null; then
-        echo "install.sh: this is not a Debian system; please install: ${missing[*]}" >&2
-        exit 1
-    fi
+    command -v apt-get >/dev/null || elsewhere
     root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo --preserve-env=DEBIAN_FRONTEND "$@"; fi; }
     candidate() { apt-cache policy "$1" | awk '$1 == "Candidate:" && $2 != "(none)" { print $2 }'; }
 
     mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
-    echo "installing: ${missing[*]}"
+    say "installing ${missing[*]}"
     quietly root apt-get -q update
 
-    local package choice packages=()
+    local package choice found packages=() unknown=()
     for package in "${missing[@]}"; do
         # Alternatives stand in order of preference: from Debian 13 on, docker's client has its own package.
+        found=''
         for choice in ${package//|/ }; do
-            [ -z "$(candidate "$choice")" ] || break
+            [ -z "$(candidate "$choice")" ] || { found=$choice; break; }
         done
-        packages+=("$choice")
+        [ -n "$found" ] || { unknown+=("$package"); continue; }
+        packages+=("$found")
         # A newer qemu-utils (backports) cannot stand beside an older QEMU; keep it by letting it follow.
         if [ "$choice" = qemu-system-x86 ] && dpkg -s qemu-utils >/dev/null 2>&1; then
             packages+=("qemu-utils=$(candidate "$choice")")
         fi
     done
+
+    [ ${#unknown[@]} = 0 ] || give_up "apt knows no package ${unknown[*]} (Debian 12, 13 and sid have them)"
 
     # The tests start their own sshd and unbound: the packages' services stay down while they are installed.
     if [ ! -e /usr/sbin/policy-rc.d ]; then
@@ -109,14 +163,14 @@ install_packages() {
 
 [ ${#missing[@]} = 0 ] || install_packages
 for crate in "${crates[@]}"; do
-    echo "building: $crate (a minute or two)"
+    say "building $crate (a minute or two)"
     settings=()
     # It runs for seconds: what its own slow link gains is lost in building.
     [[ $crate != cargo-deny@* ]] || settings=(CARGO_PROFILE_RELEASE_{LTO=off,CODEGEN_UNITS=16,OPT_LEVEL=0})
     quietly env "${settings[@]}" cargo install --locked --root "$cache" "$crate"
 done
 if [ ${#wheels[@]} -gt 0 ]; then
-    echo "installing: ${wheels[*]} (100 MB)"
+    say "fetching ${wheels[*]} (100 MB)"
     quietly python3 -m venv "$cache/python"
     quietly "$cache/python/bin/pip" install --disable-pip-version-check "${wheels[@]}"
 fi
