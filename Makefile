@@ -1,6 +1,8 @@
 # Of Cargo.toml; one for lint and tests, so that they share what they build.
 PROFILE := ci
 TARGET := $(or $(CARGO_TARGET_DIR),target)
+# The VM is made as root, beside cargo, whose lines would run over sudo's question.
+ASK_FOR_ROOT := [ "$$(id -u)" = 0 ] || [ -e tests/guest/cache/trixie/stamp ] || sudo -v
 
 .PHONY: help build demo guest test attack ways bench micro instructions pages lint msrv dist dist-test fmt
 
@@ -12,9 +14,12 @@ build: ## target/release/gvproxy
 
 demo: ## a VM under QEMU, and its podman answering on a host socket (KEEP=1 leaves it running)
 	@tests/install.sh demo
-	@tests/guest/build.sh
-	cargo build --release
-	@tests/demo.sh $(TARGET)/release/gvproxy
+	@$(ASK_FOR_ROOT)
+	@echo 'gvproxy and its VM are made beside each other: two minutes or three'
+	@tests/guest/build.sh trixie & guest=$$!; \
+		cargo build --profile demo --bin gvproxy; built=$$?; \
+		wait $$guest && exit $$built
+	@tests/demo.sh $(TARGET)/demo/gvproxy
 
 guest: ## the VM of the demo and the tests, in tests/guest/cache
 	@tests/install.sh demo
@@ -22,8 +27,12 @@ guest: ## the VM of the demo and the tests, in tests/guest/cache
 
 test: ## everything: lint, unit tests, network namespaces, a real VM
 	@tests/install.sh test
-	@tests/guest/build.sh
 	@$(MAKE) --no-print-directory lint
+	@$(ASK_FOR_ROOT)
+	@echo 'the tests and their VMs are made beside each other: minutes, the most of them at "Compiling gvproxy"'
+	@tests/guest/build.sh & guest=$$!; \
+		cargo test --workspace --profile $(PROFILE) --no-run; built=$$?; \
+		wait $$guest && exit $$built
 	cargo test --workspace --profile $(PROFILE) --no-fail-fast
 	@benches/netstack/instructions.sh
 
@@ -59,7 +68,7 @@ lint: ## formatting, clippy, documentation, scripts, dependencies, what imports 
 	@tests/imports.sh >/dev/null
 	PATH=$$PATH:tests/guest/cache/bin cargo deny --workspace --log-level error check bans licenses sources
 	cargo package -q --workspace --exclude netstack-bench --exclude testkit --no-verify --allow-dirty --locked
-	cargo test -q --profile $(PROFILE) -p gvproxy --test pages
+	cargo test --workspace --profile $(PROFILE) --test pages
 	@! cargo tree -p gvproxy-netstack -e normal --prefix none | grep -E '^(tokio|mio|socket2|rustix) ' || \
 		{ echo 'netstack may not depend on these' >&2; exit 1; }
 

@@ -21,7 +21,7 @@ here() {
     ldd --version | sed -n '1s/.* /libc /p'
 }
 
-cargo build --quiet --release -p netstack-bench
+cargo build --release -p netstack-bench
 binary=${CARGO_TARGET_DIR:-target}/release/netstack-bench
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
