@@ -1,7 +1,7 @@
 //! What guests ask of the control plane, by port in turn: one piece at a time, and between two of them everything else that is ready there. So
 //! neither the operator nor another guest waits for the thousands of one.
 //!
-//! Owns: whose turn it is, and how much may wait for it. May not: do any of it. Read next: `daemon.rs`, which does.
+//! Owns: whose turn it is, and how much may wait for it. May not: do any of it. Read next: `daemon/requests.rs`, which does.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
