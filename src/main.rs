@@ -7,7 +7,8 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use gvproxy::cli::{self, Parsed};
+use anyhow::{Context, Result};
+use gvproxy::cli::{self, Parsed, RawArgs};
 use gvproxy::config::{Asked, Config, RESOLV_CONF};
 use gvproxy::daemon::{ControlPlane, Exit};
 use gvproxy::docker_sock::command as docker_sock;
@@ -28,6 +29,25 @@ const BAD_USAGE: u8 = 2;
 /// Of `-qmp-status`: a machine has no card of ours, or one that is not connected.
 const NO_CARD: u8 = 3;
 
+/// Why the program fails, and how severe the original calls that.
+struct Failure {
+    severity: &'static str,
+    error: anyhow::Error,
+}
+
+impl Failure {
+    /// Nothing can be done with these flags, this file, or this log.
+    fn fatal(error: anyhow::Error) -> Self {
+        Self { severity: "fatal", error }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self { severity: "error", error }
+    }
+}
+
 fn main() -> ExitCode {
     gvproxy::sys::prepare_signals();
     listen::claim();
@@ -45,20 +65,24 @@ fn main() -> ExitCode {
     if raw.version {
         return print(io::stdout(), &format!("{VERSION}\n"), ExitCode::SUCCESS);
     }
-
-    let log = match Log::stderr() {
+    let mut log = match Log::stderr() {
         Ok(log) => log,
         Err(error) => return print(io::stderr(), &format!("{error:#}\n"), ExitCode::FAILURE),
     };
-    let (ignored, asked) = (raw.ignored.clone(), Asked::new(*raw));
-    let asked = match asked {
-        Ok(asked) => asked,
-        Err(error) => return fail(&log, "fatal", &format!("{error:#}")),
-    };
-    let log = match open(&log, &asked) {
-        Ok(log) => log,
-        Err(error) => return fail(&log, "fatal", &format!("{error:#}")),
-    };
+    match run(*raw, &argv, &mut log) {
+        Ok(code) => code,
+        Err(Failure { severity, error }) => {
+            log.last_words(severity, &format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Does what the flags ask for. `log` becomes what they want it to be.
+fn run(raw: RawArgs, argv: &[OsString], log: &mut Log) -> Result<ExitCode, Failure> {
+    let ignored = raw.ignored.clone();
+    let asked = Asked::new(raw).map_err(Failure::fatal)?;
+    open(log, &asked).map_err(Failure::fatal)?;
     tracing::debug!(
         version = VERSION,
         os = std::env::consts::OS,
@@ -69,63 +93,52 @@ fn main() -> ExitCode {
     if let Some(word) = &ignored {
         tracing::warn!(word = %word.display(), "the flags end at this word: it and what follows is ignored");
     }
-    let config = match Config::resolve(&asked, Path::new(RESOLV_CONF), &preflight::ensure_to_be_had) {
-        Ok(config) => config,
-        Err(error) => return fail(&log, "fatal", &format!("{error:#}")),
-    };
+    let config = Config::resolve(&asked, Path::new(RESOLV_CONF), &preflight::ensure_to_be_had);
+    let config = config.map_err(Failure::fatal)?;
     if config.show_machines {
-        return match vm::status::show(&config) {
-            Ok((text, all_up)) => {
-                log.flush();
-                print(io::stdout(), &text, if all_up { ExitCode::SUCCESS } else { NO_CARD.into() })
-            }
-            Err(error) => fail(&log, "error", &format!("{error:#}")),
-        };
+        let (text, all_up) = vm::status::show(&config)?;
+        log.flush();
+        return Ok(print(io::stdout(), &text, if all_up { ExitCode::SUCCESS } else { NO_CARD.into() }));
     }
-    let mut control_plane = match ControlPlane::new(&log) {
-        Ok(control_plane) => control_plane,
-        Err(error) => return fail(&log, "error", &format!("{error:#}")),
+    let exit = match serve(&asked, config, log)? {
+        Exit::Stopped => "signal caught",
+        Exit::GuestLeft => "virtual machine left",
+        Exit::Replaced => "another process has its sockets' paths",
     };
+    tracing::info!("gvproxy exiting: {exit}");
+    log.flush();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs until the end, unless a signal comes first.
+fn serve(asked: &Asked, config: Config, log: &Log) -> Result<Exit> {
+    let control_plane = ControlPlane::new()?;
+    control_plane.hear_signals(log)?;
     asked.warn(config.device_ip);
     // Whoever reads this may end the process with a signal.
     tracing::info!("{VERSION}");
     let path = config.pid_file.clone();
-    let exit = match control_plane.unless_ended(move || path.map_or(Ok(()), |path| pidfile::ensure(&path))) {
-        Ok(Some(())) => control_plane.run(config),
-        Ok(None) => {
-            control_plane.leave();
-            Ok(Exit::Signal)
-        }
-        Err(error) => return fail(&log, "error", &format!("{error:#}")),
-    };
-    match exit {
-        Ok(exit) => {
-            tracing::info!("gvproxy exiting: {exit}");
-            log.flush();
-            ExitCode::SUCCESS
-        }
-        Err(error) => fail(&log, "error", &format!("gvproxy exiting: {error:#}")),
+    let is_to_be_had = move || path.map_or(Ok(()), |path| pidfile::ensure(&path));
+    if control_plane.unless_ended(is_to_be_had)?.is_none() {
+        control_plane.leave();
+        return Ok(Exit::Stopped);
     }
+    gvproxy::sys::prepare_process();
+    control_plane.run(config).context("gvproxy exiting")
 }
 
-/// The log as the flags want it, with everything written into it from here on.
-fn open(log: &Log, asked: &Asked) -> anyhow::Result<Log> {
+/// Makes `log` what the flags want, with everything written into it from here on.
+fn open(log: &mut Log, asked: &Asked) -> Result<()> {
     let file = asked.log_file();
-    let log = match file.as_os_str().is_empty() {
-        true => log.clone(),
-        false => log.clone().with_file(file).map_err(|error| asked.place("log-file", error))?,
-    };
+    if !file.as_os_str().is_empty() {
+        *log = log.clone().with_file(file).map_err(|error| asked.place("log-file", error))?;
+    }
     let level = asked.log_level();
     log.install(*level.as_ref().unwrap_or(&LevelFilter::INFO))?;
     if let Err(unknown) = level {
         tracing::warn!("bad log level {}, falling back to \"info\"", quote(unknown));
     }
-    Ok(log)
-}
-
-fn fail(log: &Log, severity: &str, message: &str) -> ExitCode {
-    log.last_words(severity, message);
-    ExitCode::FAILURE
+    Ok(())
 }
 
 /// A reader that went away is no failure of ours.
