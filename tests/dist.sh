@@ -55,7 +55,7 @@ try() {
     [ -z "$said" ] || { echo "dist: the units: $said" >&2; exit 1; }
     # Debian 13 has no systemd for the first version of control groups any more.
     SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 \
-        systemd-nspawn --register=no --keep-unit --console=pipe --volatile=overlay \
+        systemd-nspawn --register=no --keep-unit --console=pipe --volatile=overlay --private-network \
         --bind="$work/try:/run/try" --bind-ro="$work/try/try.service:/run/systemd/system/try.service" \
         --directory="$root" --boot -- --unit=try.service </dev/null >"$work/log" 2>&1 ||
         { cat "$work/log" "$work/try/log" >&2; exit 1; }
@@ -108,7 +108,7 @@ systemctl restart gvproxy@forward.service
 [ "$(ask /run/gvproxy/forward.sock again)" = 'again and back' ]
 
 systemctl start gvproxy@network.service
-until [ -S /run/gvproxy/network/qemu.sock ]; do sleep 0.1; done
+timeout 30 bash -c 'until [ -S /run/gvproxy/network/qemu.sock ]; do sleep 0.1; done'
 [ "$(ask /run/gvproxy/network/api.sock $'GET /stats HTTP/1.1\r\nHost: d\r\n\r\n')" = 'HTTP/1.1 200 OK' ]
 
 systemctl stop gvproxy@forward.socket gvproxy@forward.service gvproxy@network.service
