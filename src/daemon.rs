@@ -1,11 +1,13 @@
 //! Runs what [`Config`] says, from the first socket to the last. Owns: the control plane's one thread, and what ends a run.
 //! May not: know what a frame or a flow is; touch what belongs to the process, but for the signals that it was told to hear.
-//! Read next: `daemon/bound.rs`, `daemon/running.rs`; `engine/mod.rs`.
+//! Read next: `daemon/bound.rs`, `daemon/running.rs`; `daemon/embedded.rs`, the library's face; `engine/mod.rs`.
 
 mod bound;
+mod embedded;
 mod requests;
 mod running;
 
+use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -22,6 +24,8 @@ use crate::sys::UnlessIgnored;
 
 use bound::Bound;
 
+pub use embedded::{Builder, Daemon, Handle};
+
 /// How long what is still to be told may hold up the end.
 const LAST_NOTICES: Duration = Duration::from_secs(1);
 
@@ -32,11 +36,12 @@ const WAYS_IN: &str =
 /// Why a run ended without a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// SIGINT or SIGTERM.
+    /// It was to end: by [`Handle::shutdown`]; in the program `gvproxy` by SIGINT or SIGTERM.
     Stopped,
-    /// The virtual machine closed its end.
+    /// The virtual machine left that it was started for: that of `-listen-qemu` or its like without `-keep-running`, or the last one of `-qmp`
+    /// with `-exit-with-vm`. The end of a link that was given to [`Handle::attach`] ends no run.
     GuestLeft,
-    /// Nobody can reach it: its sockets' paths are another process's.
+    /// Nobody can reach it, as its sockets' paths are another process's. Never where there is a [`Handle`].
     Replaced,
 }
 
@@ -91,6 +96,10 @@ impl ControlPlane {
     /// # Errors
     /// It could not start, or could not go on.
     pub fn run(self, config: Config) -> Result<Exit> {
+        self.run_in(Process::Own, config)
+    }
+
+    fn run_in(self, process: Process, config: Config) -> Result<Exit> {
         let Self { runtime, stop } = self;
         // It goes when everything else is gone.
         let mut pid_file = None;
@@ -101,11 +110,7 @@ impl ControlPlane {
             let exit = match unless_ended(&stop, || Bound::bind(config, notifier)).await {
                 Ok(Some((bound, made))) => {
                     pid_file = made;
-                    listen::warn_of_unclaimed();
-                    if lacks_way_in {
-                        tracing::warn!(give = WAYS_IN, "no virtual machine can come: there is no way in");
-                    }
-                    serve(bound, &stop).await
+                    serve(bound, process, lacks_way_in, &stop).await
                 }
                 Ok(None) => Ok(Exit::Stopped),
                 Err(error) => Err(error),
@@ -140,11 +145,33 @@ impl ControlPlane {
     }
 }
 
-async fn serve(bound: Bound, stop: &Stop) -> Result<Exit> {
+/// Whose process it is.
+enum Process {
+    /// The program's, `gvproxy`.
+    Own,
+    /// Another program's, which is told when everything is bound.
+    Anothers(mpsc::Sender<Handle>),
+}
+
+async fn serve(bound: Bound, process: Process, lacks_way_in: bool, stop: &Stop) -> Result<Exit> {
+    let is_own = matches!(process, Process::Own);
+    let mut bound = bound;
+    if let Process::Anothers(ready) = process {
+        // By the handle.
+        bound.has_other_ways = true;
+        let _ = ready.send(Handle::new(&bound, stop.clone()));
+    } else {
+        listen::warn_of_unclaimed();
+        if lacks_way_in {
+            tracing::warn!(give = WAYS_IN, "no virtual machine can come: there is no way in");
+        }
+    }
     let mut running = bound.start()?;
     let exit = running.ended(stop).await;
     tracing::debug!("stopping");
-    disk::process_ends();
+    if is_own {
+        disk::process_ends();
+    }
     running.drain().await.and(exit)
 }
 

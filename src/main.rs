@@ -49,7 +49,7 @@ impl From<anyhow::Error> for Failure {
 }
 
 fn main() -> ExitCode {
-    gvproxy::sys::prepare_signals();
+    gvproxy::sys::own_process();
     listen::claim();
     let argv: Vec<OsString> = std::env::args_os().collect();
     if argv.get(1).is_some_and(|word| word == docker_sock::WORD) {

@@ -35,6 +35,19 @@ fn virtual_network() {
 }
 
 #[test]
+fn embedded_daemon() {
+    let said = run::<&str>("embedded_daemon", &[]);
+    assert!(said.starts_with("192.168.127.2 reads from 192.168.127.254:"), "{said}");
+    assert!(said.ends_with(": hello, guest\nthe network is gone\n"), "{said}");
+}
+
+#[test]
+fn forward_socket() {
+    let said = run::<&str>("forward_socket", &[]);
+    assert_eq!(said, "answer: you asked \"who is there?\"\nthe socket is gone\n");
+}
+
+#[test]
 fn expose_port() {
     let api = tempfile::tempdir().unwrap();
     let api = api.path().join("api");

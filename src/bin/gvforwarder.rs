@@ -35,7 +35,7 @@ mod linux {
     const BAD_USAGE: u8 = 2;
 
     pub(super) fn main() -> ExitCode {
-        gvproxy::sys::prepare_signals();
+        gvproxy::sys::own_process();
         let argv: Vec<OsString> = std::env::args_os().collect();
         let raw = match parse(&argv) {
             Parsed::Run(raw) => raw,

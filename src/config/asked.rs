@@ -98,6 +98,21 @@ impl Asked {
         }
     }
 
+    /// What of it is about the process as a whole, as flag or as key of the file: what another program in which a daemon runs does itself.
+    pub fn about_process(&self) -> Option<&'static str> {
+        let args = &self.args;
+        let asked = [
+            ("version", args.version),
+            ("qmp-status", args.qmp_status),
+            ("pid-file", !args.pid_file.is_empty()),
+            ("log-file", !args.log_file.is_empty()),
+            ("log-level", self.log_level.is_some()),
+            ("debug", args.debug),
+            ("listen-stdio", !args.listen_stdio.is_empty()),
+        ];
+        asked.into_iter().find(|(_, is_asked)| *is_asked).map(|(name, _)| name)
+    }
+
     /// The paths of the sockets for clients, of `-forward-sock`, `-listen` and `-services`. Those for
     /// virtual machines are not among them.
     pub fn sockets(&self) -> Vec<PathBuf> {

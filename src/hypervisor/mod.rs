@@ -225,8 +225,8 @@ impl Listener {
     }
 }
 
-/// Waits for the end of one link among others.
-async fn follow(mut attachment: Attachment) {
+/// Waits for the end of one link among others, and says how it ended.
+pub(crate) async fn follow(mut attachment: Attachment) {
     let ended = attachment.ended().await;
     report(attachment.port(), &ended);
 }

@@ -99,7 +99,6 @@ impl Reader {
     }
 
     /// Bytes read and not yet taken.
-    #[expect(clippy::len_without_is_empty, reason = "nobody asks")]
     pub fn len(&self) -> usize {
         match self {
             Self::Stream(reader) => reader.len(),

@@ -138,7 +138,7 @@ mod tests {
             }
             let mut bytes = Vec::new();
             assert_eq!(batch.write_stream(&mut bytes).unwrap(), Progress::More);
-            assert!(batch.is_empty());
+            assert_eq!(batch.len(), 0);
             for pieces in [vec![usize::MAX], vec![usize::MAX, 3, 1, 1, 2], vec![usize::MAX, 70_000, 9, 9, 9]]
             {
                 for early in [0, 1, 5, 1000] {

@@ -11,15 +11,22 @@ pub mod pipe;
 pub mod sockets;
 pub mod udp;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use mio::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Takes back what a parent may have left of signals that ends a daemon, or makes it deaf: none is blocked, and those that nobody means are
-/// ignored. A write beyond the limit of file sizes then fails (setrlimit(2)), as does not one of a background job to its terminal (termios(3)).
+/// Whether this process is a program of this package's, as [`own_process`] says: else what is the whole process's is left alone.
+static IS_OWN: AtomicBool = AtomicBool::new(false);
+
+/// Says that this process is a program of this package's, and takes back what a parent may have left of signals that ends a daemon, or
+/// makes it deaf: none is blocked, and those that nobody means are ignored. A write beyond the limit of file sizes then fails
+/// (setrlimit(2)), as does not one of a background job to its terminal (termios(3)).
 ///
 /// To be called before there are threads.
-pub fn prepare_signals() {
+pub fn own_process() {
+    IS_OWN.store(true, Ordering::Relaxed);
     const IGNORED: [libc::c_int; 9] = [
         libc::SIGXFSZ,
         libc::SIGXCPU,
@@ -123,11 +130,11 @@ pub fn watch(fd: std::os::fd::OwnedFd, interest: tokio::io::Interest) -> std::io
     Ok(Watched(unsafe { AsyncFd::register_with_interest(fd, interest) }?))
 }
 
-/// From now on the process leaves no core dump, in which keys could be read. Linux takes a limit of one byte as that also where dumps go to
-/// a program, as systemd-coredump (core(5)).
+/// From now on the process leaves no core dump, in which keys could be read, if it is a program of this package's. Linux takes a limit of
+/// one byte as that also where dumps go to a program, as systemd-coredump (core(5)).
 pub fn leave_no_core_dump() {
     #[cfg(unix)]
-    {
+    if IS_OWN.load(Ordering::Relaxed) {
         use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
         let before = getrlimit(Resource::Core);
         // Where none was allowed it is none: to write a file. A smaller limit than before is always allowed.
@@ -273,8 +280,12 @@ pub fn random_seed() -> std::io::Result<u128> {
 mod tests {
     #[cfg(unix)]
     #[test]
-    fn no_core_dump_is_left() {
+    fn no_core_dump_is_left_by_a_program_of_ours() {
         use rustix::process::{Resource, getrlimit};
+        let before = getrlimit(Resource::Core);
+        super::leave_no_core_dump();
+        assert_eq!(getrlimit(Resource::Core), before, "another program's process is left alone");
+        super::IS_OWN.store(true, std::sync::atomic::Ordering::Relaxed);
         super::leave_no_core_dump();
         // Less than any dump, and what tells Linux to start no program for one.
         assert!(getrlimit(Resource::Core).current.is_some_and(|limit| limit <= 1));
