@@ -1,9 +1,10 @@
-//! The network in another program: starts it on threads of this process, gives it one end of a socket pair, and at the other end has a guest
-//! made of smoltcp, which reads from a server on the host's loopback.
+//! The network in another program: starts it on threads of this process, gives it one end of a socket pair,
+//! and at the other end has a guest made of smoltcp, which reads from a server on the host's loopback.
 //!
 //!     cargo run --example embedded_daemon
 //!
-//! A virtual machine monitor does the same with its network card in the place of `Card`: `Framing` has what hypervisors speak.
+//! A virtual machine monitor does the same with its network card in the place of `Card`: `Framing` has what
+//! hypervisors speak.
 #![allow(clippy::print_stdout, reason = "it shows what the guest reads")]
 
 use std::io::Write;

@@ -1,9 +1,11 @@
-//! Brings a unix socket of the host to another place, without a guest: a request goes through it, and then nothing is left behind.
+//! Brings a unix socket of the host to another place, without a guest: a request goes through it, and then
+//! nothing is left behind.
 //!
 //!     cargo run --example forward_socket
 //!
-//! As a program: `gvproxy -forward-sock /tmp/x/here.sock -forward-dest unix:///tmp/x/there.sock`. What else a socket can be, and can lead to
-//! (SSH, vsock, TCP, a guest's agent), is in `docs/sockets.md`; all of it works here too.
+//! As a program: `gvproxy -forward-sock /tmp/x/here.sock -forward-dest unix:///tmp/x/there.sock`. What else a
+//! socket can be, and can lead to (SSH, vsock, TCP, a guest's agent), is in `docs/sockets.md`; all of it
+//! works here too.
 #![allow(clippy::print_stdout, reason = "it shows what happens")]
 
 use std::io::{Read, Write};
@@ -24,7 +26,8 @@ fn main() -> Result<()> {
         .flag("forward-sock", &here)
         .flag("forward-dest", format!("unix://{}", there.display()))
         .start()?;
-    // Clients that come from now on are led there. The kernel moves the bytes, and an end of one direction arrives as such.
+    // Clients that come from now on are led there. The kernel moves the bytes, and an end of one direction
+    // arrives as such.
     let mut client = UnixStream::connect(&here)?;
     client.write_all(b"who is there?")?;
     client.shutdown(Shutdown::Write)?;

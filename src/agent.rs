@@ -1,9 +1,12 @@
-//! What the host and the guest's agent have in common. A connection begins with one line of the host's and one that answers it, `OK`, or
-//! `ERR` and why. With the path of a socket as the line, it is then one to that socket. With [`ACCEPT`] and a path, the agent makes a socket
-//! there and the connection waits: [`CLIENT`] says that it is now one with a client of that socket. Until then the host says nothing, and
-//! the agent an empty line now and then, so that each notices when the other is gone. With a secret both prove themselves before the line.
-//! Owns: how a line is read, what the host asks and makes of the answers. Read next: `agent/secret.rs`, the proofs; `guest/agent.rs` and
-//! `guest/offers.rs`, which serve; `engine/client.rs` and `reverse/agent.rs`, which ask.
+//! What the host and the guest's agent have in common. A connection begins with one line of the host's and
+//! one that answers it, `OK`, or `ERR` and why. With the path of a socket as the line, it is then one to that
+//! socket. With [`ACCEPT`] and a path, the agent makes a socket there and the connection waits: [`CLIENT`]
+//! says that it is now one with a client of that socket. Until then the host says nothing, and the agent an
+//! empty line now and then, so that each notices when the other is gone. With a secret both prove themselves
+//! before the line.
+//! Owns: how a line is read, what the host asks and makes of the answers. Read next: `agent/secret.rs`, the
+//! proofs; `guest/agent.rs` and `guest/offers.rs`, which serve; `engine/client.rs` and `reverse/agent.rs`,
+//! which ask.
 
 pub(crate) mod secret;
 
@@ -18,12 +21,13 @@ use crate::text::{quote, shown};
 use secret::Challenge;
 pub use secret::Secret;
 
-/// Where the agent listens, for TCP and on vsock: a port that only a privileged program may have, so that no other program of the guest
-/// can be taken for it.
+/// Where the agent listens, for TCP and on vsock: a port that only a privileged program may have, so that no
+/// other program of the guest can be taken for it.
 pub const PORT: u16 = 846;
 /// Begins the line that asks for a socket in the guest; a path stands behind it.
 pub const ACCEPT: &[u8] = b"ACCEPT ";
-/// Stands before the path where the host has no other connection that waits: any that the agent knows is of a host that is gone.
+/// Stands before the path where the host has no other connection that waits: any that the agent knows is of a
+/// host that is gone.
 pub const ONLY: &[u8] = b"ONLY ";
 /// The line behind which everything is the client's, or for it.
 pub const CLIENT: &[u8] = b"CLIENT";
@@ -100,7 +104,8 @@ pub(crate) fn with_end(line: &[u8]) -> Vec<u8> {
     [line, b"\n"].concat()
 }
 
-/// What has to run in the guest, so that the agent at `port` serves `path` by `flag`, to a host that has a secret or none.
+/// What has to run in the guest, so that the agent at `port` serves `path` by `flag`, to a host that has a
+/// secret or none.
 pub(crate) fn command(port: u16, secret: Option<&Secret>, flag: &str, path: &str) -> String {
     let port = match port {
         PORT => String::new(),
@@ -110,7 +115,8 @@ pub(crate) fn command(port: u16, secret: Option<&Secret>, flag: &str, path: &str
     format!("gvforwarder -agent{port}{secret} {flag} {}", shown(path))
 }
 
-/// The next line, without its end; what came behind it stays in `heard`, which grows to [`MAX_LINE`] bytes. `None` where those are no line.
+/// The next line, without its end; what came behind it stays in `heard`, which grows to [`MAX_LINE`] bytes.
+/// `None` where those are no line.
 ///
 /// # Errors
 /// What reading gives; `UnexpectedEof` where the other side ended first.

@@ -1,5 +1,7 @@
-//! How much guests may have under way on the control plane, each port for itself: whoever has it all waits for his own.
-//! Owns: the sums. May not: know what it is. Read next: `host/dns/stream.rs`, whose questions and answers it bounds in bytes.
+//! How much guests may have under way on the control plane, each port for itself: whoever has it all waits
+//! for his own.
+//! Owns: the sums. May not: know what it is. Read next: `host/dns/stream.rs`, whose questions and answers it
+//! bounds in bytes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,5 +1,6 @@
 //! What the daemon was asked to do, validated. Owns: the merged and checked configuration.
-//! May not: open for writing, bind, or change anything. Read next: `daemon.rs`, which builds what stands here.
+//! May not: open for writing, bind, or change anything. Read next: `daemon.rs`, which builds what stands
+//! here.
 
 mod addresses;
 mod asked;
@@ -52,8 +53,8 @@ pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// In bytes, where no MTU was asked for: what every guest takes.
 const DEFAULT_MTU: u16 = 1500;
-/// What a guest behind QEMU is offered then, as passt does: the most that Linux takes on a virtio card, and QEMU in a frame of its
-/// stream.
+/// What a guest behind QEMU is offered then, as passt does: the most that Linux takes on a virtio card, and
+/// QEMU in a frame of its stream.
 const QEMU_MTU: u16 = 65_520;
 /// In bytes; every IPv4 host takes packets of this size (RFC 791, 3.2).
 const MIN_MTU: u16 = 68;
@@ -114,8 +115,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// The address that guests' sshds see the daemon's own logins come from: the first other one of the gateway's in the subnet that no
-    /// guest is meant to have, or else the gateway's.
+    /// The address that guests' sshds see the daemon's own logins come from: the first other one of the
+    /// gateway's in the subnet that no guest is meant to have, or else the gateway's.
     pub fn login_ip(&self) -> Ipv4Addr {
         let NetworkConfig { gateway, subnet, static_leases, .. } = &self.network;
         let is_free = |ip: &Ipv4Addr| {
@@ -144,8 +145,8 @@ impl Config {
         ways.peek().is_some() && ways.all(|way| !way.is_guests(self.network.subnet))
     }
 
-    /// Fills in the defaults and checks what was asked for; `resolv_conf` is where search domains come from, and `check` says whether a
-    /// socket's path is to be had.
+    /// Fills in the defaults and checks what was asked for; `resolv_conf` is where search domains come from,
+    /// and `check` says whether a socket's path is to be had.
     ///
     /// # Errors
     /// The first mistake, in the original's order and mostly in its words, as one line (`{:#}`).
@@ -266,7 +267,8 @@ pub enum Wanted<'a> {
     Forward(&'a Path),
 }
 
-/// Says whether a path is to be had. Asked where the original looks, so that of several mistakes the same is told.
+/// Says whether a path is to be had. Asked where the original looks, so that of several mistakes the same is
+/// told.
 pub type PathCheck<'a> = &'a dyn Fn(Wanted<'_>) -> Result<()>;
 
 /// `None` for 0, which stands for "not asked for".

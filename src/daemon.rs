@@ -1,6 +1,9 @@
-//! Runs what [`Config`] says, from the first socket to the last. Owns: the control plane's one thread, and what ends a run.
-//! May not: know what a frame or a flow is; touch what belongs to the process, but for the signals that it was told to hear.
-//! Read next: `daemon/bound.rs`, `daemon/running.rs`; `daemon/embedded.rs`, the library's face; `engine/mod.rs`.
+//! Runs what [`Config`] says, from the first socket to the last. Owns: the control plane's one thread, and
+//! what ends a run.
+//! May not: know what a frame or a flow is; touch what belongs to the process, but for the signals that it
+//! was told to hear.
+//! Read next: `daemon/bound.rs`, `daemon/running.rs`; `daemon/embedded.rs`, the library's face;
+//! `engine/mod.rs`.
 
 mod bound;
 mod embedded;
@@ -38,8 +41,9 @@ const WAYS_IN: &str =
 pub enum Exit {
     /// It was to end: by [`Handle::shutdown`]; in the program `gvproxy` by SIGINT or SIGTERM.
     Stopped,
-    /// The virtual machine left that it was started for: that of `-listen-qemu` or its like without `-keep-running`, or the last one of `-qmp`
-    /// with `-exit-with-vm`. The end of a link that was given to [`Handle::attach`] ends no run.
+    /// The virtual machine left that it was started for: that of `-listen-qemu` or its like without
+    /// `-keep-running`, or the last one of `-qmp` with `-exit-with-vm`. The end of a link that was given to
+    /// [`Handle::attach`] ends no run.
     GuestLeft,
     /// Nobody can reach it, as its sockets' paths are another process's. Never where there is a [`Handle`].
     Replaced,
@@ -65,8 +69,9 @@ impl ControlPlane {
         Ok(Self { runtime, stop: Stop::default() })
     }
 
-    /// From now on SIGTERM, and SIGINT unless it was ignored at the start, do not kill the process, but end [`run`](Self::run). At SIGHUP a
-    /// log file is opened again, which may have been moved away; without one it is what the system or nohup(1) made of it.
+    /// From now on SIGTERM, and SIGINT unless it was ignored at the start, do not kill the process, but end
+    /// [`run`](Self::run). At SIGHUP a log file is opened again, which may have been moved away; without one
+    /// it is what the system or nohup(1) made of it.
     ///
     /// # Errors
     /// The system has no signal handler to give.

@@ -1,6 +1,6 @@
 //! How the control plane reaches a TCP port, in the virtual network or elsewhere.
-//! Owns: the trait between who wants a stream and who knows the way; connecting over the host's own network. May not: know the engine,
-//! or who dials.
+//! Owns: the trait between who wants a stream and who knows the way; connecting over the host's own network.
+//! May not: know the engine, or who dials.
 //! Read next: `ssh`, its main user; `forward/mod.rs`, the daemon's way.
 
 use std::future::Future;
@@ -52,7 +52,8 @@ async fn connect_to(address: SocketAddr) -> io::Result<TcpStream> {
     connected(stream)
 }
 
-/// What became of a connect. A peer that has reset the connection already said something before, perhaps: the error is left to whoever reads.
+/// What became of a connect. A peer that has reset the connection already said something before, perhaps: the
+/// error is left to whoever reads.
 fn connected(stream: TcpStream) -> io::Result<TcpStream> {
     match stream.peer_addr() {
         Ok(_) => return Ok(stream),
@@ -65,14 +66,16 @@ fn connected(stream: TcpStream) -> io::Result<TcpStream> {
     }
 }
 
-/// Whether a connect that failed so had a peer, who has reset the connection already. What it said before can still be read.
+/// Whether a connect that failed so had a peer, who has reset the connection already. What it said before can
+/// still be read.
 pub(crate) fn was_connected(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }
 
-/// Refuses a connected TCP socket whose other end is itself; a socket of another family has no such address. A connect to an address of
-/// the host may be given the very port that it asks for as its source, if nobody listens there, and then meets itself: a simultaneous
-/// open (RFC 9293, section 3.5). The port is free at once for whoever is to listen, where an orderly close would leave it in TIME-WAIT.
+/// Refuses a connected TCP socket whose other end is itself; a socket of another family has no such address.
+/// A connect to an address of the host may be given the very port that it asks for as its source, if nobody
+/// listens there, and then meets itself: a simultaneous open (RFC 9293, section 3.5). The port is free at
+/// once for whoever is to listen, where an orderly close would leave it in TIME-WAIT.
 ///
 /// # Errors
 /// `ConnectionRefused`.
@@ -96,8 +99,8 @@ pub(crate) fn any_like(to: SocketAddr) -> SocketAddr {
     }
 }
 
-/// A connected stream socket of any family: all of them read, write, shut down and tell their readiness by the same calls. Only its
-/// addresses are to be asked of the descriptor.
+/// A connected stream socket of any family: all of them read, write, shut down and tell their readiness by
+/// the same calls. Only its addresses are to be asked of the descriptor.
 ///
 /// # Errors
 /// The runtime cannot watch it.

@@ -1,6 +1,9 @@
-//! What the daemon asks of file systems, one of which may stand still: a network's that lost its server, or a FIFO that nobody reads.
-//! Owns: the threads that wait there, and how many. May not: let the control plane wait for one, or anybody without a limit.
-//! Read next: `disk/files.rs`, how much of a file is read; `pcap.rs`, `logging/writer.rs`, which have threads of their own.
+//! What the daemon asks of file systems, one of which may stand still: a network's that lost its server, or a
+//! FIFO that nobody reads.
+//! Owns: the threads that wait there, and how many. May not: let the control plane wait for one, or anybody
+//! without a limit.
+//! Read next: `disk/files.rs`, how much of a file is read; `pcap.rs`, `logging/writer.rs`, which have threads
+//! of their own.
 
 pub(crate) mod files;
 
@@ -45,7 +48,8 @@ pub fn create_private(path: &Path) -> io::Result<File> {
     open(path, |options| options.mode(0o600).write(true).create(true).truncate(true))
 }
 
-/// The same with all that is there, and what is written always goes behind it, whoever shortened it meanwhile.
+/// The same with all that is there, and what is written always goes behind it, whoever shortened it
+/// meanwhile.
 ///
 /// # Errors
 /// The system's.
@@ -53,8 +57,9 @@ pub fn append(path: &Path) -> io::Result<File> {
     open(path, |options| options.append(true).create(true))
 }
 
-/// Opens as `how` says, but by no link that another user made: who may write to a directory could lead root to any file. A FIFO is opened
-/// for reading as well: to open one that nobody reads would wait for somebody (fifo(7)).
+/// Opens as `how` says, but by no link that another user made: who may write to a directory could lead root
+/// to any file. A FIFO is opened for reading as well: to open one that nobody reads would wait for somebody
+/// (fifo(7)).
 pub(crate) fn open(path: &Path, how: impl FnOnce(&mut OpenOptions) -> &mut OpenOptions) -> io::Result<File> {
     let mut options = File::options();
     how(options.read(path.metadata().is_ok_and(|found| found.file_type().is_fifo())));
@@ -71,7 +76,8 @@ pub(crate) fn open(path: &Path, how: impl FnOnce(&mut OpenOptions) -> &mut OpenO
     options.open(path)
 }
 
-/// Does `work`, which has to do with `path`, without holding up the control plane. To be called in a tokio runtime.
+/// Does `work`, which has to do with `path`, without holding up the control plane. To be called in a tokio
+/// runtime.
 ///
 /// # Errors
 /// The file system does not answer (`TimedOut`); what `work` gives when it does is dropped.
@@ -111,7 +117,8 @@ async fn ask_within<T: Send + 'static>(
     }
 }
 
-/// Connects to the unix socket at `path`, as [`UnixStream::connect`] does but for what the file system may take.
+/// Connects to the unix socket at `path`, as [`UnixStream::connect`] does but for what the file system may
+/// take.
 ///
 /// # Errors
 /// The system's, and as [`ask`].
@@ -127,7 +134,8 @@ pub async fn connect(path: &Path) -> io::Result<UnixStream> {
     dial::stream(connected.await.flatten()?.into())
 }
 
-/// Does `work` while the caller waits, as there is nothing else to do; what takes longer than `limit` is left alone.
+/// Does `work` while the caller waits, as there is nothing else to do; what takes longer than `limit` is left
+/// alone.
 ///
 /// # Errors
 /// As [`ask`], and the system has no thread to give.

@@ -1,9 +1,10 @@
-//! The virtual network of the program `gvproxy`, for a program that runs virtual machines itself: DHCP, DNS, and TCP, UDP and pings to
-//! wherever the host can reach, without privileges, on threads of this process.
+//! The virtual network of the program `gvproxy`, for a program that runs virtual machines itself: DHCP, DNS,
+//! and TCP, UDP and pings to wherever the host can reach, without privileges, on threads of this process.
 //!
-//! A [`Daemon`] is one network. [`Daemon::builder`] takes the program's flags and its configuration file, and binds what they name. The
-//! [`Handle`] of a daemon that runs puts guests into the network, each by one end of a socket pair, and exposes their ports and sockets on
-//! the host. To drop the daemon takes everything down.
+//! A [`Daemon`] is one network. [`Daemon::builder`] takes the program's flags and its configuration file, and
+//! binds what they name. The [`Handle`] of a daemon that runs puts guests into the network, each by one end
+//! of a socket pair, and exposes their ports and sockets on the host. To drop the daemon takes everything
+//! down.
 //!
 //! ```
 //! use std::os::unix::net::UnixStream;
@@ -30,12 +31,14 @@
 //! # }
 //! ```
 //!
-//! `examples/embedded_daemon.rs` has a guest that uses the network; `examples/forward_socket.rs` leads a unix socket of the host elsewhere,
-//! with no guest at all. The virtual network without sockets and threads is the crate `netstack`.
+//! `examples/embedded_daemon.rs` has a guest that uses the network; `examples/forward_socket.rs` leads a unix
+//! socket of the host elsewhere, with no guest at all. The virtual network without sockets and threads is the
+//! crate `netstack`.
 //!
 //! # What it does not touch
 //!
-//! A program may run several daemons, beside whatever else it does. A daemon changes nothing that belongs to the process:
+//! A program may run several daemons, beside whatever else it does. A daemon changes nothing that belongs to
+//! the process:
 //!
 //! - It catches no signal. It relies on SIGPIPE being ignored, as Rust's runtime leaves it.
 //! - It logs by `tracing`, with the targets `gvproxy`, `netstack` and `qmp`; where the lines go is for the program to say.
@@ -44,8 +47,9 @@
 //! - It reads keys and secrets where flags name them. Whether a core dump may hold them is for the program to say (RLIMIT_CORE).
 //! - It writes no pid file and does not use standard input or output: the flags for these are refused.
 //!
-//! What a guest may do is as in the program (`SECURITY.md`, `docs/limits.md`). It reaches whatever listens on the host's loopback, at
-//! 192.168.127.254, servers of this program among them; but for its own daemon's HTTP API.
+//! What a guest may do is as in the program (`SECURITY.md`, `docs/limits.md`). It reaches whatever listens on
+//! the host's loopback, at 192.168.127.254, servers of this program among them; but for its own daemon's HTTP
+//! API.
 //!
 //! It runs on Linux.
 #![allow(
@@ -58,7 +62,8 @@ pub use daemon::{Builder, Daemon, Exit, Handle};
 pub use forward::registry::ExposeError;
 pub use link::Framing;
 
-// What is public beyond that is for this package's own programs, tests and benchmarks, and may change at any time.
+// What is public beyond that is for this package's own programs, tests and benchmarks, and may change at any
+// time.
 #[doc(hidden)]
 pub mod addr;
 #[doc(hidden)]

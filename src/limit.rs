@@ -1,9 +1,9 @@
-//! How much a server has at work for others at a time: connections, questions. It makes room for what is new by
-//! ending what has been idle longest, of whoever has most, so that neither what is kept open nor what a greedy
-//! client opens keeps anybody out.
+//! How much a server has at work for others at a time: connections, questions. It makes room for what is new
+//! by ending what has been idle longest, of whoever has most, so that neither what is kept open nor what a
+//! greedy client opens keeps anybody out.
 //!
-//! Owns: who has how many places, and since when each is idle. May not: touch a socket; whoever has a place gives
-//! it up when told to.
+//! Owns: who has how many places, and since when each is idle. May not: touch a socket; whoever has a place
+//! gives it up when told to.
 //! Read next: `api/connection.rs`, which does.
 
 use std::cmp::Reverse;
@@ -15,8 +15,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// At most so many places of owners `K`: guests, or whatever is to have its share. What a call costs grows with
-/// the owners, not with their places.
+/// At most so many places of owners `K`: guests, or whatever is to have its share. What a call costs grows
+/// with the owners, not with their places.
 #[derive(Debug)]
 pub struct Limit<K> {
     max: usize,
@@ -56,16 +56,16 @@ enum State {
 }
 
 impl<K: Copy + Eq + Hash> Limit<K> {
-    /// `max` places, and as many more that were told to close and have not yet, of which no owner has so many that
-    /// another finds no room. One is idle when `grace` has passed since it was given, or since a part of a request
-    /// came.
+    /// `max` places, and as many more that were told to close and have not yet, of which no owner has so many
+    /// that another finds no room. One is idle when `grace` has passed since it was given, or since a part of
+    /// a request came.
     pub fn new(max: usize, grace: Duration) -> Self {
         let table = Table { next: 0, entries: HashMap::new(), shares: HashMap::new() };
         Self { max, grace, table: Arc::new(Mutex::new(table)) }
     }
 
-    /// A place of `owner`, for which another may be told to close. `None` where none is idle, and nobody has more
-    /// than `owner`; or where too many of `owner` were told to close and have not yet.
+    /// A place of `owner`, for which another may be told to close. `None` where none is idle, and nobody has
+    /// more than `owner`; or where too many of `owner` were told to close and have not yet.
     pub fn admit(&self, owner: K) -> Option<Slot<K>> {
         let now = Instant::now();
         let mut table = lock(&self.table);
@@ -94,7 +94,8 @@ impl<K: Copy + Eq + Hash> Limit<K> {
 }
 
 impl<K: Copy + Eq + Hash> Table<K> {
-    /// What has been idle longest of whoever has most and anything idle; of those who have as many the newcomer.
+    /// What has been idle longest of whoever has most and anything idle; of those who have as many the
+    /// newcomer.
     fn idle(&self, newcomer: Option<K>, now: Instant) -> Option<u64> {
         let first = self.shares.iter().filter_map(|(owner, Share { open, .. })| {
             let first = open.first().filter(|(state, _)| *state <= State::Idle(now))?;

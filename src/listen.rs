@@ -1,5 +1,7 @@
-//! Sockets that the daemon listens on. Unix sockets are made private, a dead predecessor's is replaced, all are removed at the end.
-//! Owns: the files of its sockets, through [`RemoveOnDrop`]. May not: remove what is not a socket, or not its own.
+//! Sockets that the daemon listens on. Unix sockets are made private, a dead predecessor's is replaced, all
+//! are removed at the end.
+//! Owns: the files of its sockets, through [`RemoveOnDrop`]. May not: remove what is not a socket, or not its
+//! own.
 //! Read next: `addr/listen.rs`, where a forward's socket may be; `listen/inherited.rs`; `succession.rs`.
 
 mod inherited;
@@ -96,7 +98,8 @@ impl TcpAddress {
 /// Listens where `source` says. For vsock it has to be called in a tokio runtime.
 ///
 /// # Errors
-/// The place is taken, is not to be had on this system or for this user, or systemd has passed no such socket.
+/// The place is taken, is not to be had on this system or for this user, or systemd has passed no such
+/// socket.
 pub fn bind(source: &ListenAddress) -> Result<Bound> {
     let failed =
         |error: io::Error| failed_to_bind(format!("listen {source}: bind: {}", reason(&error)), &error);
@@ -145,8 +148,8 @@ fn vsock_listener(cid: Option<u32>, port: u32) -> io::Result<Socket> {
 #[error("{text}")]
 struct InUse {
     text: String,
-    /// Whoever has it may be about to end: nobody has the socket of a process that was killed until that is gone, and a gvproxy may have
-    /// been told to.
+    /// Whoever has it may be about to end: nobody has the socket of a process that was killed until that is
+    /// gone, and a gvproxy may have been told to.
     may_end: bool,
 }
 
@@ -158,7 +161,8 @@ pub(crate) fn failed_to_bind(text: String, error: &io::Error) -> anyhow::Error {
     }
 }
 
-/// Binds, again for a while where a process that ends has still what is wanted. Only for the start, as it keeps waiting.
+/// Binds, again for a while where a process that ends has still what is wanted. Only for the start, as it
+/// keeps waiting.
 ///
 /// # Errors
 /// Those of `bind`.
@@ -209,8 +213,8 @@ impl Made {
 
 /// Removes a socket's file, if it is still the one that was made.
 ///
-/// To be dropped while the listener is open: the open socket holds on to its inode, so that no other file can have
-/// the same number.
+/// To be dropped while the listener is open: the open socket holds on to its inode, so that no other file can
+/// have the same number.
 #[derive(Debug)]
 pub struct RemoveOnDrop {
     made: Made,
@@ -249,8 +253,9 @@ fn tell(path: &Path, removed: io::Result<()>) {
     }
 }
 
-/// A new socket at `path` with the permissions `mode`, in place of a socket that nobody has any more. One of a stream or of packets
-/// listens; one for datagrams is bound. `prepare` sets what is to hold for the first who finds it.
+/// A new socket at `path` with the permissions `mode`, in place of a socket that nobody has any more. One of
+/// a stream or of packets listens; one for datagrams is bound. `prepare` sets what is to hold for the first
+/// who finds it.
 ///
 /// The mode is set before anyone can connect, and the process's umask is left alone.
 ///
@@ -299,8 +304,8 @@ fn bind_file(
     }
     let socket = Socket::new(Domain::UNIX, kind, None).map_err(failed("socket"))?;
     prepare(&socket);
-    // Linux gives the file the mode of the socket's own inode. Where a system does not, the check below sets it;
-    // a socket that is bound and does not listen yet refuses everyone.
+    // Linux gives the file the mode of the socket's own inode. Where a system does not, the check below sets
+    // it; a socket that is bound and does not listen yet refuses everyone.
     let _ = fchmod(&socket, Mode::from_raw_mode(mode));
     socket.bind(&address(path)?).map_err(failed("bind"))?;
     let made = fs::symlink_metadata(path).map_err(failed("stat"))?;
@@ -322,7 +327,8 @@ fn bind_file(
     Ok((socket, guard))
 }
 
-/// Listens on a TCP port. Without a host, or with one that stands for every address, both IPv4 and IPv6 arrive.
+/// Listens on a TCP port. Without a host, or with one that stands for every address, both IPv4 and IPv6
+/// arrive.
 ///
 /// # Errors
 /// The name has no address, or the system refuses.
@@ -369,7 +375,8 @@ pub fn ensure_vacant(path: &Path) -> Result<()> {
     stale_socket(path).map(drop)
 }
 
-/// Whether a socket could be made there, though there is one: makes such a one beside it, which is gone at once.
+/// Whether a socket could be made there, though there is one: makes such a one beside it, which is gone at
+/// once.
 ///
 /// # Errors
 /// As [`bind`].

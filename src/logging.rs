@@ -1,5 +1,6 @@
 //! The log: logrus's text format over `tracing`, one bounded line an event. Owns: the log file.
-//! May not: fail, panic or wait once it is open; a full disk, a full or a closed pipe loses lines. Read next: `writer.rs`; `main.rs`.
+//! May not: fail, panic or wait once it is open; a full disk, a full or a closed pipe loses lines. Read next:
+//! `writer.rs`; `main.rs`.
 //!
 //! Spans are not written: what a line has to say stands in its own fields.
 
@@ -72,7 +73,8 @@ impl Log {
         let others = ours.min(if ours >= LevelFilter::DEBUG { LevelFilter::INFO } else { LevelFilter::WARN });
         let layer = Logrus { log: self.clone(), ours, others };
         tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer))?;
-        // What standard error says is lost where nobody kept it; support reads the log. The standard library's own hook would wait for it.
+        // What standard error says is lost where nobody kept it; support reads the log. The standard
+        // library's own hook would wait for it.
         let log = self.clone();
         std::panic::set_hook(Box::new(move |panic| {
             log.writer().write(&log.format.line("error", &panic.to_string(), &[]));
@@ -87,8 +89,8 @@ impl Log {
         Ok(())
     }
 
-    /// Writes a line about the end of the process, to standard error as well where the log is a file, and returns when it is written, or
-    /// cannot be. `severity` is a level's name in logrus: `fatal`, `error`.
+    /// Writes a line about the end of the process, to standard error as well where the log is a file, and
+    /// returns when it is written, or cannot be. `severity` is a level's name in logrus: `fatal`, `error`.
     pub fn last_words(&self, severity: &str, message: &str) {
         let line = self.format.line(severity, message, &[]);
         self.stderr.write(&line);
@@ -126,7 +128,8 @@ impl Log {
 /// What a line looks like.
 #[derive(Clone, Copy, Debug)]
 struct Format {
-    /// Of local time, as it was at the start: later the process has threads, beside which nobody may ask for it.
+    /// Of local time, as it was at the start: later the process has threads, beside which nobody may ask for
+    /// it.
     offset: UtcOffset,
 }
 

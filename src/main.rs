@@ -1,6 +1,6 @@
-//! gvproxy: the userspace network of a virtual machine, and its sockets on the host.
-//! The sequence of a run, and its exit codes: 0 an orderly end, 1 a failure, 2 a command line that is none, 3 what `-qmp-status` says of a
-//! machine without our card.
+//! gvproxy: the userspace network of a virtual machine, and its sockets on the host. The sequence of a run,
+//! and its exit codes: 0 an orderly end, 1 a failure, 2 a command line that is none, 3 what `-qmp-status`
+//! says of a machine without our card.
 
 use std::ffi::OsString;
 use std::io::{self, Write};

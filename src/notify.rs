@@ -1,8 +1,10 @@
 //! Notifications: what happens to the network and its machines, told to the socket of whoever asked.
 //!
-//! As with the original each message is a connection of its own: one line of JSON, and the end. What cannot be delivered is lost.
+//! As with the original each message is a connection of its own: one line of JSON, and the end. What cannot
+//! be delivered is lost.
 //!
-//! Owns: the queue. May not: make anybody wait, or try again. Read next: `engine/mod.rs` and `daemon.rs`, which have something to tell.
+//! Owns: the queue. May not: make anybody wait, or try again. Read next: `engine/mod.rs` and `daemon.rs`,
+//! which have something to tell.
 
 use std::io;
 use std::path::PathBuf;

@@ -1,9 +1,11 @@
 //! Capture of a network's frames into a file: classic pcap, Ethernet, microseconds, whole frames.
 //!
-//! The engine collects records in memory; a thread writes them, so that a slow disk delays no frame. What it cannot keep up with is
-//! left out and counted. Each write ends with a whole record, once a turn of the engine: the file can be read while it grows.
+//! The engine collects records in memory; a thread writes them, so that a slow disk delays no frame. What it
+//! cannot keep up with is left out and counted. Each write ends with a whole record, once a turn of the
+//! engine: the file can be read while it grows.
 //!
-//! Owns: the file and its thread. May not: wait in the engine, but for the last records at the end, and a second at most. Read next: `engine/capture.rs`.
+//! Owns: the file and its thread. May not: wait in the engine, but for the last records at the end, and a
+//! second at most. Read next: `engine/capture.rs`.
 
 use std::fs::File;
 use std::io::{self, Write};

@@ -1,4 +1,5 @@
-//! The pid file. Owns: its file while the daemon runs. May not: take it from a daemon that runs before ours does. Read next: `daemon.rs`.
+//! The pid file. Owns: its file while the daemon runs. May not: take it from a daemon that runs before ours
+//! does. Read next: `daemon.rs`.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Write};
@@ -38,11 +39,13 @@ fn failed(what: &str, call: &str, path: &Path, error: &io::Error) -> anyhow::Err
     anyhow!("failed to {what} pidfile: {call} {}: {}", path.display(), reason(error))
 }
 
-/// The process id in decimal without a newline, which podman's parser would refuse. Dropping removes the file if it still says so.
+/// The process id in decimal without a newline, which podman's parser would refuse. Dropping removes the file
+/// if it still says so.
 #[derive(Debug)]
 pub struct PidFile {
     path: PathBuf,
-    /// What the file held, which may be the id of a daemon that runs: given back unless this one comes to run.
+    /// What the file held, which may be the id of a daemon that runs: given back unless this one comes to
+    /// run.
     before: Option<Vec<u8>>,
     /// Held until it is known which of the two it is, as another may be started at the same time.
     lock: Option<File>,

@@ -1,10 +1,12 @@
-//! How many clients forwards, tunnels and offers have together, how many connections and questions guests, and how many ports are exposed, as each
-//! takes descriptors that the process has only so many of.
+//! How many clients forwards, tunnels and offers have together, how many connections and questions guests,
+//! and how many ports are exposed, as each takes descriptors that the process has only so many of.
 //!
-//! Whoever has many leaves some to others: a socket whose clients all wait for a service that hangs keeps nobody else's out.
+//! Whoever has many leaves some to others: a socket whose clients all wait for a service that hangs keeps
+//! nobody else's out.
 //!
 //! Owns: the count. May not: touch a socket; whoever has a place gives it up by dropping it.
-//! Read next: `forward/clients.rs`, whose clients wait for places; `engine/shares.rs`, where what is idle makes room.
+//! Read next: `forward/clients.rs`, whose clients wait for places; `engine/shares.rs`, where what is idle
+//! makes room.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -20,7 +22,8 @@ use crate::logging::Limited;
 
 /// Descriptors that one client takes: its own, and the one that it is led to.
 const PER_CLIENT: usize = 2;
-/// Descriptors that clients leave alone, for listeners, links, logs, the runtime: at most these, or a quarter of all.
+/// Descriptors that clients leave alone, for listeners, links, logs, the runtime: at most these, or a quarter
+/// of all.
 const RESERVED: usize = 64;
 /// No more, however many descriptors there may be: the network has so many flows, and some that are ending.
 const MOST: usize = netstack::tcp::MAX_FLOWS / 4 * 3;
@@ -35,7 +38,8 @@ const SPARE: usize = 2 * PER_CLIENT;
 /// The least time between two lines of the log that say that clients wait.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The descriptors for them, as one of their owners sees them: a socket, the tunnels to one port, or who exposes ports.
+/// The descriptors for them, as one of their owners sees them: a socket, the tunnels to one port, or who
+/// exposes ports.
 #[derive(Clone, Debug)]
 pub struct Places {
     free: Arc<Semaphore>,
@@ -120,8 +124,8 @@ impl Places {
         Self { has_first: false, ..self.taking(1) }
     }
 
-    /// The same for an owner that is not the operator: a guest, or whoever comes to an exposed port. It leaves some to the operator's, and more to
-    /// others of its kind.
+    /// The same for an owner that is not the operator: a guest, or whoever comes to an exposed port. It
+    /// leaves some to the operator's, and more to others of its kind.
     #[must_use]
     pub fn for_strangers(&self) -> Self {
         Self { leaves: 2 * self.leaves, ..self.for_another() }
@@ -179,7 +183,8 @@ impl Places {
     fn may_have_another(&self) -> bool {
         let (taken, free) = (self.taken(), self.free.available_permits());
         let is_first = taken == 0 && self.has_first;
-        // Of what is left to others half is for those that have none, and a quarter for those that have little.
+        // Of what is left to others half is for those that have none, and a quarter for those that have
+        // little.
         let leaves = match self.descriptors_taken() {
             0 => self.leaves / 2,
             little if little <= self.leaves / 4 => self.leaves - self.leaves / 4,

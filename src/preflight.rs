@@ -11,7 +11,8 @@ use crate::listen::{self, at_start, ensure_vacant};
 use crate::succession;
 use crate::vm;
 
-/// Whether that socket can be made, in the place of another gvproxy's if there is one, waiting for a process that is about to end.
+/// Whether that socket can be made, in the place of another gvproxy's if there is one, waiting for a process
+/// that is about to end.
 ///
 /// # Errors
 /// There is something else, somebody uses it, or it could not be made there.

@@ -1,7 +1,9 @@
-//! Paths of sockets that go from one gvproxy to the next. A manager that was killed leaves its gvproxy behind, and starts the next one with
-//! the same paths: that one takes them, and the one that has lost its last way in ends. Of a path that is only removed the log tells.
+//! Paths of sockets that go from one gvproxy to the next. A manager that was killed leaves its gvproxy
+//! behind, and starts the next one with the same paths: that one takes them, and the one that has lost its
+//! last way in ends. Of a path that is only removed the log tells.
 //!
-//! Owns: no socket. May not: take a path from another program, or connect to a socket that is a virtual machine's. Read next: `daemon.rs`.
+//! Owns: no socket. May not: take a path from another program, or connect to a socket that is a virtual
+//! machine's. Read next: `daemon.rs`.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -45,7 +47,8 @@ impl Predecessors {
         self.0.is_empty()
     }
 
-    /// Removes the one at `path`, if there is one and it is still there, for a socket that is about to be made.
+    /// Removes the one at `path`, if there is one and it is still there, for a socket that is about to be
+    /// made.
     ///
     /// # Errors
     /// The system refuses.
@@ -68,7 +71,8 @@ pub(crate) fn of_gvproxy(path: &Path) -> Option<(Made, u32)> {
     {
         return None;
     }
-    // Others may have had the path before. This one listens there now, and takes clients that leave at once for what they are.
+    // Others may have had the path before. This one listens there now, and takes clients that leave at once
+    // for what they are.
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None).ok()?;
     socket.set_nonblocking(true).ok()?;
     socket.connect(&SockAddr::unix(path).ok()?).ok()?;
@@ -76,7 +80,8 @@ pub(crate) fn of_gvproxy(path: &Path) -> Option<(Made, u32)> {
     owners.iter().any(|owner| owner.pid == pid).then(|| (Made { path: path.to_owned(), file: found }, pid))
 }
 
-/// Whether the gvproxy was told to serve clients at `file`. Whoever connects to one of its other sockets is its virtual machine.
+/// Whether the gvproxy was told to serve clients at `file`. Whoever connects to one of its other sockets is
+/// its virtual machine.
 fn is_for_clients(pid: u32, file: FileId) -> bool {
     let Ok(words) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
     let words = words.strip_suffix(b"\0").unwrap_or(&words).split(|byte| *byte == 0);
@@ -122,7 +127,8 @@ struct Names {
 }
 
 impl Paths {
-    /// Says of each path once that another process has it, or that it is gone. Returns when one was lost to another, and none is left.
+    /// Says of each path once that another process has it, or that it is gone. Returns when one was lost to
+    /// another, and none is left.
     pub async fn lost(&self) {
         let mut lost = vec![false; self.taken.len()];
         let (mut watched, mut watch) = (Names::default(), None);

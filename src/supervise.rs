@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-/// How long a listener accepts nobody after the process ran out of descriptors: its clients wait in the backlog.
+/// How long a listener accepts nobody after the process ran out of descriptors: its clients wait in the
+/// backlog.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The pause before another attempt. It doubles with each, up to the last.

@@ -1,6 +1,6 @@
-//! Streams to a virtual machine by vsock: of the system (vsock(7)), and as a VMM offers it at a unix socket of the host, which Firecracker
-//! began and Cloud Hypervisor and vhost-device-vsock do alike: the client says `CONNECT port`, and what follows `OK port` in a line is
-//! the guest's.
+//! Streams to a virtual machine by vsock: of the system (vsock(7)), and as a VMM offers it at a unix socket
+//! of the host, which Firecracker began and Cloud Hypervisor and vhost-device-vsock do alike: the client says
+//! `CONNECT port`, and what follows `OK port` in a line is the guest's.
 //!
 //! Owns: that greeting. May not: try again. Read next: `forward/direct.rs`, which does.
 
@@ -28,7 +28,8 @@ pub async fn connect(cid: u32, port: u32) -> io::Result<OwnedFd> {
 /// Asks the VMM at the other end of `stream` for `port` of its machine. It may wait as long as the VMM does.
 ///
 /// # Errors
-/// Nobody is at the port: the VMM then closes the connection (`ConnectionRefused`); or the answer is none of a VMM (`InvalidData`).
+/// Nobody is at the port: the VMM then closes the connection (`ConnectionRefused`); or the answer is none of
+/// a VMM (`InvalidData`).
 pub async fn ask_hybrid(mut stream: UnixStream, port: u32) -> io::Result<OwnedFd> {
     let said = stream.write_all(format!("CONNECT {port}\n").as_bytes()).await;
     let heard = match said {

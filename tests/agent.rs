@@ -1,5 +1,5 @@
-//! Sockets of a guest on the host by way of the guest's agent: no user, no key. The guest is a Linux stack in a namespace with gvforwarder
-//! as its agent, and a server on a unix socket behind that.
+//! Sockets of a guest on the host by way of the guest's agent: no user, no key. The guest is a Linux stack in
+//! a namespace with gvforwarder as its agent, and a server on a unix socket behind that.
 #![cfg(target_os = "linux")]
 #![allow(
     clippy::unwrap_used,
@@ -579,7 +579,8 @@ fn recorded_and_reflected_proofs_are_good_for_nothing() {
     }
     wait_for_log(&daemon, &["the agent has another secret"]);
 
-    // To the agent: what the host said before, the agent's own words, also of another connection, and a proof with another line.
+    // To the agent: what the host said before, the agent's own words, also of another connection, and a proof
+    // with another line.
     type Host<'a> = &'a dyn Fn(&str) -> String;
     let another = |agent: &str| {
         let other = to_agent();

@@ -1,5 +1,5 @@
-//! A guest that means harm, beside one that works: what it tries costs the other nothing. Each attack is made on the binary, with frames
-//! by hand; the victim is a Linux stack. `make attack` runs these alone.
+//! A guest that means harm, beside one that works: what it tries costs the other nothing. Each attack is made
+//! on the binary, with frames by hand; the victim is a Linux stack. `make attack` runs these alone.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
 use std::io::{Read, Write};
@@ -251,7 +251,8 @@ fn what_is_for_one_guest_reaches_no_other() {
     assert!(!network.thief_hears(is_copy, SILENCE), "frames of others reach the thief");
 }
 
-/// The longest of many round trips of the victim's to the gateway while the thief sends `frames` again and again, and how many had none.
+/// The longest of many round trips of the victim's to the gateway while the thief sends `frames` again and
+/// again, and how many had none.
 fn waits(network: &mut Network, frames: &[Vec<u8>]) -> (Duration, usize) {
     let mut wire = Wire::plug(&network.daemon);
     let (ip, mac) = (Ipv4Addr::new(192, 168, 127, 77), OTHER_MAC);
@@ -394,8 +395,8 @@ fn thousands_of_busy_connections_take_nobodys_turn() {
     drop(held);
 }
 
-/// What the daemon's other thread does for a guest: requests to the gateway, and questions by TCP, on hundreds of connections as fast as
-/// their answers come.
+/// What the daemon's other thread does for a guest: requests to the gateway, and questions by TCP, on
+/// hundreds of connections as fast as their answers come.
 #[test]
 fn what_a_guest_asks_without_end_keeps_nobody_waiting() {
     /// In the middle it was 40 ms and more, and grew with the connections.
@@ -624,7 +625,8 @@ fn what_a_guest_exposed_leads_to_nobody_else() {
         transfer(&outside, &accept(&service), 1 << 20);
     };
     led_to_victim(&network);
-    // While its link is down another one has its address: clients are reset, and of them the other one sees nothing.
+    // While its link is down another one has its address: clients are reset, and of them the other one sees
+    // nothing.
     network.victim.switch_off();
     network.daemon.log_with("machine left");
     let knocks = |network: &Network| {
@@ -696,7 +698,8 @@ fn a_guest_that_was_silent_for_a_moment_keeps_what_it_exposed() {
     leads_to(&other.listen("0.0.0.0:22".parse().unwrap()));
 }
 
-/// More clients of a port for datagrams than there may be: who made room for others is served again when he asks.
+/// More clients of a port for datagrams than there may be: who made room for others is served again when he
+/// asks.
 #[test]
 fn clients_that_made_room_are_served_again() {
     let network = Network::start();
@@ -767,7 +770,8 @@ fn idle_connections_leave_descriptors_to_others() {
     let held = held_by(&|| greedy.connect((GATEWAY, 80).into()));
     eprintln!("to the gateway: {} connections, {} descriptors", held.len(), network.daemon.fds());
     assert_others_work(&network, "connections to the gateway");
-    // Clients of the operator's port for the victim, while the greedy one has what it has; and others than those of that port.
+    // Clients of the operator's port for the victim, while the greedy one has what it has; and others than
+    // those of that port.
     let at = ([127, 0, 0, 1], network.ssh_port).into();
     let waiting: Vec<TcpStream> =
         (0..LIMIT).map(|_| network.host.connect(at).expect("the backlog")).collect();
@@ -791,7 +795,8 @@ fn what_nobody_takes_holds_little_memory() {
     const CONNECTIONS: usize = 1000;
     /// Bytes of a socket's.
     const BUFFER: usize = 64 << 10;
-    /// In KiB: 64 MiB, and 160 KiB of each connection, as neither end reads; without a bound it was 489 to 590 KiB for each.
+    /// In KiB: 64 MiB, and 160 KiB of each connection, as neither end reads; without a bound it was 489 to
+    /// 590 KiB for each.
     const MOST: u64 = (64 << 10) + CONNECTIONS as u64 * 160 + (16 << 10);
     let network = Network::start();
     let service = network.victim.listen("0.0.0.0:22".parse().unwrap());
@@ -808,7 +813,8 @@ fn what_nobody_takes_holds_little_memory() {
     }
     for end in &ends {
         end.set_nonblocking(true).unwrap();
-        // The system has one bound on the memory of all sockets (`tcp_mem`). Beyond it connections stand still for as long as its timers last.
+        // The system has one bound on the memory of all sockets (`tcp_mem`). Beyond it connections stand
+        // still for as long as its timers last.
         SockRef::from(end).set_recv_buffer_size(BUFFER).unwrap();
         SockRef::from(end).set_send_buffer_size(BUFFER).unwrap();
     }
@@ -852,7 +858,8 @@ fn what_nobody_takes_holds_little_memory() {
     });
 }
 
-/// What a guest has under way on the daemon's other thread: bodies that come byte by byte, and large answers that it does not read.
+/// What a guest has under way on the daemon's other thread: bodies that come byte by byte, and large answers
+/// that it does not read.
 #[test]
 fn what_a_guest_leaves_half_done_holds_little_memory() {
     /// In KiB. It was 0.6 to 2.4 GB, which stayed.
@@ -902,7 +909,8 @@ fn what_a_guest_leaves_half_done_holds_little_memory() {
     });
 }
 
-/// Answers at the gateway that a guest does not read: short ones to one request behind the other, and long ones.
+/// Answers at the gateway that a guest does not read: short ones to one request behind the other, and long
+/// ones.
 #[test]
 fn answers_that_a_guest_does_not_read_hold_little_memory() {
     /// In KiB: rings, which have a bound of their own, and little else. It was 385 MB.

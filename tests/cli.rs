@@ -81,7 +81,8 @@ impl Bench {
         Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
     }
 
-    /// Runs `line`, which must fail with `code`, leave nothing behind, and say `text` in its only line of log.
+    /// Runs `line`, which must fail with `code`, leave nothing behind, and say `text` in its only line of
+    /// log.
     fn fails(&self, line: &str, code: i32, text: &str) {
         let before = self.files();
         let ran = self.run(line);

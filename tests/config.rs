@@ -1,4 +1,5 @@
-//! The file of `-config` through the binary: what is wrong with one, which of file and flags counts, and that what stands in it is done.
+//! The file of `-config` through the binary: what is wrong with one, which of file and flags counts, and that
+//! what stands in it is done.
 //!
 //! What the original has as well is in `parity`; this is what only ours does.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test's helper fails like the test")]
@@ -17,7 +18,8 @@ testkit::agent_in_a_namespace!();
 const OURS: &str = env!("CARGO_BIN_EXE_gvproxy");
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A directory with the file, a key and a file that is no socket. `@` stands for its path, in the file and on the command line.
+/// A directory with the file, a key and a file that is no socket. `@` stands for its path, in the file and on
+/// the command line.
 struct Bench {
     dir: tempfile::TempDir,
     binary: PathBuf,
@@ -92,7 +94,8 @@ mod ours {
         }
     }
 
-    /// The original panics, goes on without, or says where only for some; each is an error with line and key here.
+    /// The original panics, goes on without, or says where only for some; each is an error with line and key
+    /// here.
     #[test]
     fn a_mistake_is_told_with_line_and_key() {
         let bench = Bench::new(OURS);

@@ -1,5 +1,5 @@
-//! `gvproxy docker-sock` through the binary: in a directory tree, and in a mount namespace with a /run of its own, where
-//! systemd-tmpfiles starts the system again and docker's own client comes by the link.
+//! `gvproxy docker-sock` through the binary: in a directory tree, and in a mount namespace with a /run of its
+//! own, where systemd-tmpfiles starts the system again and docker's own client comes by the link.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test's helper fails like the test")]
 
 use std::fs;
@@ -404,7 +404,8 @@ fn without_root_one_line_says_so() {
     assert_eq!(unprivileged(&["status"]).code, Some(3));
 }
 
-/// macOS has no stand-in here: the property list is read by another parser, and its command run by this system's `ln`.
+/// macOS has no stand-in here: the property list is read by another parser, and its command run by this
+/// system's `ln`.
 #[test]
 fn what_launchd_is_told() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,6 @@
-//! The rule for ends: whatever way a byte comes and whatever way it goes, what was received before an end, a half-close or a reset is delivered
-//! before it. Every way through the daemon, and every way to end, counted, beside the same with nothing between.
+//! The rule for ends: whatever way a byte comes and whatever way it goes, what was received before an end, a
+//! half-close or a reset is delivered before it. Every way through the daemon, and every way to end, counted,
+//! beside the same with nothing between.
 //!
 //! `ENDS="WORD,WORD"` plays only those ways in whose names one of the words is.
 #![cfg(target_os = "linux")]

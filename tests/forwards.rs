@@ -177,7 +177,8 @@ fn a_port_serves_on_after_the_process_was_out_of_descriptors() {
     assert!(warnings <= 2, "{}", bench.daemon.stderr());
 }
 
-/// Each listens by a descriptor. Who exposes without an end leaves some to others: clients of a forward, the API.
+/// Each listens by a descriptor. Who exposes without an end leaves some to others: clients of a forward, the
+/// API.
 #[test]
 fn ports_leave_descriptors_to_clients() {
     for limit in [64, 256] {
@@ -550,7 +551,8 @@ fn a_conflict_says_whose_the_port_is() {
     assert_eq!(missing, Refused { status: 500, text: "proxy not found".into() });
 }
 
-/// podman exposes a second container's `-p 8080:80` too, cannot start it, and takes the port back: it is still the first one's.
+/// podman exposes a second container's `-p 8080:80` too, cannot start it, and takes the port back: it is
+/// still the first one's.
 #[test]
 fn a_container_that_cannot_start_does_not_take_anothers_port_away() {
     let bench = Bench::start();

@@ -113,7 +113,8 @@ fn nothing_stays_of_a_thousand_ports() {
     assert!(echoed.load(Ordering::Relaxed) > 10, "the load went on: {echoed:?}");
 }
 
-/// More connections than there are ports to dial from, within the minute for which the guest, which closes first, remembers each.
+/// More connections than there are ports to dial from, within the minute for which the guest, which closes
+/// first, remembers each.
 #[test]
 fn connections_do_not_wait_for_a_port_that_comes_again() {
     const CONNECTIONS: usize = 120_000;

@@ -1,5 +1,5 @@
-//! gvforwarder in a guest: its interface comes from the link, traffic flows, everything goes at the end. The host's end is a daemon and its
-//! `/connect`.
+//! gvforwarder in a guest: its interface comes from the link, traffic flows, everything goes at the end. The
+//! host's end is a daemon and its `/connect`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -25,7 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The one port that connects of a [`narrow`] network come from.
 const PORT: u16 = 40_000;
 
-/// Leaves a network so few ports that a connect to the first of them, where nobody listens, is given that very port.
+/// Leaves a network so few ports that a connect to the first of them, where nobody listens, is given that
+/// very port.
 fn narrow(ns: &Namespace, ports: u16) {
     let range = format!("echo {PORT} {} >/proc/sys/net/ipv4/ip_local_port_range", PORT + ports - 1);
     ns.run(["sh", "-c", &range]);
@@ -266,7 +267,8 @@ fn an_exposed_port_answers_from_the_address_that_was_asked() {
 #[test]
 fn a_flow_follows_the_route() {
     let host = Host::new("nameserver 127.0.0.1\n");
-    // Two ways to the same service, by two addresses of the host's own; it answers to the second alone, as if the first led nowhere.
+    // Two ways to the same service, by two addresses of the host's own; it answers to the second alone, as if
+    // the first led nowhere.
     for address in ["10.9.8.1/32", "10.9.8.2/32"] {
         host.run(["ip", "addr", "add", address, "dev", "lo"]);
     }

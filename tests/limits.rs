@@ -1,4 +1,5 @@
-//! `docs/limits.md` and the sources: each bound of the one is in the other, and each test that is named exists.
+//! `docs/limits.md` and the sources: each bound of the one is in the other, and each test that is named
+//! exists.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
 use std::fs;

@@ -1,5 +1,6 @@
-//! The command lines of machine managers that this machine cannot run, and what they do around them: wait for files, connect at once, kill
-//! without a word, start again in what is left. A Linux stack stands for the machine; podman itself is in `podman_machine.rs`.
+//! The command lines of machine managers that this machine cannot run, and what they do around them: wait for
+//! files, connect at once, kill without a word, start again in what is left. A Linux stack stands for the
+//! machine; podman itself is in `podman_machine.rs`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -195,7 +196,8 @@ impl Manager {
     }
 }
 
-/// The next connection that begins with these bytes. One that was made before there was a machine may come in front of it.
+/// The next connection that begins with these bytes. One that was made before there was a machine may come in
+/// front of it.
 #[track_caller]
 fn greeted(sshd: &TcpListener, greeting: &[u8; 8]) -> TcpStream {
     loop {
@@ -247,7 +249,8 @@ fn lives(provider: Provider) {
         }
         guest.switch_off();
         if matches!(provider, Provider::Apple { .. }) {
-            // This process, which has the other end, goes on; vfkit's would end. So it takes a frame that finds nobody.
+            // This process, which has the other end, goes on; vfkit's would end. So it takes a frame that
+            // finds nobody.
             let _ = manager.host.connect((Ipv4Addr::LOCALHOST, SSH_PORT).into());
         }
         let status = daemon.wait(PATIENCE).expect("the daemon ends with its machine");

@@ -1,5 +1,5 @@
-//! Notifications through the binary: what is told while a link or the daemon ends, which the original may be too late for.
-//! What it tells as well is in `parity`.
+//! Notifications through the binary: what is told while a link or the daemon ends, which the original may be
+//! too late for. What it tells as well is in `parity`.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;

@@ -1,4 +1,5 @@
-//! Frames for people to see, through the binary: a capture, read by tcpdump while the daemon runs and after it; and lines of the log.
+//! Frames for people to see, through the binary: a capture, read by tcpdump while the daemon runs and after
+//! it; and lines of the log.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test's helper fails like the test")]
 
 use std::net::Ipv4Addr;

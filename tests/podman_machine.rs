@@ -1,5 +1,6 @@
-//! What `podman machine` does with the daemon: it starts it, waits for it, talks to the machine through it, ends it, and starts it again.
-//! Today's, and that of Debian 12, each with the QEMU that it knows. And what the podman in the machine does: it has it expose the ports of containers.
+//! What `podman machine` does with the daemon: it starts it, waits for it, talks to the machine through it,
+//! ends it, and starts it again. Today's, and that of Debian 12, each with the QEMU that it knows. And what
+//! the podman in the machine does: it has it expose the ports of containers.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
 use std::fs;
@@ -270,7 +271,8 @@ fn answers(socket: &UdpSocket, at: SocketAddr) -> std::io::Result<Vec<u8>> {
     Ok(buffer[..length].to_vec())
 }
 
-/// Neither a process of the machine's, nor a pid file, nor a socket, but for `stay`, of which who made them was killed.
+/// Neither a process of the machine's, nor a pid file, nor a socket, but for `stay`, of which who made them
+/// was killed.
 #[track_caller]
 fn nothing_left(user: &User, stay: &[&str]) {
     step("nothing is left", || {

@@ -1,5 +1,6 @@
-//! Network cards by QMP, with a real QEMU: what is put into a machine, found again, taken out; what is told of the machine; `-listen-qemu` on a
-//! path that is QEMU's too. No system runs in these machines; for that see `qmp_vm.rs`, and for a QEMU that misbehaves `qmp_peer.rs`.
+//! Network cards by QMP, with a real QEMU: what is put into a machine, found again, taken out; what is told
+//! of the machine; `-listen-qemu` on a path that is QEMU's too. No system runs in these machines; for that
+//! see `qmp_vm.rs`, and for a QEMU that misbehaves `qmp_peer.rs`.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test's helper fails like the test")]
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -137,7 +138,8 @@ fn a_machine_is_given_a_card_in_both_orders_of_starting() {
                 0o600
             );
 
-            // It takes the card out at its end. Nobody in the machine answers, so that the card itself goes with the next reset.
+            // It takes the card out at its end. Nobody in the machine answers, so that the card itself goes
+            // with the next reset.
             assert!(daemon.terminate().success());
             assert!(!socket.exists());
             qemu.execute("system_reset", json!({}));
@@ -224,8 +226,8 @@ fn a_machine_without_a_free_port_is_told_of() {
     }
 }
 
-/// What is left of a daemon that was killed cannot be used again, as QEMU 7.2 connects once. With a system in the machine it is replaced at once:
-/// `qmp_vm.rs`.
+/// What is left of a daemon that was killed cannot be used again, as QEMU 7.2 connects once. With a system in
+/// the machine it is replaced at once: `qmp_vm.rs`.
 #[test]
 fn what_a_killed_daemon_left_is_replaced() {
     for machine in [PC, Q35] {
@@ -421,7 +423,8 @@ mod same_path {
         assert!(daemon.terminate().success());
     }
 
-    /// As podman machine 4.3.1 does: it connects, hands the descriptor to QEMU, and QEMU binds its QMP at the same path, for podman alone.
+    /// As podman machine 4.3.1 does: it connects, hands the descriptor to QEMU, and QEMU binds its QMP at the
+    /// same path, for podman alone.
     #[test]
     fn a_path_is_qemus_where_a_link_came_in_before() {
         let bench = Bench::new();

@@ -1,5 +1,5 @@
-//! A QEMU that misbehaves, by script: slow, silent, garbage, half and huge lines, refusals, the end at each step. Nothing may hang, and nothing may
-//! be left half attached. What the real one does is in `qmp.rs`.
+//! A QEMU that misbehaves, by script: slow, silent, garbage, half and huge lines, refusals, the end at each
+//! step. Nothing may hang, and nothing may be left half attached. What the real one does is in `qmp.rs`.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test's helper fails like the test")]
 
 use std::collections::BTreeMap;
@@ -340,7 +340,8 @@ fn silence_at_each_step() {
     each(once(&["greeting", "qmp_capabilities"], &faults[..1]), recovers);
 }
 
-/// The path of `-listen-qemu` is a QMP socket's: what the daemon was told is the same, and it goes on as patiently.
+/// The path of `-listen-qemu` is a QMP socket's: what the daemon was told is the same, and it goes on as
+/// patiently.
 #[test]
 fn silence_at_each_step_to_who_found_the_socket() {
     let faults = [Fault::Silence { done: false }, Fault::Silence { done: true }];
@@ -356,7 +357,8 @@ fn silence_at_each_step_to_who_found_the_socket() {
     });
 }
 
-/// The reply comes too late, and no system is there yet that would let go of a card: the one that came is the machine's.
+/// The reply comes too late, and no system is there yet that would let go of a card: the one that came is the
+/// machine's.
 #[test]
 fn a_card_that_came_without_a_reply_keeps_its_link() {
     let script = Script { at: "device_add", fault: Fault::Silence { done: true }, always: false };

@@ -1,4 +1,5 @@
-//! A real machine that boots without a network, and gets one from a daemon that knows its QMP socket and nothing else.
+//! A real machine that boots without a network, and gets one from a daemon that knows its QMP socket and
+//! nothing else.
 #![allow(clippy::expect_used, clippy::print_stderr, reason = "a test fails by panic")]
 
 use std::fs::{self, File};
@@ -129,7 +130,8 @@ impl Drop for Machine {
     }
 }
 
-/// QEMU with a machine that has no network card, and its sockets in `dir`: `q` for the daemon, `q.test` for the test.
+/// QEMU with a machine that has no network card, and its sockets in `dir`: `q` for the daemon, `q.test` for
+/// the test.
 #[track_caller]
 fn start(dir: &Path) -> Child {
     tool("qemu-system-x86_64", "qemu-system-x86");
@@ -154,7 +156,8 @@ fn directory() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("gv").tempdir_in("/tmp").expect("a directory")
 }
 
-/// A daemon that is told of the QMP socket `q` in `dir` by `flag`, and forwards podman's socket by way of the machine's agent.
+/// A daemon that is told of the QMP socket `q` in `dir` by `flag`, and forwards podman's socket by way of the
+/// machine's agent.
 fn daemon(dir: &Path, ssh_port: u16, flag: &str) -> Builder {
     let qmp = format!("unix://{}/q", dir.display());
     Daemon::builder().without_qemu().args([flag, &qmp, "-ssh-port", &ssh_port.to_string(), "-debug"]).args([

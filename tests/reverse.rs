@@ -1,4 +1,5 @@
-//! Sockets of guests that lead to the host: what passes through them, and what happens when one end goes, over SSH and by way of gvforwarder's agent.
+//! Sockets of guests that lead to the host: what passes through them, and what happens when one end goes,
+//! over SSH and by way of gvforwarder's agent.
 #![cfg(target_os = "linux")]
 #![allow(
     clippy::unwrap_used,
@@ -348,7 +349,8 @@ fn an_orderly_end_leaves_no_socket(way: Way) {
     assert_closed(open);
 }
 
-/// A daemon that proves itself by this secret to the guest's agent, as its file says, or one without a secret.
+/// A daemon that proves itself by this secret to the guest's agent, as its file says, or one without a
+/// secret.
 fn daemon_with(files: &Files, secret: Option<&str>) -> (Daemon, Guest) {
     let secret =
         secret.map(|text| format!("agent-secret-file: {}\n", secret_file(files.path("of-host"), text)));

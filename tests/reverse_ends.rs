@@ -1,4 +1,5 @@
-//! Sockets of guests that lead to the host: where they may be, how they are asked for, and guests that vanish or lie.
+//! Sockets of guests that lead to the host: where they may be, how they are asked for, and guests that vanish
+//! or lie.
 #![cfg(target_os = "linux")]
 #![allow(
     clippy::unwrap_used,
@@ -147,7 +148,8 @@ fn what_cannot_be_meant_ends_at_once() {
     }
 }
 
-/// A guest, or a daemon, that stands still looks like one that has vanished: nothing comes, and nothing says so.
+/// A guest, or a daemon, that stands still looks like one that has vanished: nothing comes, and nothing says
+/// so.
 #[test]
 fn who_vanished_is_noticed() {
     let frozen = |rig: &Rig| {

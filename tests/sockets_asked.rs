@@ -1,5 +1,5 @@
-//! The words for a forward of a socket, which are the same as flags, in the file, and in the API; and what a VMM at the other end may say. The
-//! other ends are of the host, and there is no virtual network.
+//! The words for a forward of a socket, which are the same as flags, in the file, and in the API; and what a
+//! VMM at the other end may say. The other ends are of the host, and there is no virtual network.
 #![cfg(target_os = "linux")]
 #![allow(
     clippy::unwrap_used,
@@ -26,7 +26,8 @@ use testkit::{eventually, free_port};
 
 testkit::agent_in_a_namespace!();
 
-/// What is behind the forwards: an echo at a unix socket, and one at the port 7 of a machine whose VMM is at another.
+/// What is behind the forwards: an echo at a unix socket, and one at the port 7 of a machine whose VMM is at
+/// another.
 struct Ends {
     _servers: [Server; 2],
     dir: tempfile::TempDir,
@@ -59,8 +60,8 @@ static SAID: [u8; 50_000] = [7; 50_000];
 /// How soon a VMM takes notice of a closed half.
 const NOTICE: Duration = Duration::from_millis(200);
 
-/// Says `OK` to port 7, with the first bytes of the guest right behind it, and closes to all others. As VMMs do it takes the end of one half
-/// for that of both: the guest's answer comes after it, and is lost.
+/// Says `OK` to port 7, with the first bytes of the guest right behind it, and closes to all others. As VMMs
+/// do it takes the end of one half for that of both: the guest's answer comes after it, and is lost.
 fn vmm(mut client: UnixStream) {
     let mut line = Vec::new();
     while !line.ends_with(b"\n") {

@@ -1,5 +1,5 @@
-//! Forwards from a socket of the host to another, without a network: ends that come, go, vanish and stall, and more clients than there are
-//! descriptors for.
+//! Forwards from a socket of the host to another, without a network: ends that come, go, vanish and stall,
+//! and more clients than there are descriptors for.
 #![cfg(target_os = "linux")]
 #![allow(
     clippy::unwrap_used,
@@ -491,7 +491,8 @@ fn a_thousand_at_once() {
     }
 }
 
-/// Nobody is ready to take clients at the other end: they wait without costing much, and are all served once somebody is.
+/// Nobody is ready to take clients at the other end: they wait without costing much, and are all served once
+/// somebody is.
 #[test]
 fn a_server_that_takes_nobody_for_a_while() {
     const COUNT: usize = 500;
@@ -580,7 +581,8 @@ fn more_sockets_and_clients_than_descriptors() {
 /// What a daemon says when accept pauses.
 const FULL: &str = "limit of open files";
 
-/// Accept pauses: who is too many waits in the backlog, and is served when somebody leaves. Behind `rig` is an echo.
+/// Accept pauses: who is too many waits in the backlog, and is served when somebody leaves. Behind `rig` is
+/// an echo.
 #[track_caller]
 fn assert_served_in_turns(rig: &Rig, limit: usize) {
     const COUNT: usize = 400;

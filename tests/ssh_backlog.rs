@@ -1,4 +1,5 @@
-//! Many clients of one forward that take nothing of what the guest sends. A test program of its own, as the memory is the process's.
+//! Many clients of one forward that take nothing of what the guest sends. A test program of its own, as the
+//! memory is the process's.
 
 use gvproxy::ssh::MAX_LOGINS;
 use testkit::process::Process;
@@ -10,7 +11,8 @@ use tokio::time::timeout;
 const CLIENTS: usize = 100;
 const MIB: u64 = 1 << 20;
 
-/// What they hold has a sum, they do not keep out one who comes after them, and when they have left it is the system's again.
+/// What they hold has a sum, they do not keep out one who comes after them, and when they have left it is the
+/// system's again.
 #[tokio::test]
 async fn clients_that_take_nothing_hold_so_much_together_and_make_room() {
     let sshd = Sshd::new().await;
@@ -33,7 +35,8 @@ async fn clients_that_take_nothing_hold_so_much_together_and_make_room() {
     assert!(stalled.len() >= MAX_LOGINS, "{} of {CLIENTS} were served", stalled.len());
     timeout(PATIENCE, forward.echo()).await.expect("an echo behind those that take nothing").unwrap();
     let took = (own.peak_rss_kb() - before) / 1024;
-    // Each connection's backlog, what it reads and writes at once, and a batch under way; of most of them the backlog is small.
+    // Each connection's backlog, what it reads and writes at once, and a batch under way; of most of them the
+    // backlog is small.
     let bound = 16 * (8 + 2);
     eprintln!("{} of {CLIENTS} served, {took} MiB", stalled.len());
     assert!(took < bound, "{took} MiB, and the bound is {bound}");

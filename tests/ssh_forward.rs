@@ -465,7 +465,8 @@ async fn hundreds_of_clients_that_leave_in_the_middle() {
         soon("a first byte", client.read_exact(&mut [0])).await.unwrap();
     }
     soon("the echo", forward.echo()).await.unwrap();
-    // Connections are not used for ever, as each such client leaves something behind in them; nor is each used once.
+    // Connections are not used for ever, as each such client leaves something behind in them; nor is each
+    // used once.
     let dials = sshd.dials.load(Ordering::Relaxed);
     assert!((2..=2 * MAX_CONNECTIONS).contains(&dials), "{dials} connections");
 }

@@ -1,4 +1,5 @@
-//! A forward when the process has no descriptors left. A test program of its own, as the limit is the process's.
+//! A forward when the process has no descriptors left. A test program of its own, as the limit is the
+//! process's.
 
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;

@@ -1,5 +1,6 @@
-//! Logins beside an sshd that holds failures against the address that they come from, as OpenSSH's does since 9.8: who shuts out whom, and
-//! for how long. A real sshd serves; what it would hold against whom is counted by a gate in front of it, so that any version will do.
+//! Logins beside an sshd that holds failures against the address that they come from, as OpenSSH's does since
+//! 9.8: who shuts out whom, and for how long. A real sshd serves; what it would hold against whom is counted
+//! by a gate in front of it, so that any version will do.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -28,7 +29,8 @@ use testkit::{eventually, free_port};
 testkit::agent_in_a_namespace!();
 
 const PATIENCE: Duration = Duration::from_secs(30);
-/// As in sshd_config(5): what a refused login costs, a connection without one, and for how much nobody is let in.
+/// As in sshd_config(5): what a refused login costs, a connection without one, and for how much nobody is let
+/// in.
 const AUTH_FAIL: Duration = Duration::from_secs(5);
 const NO_AUTH: Duration = Duration::from_secs(1);
 const MIN: Duration = Duration::from_secs(15);

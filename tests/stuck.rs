@@ -1,5 +1,6 @@
-//! Places that take nothing more, or do not answer: a pipe, a FIFO, a full disk, a file system that froze. The network goes on beside
-//! each, the API answers, and the daemon ends in time; what is lost of the log is counted.
+//! Places that take nothing more, or do not answer: a pipe, a FIFO, a full disk, a file system that froze.
+//! The network goes on beside each, the API answers, and the daemon ends in time; what is lost of the log is
+//! counted.
 //!
 //! All but what only we have runs against the original too; it stands still at most of them.
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test's helper fails like the test")]
@@ -210,7 +211,8 @@ mod ours {
     /// Two lines each: more than a pipe and the daemon hold.
     const PINGS: u16 = 6000;
 
-    /// What is lost is counted and told of between the lines that are there, in order; and the last ones come out.
+    /// What is lost is counted and told of between the lines that are there, in order; and the last ones come
+    /// out.
     #[track_caller]
     fn assert_told(what: &str, log: &str) {
         let (lost, frames) = counted(log);

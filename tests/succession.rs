@@ -1,5 +1,5 @@
-//! A gvproxy that was left over from a run before, and the next one with the same paths, as a machine manager that was killed and started again
-//! makes them; and who else has a path.
+//! A gvproxy that was left over from a run before, and the next one with the same paths, as a machine manager
+//! that was killed and started again makes them; and who else has a path.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
@@ -255,7 +255,8 @@ fn what_another_program_has_stays_with_it() {
     }
 }
 
-/// Whoever listens at the virtual machine's path may be QEMU, and is asked: one that says a little at a time, and one that takes nobody.
+/// Whoever listens at the virtual machine's path may be QEMU, and is asked: one that says a little at a time,
+/// and one that takes nobody.
 #[test]
 fn one_that_is_no_qemu_is_not_waited_for() {
     let machine = Machine::new();

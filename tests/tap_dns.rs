@@ -1,4 +1,5 @@
-//! DNS of the gateway, asked by a Linux guest: the zones from here, all else as the host's own resolver says it.
+//! DNS of the gateway, asked by a Linux guest: the zones from here, all else as the host's own resolver says
+//! it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
 use std::io::{Read, Write};
@@ -131,7 +132,8 @@ fn an_answer_that_does_not_fit_is_cut_over_udp_and_whole_over_tcp() {
 #[test]
 fn a_large_answer_comes_in_fragments_to_a_client_that_takes_it() {
     let (net, _server) = start();
-    // Unbound itself keeps to 1232 bytes unless it is told otherwise, so what is whole there must be whole here.
+    // Unbound itself keeps to 1232 bytes unless it is told otherwise, so what is whole there must be whole
+    // here.
     let question = question("big.test", TXT, Some(4096));
     let direct = ask_udp(&net.host, upstream(), &question);
     same(&question, &direct, &ask_udp(&net.guest, GATEWAY_DNS, &question));

@@ -1,4 +1,5 @@
-//! Every link carries a Linux guest; several guests share one daemon, and what happens to one is its own affair.
+//! Every link carries a Linux guest; several guests share one daemon, and what happens to one is its own
+//! affair.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
 use std::io::{self, Read, Write};
@@ -148,7 +149,8 @@ fn the_run_ends_with_its_guest() {
         guest.switch_off();
         drop(guest);
         if matches!(kind, Kind::Vfkit(_)) {
-            // A datagram socket has no end, and the process is this one: only a frame that has nowhere to go tells.
+            // A datagram socket has no end, and the process is this one: only a frame that has nowhere to go
+            // tells.
             let _ = TcpStream::connect(("127.0.0.1", port.parse().unwrap()));
         }
         let status = daemon.wait(AT_ONCE).unwrap_or_else(|| panic!("still running without {kind:?}"));

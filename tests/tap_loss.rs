@@ -133,8 +133,8 @@ impl Drop for Stream {
     }
 }
 
-/// How long a stream runs before it is measured: windows have found their size. A stream that random losses slow down is measured for
-/// longer, because its rate varies.
+/// How long a stream runs before it is measured: windows have found their size. A stream that random losses
+/// slow down is measured for longer, because its rate varies.
 const WARM_UP: Duration = Duration::from_millis(1500);
 
 /// Mbit/s that arrive.
@@ -168,7 +168,8 @@ fn median(
     rates[rates.len() / 2]
 }
 
-/// Both stacks on the same kind of link at the same time, in both directions; ours has to have 0.8 of Linux's rate.
+/// Both stacks on the same kind of link at the same time, in both directions; ours has to have 0.8 of Linux's
+/// rate.
 #[track_caller]
 fn compare(quality: Quality, runs: u64, time: Duration) {
     let look = |stack, direction| move || median(stack, quality, direction, "cubic", runs, time);
@@ -216,11 +217,12 @@ impl Read for Slow<'_> {
     }
 }
 
-/// Where other connections of the guest fill what it may have of the daemon's memory, rings give back what they have no use for while bytes are in
-/// them, and others are missing.
+/// Where other connections of the guest fill what it may have of the daemon's memory, rings give back what
+/// they have no use for while bytes are in them, and others are missing.
 #[test]
 fn nothing_is_lost_where_memory_is_scarce() {
-    /// Of a stream that is checked; and what each of those that nobody reads has at least, of which 64 MiB are needed.
+    /// Of a stream that is checked; and what each of those that nobody reads has at least, of which 64 MiB
+    /// are needed.
     const BYTES: u64 = 4 << 20;
     const UNREAD: usize = 256 << 10;
     const PATIENCE: Duration = Duration::from_secs(60);
@@ -240,7 +242,8 @@ fn nothing_is_lost_where_memory_is_scarce() {
         }
         (rss() > before + (72 << 10)).then_some(())
     });
-    // Little fits into the daemon's sockets, and who reads waits for the guest's answer before each piece: rings are not empty for long.
+    // Little fits into the daemon's sockets, and who reads waits for the guest's answer before each piece:
+    // rings are not empty for long.
     let host = setup.host.as_ref().unwrap();
     host.run(["sh", "-c", "echo 4096 8192 8192 >/proc/sys/net/ipv4/tcp_wmem"]);
     let (echo, asker) = setup.pair("cubic");

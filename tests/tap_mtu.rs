@@ -1,5 +1,5 @@
-//! A daemon that was not told of an MTU offers a large one, and Linux guests that make of it what they like: nothing is lost, and no
-//! frame is longer than the guest's card would take.
+//! A daemon that was not told of an MTU offers a large one, and Linux guests that make of it what they like:
+//! nothing is lost, and no frame is longer than the guest's card would take.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
 use std::net::{SocketAddr, UdpSocket};
@@ -19,7 +19,8 @@ const ETHERNET: usize = 14;
 /// What a card takes that has not been told otherwise, header included.
 const USUAL: usize = 1500 + ETHERNET;
 
-/// A network whose guest gives its card the MTU `own`, or what it is offered; and the port that leads to its port 22.
+/// A network whose guest gives its card the MTU `own`, or what it is offered; and the port that leads to its
+/// port 22.
 fn start(own: Option<u16>) -> (Net, u16) {
     let port = free_port();
     let host = Host::new("nameserver 127.0.0.1\n");
@@ -47,8 +48,8 @@ fn receive(socket: &UdpSocket, payload: &[u8], what: &str) -> SocketAddr {
     from
 }
 
-/// Everything that a guest does, on a card of MTU `own`; the longest frames that it got: by TCP, as the first large datagrams, and
-/// as large ones after it had sent some.
+/// Everything that a guest does, on a card of MTU `own`; the longest frames that it got: by TCP, as the first
+/// large datagrams, and as large ones after it had sent some.
 fn exercise(own: Option<u16>) -> [usize; 3] {
     let (net, port) = start(own);
     let card = usize::from(own.unwrap_or(65520)) + ETHERNET;

@@ -1,5 +1,5 @@
-//! What happens to packets on the way: a shorter link or no way behind the guest, a guest that takes a datagram no more, a packet that may go
-//! no further than the gateway.
+//! What happens to packets on the way: a shorter link or no way behind the guest, a guest that takes a
+//! datagram no more, a packet that may go no further than the gateway.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
 use std::io::{ErrorKind, Read, Write};
@@ -18,7 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Somebody behind the guest.
 const BEHIND: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 9);
 
-/// A network behind the guest, which forwards to it over a link that takes `mtu` bytes; there one may believe that 1500 can come.
+/// A network behind the guest, which forwards to it over a link that takes `mtu` bytes; there one may believe
+/// that 1500 can come.
 fn behind(guest: &Namespace, mtu: u16) -> Namespace {
     let behind = Namespace::inside(guest);
     let (mtu, pid) = (mtu.to_string(), behind.pid().to_string());

@@ -1,4 +1,5 @@
-//! Whoever does not read, read slowly or goes away costs itself and nobody else, in rate, memory or processor time.
+//! Whoever does not read, read slowly or goes away costs itself and nobody else, in rate, memory or processor
+//! time.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
 use std::io::{ErrorKind, Read, Write};

@@ -162,7 +162,8 @@ fn a_flow_survives_bursts_in_both_directions() {
             client.send_to(&[1; 1400], to).unwrap();
             service.send_to(&[2; 1400], flow).unwrap();
         }
-        // So many fit in every queue on the way (a receive buffer of 208 KiB holds 92), so all of them are there.
+        // So many fit in every queue on the way (a receive buffer of 208 KiB holds 92), so all of them are
+        // there.
         for number in 0..BURST {
             for (socket, byte) in [(&service, 1), (&client, 2)] {
                 let mut buffer = [0; 2048];

@@ -1,5 +1,5 @@
-//! What a user does with the daemon and a real machine: log in, drive its podman through the forwarded sockets with
-//! podman's and docker's own programs, restart it, switch it off.
+//! What a user does with the daemon and a real machine: log in, drive its podman through the forwarded
+//! sockets with podman's and docker's own programs, restart it, switch it off.
 #![allow(clippy::expect_used, reason = "a test fails by panic")]
 
 use std::fs;
@@ -71,7 +71,8 @@ fn the_host_drives_the_podman_of_a_machine() {
     });
 }
 
-/// Both programs inside the machine, by way of vsock's loopback: nothing but a machine has vsock everywhere. The daemon is killed in between.
+/// Both programs inside the machine, by way of vsock's loopback: nothing but a machine has vsock everywhere.
+/// The daemon is killed in between.
 const VSOCK: &str = r#"
 exec 2>/root/vsock.log
 trap 'test $? = 0 || cat /root/vsock.log; kill $(jobs -p); ip netns del g' EXIT
@@ -245,8 +246,8 @@ fn sockets_outlive_the_sshd_and_the_boots_of_a_machine() {
     });
 }
 
-/// The first connection after sshd's greeting works within [`RECOVERY`]; on a host too busy for that, not much later
-/// than OpenSSH's own client, which logs in at the same moment.
+/// The first connection after sshd's greeting works within [`RECOVERY`]; on a host too busy for that, not
+/// much later than OpenSSH's own client, which logs in at the same moment.
 #[track_caller]
 fn recover(vm: &mut Vm) {
     step("sshd answers again", || vm.wait_for_sshd());

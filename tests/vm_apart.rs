@@ -1,5 +1,5 @@
-//! Two real machines on one daemon, which keeps guests apart: what they may do nevertheless, as podman, bridges and nested networks do it,
-//! and a machine that comes back on another link.
+//! Two real machines on one daemon, which keeps guests apart: what they may do nevertheless, as podman,
+//! bridges and nested networks do it, and a machine that comes back on another link.
 #![allow(clippy::expect_used, reason = "a test fails by panic")]
 
 use std::ffi::OsString;
@@ -107,7 +107,8 @@ const SENT: usize = 300_000;
 /// An address that nobody leases.
 const NESTED: &str = "192.168.127.177";
 
-/// A namespace with a card of another hardware address on the machine's own; prints the address that it leased.
+/// A namespace with a card of another hardware address on the machine's own; prints the address that it
+/// leased.
 const BRIDGED: &str = r#"
 set -eu
 card=$(ip -o route show default | sed 's/.* dev \([^ ]*\).*/\1/')

@@ -1,6 +1,7 @@
-//! Every way into a machine, side by side: podman's API by each of them for podman, docker and curl, and an image whose bytes are compared.
-//! One machine; one daemon with its network and all forwards, one without a network, and one inside, where alone vsock is to be had everywhere.
-//! `ARCHIVE_MB` is the image's size, `WAYS="ssh hybrid"` picks some of the ways (`make ways`).
+//! Every way into a machine, side by side: podman's API by each of them for podman, docker and curl, and an
+//! image whose bytes are compared. One machine; one daemon with its network and all forwards, one without a
+//! network, and one inside, where alone vsock is to be had everywhere. `ARCHIVE_MB` is the image's size,
+//! `WAYS="ssh hybrid"` picks some of the ways (`make ways`).
 #![cfg(target_os = "linux")]
 #![allow(
     clippy::unwrap_used,
@@ -74,7 +75,8 @@ for port in 2375 846; do until ss -tlnH "sport = :$port" | grep -q .; do sleep 0
 for port in 1025 1027; do until ss -lH -f vsock | grep -q ":$port "; do sleep 0.1; done; done
 "#;
 
-/// Clients on vsock of a guest's service that hangs, who leave: ends when the daemon has closed their descriptors.
+/// Clients on vsock of a guest's service that hangs, who leave: ends when the daemon has closed their
+/// descriptors.
 const LEAVE: &str = r#"
 set -eu
 dir=$(mktemp -d)
@@ -98,7 +100,8 @@ systemctl stop "hung-*"
 ip netns del hung
 "#;
 
-/// The same for a daemon under strace: vsock with each kind of socket on either side, an echo behind each, and how many bytes came back.
+/// The same for a daemon under strace: vsock with each kind of socket on either side, an echo behind each,
+/// and how many bytes came back.
 const TRACE: &str = r#"
 set -eu
 cd /run
@@ -221,7 +224,8 @@ impl Rig {
             .args(["-forward-sock", &format!("tcp://127.0.0.1:{tcp}"), "-forward-dest", &hybrid(VSOCK)])
             .start();
 
-        // An image is there three times while it is loaded, and more than once its size does not fit the machine's own disk.
+        // An image is there three times while it is loaded, and more than once its size does not fit the
+        // machine's own disk.
         let scratch = tempfile::NamedTempFile::new().expect("a file");
         scratch.as_file().set_len((4 * megabytes as u64 + 1024) << 20).expect("a file of that length");
         let mut mke2fs = Command::new(tool("mke2fs", "e2fsprogs"));
@@ -233,7 +237,8 @@ impl Rig {
             scratch.path().display()
         );
         vm.boot.env("VSOCK", vsock.control());
-        // Debian 13's kernel puts more than 32 KiB of vsock into several descriptors; vhost-device-vsock 0.3 takes one, and drops the rest.
+        // Debian 13's kernel puts more than 32 KiB of vsock into several descriptors; vhost-device-vsock 0.3
+        // takes one, and drops the rest.
         vm.boot.env("GUEST", "bookworm");
         vm.boot.args(["-drive", &drive, "-device", "virtio-blk-pci,drive=scratch"]);
         step("boot", || vm.power_on());
@@ -246,8 +251,8 @@ impl Rig {
         Self { alone, vm, vsock, tcp, _scratch: scratch }
     }
 
-    /// What no way of the daemon uses: the agent on vsock, for hosts that connect to it themselves; and the system's vsock with a half-close,
-    /// which a VMM does not pass on.
+    /// What no way of the daemon uses: the agent on vsock, for hosts that connect to it themselves; and the
+    /// system's vsock with a half-close, which a VMM does not pass on.
     #[track_caller]
     fn by_hand(&self) {
         let mut stream = BufReader::new(UnixStream::connect(self.vsock.socket()).expect("the device"));
@@ -266,7 +271,8 @@ impl Rig {
         assert_eq!(echoed, "hello");
     }
 
-    /// This program's own test of it, in the machine; which is slow, and so plays few rounds unless `ROUNDS` says more.
+    /// This program's own test of it, in the machine; which is slow, and so plays few rounds unless `ROUNDS`
+    /// says more.
     #[track_caller]
     fn ends(&self) {
         let program = std::env::current_exe().expect("this program");
@@ -283,7 +289,8 @@ impl Rig {
         eprintln!("{said}");
     }
 
-    /// Vsock beside each kind of socket: `sockets_rate` does the other pairs, on the host, which has no vsock.
+    /// Vsock beside each kind of socket: `sockets_rate` does the other pairs, on the host, which has no
+    /// vsock.
     #[track_caller]
     fn trace(&self) {
         const BYTES: u64 = 4 << 20;
@@ -296,7 +303,8 @@ impl Rig {
         calls.assert_spliced(5 * 2 * BYTES);
     }
 
-    /// Prints what the agent carries beside what SSH does, whose cryptography the machine's processor pays for, in turns.
+    /// Prints what the agent carries beside what SSH does, whose cryptography the machine's processor pays
+    /// for, in turns.
     #[track_caller]
     fn measure(&self) {
         for direction in ["up", "down"] {
@@ -359,7 +367,8 @@ struct Way {
     name: &'static str,
     /// Whether an image takes it.
     thorough: bool,
-    /// Whether the machine is told of the end of a client's input: not by a VMM that offers vsock at a unix socket.
+    /// Whether the machine is told of the end of a client's input: not by a VMM that offers vsock at a unix
+    /// socket.
     halves: bool,
     url: String,
 }

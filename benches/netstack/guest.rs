@@ -1,5 +1,5 @@
-//! A guest that follows a script: it makes and reads segments, keeps the numbers right, and acknowledges what a Linux guest
-//! would. Owns: the guest's end of each connection. Read next: `scenario.rs`.
+//! A guest that follows a script: it makes and reads segments, keeps the numbers right, and acknowledges what
+//! a Linux guest would. Owns: the guest's end of each connection. Read next: `scenario.rs`.
 
 use std::net::Ipv4Addr;
 

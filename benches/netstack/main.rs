@@ -1,7 +1,8 @@
 //! What the virtual network itself costs: frames in to frames out, with no sockets, no peer and no privilege.
 //!
-//! `make micro` measures wall time (divan; a word chooses rows: `make micro ROWS=to_guest`). `instructions.sh` counts instructions
-//! under valgrind, the same in every run, and compares them with `instructions.txt`: `make test` does.
+//! `make micro` measures wall time (divan; a word chooses rows: `make micro ROWS=to_guest`).
+//! `instructions.sh` counts instructions under valgrind, the same in every run, and compares them with
+//! `instructions.txt`: `make test` does.
 //! Read next: `scenario.rs`, what is measured; `network.rs`, the driver's turn, which is all that is counted.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a measurement fails by panic")]
 #![allow(clippy::print_stdout, reason = "this is a report")]
@@ -41,7 +42,8 @@ fn turn(bencher: Bencher<'_, '_>, scenario: &Scenario) {
         .bench_local_values(|()| running.borrow_mut().turn());
 }
 
-/// Runs one scenario for callgrind, which collects in [`counted`] only, and prints by what its count is to be divided.
+/// Runs one scenario for callgrind, which collects in [`counted`] only, and prints by what its count is to be
+/// divided.
 fn count(name: &str) {
     let scenario = Scenario::all().find(|scenario| scenario.to_string() == name);
     let scenario = scenario.unwrap_or_else(|| panic!("no scenario named {name}"));

@@ -1,5 +1,6 @@
-//! The driver in small: what `src/engine` does with a [`Stack`] in one turn, without descriptors. Owns: the stack, the batch,
-//! the clock. May not: copy a byte, which in the daemon the kernel does. Read next: `guest.rs`, the other side.
+//! The driver in small: what `src/engine` does with a [`Stack`] in one turn, without descriptors. Owns: the
+//! stack, the batch, the clock. May not: copy a byte, which in the daemon the kernel does. Read next:
+//! `guest.rs`, the other side.
 
 use std::hint::black_box;
 use std::net::Ipv4Addr;

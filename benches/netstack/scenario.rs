@@ -1,7 +1,8 @@
-//! What is measured. Owns: the list of scenarios, and what the guest does in each turn of one. Read next: `network.rs`.
+//! What is measured. Owns: the list of scenarios, and what the guest does in each turn of one. Read next:
+//! `network.rs`.
 //!
-//! An item is what a scenario's cost is stated for: a full segment of data, a request with its answer, a connection from SYN to
-//! the last acknowledgement, a datagram, a dropped frame.
+//! An item is what a scenario's cost is stated for: a full segment of data, a request with its answer, a
+//! connection from SYN to the last acknowledgement, a datagram, a dropped frame.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,7 +10,8 @@ use std::time::Duration;
 use crate::guest::{self, ACK, FIN, Guest};
 use crate::network::Network;
 
-/// Frames that come in one turn: about what one read of a link brings. Of more flows the next ones have their turn next.
+/// Frames that come in one turn: about what one read of a link brings. Of more flows the next ones have their
+/// turn next.
 const FRAMES: usize = 64;
 const LARGE_FRAMES: usize = 4;
 /// From this MTU on frames are large.
@@ -22,7 +24,8 @@ const LIFE: usize = 4;
 const LEAST_WINDOW: usize = 28 << 10;
 /// SYNs given to the network at once while connections are opened beforehand.
 const SYNS: usize = 64;
-/// Turns before anything is measured, at least, and how often each flow had its turn: every table and buffer has its size then.
+/// Turns before anything is measured, at least, and how often each flow had its turn: every table and buffer
+/// has its size then.
 const WARM_UP: usize = 64;
 const ROUNDS: usize = 4;
 

@@ -1,5 +1,5 @@
-//! A chart of two panels, one for each direction, as SVG text. Owns: its look, in light and in dark. May not: know what is
-//! charted. Read next: `table.rs`, where the points come from.
+//! A chart of two panels, one for each direction, as SVG text. Owns: its look, in light and in dark. May not:
+//! know what is charted. Read next: `table.rs`, where the points come from.
 
 use std::fmt::Write;
 

@@ -1,4 +1,5 @@
-//! Many clients of one forwarded socket: all at once, and one after the other for a long time. Each sends its number and is to get it back.
+//! Many clients of one forwarded socket: all at once, and one after the other for a long time. Each sends its
+//! number and is to get it back.
 //! Owns: the server. May not: know who forwards. Read next: `forwarder.rs`.
 
 use std::io::{self, Read, Write};

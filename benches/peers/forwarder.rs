@@ -1,5 +1,6 @@
-//! Programs that lead clients of a unix socket to a server elsewhere on the host. Owns: how each is started, its processes, what they cost;
-//! the server's socket. May not: measure. Read next: `sockets.rs`, the measurements; `splice.rs`, the plainest of them.
+//! Programs that lead clients of a unix socket to a server elsewhere on the host. Owns: how each is started,
+//! its processes, what they cost; the server's socket. May not: measure. Read next: `sockets.rs`, the
+//! measurements; `splice.rs`, the plainest of them.
 
 use std::fmt::{self, Display, Formatter};
 use std::fs;
@@ -58,7 +59,8 @@ impl Forwarder {
     pub(crate) fn start(kind: &Kind, dest: Dest) -> Self {
         let dir = tempfile::Builder::new().prefix("gvb").tempdir_in("/tmp").expect("a temporary directory");
         let host = Namespace::new();
-        // The one that anybody may choose. That of the machine may pace, which makes loopback a matter of timers.
+        // The one that anybody may choose. That of the machine may pace, which makes loopback a matter of
+        // timers.
         host.run(["sh", "-c", "echo reno >/proc/sys/net/ipv4/tcp_congestion_control"]);
         let server = dir.path().join("server");
         let listener = match dest {

@@ -1,10 +1,12 @@
-//! `make bench`: the daemon beside every peer found on this machine, measured in one run, in turns, with one load.
-//! Owns: the order of measurements and the knobs. Read next: `rows.rs`, what is measured; `setup.rs`, in what network.
+//! `make bench`: the daemon beside every peer found on this machine, measured in one run, in turns, with one
+//! load.
+//! Owns: the order of measurements and the knobs. Read next: `rows.rs`, what is measured; `setup.rs`, in what
+//! network.
 //!
-//! Environment: RUNS (5) times each row is measured; SECONDS (2) of each measurement, IDLE (30), CHURN (20) and CONNECTS
-//! (60) of the long ones, which are measured once; ROWS and PEERS, comma-separated, to measure only those: parts of names, or
-//! a group of rows; CHARTS=1 for the points of the charts too, which ROWS=mtu and ROWS=flows ask for alone; GVPROXY,
-//! the original's binary. `--our PATH` measures another build of ours.
+//! Environment: RUNS (5) times each row is measured; SECONDS (2) of each measurement, IDLE (30), CHURN (20)
+//! and CONNECTS (60) of the long ones, which are measured once; ROWS and PEERS, comma-separated, to measure
+//! only those: parts of names, or a group of rows; CHARTS=1 for the points of the charts too, which ROWS=mtu
+//! and ROWS=flows ask for alone; GVPROXY, the original's binary. `--our PATH` measures another build of ours.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a measurement fails by panic")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is a report")]
 

@@ -18,7 +18,8 @@ pub(crate) enum Kind {
     Original(PathBuf),
     Passt(PathBuf),
     Slirp(PathBuf),
-    /// The guest's frames go to a tap on the host: what the load, both kernels and two relays cost by themselves.
+    /// The guest's frames go to a tap on the host: what the load, both kernels and two relays cost by
+    /// themselves.
     TwoTaps,
     /// With this many bytes at a time.
     Socat(PathBuf, usize),

@@ -256,8 +256,8 @@ impl Row {
         [row("1,000 at once", sockets::What::AtOnce(1000)), row("100 a second", sockets::What::InTurn)]
     }
 
-    /// Those that `parts` ask for: a group's name, or a part of a row's. No parts are all but the points of charts,
-    /// which `charts` adds.
+    /// Those that `parts` ask for: a group's name, or a part of a row's. No parts are all but the points of
+    /// charts, which `charts` adds.
     pub(crate) fn chosen(parts: &[String], charts: bool) -> Vec<Self> {
         let mut rows = Self::all();
         let groups = Self::groups();

@@ -1,5 +1,5 @@
-//! Many flows at once, many one after the other, and none at all. Owns: the process that holds the host's ends, so that
-//! 10,000 flows fit the descriptors of each process. Read next: `tcp.rs`.
+//! Many flows at once, many one after the other, and none at all. Owns: the process that holds the host's
+//! ends, so that 10,000 flows fit the descriptors of each process. Read next: `tcp.rs`.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -148,8 +148,8 @@ pub(crate) fn idle_flows(setup: &Setup, count: usize) -> Sample {
     Sample(vec![Some(count as f64 / idle.took.as_secs_f64()), memory])
 }
 
-/// What is left of one flow's throughput, and what becomes of its processor time, beside `count` silent ones: for each
-/// direction, as a part of the mean of before and after.
+/// What is left of one flow's throughput, and what becomes of its processor time, beside `count` silent ones:
+/// for each direction, as a part of the mean of before and after.
 pub(crate) fn crowd(setup: &Setup, count: usize, time: Duration) -> Sample {
     let busy = || {
         let [up, down] = Direction::BOTH.map(|direction| stream(setup, direction, 1, time).0);
@@ -174,8 +174,8 @@ pub(crate) fn wakeups(setup: &Setup, time: Duration) -> Option<Sample> {
     Some(Sample::one((process.sleeps() - before) as f64 / time.as_secs_f64()))
 }
 
-/// Connections that were opened, used and closed; how many failed; how many in a second; KiB of memory and descriptors
-/// that the daemon has more than before, when all is quiet again.
+/// Connections that were opened, used and closed; how many failed; how many in a second; KiB of memory and
+/// descriptors that the daemon has more than before, when all is quiet again.
 pub(crate) fn churn(setup: &Setup, time: Duration) -> Sample {
     for ns in [&*setup.guest, setup.services()] {
         // A client's port is free again after a minute otherwise, which is longer than the ports last.

@@ -1,5 +1,5 @@
-//! A network for one measured program: a host, a guest, and the program between them. Owns: how each program is started
-//! and what of the guest's network it needs configured. May not: measure. Read next: `measure.rs`.
+//! A network for one measured program: a host, a guest, and the program between them. Owns: how each program
+//! is started and what of the guest's network it needs configured. May not: measure. Read next: `measure.rs`.
 
 use std::fmt::{self, Display, Formatter};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -30,7 +30,8 @@ const USER_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 /// What a program is started with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
-    /// Asked for by flag; without one the guest takes what the program offers by DHCP, as under a machine manager.
+    /// Asked for by flag; without one the guest takes what the program offers by DHCP, as under a machine
+    /// manager.
     pub(crate) mtu: Option<u16>,
     /// Whether a unix socket of the host leads to an sshd in the guest.
     pub(crate) ssh: bool,

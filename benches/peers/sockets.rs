@@ -1,5 +1,6 @@
-//! What a forwarder between two sockets of the host does with one client after another. Blocking sockets, a thread for each end, the same
-//! for all. May not: know which forwarder it measures. Read next: `forwarder.rs`; `measure.rs`.
+//! What a forwarder between two sockets of the host does with one client after another. Blocking sockets, a
+//! thread for each end, the same for all. May not: know which forwarder it measures. Read next:
+//! `forwarder.rs`; `measure.rs`.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -35,7 +36,8 @@ pub(crate) enum Way {
     Back,
 }
 
-/// Gbit/s that arrive, and the forwarder's processor seconds for each GB. The sender writes `block` bytes at a time.
+/// Gbit/s that arrive, and the forwarder's processor seconds for each GB. The sender writes `block` bytes at
+/// a time.
 pub(crate) fn stream(forwarder: &Forwarder, way: Way, block: usize, time: Duration) -> Sample {
     let (client, server) = forwarder.pair();
     let (mut from, mut to) = match way {

@@ -1,4 +1,5 @@
-//! The plainest forwarder that there can be, as a process of its own: two threads for each client, a pipe for each, splice(2) that blocks.
+//! The plainest forwarder that there can be, as a process of its own: two threads for each client, a pipe for
+//! each, splice(2) that blocks.
 //! Owns: its clients. May not: be clever. Read next: `forwarder.rs`.
 
 use std::net::{Shutdown, TcpStream};
@@ -8,7 +9,8 @@ use std::thread;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use socket2::Socket;
 
-/// The first argument of the process that is to be one. After it: bytes of a pipe, the clients' socket, the server's as a URL.
+/// The first argument of the process that is to be one. After it: bytes of a pipe, the clients' socket, the
+/// server's as a URL.
 const ROLE: &str = "--splice";
 
 /// What starts one.

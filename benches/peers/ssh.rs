@@ -1,5 +1,6 @@
-//! Unix sockets of the host that lead to a unix socket of the guest: over SSH, and by the guest's agent. Owns: an sshd in the guest's
-//! network with its keys, the agent there, and the service behind both, which sees the file system that this process sees.
+//! Unix sockets of the host that lead to a unix socket of the guest: over SSH, and by the guest's agent.
+//! Owns: an sshd in the guest's network with its keys, the agent there, and the service behind both, which
+//! sees the file system that this process sees.
 //! Read next: `tcp.rs`.
 
 use std::fs::{self, File};
@@ -22,7 +23,8 @@ use testkit::ns::Namespace;
 use testkit::process::Process;
 use testkit::{eventually, tool};
 
-/// The name of user 1, as whom sshd runs: root in a namespace of one user cannot become another one, which sshd insists on.
+/// The name of user 1, as whom sshd runs: root in a namespace of one user cannot become another one, which
+/// sshd insists on.
 const USER: &str = "daemon";
 /// A daemon that found no sshd waits a while before it looks again.
 const FIRST: Duration = Duration::from_secs(60);
@@ -119,7 +121,8 @@ impl Forward {
         }
     }
 
-    /// A connection through the forward: the host's end and the guest's, between which a byte has gone each way.
+    /// A connection through the forward: the host's end and the guest's, between which a byte has gone each
+    /// way.
     pub(crate) fn connect(&self, lead: Lead) -> (UnixStream, UnixStream) {
         self.pair(lead, PATIENCE).expect("a connection into the guest")
     }

@@ -1,5 +1,5 @@
-//! Streams: throughput, round trips, connections one after the other. Blocking sockets, a thread for each end, the same
-//! for all. May not: know which peer it measures. Read next: `measure.rs`.
+//! Streams: throughput, round trips, connections one after the other. Blocking sockets, a thread for each
+//! end, the same for all. May not: know which peer it measures. Read next: `measure.rs`.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -33,8 +33,8 @@ pub(crate) fn stream(setup: &Setup, direction: Direction, flows: usize, time: Du
     carry(setup, pairs.collect(), direction, time)
 }
 
-/// The same through a port of the host that is published to the guest, and what part that is of a flow that the guest
-/// has opened, just after.
+/// The same through a port of the host that is published to the guest, and what part that is of a flow that
+/// the guest has opened, just after.
 pub(crate) fn port(setup: &Setup, direction: Direction, time: Duration) -> Option<Sample> {
     let published = setup.published?;
     let listener = setup.guest.listen("0.0.0.0:22".parse().unwrap());

@@ -23,8 +23,8 @@ const BUFFER: usize = 8 << 20;
 /// How often a receiver looks whether it is over.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Datagrams that arrive in a second; how many of 100 do not; how many of 100 that left the guest's card do not; and the
-/// daemon's microseconds for each that does.
+/// Datagrams that arrive in a second; how many of 100 do not; how many of 100 that left the guest's card do
+/// not; and the daemon's microseconds for each that does.
 pub(crate) fn udp(setup: &Setup, direction: Direction, size: usize, time: Duration) -> Sample {
     let (guest, host) = flow(setup);
     let (from, to) = direction.order(guest, host);

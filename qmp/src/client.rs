@@ -1,7 +1,8 @@
 //! One session with one QEMU.
 //!
-//! Owns: [`Client`]: the socket, what is half read or half written, the events that nobody took yet. Everything happens in the
-//! caller's own calls: there is no task behind it, so dropping it closes the socket at once.
+//! Owns: [`Client`]: the socket, what is half read or half written, the events that nobody took yet.
+//! Everything happens in the caller's own calls: there is no task behind it, so dropping it closes the socket
+//! at once.
 //! May not: wait without a bound, but in [`Client::next_event`]. Read next: `wire.rs`.
 
 use std::collections::VecDeque;
@@ -49,12 +50,14 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 /// A session: typed commands, one after the other, and events.
 ///
-/// Every call may be dropped before it is done, in a `select!` for instance: nothing that was read is lost, what was sent in part
-/// is completed by the next command, and the reply that nobody waits for is dropped when it comes.
+/// Every call may be dropped before it is done, in a `select!` for instance: nothing that was read is lost,
+/// what was sent in part is completed by the next command, and the reply that nobody waits for is dropped
+/// when it comes.
 ///
-/// Events are read from the socket by whatever call runs. The client keeps those that no call returned, in order, 1 MiB of
-/// them; beyond that the oldest go, and [`lost_events`](Self::lost_events) counts them. While no call runs nothing is read, so
-/// let [`next_event`](Self::next_event) run whenever there is nothing else to do: it is also what notices that QEMU ended.
+/// Events are read from the socket by whatever call runs. The client keeps those that no call returned, in
+/// order, 1 MiB of them; beyond that the oldest go, and [`lost_events`](Self::lost_events) counts them. While
+/// no call runs nothing is read, so let [`next_event`](Self::next_event) run whenever there is nothing else
+/// to do: it is also what notices that QEMU ended.
 pub struct Client {
     /// `None` once the connection is lost.
     stream: Option<Box<dyn Stream>>,
@@ -91,7 +94,8 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    /// Takes over a connected stream: waits for the greeting and leaves capabilities negotiation, with none enabled.
+    /// Takes over a connected stream: waits for the greeting and leaves capabilities negotiation, with none
+    /// enabled.
     pub async fn handshake<S>(stream: S, timeouts: Timeouts) -> Result<Self, HandshakeError>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -143,7 +147,8 @@ impl Client {
         self.lost_events
     }
 
-    /// Runs a command of [`qapi::qmp`], or any type that implements [`qapi::Command`], within [`Timeouts::command`].
+    /// Runs a command of [`qapi::qmp`], or any type that implements [`qapi::Command`], within
+    /// [`Timeouts::command`].
     pub async fn execute<C: Command>(&mut self, command: C) -> Result<C::Ok, ExecuteError> {
         self.execute_within(command, self.timeouts.command).await
     }
@@ -166,8 +171,9 @@ impl Client {
         serde_json::from_value(value).map_err(|source| ExecuteError::Reply { command: C::NAME, source })
     }
 
-    /// The next event, however long it takes: the oldest of those that are kept, or the next to come. `Err` is the end of the stream:
-    /// [`Lost::Closed`] when QEMU ended, which events such as `SHUTDOWN` may have announced.
+    /// The next event, however long it takes: the oldest of those that are kept, or the next to come. `Err`
+    /// is the end of the stream: [`Lost::Closed`] when QEMU ended, which events such as `SHUTDOWN` may have
+    /// announced.
     pub async fn next_event(&mut self) -> Result<Event, Lost> {
         consume_budget().await;
         match self.take(0) {
@@ -176,7 +182,8 @@ impl Client {
         }
     }
 
-    /// The first event that `wanted` says yes to, of those that are kept or come within this time. The others are kept.
+    /// The first event that `wanted` says yes to, of those that are kept or come within this time. The others
+    /// are kept.
     pub async fn wait_event(
         &mut self,
         wanted: impl FnMut(&Event) -> bool,
@@ -287,7 +294,8 @@ impl Client {
     /// The next message and the length of its line.
     async fn receive(&mut self) -> Result<(Message, usize), Lost> {
         loop {
-            // A peer that talks without end keeps nobody else of the caller's thread waiting: what was read at once is many messages.
+            // A peer that talks without end keeps nobody else of the caller's thread waiting: what was read
+            // at once is many messages.
             consume_budget().await;
             let stream = self.stream.as_mut().ok_or(Lost::Closed)?;
             match self.lines.next_line() {

@@ -41,9 +41,9 @@ impl Client {
         }
     }
 
-    /// Connects as soon as it works: to a QEMU that is not there yet, or again after one ended. Tries until `within` is over
-    /// (`None`: for ever), and gives up at once only on what will not change by itself: a path that may not be opened, a server that speaks
-    /// something else. `Err` is the last attempt's.
+    /// Connects as soon as it works: to a QEMU that is not there yet, or again after one ended. Tries until
+    /// `within` is over (`None`: for ever), and gives up at once only on what will not change by itself: a
+    /// path that may not be opened, a server that speaks something else. `Err` is the last attempt's.
     pub async fn connect_within(
         address: &Address,
         timeouts: Timeouts,
@@ -74,8 +74,9 @@ impl Client {
     }
 }
 
-/// Connects to the first address of `target` that answers. A connect to a port of the host's own on which nobody listens may be given that
-/// very port as its source, and meets itself: that is a refusal, and leaves the port free for QEMU.
+/// Connects to the first address of `target` that answers. A connect to a port of the host's own on which
+/// nobody listens may be given that very port as its source, and meets itself: that is a refusal, and leaves
+/// the port free for QEMU.
 async fn connect_tcp(target: &str) -> io::Result<TcpStream> {
     let mut failure = io::Error::from(io::ErrorKind::NotFound);
     for address in lookup_host(target).await? {

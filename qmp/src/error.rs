@@ -19,7 +19,8 @@ pub struct Refusal {
     pub desc: String,
 }
 
-/// Why a connection ended. Once one of these came, the socket is closed and each further operation gives [`Lost::Closed`].
+/// Why a connection ended. Once one of these came, the socket is closed and each further operation gives
+/// [`Lost::Closed`].
 #[derive(Debug, thiserror::Error)]
 pub enum Lost {
     /// The other end closed: QEMU ended, or let the client go.
@@ -42,8 +43,8 @@ pub enum Lost {
 /// Why a stream could not be made into a [`Client`](crate::Client).
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
-    /// No greeting in this time. A QMP socket serves one client at a time and lets others connect and wait; a server that
-    /// speaks only when spoken to, such as HTTP, looks the same.
+    /// No greeting in this time. A QMP socket serves one client at a time and lets others connect and wait; a
+    /// server that speaks only when spoken to, such as HTTP, looks the same.
     #[error("no QMP greeting within {after:?}: another client has the monitor, or it is none")]
     Busy {
         /// How long it was waited for.
@@ -136,7 +137,8 @@ pub enum ExecuteError {
         /// What QEMU said.
         refusal: Refusal,
     },
-    /// No reply in this time. QEMU may still carry the command out; a late reply is dropped, and the connection stays usable.
+    /// No reply in this time. QEMU may still carry the command out; a late reply is dropped, and the
+    /// connection stays usable.
     #[error("{command}: no reply within {after:?}")]
     Timeout {
         /// Which command.
@@ -144,7 +146,8 @@ pub enum ExecuteError {
         /// How long it was waited for.
         after: Duration,
     },
-    /// The reply is not what the command's type says, as from a QEMU that is newer than the types. The command was carried out.
+    /// The reply is not what the command's type says, as from a QEMU that is newer than the types. The
+    /// command was carried out.
     #[error("{command}: a reply of another shape")]
     Reply {
         /// Which command.
@@ -210,7 +213,8 @@ pub enum UnplugError {
         /// What QEMU reported.
         event: Event,
     },
-    /// The guest was asked and does nothing: no system runs in it, or it is stopped. The device goes with the next reset.
+    /// The guest was asked and does nothing: no system runs in it, or it is stopped. The device goes with the
+    /// next reset.
     #[error("unplug {device}: no answer from the guest within {after:?}")]
     NoAnswer {
         /// Which device.

@@ -18,8 +18,9 @@ pub struct Event {
 }
 
 impl Event {
-    /// The data as the type `E` of [`qapi::qmp`], if it is this event: `event.read::<qapi::qmp::SHUTDOWN>()`. `None` for another
-    /// event, and for data that the type does not know, as from a newer QEMU: then `name` and `data` still tell.
+    /// The data as the type `E` of [`qapi::qmp`], if it is this event: `event.read::<qapi::qmp::SHUTDOWN>()`.
+    /// `None` for another event, and for data that the type does not know, as from a newer QEMU: then `name`
+    /// and `data` still tell.
     pub fn read<E: qapi::Event>(&self) -> Option<E> {
         if self.name != E::NAME {
             return None;

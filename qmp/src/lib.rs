@@ -1,8 +1,9 @@
-//! A QMP client: connects to a running QEMU, runs typed commands, follows its events, and knows enough of PCI and netdevs to give a
-//! VM a network card while it runs. Commands, results and events are the types of [`qapi::qmp`].
+//! A QMP client: connects to a running QEMU, runs typed commands, follows its events, and knows enough of PCI
+//! and netdevs to give a VM a network card while it runs. Commands, results and events are the types of
+//! [`qapi::qmp`].
 //!
-//! Owns: the session and its bounds: every operation has a time-out but [`Client::next_event`], every message and queue a
-//! limit; a peer can end the session but not the program.
+//! Owns: the session and its bounds: every operation has a time-out but [`Client::next_event`], every message
+//! and queue a limit; a peer can end the session but not the program.
 //! May not: know who uses it. Read next: [`Client`], then `wire.rs`.
 //!
 //! ```
@@ -81,8 +82,9 @@
 //!
 //! # Why only qapi's types
 //!
-//! `qapi`'s own asynchronous client keeps a line without an end as long as memory lasts, ends at an event that it has no type for, and
-//! panics at the command after one that was abandoned, as by a time-out: it numbers none with a QEMU that offers `oob`.
+//! `qapi`'s own asynchronous client keeps a line without an end as long as memory lasts, ends at an event
+//! that it has no type for, and panics at the command after one that was abandoned, as by a time-out: it
+//! numbers none with a QEMU that offers `oob`.
 #![forbid(unsafe_code)]
 
 mod address;

@@ -6,10 +6,12 @@ use qapi::{Any, Dictionary, qmp};
 
 use crate::{Client, ExecuteError};
 
-/// `netdev_add` of a stream that QEMU connects to a listening unix socket: a frame is its length, 4 bytes big-endian, and its bytes.
+/// `netdev_add` of a stream that QEMU connects to a listening unix socket: a frame is its length, 4 bytes
+/// big-endian, and its bytes.
 ///
-/// QEMU accepts the command before it connects, and says `{}` also where nobody listens: [`Netdev::info`] tells, or the event
-/// `NETDEV_STREAM_CONNECTED`. It connects once; when the other end closes, the netdev stays and is dead.
+/// QEMU accepts the command before it connects, and says `{}` also where nobody listens: [`Netdev::info`]
+/// tells, or the event `NETDEV_STREAM_CONNECTED`. It connects once; when the other end closes, the netdev
+/// stays and is dead.
 pub fn netdev_stream(id: &str, path: &str) -> qmp::netdev_add {
     let address = qmp::UnixSocketAddress { abstract_: None, tight: None, path: path.to_owned() };
     qmp::netdev_add(qmp::Netdev::stream {
@@ -64,8 +66,9 @@ pub struct Netdev {
     pub id: String,
     /// `stream`, `socket`, `user`, `tap` and so on.
     pub kind: String,
-    /// What QEMU says of it, for people. A stream of QEMU 7.2: empty until it is connected, then the address of the other end as
-    /// `unix:PATH` or `tcp:HOST:PORT`; `connection error` when it could not connect. A socket given as a descriptor says `socket: fd=N`.
+    /// What QEMU says of it, for people. A stream of QEMU 7.2: empty until it is connected, then the address
+    /// of the other end as `unix:PATH` or `tcp:HOST:PORT`; `connection error` when it could not connect. A
+    /// socket given as a descriptor says `socket: fd=N`.
     pub info: String,
 }
 
@@ -105,8 +108,8 @@ impl Network {
 }
 
 impl Client {
-    /// The cards and netdevs that the VM has now. QMP has no query for it, so this reads what the human monitor prints, a form that
-    /// QEMU does not promise to keep.
+    /// The cards and netdevs that the VM has now. QMP has no query for it, so this reads what the human
+    /// monitor prints, a form that QEMU does not promise to keep.
     pub async fn network(&mut self) -> Result<Network, ExecuteError> {
         let info = qmp::human_monitor_command { cpu_index: None, command_line: "info network".to_owned() };
         Ok(Network::parse(&self.execute(info).await?))

@@ -1,7 +1,8 @@
 //! Where a PCI device can be put into a running VM, and how it is taken out again.
 //!
-//! Owns: [`Client::free_pci_bus`], [`Client::unplug`]. Asks the object model (QOM), since `query-pci` does not show what is behind a port until the
-//! guest's firmware has numbered the buses, and since QEMU itself accepts a second device on a port where no guest finds it.
+//! Owns: [`Client::free_pci_bus`], [`Client::unplug`]. Asks the object model (QOM), since `query-pci` does
+//! not show what is behind a port until the guest's firmware has numbered the buses, and since QEMU itself
+//! accepts a second device on a port where no guest finds it.
 
 use std::time::Duration;
 
@@ -19,8 +20,9 @@ const SLOTS: usize = 32;
 const PERIPHERAL: &str = "/machine/peripheral";
 
 impl Client {
-    /// The bus to name in `device_add` for one more PCI device: a PCIe port that is empty (q35, virt; only those with an id have a
-    /// name), else the root bus where it takes devices (i440fx's `pci.0`). Some commands for each port, which together have the time of one.
+    /// The bus to name in `device_add` for one more PCI device: a PCIe port that is empty (q35, virt; only
+    /// those with an id have a name), else the root bus where it takes devices (i440fx's `pci.0`). Some
+    /// commands for each port, which together have the time of one.
     pub async fn free_pci_bus(&mut self) -> Result<String, SlotError> {
         let after = self.timeouts().command;
         timeout(after, self.look_for_bus())
@@ -59,8 +61,9 @@ impl Client {
         Err(SlotError::NoneFree(reasons))
     }
 
-    /// Takes a device out: asks the guest (`device_del`) and waits until it has let go. Without a system in the guest that
-    /// answers, [`UnplugError::NoAnswer`] is what comes, and the device goes with the next reset; asking again is fine.
+    /// Takes a device out: asks the guest (`device_del`) and waits until it has let go. Without a system in
+    /// the guest that answers, [`UnplugError::NoAnswer`] is what comes, and the device goes with the next
+    /// reset; asking again is fine.
     pub async fn unplug(&mut self, device: &str, within: Duration) -> Result<(), UnplugError> {
         let begin = Instant::now();
         let asked = self.mark_events();

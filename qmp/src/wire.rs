@@ -1,7 +1,7 @@
 //! The wire: one JSON object a line, in both directions.
 //!
-//! Owns: cutting bytes into lines with a bound, reading a line as a message. Does no I/O. The bound is why [`qapi`]'s own
-//! codec is not used: it keeps what has no line end for as long as memory lasts.
+//! Owns: cutting bytes into lines with a bound, reading a line as a message. Does no I/O. The bound is why
+//! [`qapi`]'s own codec is not used: it keeps what has no line end for as long as memory lasts.
 
 use bytes::{Buf, BytesMut};
 use qapi::{Any, Dictionary, ErrorClass, qmp};

@@ -1,4 +1,5 @@
-//! The real QEMU: machines that start at once and need no image. What these hold is written down in the crate's documentation.
+//! The real QEMU: machines that start at once and need no image. What these hold is written down in the
+//! crate's documentation.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
 use std::os::unix::net::UnixListener;

@@ -1,5 +1,6 @@
-//! What no QEMU can be made to do: a server that is slow, breaks off, talks nonsense. The clock is tokio's paused one wherever time-outs
-//! are waited for, so they are exact and take no time; nothing may hang, panic, or grow without a bound.
+//! What no QEMU can be made to do: a server that is slow, breaks off, talks nonsense. The clock is tokio's
+//! paused one wherever time-outs are waited for, so they are exact and take no time; nothing may hang, panic,
+//! or grow without a bound.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
 mod peer;

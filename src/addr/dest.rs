@@ -1,5 +1,7 @@
-//! Ways in: what the URLs of `-forward-dest`, and of `remote` where a socket is exposed, mean. Mostly in the original's words.
-//! Owns: nothing. May not: know whether anybody is there. Read next: `../forward/mod.rs`, which leads clients there.
+//! Ways in: what the URLs of `-forward-dest`, and of `remote` where a socket is exposed, mean. Mostly in the
+//! original's words.
+//! Owns: nothing. May not: know whether anybody is there. Read next: `../forward/mod.rs`, which leads clients
+//! there.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -28,7 +30,8 @@ pub enum Dest {
         /// Absolute.
         path: String,
     },
-    /// A TCP port: of a guest, where the address is one of the virtual network, else of whoever the host reaches there.
+    /// A TCP port: of a guest, where the address is one of the virtual network, else of whoever the host
+    /// reaches there.
     Tcp(HostPort),
     /// A vsock port of a virtual machine (vsock(7)).
     Vsock {
@@ -68,7 +71,8 @@ pub struct SshDest {
 }
 
 impl SshDest {
-    /// The sshd of the guest with the lease `ip`, whose key of its own is new with each machine. No key yet to log in with.
+    /// The sshd of the guest with the lease `ip`, whose key of its own is new with each machine. No key yet
+    /// to log in with.
     pub(crate) fn of_guest(ip: Ipv4Addr, user: String, path: String) -> Self {
         let sshd = HostPort { host: ip.to_string(), port: SSH_PORT };
         Self { sshd, user, path, key: None, passphrase: None, password: None, secure: false }
@@ -210,7 +214,8 @@ fn ssh(url: &Url, at: Authority<'_>) -> Result<SshDest, String> {
         secure: match value("secure")? {
             // What Go's `strconv.ParseBool` takes for true.
             Some(value) => matches!(&*value, "1" | "t" | "T" | "true" | "True" | "TRUE"),
-            // A machine on this host, or in the virtual network, has a new key with each start from scratch, and nobody is between.
+            // A machine on this host, or in the virtual network, has a new key with each start from scratch,
+            // and nobody is between.
             None => url.scheme == "ssh" && !is_loopback(at.host),
         },
         path: utf8_path(url)?,

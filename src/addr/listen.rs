@@ -14,7 +14,8 @@ use super::host_port::Shown;
 use super::url::{Url, unescape};
 use crate::text::quote;
 
-/// The mode of a unix socket for which none is asked: whoever may use the daemon's sockets may use the daemon.
+/// The mode of a unix socket for which none is asked: whoever may use the daemon's sockets may use the
+/// daemon.
 const MODE: u32 = 0o600;
 /// Longest name of an abstract socket in bytes: a zero precedes it in the 108 bytes of `sun_path` (unix(7)).
 const ABSTRACT_MAX: usize = 107;
@@ -140,7 +141,8 @@ impl ListenAddress {
     }
 }
 
-/// What a URL names as abstract: all behind the `@` of `unix:@NAME` and `unix://@NAME`, which Go's and docker's URLs have.
+/// What a URL names as abstract: all behind the `@` of `unix:@NAME` and `unix://@NAME`, which Go's and
+/// docker's URLs have.
 fn abstract_part(url: &[u8]) -> Option<&[u8]> {
     let rest = url.get("unix:".len()..)?;
     let name = rest.strip_prefix(b"//").unwrap_or(rest).strip_prefix(b"@")?;

@@ -1,6 +1,7 @@
 //! Addresses as they are typed: where to listen, where to connect to.
 //!
-//! Owns: their types, and the one reading of each. May not: bind, connect, or know who asks. Read next: `url.rs`, `listen.rs`, `dest.rs`.
+//! Owns: their types, and the one reading of each. May not: bind, connect, or know who asks. Read next:
+//! `url.rs`, `listen.rs`, `dest.rs`.
 
 mod dest;
 mod hash;

@@ -1,4 +1,5 @@
-//! URLs, read as Go's `net/url` reads them. Owns: nothing. May not: look at the file system, or know what a scheme means.
+//! URLs, read as Go's `net/url` reads them. Owns: nothing. May not: look at the file system, or know what a
+//! scheme means.
 //! Read next: `listen.rs`, `dest.rs`.
 
 use std::ffi::{OsStr, OsString};

@@ -1,5 +1,6 @@
-//! The secret by which the host and its guests' agents know each other, whatever their addresses are. Nobody says it: each shows by a MAC
-//! (HMAC-SHA256) over a nonce of either that it has it, the agent first, so that nothing is asked of anybody else.
+//! The secret by which the host and its guests' agents know each other, whatever their addresses are. Nobody
+//! says it: each shows by a MAC (HMAC-SHA256) over a nonce of either that it has it, the agent first, so that
+//! nothing is asked of anybody else.
 //!
 //! ```text
 //! host    PROVE <its nonce>
@@ -7,8 +8,10 @@
 //! host    PROOF <MAC of "host", both nonces and the line> <the line>
 //! ```
 //!
-//! Nonces belong to one connection, so that no proof is good for another, and no MAC of one side's is one of the other's.
-//! Owns: the secret, and these lines. May not: show the secret. Read next: `../agent.rs`, the host's part of a connection; `../guest/agent.rs`.
+//! Nonces belong to one connection, so that no proof is good for another, and no MAC of one side's is one of
+//! the other's.
+//! Owns: the secret, and these lines. May not: show the secret. Read next: `../agent.rs`, the host's part of
+//! a connection; `../guest/agent.rs`.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -38,11 +41,13 @@ const PROOF: &[u8] = b"PROOF ";
 const NONCE: usize = 32;
 /// Characters of a MAC, 256 bits.
 const MAC: usize = 64;
-/// What a MAC begins with. All that follows but the line has a fixed length, so that no two messages are the same bytes.
+/// What a MAC begins with. All that follows but the line has a fixed length, so that no two messages are the
+/// same bytes.
 const HOST: &[u8] = b"gvproxy agent 1 host";
 const AGENT: &[u8] = b"gvproxy agent 1 agent";
 
-/// What the host and its guests' agents have and nobody else, as the key that its type wipes. No log shows it.
+/// What the host and its guests' agents have and nobody else, as the key that its type wipes. No log shows
+/// it.
 #[derive(Clone)]
 pub struct Secret(Arc<Hmac<Sha256>>);
 

@@ -1,5 +1,6 @@
-//! `/connect`: the connection becomes a virtual machine's link. There is no answer at all: frames follow in both directions at once,
-//! those that came right behind the request among them. Read next: `crate::engine::Handle::attach`.
+//! `/connect`: the connection becomes a virtual machine's link. There is no answer at all: frames follow in
+//! both directions at once, those that came right behind the request among them. Read next:
+//! `crate::engine::Handle::attach`.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -18,7 +19,8 @@ use crate::link::Framing;
 /// How long a client may take to show its framing. A guest's first frame follows its link at once.
 const FRAMING_TIME: Duration = Duration::from_secs(10);
 
-/// Makes the connection a link and waits for its end; that of the daemon ends it too. `place` is its own until it is a link.
+/// Makes the connection a link and waits for its end; that of the daemon ends it too. `place` is its own
+/// until it is a link.
 pub(super) async fn run(api: &Api, place: Slot<Peer>, mut stream: Stream, early: Bytes) {
     let mut early = Vec::from(early);
     place.set_idle();
@@ -41,8 +43,9 @@ pub(super) async fn run(api: &Api, place: Slot<Peer>, mut stream: Stream, early:
     }
 }
 
-/// What the client speaks: `expected`, or where that is QEMU's and the client shows otherwise, HyperKit's, as gvforwarder does. The first
-/// bytes tell: those of QEMU's length are zero, HyperKit's are a length. What was read for it is added to `early`.
+/// What the client speaks: `expected`, or where that is QEMU's and the client shows otherwise, HyperKit's, as
+/// gvforwarder does. The first bytes tell: those of QEMU's length are zero, HyperKit's are a length. What was
+/// read for it is added to `early`.
 async fn framing(expected: Framing, stream: &mut Stream, early: &mut Vec<u8>) -> io::Result<Framing> {
     if expected != Framing::Qemu {
         return Ok(expected);

@@ -1,8 +1,9 @@
 //! One connection: its requests by hyper, until one of them takes the stream over.
 //! Owns: the time and the bytes that a connection may take. May not: know endpoints. Read next: `mod.rs`.
 //!
-//! An endpoint that takes over answers hyper with an error. hyper then ends the connection without a byte of its own and gives the
-//! stream back, with what was read beyond the request: there is one reader of requests, so that no two can differ about one.
+//! An endpoint that takes over answers hyper with an error. hyper then ends the connection without a byte of
+//! its own and gives the stream back, with what was read beyond the request: there is one reader of requests,
+//! so that no two can differ about one.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -35,7 +36,8 @@ const HEAD_TIME: Duration = Duration::from_secs(10);
 const ANSWER_TIME: Duration = Duration::from_secs(60);
 /// How long what is in progress may go on when the connection has to make room for another.
 const CLOSE_TIME: Duration = Duration::from_secs(2);
-/// How long, and for how many bytes, to listen to a client that still sends: it would not see the answer if the stream were closed.
+/// How long, and for how many bytes, to listen to a client that still sends: it would not see the answer if
+/// the stream were closed.
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: u64 = 1 << 20;
 
@@ -121,7 +123,8 @@ async fn linger(mut stream: Stream) {
     .await;
 }
 
-/// An answer that is not all sent. hyper keeps what the client does not read, and reads no further request until then.
+/// An answer that is not all sent. hyper keeps what the client does not read, and reads no further request
+/// until then.
 #[derive(Debug, Default)]
 pub(super) struct Unsent(Mutex<Taken>);
 

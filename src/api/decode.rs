@@ -1,5 +1,6 @@
-//! JSON the way Go's `encoding/json` reads it: the first value counts, names of fields in any case, unknown ones are ignored, `null`
-//! leaves a field as it is. Owns: the words of its errors, which podman shows. Read next: `expose.rs`.
+//! JSON the way Go's `encoding/json` reads it: the first value counts, names of fields in any case, unknown
+//! ones are ignored, `null` leaves a field as it is. Owns: the words of its errors, which podman shows. Read
+//! next: `expose.rs`.
 
 use std::fmt::Display;
 

@@ -1,4 +1,5 @@
-//! `/services/dns/all`, `add`, `remove` and `remove/record`: the gateway's own zones. Owns: their form in JSON, and which may be added.
+//! `/services/dns/all`, `add`, `remove` and `remove/record`: the gateway's own zones. Owns: their form in
+//! JSON, and which may be added.
 //! Read next: `netstack::dns::Zones`.
 
 use std::net::Ipv4Addr;

@@ -31,7 +31,8 @@ pub(super) async fn answer(api: &Api, client: &Client, request: Request<Incoming
     Ok(done())
 }
 
-/// What a request names; the fields of `types.ExposeRequest`, and of `types.UnexposeRequest` without a `remote`.
+/// What a request names; the fields of `types.ExposeRequest`, and of `types.UnexposeRequest` without a
+/// `remote`.
 pub(super) struct ExposeRequest {
     pub(super) local: String,
     pub(super) remote: String,
@@ -72,7 +73,8 @@ fn complete(remote: String, asker: Asker) -> Result<String, String> {
     }
     match asker {
         Asker::Guest(guest) => Ok(format!("{}{remote}", guest.address)),
-        // COMPAT(gvproxy): says the same to a client of a unix socket, and takes 127.0.0.1 of the guest for one that came by TCP.
+        // COMPAT(gvproxy): says the same to a client of a unix socket, and takes 127.0.0.1 of the guest for
+        // one that came by TCP.
         Asker::Operator => Err("address @: missing port in address".into()),
     }
 }

@@ -1,4 +1,5 @@
-//! Sockets on the host that the API is served on. Owns: the listeners, their files, how many clients there are at a time.
+//! Sockets on the host that the API is served on. Owns: the listeners, their files, how many clients there
+//! are at a time.
 //! May not: read from a client. Read next: `connection.rs`.
 
 use std::io;
@@ -25,7 +26,8 @@ use crate::logging::Limited;
 use crate::supervise::ACCEPT_PAUSE;
 use crate::text::reason;
 
-/// Clients of one listener at a time, without those that were taken over. When as many requests are at work the next one is closed.
+/// Clients of one listener at a time, without those that were taken over. When as many requests are at work
+/// the next one is closed.
 const MAX_CLIENTS: usize = 4096;
 /// The pause after the process ran out of descriptors, where one is about to be free.
 const CLOSE_PAUSE: Duration = Duration::from_millis(5);
@@ -94,7 +96,8 @@ impl Listener {
         self.file.as_ref()
     }
 
-    /// Serves clients until `stopped` turns true or its sender is gone; then drops them and removes the socket.
+    /// Serves clients until `stopped` turns true or its sender is gone; then drops them and removes the
+    /// socket.
     pub async fn run(mut self, api: Arc<Api>, mut stopped: watch::Receiver<bool>) {
         let mut clients = JoinSet::new();
         let failures = Limited::new(1, Duration::from_secs(60));
@@ -198,7 +201,8 @@ impl Socket {
     }
 }
 
-/// What the context `cid` may ask for, and whose share it has: a process of this machine as over TCP, a virtual machine its network.
+/// What the context `cid` may ask for, and whose share it has: a process of this machine as over TCP, a
+/// virtual machine its network.
 fn of_vsock(cid: u32, role: Role) -> (Scope, Peer) {
     match cid {
         VMADDR_CID_HOST | VMADDR_CID_LOCAL => (role.scope(), Peer(0)),

@@ -1,7 +1,9 @@
-//! The HTTP API: what the daemon shows and does for programs on the host, and for guests at the gateway's port 80.
+//! The HTTP API: what the daemon shows and does for programs on the host, and for guests at the gateway's
+//! port 80.
 //!
-//! A request becomes one call of [`Handle`] or [`Registry`]; each endpoint is a file. Bytes of guests pass through here only where an
-//! endpoint takes its connection over (`tunnel`, `connect`): those two answer with raw bytes instead of HTTP.
+//! A request becomes one call of [`Handle`] or [`Registry`]; each endpoint is a file. Bytes of guests pass
+//! through here only where an endpoint takes its connection over (`tunnel`, `connect`): those two answer with
+//! raw bytes instead of HTTP.
 //!
 //! Owns: who may ask for what. May not: keep state of the network. Read next: `listener.rs`, `connection.rs`.
 
@@ -65,7 +67,8 @@ const MAX_TARGET: usize = 4 << 10;
 const GATEWAY_BUFFER: usize = 16 << 10;
 /// All connections to one place may take at most this part of the descriptors.
 const SHARE: usize = 8;
-/// How long a request may take to arrive, from the connection's begin or from its head on, before the connection counts as idle.
+/// How long a request may take to arrive, from the connection's begin or from its head on, before the
+/// connection counts as idle.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// What answers; one for all endpoints.
@@ -75,7 +78,8 @@ pub struct Api {
     registry: Registry,
     connect_framing: Framing,
     statuses: StatusTable,
-    /// Of those that lead to one port of a guest each, so that a service that hangs keeps nobody from another.
+    /// Of those that lead to one port of a guest each, so that a service that hangs keeps nobody from
+    /// another.
     tunnels: Owners<SocketAddrV4>,
     gateway: Limit<Peer>,
     unread: Budget,
@@ -97,14 +101,16 @@ enum Scope {
     Services,
     /// The gateway's port 80.
     Gateway(Guest),
-    /// A virtual machine that connected to a vsock endpoint of the host: to bring its network, and for nothing else.
+    /// A virtual machine that connected to a vsock endpoint of the host: to bring its network, and for
+    /// nothing else.
     Machine {
         /// Whether it is `-listen`.
         control: bool,
     },
 }
 
-/// Whose share a connection is of: a guest's at the gateway, by its port; a machine's by its vsock context; 0 for processes of the host.
+/// Whose share a connection is of: a guest's at the gateway, by its port; a machine's by its vsock context; 0
+/// for processes of the host.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 struct Peer(u32);
 
@@ -261,7 +267,8 @@ impl Api {
 }
 
 impl TakeOver {
-    /// Goes on with `stream`, of which `early` was read already. What carries raw bytes has no `place` among the API's connections any more.
+    /// Goes on with `stream`, of which `early` was read already. What carries raw bytes has no `place` among
+    /// the API's connections any more.
     async fn run(self, api: &Api, place: Slot<Peer>, stream: Stream, early: Bytes) {
         match self {
             Self::Tunnel(tunnel) => {

@@ -1,8 +1,9 @@
-//! What keeps web pages out. A page that a browser shows may send requests to any address that the browser reaches; an API without
-//! passwords has to tell them from programs. Owns: which `Host` and `Origin` headers pass. Read next: `mod.rs`.
+//! What keeps web pages out. A page that a browser shows may send requests to any address that the browser
+//! reaches; an API without passwords has to tell them from programs. Owns: which `Host` and `Origin` headers
+//! pass. Read next: `mod.rs`.
 //!
-//! A page whose name was made to lead here (DNS rebinding) is told by its `Host`, another one by its `Origin`, or where a browser sends none, as for
-//! an image, by its `Sec-Fetch-Site`.
+//! A page whose name was made to lead here (DNS rebinding) is told by its `Host`, another one by its
+//! `Origin`, or where a browser sends none, as for an image, by its `Sec-Fetch-Site`.
 
 use std::net::IpAddr;
 
@@ -15,7 +16,8 @@ use super::reply::Refusal;
 /// What an endpoint may be called.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Names {
-    /// The host of the URL that it listens on. Without one any name passes: guests have names of their own for the gateway.
+    /// The host of the URL that it listens on. Without one any name passes: guests have names of their own
+    /// for the gateway.
     pub(super) listened: Option<String>,
 }
 

@@ -1,4 +1,5 @@
-//! The target of a request. Owns: escapes, and which paths are written in a roundabout way. Read next: `mod.rs`.
+//! The target of a request. Owns: escapes, and which paths are written in a roundabout way. Read next:
+//! `mod.rs`.
 
 use form_urlencoded::parse;
 

@@ -1,4 +1,5 @@
-//! Answers in the form that Go's `net/http` gives them. Owns: headers and the last newline. Read next: `mod.rs`.
+//! Answers in the form that Go's `net/http` gives them. Owns: headers and the last newline. Read next:
+//! `mod.rs`.
 
 use std::time::Duration;
 
@@ -125,8 +126,8 @@ pub(super) async fn posted(client: &Client, request: Request<Incoming>) -> Resul
     }
 }
 
-/// All of a body, or `None` if it is longer than it may be. Each part is copied and let go: it would hold what it was read into, which is
-/// larger by far where a client sends byte by byte.
+/// All of a body, or `None` if it is longer than it may be. Each part is copied and let go: it would hold
+/// what it was read into, which is larger by far where a client sends byte by byte.
 async fn whole(mut body: Incoming) -> hyper::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {

@@ -1,5 +1,6 @@
-//! `/stats`: counters, in the tree of the original's network stack. What has no counterpart here is 0; the keys are there. One more group,
-//! `Relay`, is of what passes from descriptor to descriptor, past the virtual network. Read next: `netstack::DropReason`; `crate::relay`.
+//! `/stats`: counters, in the tree of the original's network stack. What has no counterpart here is 0; the
+//! keys are there. One more group, `Relay`, is of what passes from descriptor to descriptor, past the virtual
+//! network. Read next: `netstack::DropReason`; `crate::relay`.
 
 use netstack::DropReason;
 use serde_json::{Map, Value, json};

@@ -1,4 +1,5 @@
-//! `/services/forwarder/unexpose`: takes a port or socket of the host back. Read next: `crate::forward::registry`.
+//! `/services/forwarder/unexpose`: takes a port or socket of the host back. Read next:
+//! `crate::forward::registry`.
 
 use hyper::Request;
 use hyper::body::Incoming;

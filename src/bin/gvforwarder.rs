@@ -1,5 +1,6 @@
-//! gvforwarder: the guest's side of gvproxy, for guests without a network card of their own.
-//! The sequence of a run, and its exit codes: 0 after a signal or with nothing to do, 1 a failure, 2 a command line that is none.
+//! gvforwarder: the guest's side of gvproxy, for guests without a network card of their own. The sequence of
+//! a run, and its exit codes: 0 after a signal or with nothing to do, 1 a failure, 2 a command line that is
+//! none.
 
 use std::process::ExitCode;
 

@@ -98,7 +98,8 @@ impl Asked {
         }
     }
 
-    /// What of it is about the process as a whole, as flag or as key of the file: what another program in which a daemon runs does itself.
+    /// What of it is about the process as a whole, as flag or as key of the file: what another program in
+    /// which a daemon runs does itself.
     pub fn about_process(&self) -> Option<&'static str> {
         let args = &self.args;
         let asked = [

@@ -1,4 +1,5 @@
-//! The YAML file of `-config`. Owns: its schema, which is the original's, and where in the file each value stands.
+//! The YAML file of `-config`. Owns: its schema, which is the original's, and where in the file each value
+//! stands.
 //! May not: judge values. Read next: `asked.rs`, where it meets the flags; `stack.rs`.
 
 use std::collections::BTreeMap;
@@ -58,7 +59,8 @@ pub(super) struct File {
     pub(super) guest: Guest,
 }
 
-/// What guests may do at the host. The original has no such thing, so that a key which is none is a mistake: left out, it would allow.
+/// What guests may do at the host. The original has no such thing, so that a key which is none is a mistake:
+/// left out, it would allow.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct Guest {
@@ -190,7 +192,8 @@ impl File {
     }
 }
 
-/// What a file says by its byte order mark, which editors of Windows write; without one it is UTF-8 (YAML 1.2.2, 5.2).
+/// What a file says by its byte order mark, which editors of Windows write; without one it is UTF-8 (YAML
+/// 1.2.2, 5.2).
 fn decode(bytes: &[u8]) -> Result<String> {
     let (units, order): (_, fn([u8; 2]) -> u16) = match bytes {
         [0xff, 0xfe, rest @ ..] => (rest, u16::from_le_bytes),

@@ -1,5 +1,6 @@
 //! Sockets that are forwarded: what `-forward-sock` and its like mean together, and `forwards` of the file.
-//! Owns: which user and key belong to which of them. May not: bind. Read next: `../addr/listen.rs`, `../addr/dest.rs`.
+//! Owns: which user and key belong to which of them. May not: bind. Read next: `../addr/listen.rs`,
+//! `../addr/dest.rs`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};

@@ -1,4 +1,5 @@
-//! Where hypervisors connect. Owns: what `-listen-qemu` and its like mean. May not: bind. Read next: `hypervisor/mod.rs`.
+//! Where hypervisors connect. Owns: what `-listen-qemu` and its like mean. May not: bind. Read next:
+//! `hypervisor/mod.rs`.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -36,7 +37,8 @@ impl LinkConfig {
         }
     }
 
-    /// The links that were asked for, in the order in which they are bound. A socket of one of `machines`' QEMU is none.
+    /// The links that were asked for, in the order in which they are bound. A socket of one of `machines`'
+    /// QEMU is none.
     pub(super) fn resolve(
         asked: &Asked,
         machines: &[MachineConfig],

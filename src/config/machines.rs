@@ -1,4 +1,5 @@
-//! The virtual machines of `-qmp`. Owns: which hardware address each gets. May not: connect. Read next: `../vm/mod.rs`.
+//! The virtual machines of `-qmp`. Owns: which hardware address each gets. May not: connect. Read next:
+//! `../vm/mod.rs`.
 
 use std::ffi::OsStr;
 
@@ -53,8 +54,8 @@ fn address(typed: &OsStr) -> Result<qmp::Address> {
     }
 }
 
-/// That of machine managers' machines for the first. The others' is locally administered, depends on nothing but the socket, so that
-/// a machine keeps it, and is nobody else's.
+/// That of machine managers' machines for the first. The others' is locally administered, depends on nothing
+/// but the socket, so that a machine keeps it, and is nobody else's.
 fn mac(qmp: &qmp::Address, others: &[MachineConfig]) -> Mac {
     if others.is_empty() {
         return DEVICE_MAC;

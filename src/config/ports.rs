@@ -1,4 +1,5 @@
-//! Ports of the host that lead to guests, as they are asked for. Owns: nothing. May not: bind. Read next: `../forward/registry.rs`.
+//! Ports of the host that lead to guests, as they are asked for. Owns: nothing. May not: bind. Read next:
+//! `../forward/registry.rs`.
 
 use std::fmt;
 

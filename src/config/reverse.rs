@@ -1,5 +1,7 @@
-//! Sockets of guests that lead to the host: what `-reverse-sock` and `-reverse-dest` mean together, and `reverse` of the file.
-//! Owns: which user and key belong to them. May not: ask for them. Read next: `../addr/dest.rs`; `../reverse/mod.rs`.
+//! Sockets of guests that lead to the host: what `-reverse-sock` and `-reverse-dest` mean together, and
+//! `reverse` of the file.
+//! Owns: which user and key belong to them. May not: ask for them. Read next: `../addr/dest.rs`;
+//! `../reverse/mod.rs`.
 
 use std::ffi::{OsStr, OsString};
 use std::net::Ipv4Addr;

@@ -1,4 +1,5 @@
-//! The virtual network as the file of `-config` describes it: what only stands there, and has no flag. Owns: nothing.
+//! The virtual network as the file of `-config` describes it: what only stands there, and has no flag. Owns:
+//! nothing.
 //! May not: look at the flags. Read next: `file.rs`, the schema.
 
 use std::net::{IpAddr, Ipv4Addr};

@@ -1,5 +1,6 @@
-//! What clients of the API have to send where an endpoint is open to more than the user who runs the daemon, and what this project's own
-//! clients send. Owns: where the token comes from, and what may be one. May not: show it. Read next: `../api/mod.rs`, which asks for it.
+//! What clients of the API have to send where an endpoint is open to more than the user who runs the daemon,
+//! and what this project's own clients send. Owns: where the token comes from, and what may be one. May not:
+//! show it. Read next: `../api/mod.rs`, which asks for it.
 
 use std::ffi::OsStr;
 use std::fmt;

@@ -1,6 +1,7 @@
-//! Everything that a run needs, bound, and nothing running yet: a failure leaves nothing behind, and clients that come early wait.
-//! Owns: the order in which sockets are made and taken over. May not: serve anybody. Read next: `running.rs`; `../listen.rs`,
-//! `../succession.rs`.
+//! Everything that a run needs, bound, and nothing running yet: a failure leaves nothing behind, and clients
+//! that come early wait.
+//! Owns: the order in which sockets are made and taken over. May not: serve anybody. Read next: `running.rs`;
+//! `../listen.rs`, `../succession.rs`.
 
 use std::net::SocketAddrV4;
 use std::path::Path;

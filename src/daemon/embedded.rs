@@ -1,5 +1,6 @@
 //! A daemon in another program: the library's face. Owns: the thread that such a daemon runs on.
-//! May not: change what belongs to the process: its signals, limits, log, standard input and output. Read next: `../daemon.rs`, which runs it.
+//! May not: change what belongs to the process: its signals, limits, log, standard input and output. Read
+//! next: `../daemon.rs`, which runs it.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -28,13 +29,15 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Adds a flag of the program `gvproxy` and its value, without the dash: `flag("mtu", "4000")` is `-mtu=4000`. Of a flag that is given
-    /// twice the last one counts, unless it is a list. A switch has the value `"true"`. `docs/cli.md` has all flags; with `config` the rest
-    /// is in a YAML file, as `docs/config.md` describes it.
+    /// Adds a flag of the program `gvproxy` and its value, without the dash: `flag("mtu", "4000")` is
+    /// `-mtu=4000`. Of a flag that is given twice the last one counts, unless it is a list. A switch has the
+    /// value `"true"`. `docs/cli.md` has all flags; with `config` the rest is in a YAML file, as
+    /// `docs/config.md` describes it.
     ///
-    /// Two things differ from the program. No port of the host leads to the guest's sshd, unless `ssh-port` says so. And what is about the
-    /// whole process is an error of [`start`](Self::start), as it is the embedding program's: `debug`, `listen-stdio`, `log-file`,
-    /// `pid-file`, `qmp-status` and `version`, and the keys of the file that mean the same.
+    /// Two things differ from the program. No port of the host leads to the guest's sshd, unless `ssh-port`
+    /// says so. And what is about the whole process is an error of [`start`](Self::start), as it is the
+    /// embedding program's: `debug`, `listen-stdio`, `log-file`, `pid-file`, `qmp-status` and `version`, and
+    /// the keys of the file that mean the same.
     #[must_use]
     pub fn flag(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         let mut word = OsString::from(format!("-{name}="));
@@ -43,11 +46,12 @@ impl Builder {
         self
     }
 
-    /// Binds every socket, and runs the daemon on a thread of its own. When this returns, clients can connect. Waits for file systems and,
-    /// up to a second, for a process that is about to give up a socket.
+    /// Binds every socket, and runs the daemon on a thread of its own. When this returns, clients can
+    /// connect. Waits for file systems and, up to a second, for a process that is about to give up a socket.
     ///
     /// # Errors
-    /// A flag, a value or the file is wrong, or something cannot be bound: one line (`{:#}`), as the program says it. Nothing is left then.
+    /// A flag, a value or the file is wrong, or something cannot be bound: one line (`{:#}`), as the program
+    /// says it. Nothing is left then.
     pub fn start(self) -> Result<Daemon> {
         let config = self.config()?;
         let (ready, bound) = mpsc::channel();
@@ -79,8 +83,9 @@ impl Builder {
     }
 }
 
-/// A virtual network that runs in this process. Dropping it ends the run, and returns when every socket is closed, every socket's file
-/// removed, and every thread of it gone; that may take some seconds where a virtual machine or a file system does not answer.
+/// A virtual network that runs in this process. Dropping it ends the run, and returns when every socket is
+/// closed, every socket's file removed, and every thread of it gone; that may take some seconds where a
+/// virtual machine or a file system does not answer.
 #[derive(Debug)]
 pub struct Daemon {
     handle: Handle,
@@ -89,8 +94,9 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// A network as the program `gvproxy` has it without flags: 192.168.127.0/24, whose gateway is 192.168.127.1, and whose guest of the
-    /// hardware address 5a:94:ef:e4:0c:ee is 192.168.127.2. No socket of the host is made.
+    /// A network as the program `gvproxy` has it without flags: 192.168.127.0/24, whose gateway is
+    /// 192.168.127.1, and whose guest of the hardware address 5a:94:ef:e4:0c:ee is 192.168.127.2. No socket
+    /// of the host is made.
     pub fn builder() -> Builder {
         Builder { argv: vec!["gvproxy".into(), "-ssh-port=-1".into()] }
     }
@@ -100,8 +106,8 @@ impl Daemon {
         &self.handle
     }
 
-    /// Waits for the end of the run, that is for [`Handle::shutdown`] or a failure, or for a guest to leave where the flags make that the
-    /// end. Everything is gone when this returns, as when it is dropped.
+    /// Waits for the end of the run, that is for [`Handle::shutdown`] or a failure, or for a guest to leave
+    /// where the flags make that the end. Everything is gone when this returns, as when it is dropped.
     ///
     /// # Errors
     /// The run could not go on: what failed, as one line (`{:#}`).
@@ -124,10 +130,11 @@ fn join(thread: JoinHandle<Result<Exit>>) -> Result<Exit> {
     thread.join().map_err(|_| anyhow!("the daemon's thread panicked"))?
 }
 
-/// A daemon that runs, for whoever changes it. Clones are of the same daemon, and any thread may use them; they do not keep it running.
+/// A daemon that runs, for whoever changes it. Clones are of the same daemon, and any thread may use them;
+/// they do not keep it running.
 ///
-/// Its methods wait for the daemon, which answers soon. In a program with an asynchronous runtime they, and [`Daemon::wait`], belong where
-/// a thread may wait, as `tokio::task::spawn_blocking` has it.
+/// Its methods wait for the daemon, which answers soon. In a program with an asynchronous runtime they, and
+/// [`Daemon::wait`], belong where a thread may wait, as `tokio::task::spawn_blocking` has it.
 #[derive(Clone, Debug)]
 pub struct Handle {
     engine: engine::Handle,
@@ -143,13 +150,13 @@ impl Handle {
         Self { engine, registry, runtime: runtime::Handle::current(), stop }
     }
 
-    /// Puts a virtual machine into the network: `socket`, one end of a connected pair, carries its frames from now on, framed as `framing`
-    /// says. The socket need not be non-blocking. The machine leaves when the other end is closed, and only the log tells; the daemon goes
-    /// on.
+    /// Puts a virtual machine into the network: `socket`, one end of a connected pair, carries its frames
+    /// from now on, framed as `framing` says. The socket need not be non-blocking. The machine leaves when
+    /// the other end is closed, and only the log tells; the daemon goes on.
     ///
     /// # Errors
-    /// The daemon has ended or has too many links, the system cannot watch the socket, or packets of the network's MTU are too long for the
-    /// framing.
+    /// The daemon has ended or has too many links, the system cannot watch the socket, or packets of the
+    /// network's MTU are too long for the framing.
     pub fn attach(&self, socket: impl Into<OwnedFd>, framing: Framing) -> io::Result<()> {
         let (engine, socket) = (self.engine.clone(), socket.into());
         let attach = async move {
@@ -162,8 +169,9 @@ impl Handle {
         self.wait_for(attach).unwrap_or_else(|| Err(has_ended()))
     }
 
-    /// Listens at `local` of the host for clients, and leads them to `remote`. For TCP and UDP both are `ADDRESS:PORT`, and `remote` is a
-    /// guest's. For [`Protocol::Unix`] they are what the flags `forward-sock` and `forward-dest` take; `docs/sockets.md` has those.
+    /// Listens at `local` of the host for clients, and leads them to `remote`. For TCP and UDP both are
+    /// `ADDRESS:PORT`, and `remote` is a guest's. For [`Protocol::Unix`] they are what the flags
+    /// `forward-sock` and `forward-dest` take; `docs/sockets.md` has those.
     ///
     /// # Errors
     /// One of the two is wrong, `local` cannot be listened on, or the daemon has ended: see [`ExposeError`].
@@ -184,7 +192,8 @@ impl Handle {
         self.wait_for(unexpose).unwrap_or(Err(ExposeError::Stopping))
     }
 
-    /// What is exposed, in the order of `local`: by this, by the flags and the file, by the HTTP API, and by guests.
+    /// What is exposed, in the order of `local`: by this, by the flags and the file, by the HTTP API, and by
+    /// guests.
     pub fn exposed(&self) -> Vec<Exposed> {
         self.registry.all()
     }

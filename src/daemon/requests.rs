@@ -1,5 +1,7 @@
-//! What guests ask of the control plane: names that the host's resolvers know, and what they ask the gateway itself.
-//! Owns: how many questions are under way. May not: decide whose turn it is, which `../engine/requests.rs` does.
+//! What guests ask of the control plane: names that the host's resolvers know, and what they ask the gateway
+//! itself.
+//! Owns: how many questions are under way. May not: decide whose turn it is, which `../engine/requests.rs`
+//! does.
 //! Read next: `../host/dns/mod.rs`; `../api/mod.rs`.
 
 use std::path::PathBuf;
@@ -24,7 +26,8 @@ use crate::sys::descriptor_share;
 use crate::sys::memory::{give_back, give_back_much};
 
 const HOSTS: &str = "/etc/hosts";
-/// Questions of guests to the host's resolvers at a time, those that wait for descriptors among them; and as many at the least, however few there are.
+/// Questions of guests to the host's resolvers at a time, those that wait for descriptors among them; and as
+/// many at the least, however few there are.
 const MAX_DNS_QUESTIONS: usize = 4096;
 const MIN_DNS_QUESTIONS: usize = 512;
 /// Descriptors that one takes: a socket for each server.
@@ -32,13 +35,15 @@ const PER_DNS_QUESTION: usize = 3;
 /// DNS connections of guests at a time, and the part of the descriptors that they may take at most.
 const MAX_DNS_STREAMS: usize = 1024;
 const DNS_STREAM_SHARE: usize = 8;
-/// Bytes of each port's questions by TCP that are under way, and of their answers until those are written: some hundred.
+/// Bytes of each port's questions by TCP that are under way, and of their answers until those are written:
+/// some hundred.
 const DNS_STREAM_BYTES: u32 = 8 << 20;
 /// The longest answer.
 const LONGEST_DNS_ANSWER: usize = u16::MAX as usize;
 /// Requests between two looks of which what came and went between them may be much.
 const MANY_REQUESTS: u32 = 1000;
-/// How often it is looked whether much memory is kept that guests' work took, and how many times after the last of that.
+/// How often it is looked whether much memory is kept that guests' work took, and how many times after the
+/// last of that.
 const LOOK_FOR_MEMORY: Duration = Duration::from_secs(10);
 const LOOKS_FOR_MEMORY: u32 = 12;
 
@@ -51,7 +56,8 @@ struct Questions {
 }
 
 impl Questions {
-    /// The answer, if there is one. Where descriptors are few it waits for some; where its place is wanted for another it is SERVFAIL.
+    /// The answer, if there is one. Where descriptors are few it waits for some; where its place is wanted
+    /// for another it is SERVFAIL.
     async fn ask(
         &self,
         port: PortId,

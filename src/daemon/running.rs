@@ -1,5 +1,6 @@
 //! A run: the engine's thread and the control plane's tasks, what makes it end, and how it is taken down.
-//! Owns: the tasks, and the order in which they go. May not: bind. Read next: `bound.rs`, what there is to run; `requests.rs`, what guests ask.
+//! Owns: the tasks, and the order in which they go. May not: bind. Read next: `bound.rs`, what there is to
+//! run; `requests.rs`, what guests ask.
 
 use std::sync::Arc;
 use std::thread;
@@ -186,7 +187,8 @@ async fn machines_end(machines: &mut JoinSet<Result<()>>) -> Result<Exit> {
     std::future::pending().await
 }
 
-/// Waits until neither a virtual machine is attached nor a way in is left, as another process has taken over the paths.
+/// Waits until neither a virtual machine is attached nor a way in is left, as another process has taken over
+/// the paths.
 async fn replaced(paths: &Paths, has_other_ways: bool, handle: &Handle) -> Exit {
     paths.lost().await;
     if has_other_ways {

@@ -1,5 +1,7 @@
-//! Files of the host that others write: resolv.conf, hosts, a token, a secret. Owns: how much of one is read, and what is none.
-//! May not: be called where nothing may wait, but for [`read_within`] with a short limit. Read next: `../disk.rs`, who may wait.
+//! Files of the host that others write: resolv.conf, hosts, a token, a secret. Owns: how much of one is read,
+//! and what is none.
+//! May not: be called where nothing may wait, but for [`read_within`] with a short limit. Read next:
+//! `../disk.rs`, who may wait.
 //!
 //! The file may be on a file system that is slow or hangs, and anything may stand in its place.
 

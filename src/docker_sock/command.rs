@@ -1,5 +1,6 @@
 //! The command line of `gvproxy docker-sock` and what it says. Owns: the flags, the words, the exit codes.
-//! May not: change files but through [`Installation`]. Read next: `mod.rs`; `../cli/mod.rs`, which reads the flags.
+//! May not: change files but through [`Installation`]. Read next: `mod.rs`; `../cli/mod.rs`, which reads the
+//! flags.
 
 use std::env;
 use std::ffi::{OsStr, OsString};

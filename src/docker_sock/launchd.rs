@@ -1,7 +1,8 @@
 //! macOS: a property list of launchd, which runs `ln` once when the system starts. See launchd.plist(5).
 //! Owns: nothing. Read next: `mod.rs`.
 //!
-//! `ln` without `-f` makes the link where there is nothing and fails everywhere else; `-n` does so at a link to a directory too.
+//! `ln` without `-f` makes the link where there is nothing and fails everywhere else; `-n` does so at a link
+//! to a directory too.
 
 use super::System;
 

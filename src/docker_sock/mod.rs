@@ -1,9 +1,12 @@
-//! `gvproxy docker-sock`: /var/run/docker.sock as a link to a machine's socket, for clients that look nowhere else.
+//! `gvproxy docker-sock`: /var/run/docker.sock as a link to a machine's socket, for clients that look nowhere
+//! else.
 //! Owns: that link, and the boot file by which the system makes it again after a restart.
-//! May not: replace or remove what is not ours. Read next: `command.rs`, what is said; `tmpfiles.rs`, `launchd.rs`.
+//! May not: replace or remove what is not ours. Read next: `command.rs`, what is said; `tmpfiles.rs`,
+//! `launchd.rs`.
 //!
-//! The boot file is also the record of where our link leads: it is written before the link and removed after it. A link that leads
-//! elsewhere, or has no record, is somebody else's, and what an interrupted run left is finished by the next.
+//! The boot file is also the record of where our link leads: it is written before the link and removed after
+//! it. A link that leads elsewhere, or has no record, is somebody else's, and what an interrupted run left is
+//! finished by the next.
 
 pub mod command;
 pub mod launchd;
@@ -137,7 +140,8 @@ impl Installation {
         }
         if !is_recorded {
             self.write(target)?;
-            // Gone before the record says otherwise: an interrupted run never leaves a link that looks like another's.
+            // Gone before the record says otherwise: an interrupted run never leaves a link that looks like
+            // another's.
             if before.is_ours() {
                 self.remove(&self.link).inspect_err(|_| drop(fs::remove_file(self.unfinished())))?;
             }
@@ -265,7 +269,8 @@ impl Installation {
         })
     }
 
-    /// Where a boot file is written. It is none by its name, so that what an interrupted run left has no effect.
+    /// Where a boot file is written. It is none by its name, so that what an interrupted run left has no
+    /// effect.
     fn unfinished(&self) -> PathBuf {
         self.file.with_extension("new")
     }

@@ -1,4 +1,5 @@
-//! Where the link and the boot file get out of step, for both kinds of systems; `tests/docker_sock.rs` has the rest.
+//! Where the link and the boot file get out of step, for both kinds of systems; `tests/docker_sock.rs` has
+//! the rest.
 
 use std::os::unix::net::UnixListener;
 
@@ -62,7 +63,8 @@ fn another_target_takes_the_place_of_the_first() {
     }
 }
 
-/// Every state that a run can leave when it is killed, on the way from nothing or from `/first` to [`TARGET`].
+/// Every state that a run can leave when it is killed, on the way from nothing or from `/first` to
+/// [`TARGET`].
 #[test]
 fn an_interrupted_install_is_finished_or_undone() {
     let half: [fn(&Installation); 6] = [

@@ -1,8 +1,8 @@
 //! Linux: a line for systemd-tmpfiles, which runs before any daemon does. See tmpfiles.d(5).
 //! Owns: nothing. Read next: `mod.rs`.
 //!
-//! `L` without `+` makes the link where there is nothing and leaves everything else, at boot and whenever it runs later. A Docker
-//! Engine that starts puts its socket in the link's place, as it does with any file.
+//! `L` without `+` makes the link where there is nothing and leaves everything else, at boot and whenever it
+//! runs later. A Docker Engine that starts puts its socket in the link's place, as it does with any file.
 
 use super::System;
 

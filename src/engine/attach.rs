@@ -56,10 +56,12 @@ impl Attachment {
 }
 
 impl Handle {
-    /// Attaches a virtual machine: `stream`, a connected socket, carries its frames from now on. It need not be non-blocking.
+    /// Attaches a virtual machine: `stream`, a connected socket, carries its frames from now on. It need not
+    /// be non-blocking.
     ///
     /// # Errors
-    /// The engine has ended, has too many links, or cannot watch the socket; or the network's packets are too long for the framing.
+    /// The engine has ended, has too many links, or cannot watch the socket; or the network's packets are too
+    /// long for the framing.
     pub async fn attach(&self, stream: impl Into<OwnedFd>, framing: Framing) -> io::Result<Attachment> {
         self.attach_after(stream, framing, Vec::new()).await
     }

@@ -1,7 +1,9 @@
-//! What captures and the log see: each frame once, as it came from a guest, or as the gateway sent it. Owns: nothing.
+//! What captures and the log see: each frame once, as it came from a guest, or as the gateway sent it. Owns:
+//! nothing.
 //! May not: change a frame, or wait. Read next: `../pcap.rs`, the file; `../logging/frames.rs`.
 //!
-//! Without them a frame from a guest costs one look at an `Option`, and frames to guests cost one for each write.
+//! Without them a frame from a guest costs one look at an `Option`, and frames to guests cost one for each
+//! write.
 
 use std::time::SystemTime;
 

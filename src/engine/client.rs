@@ -1,8 +1,9 @@
-//! Clients that are led to a guest: to a TCP port, or to a socket. Of the latter its agent is told in one line, once it has proved itself where
-//! it has to, and what it sends after `OK` in a line of its own is for the client. The client's descriptor is the flow's other end, so that
-//! nothing stands between the two.
+//! Clients that are led to a guest: to a TCP port, or to a socket. Of the latter its agent is told in one
+//! line, once it has proved itself where it has to, and what it sends after `OK` in a line of its own is for
+//! the client. The client's descriptor is the flow's other end, so that nothing stands between the two.
 //!
-//! Owns: a flow's greeting, and how long an agent may take for it. May not: decide what happens to a client that was turned away.
+//! Owns: a flow's greeting, and how long an agent may take for it. May not: decide what happens to a client
+//! that was turned away.
 //! Read next: `tcp.rs`; `../forward/network.rs`, who asks for it; `../guest/agent.rs`, the agent.
 
 use std::net::SocketAddrV4;
@@ -215,9 +216,9 @@ impl Engine {
 }
 
 impl Handle {
-    /// Leads `client`, a connected stream socket that does not block, to the TCP port `to` of a guest, or, if that is an agent's which is
-    /// asked, to wherever it leads. When it returns `Ok`, the client is connected and the engine's, to its end, and `permit` with it. Takes
-    /// up to 20 s.
+    /// Leads `client`, a connected stream socket that does not block, to the TCP port `to` of a guest, or, if
+    /// that is an agent's which is asked, to wherever it leads. When it returns `Ok`, the client is connected
+    /// and the engine's, to its end, and `permit` with it. Takes up to 20 s.
     ///
     /// # Errors
     /// See [`Refused`]; the client comes back, and may be led again.
@@ -238,7 +239,8 @@ impl Handle {
 mod tests {
     use super::*;
 
-    /// What becomes of an agent that sends `bytes` in pieces of `step`, then ends; and what of it is left for the client.
+    /// What becomes of an agent that sends `bytes` in pieces of `step`, then ends; and what of it is left for
+    /// the client.
     fn answer(bytes: &[u8], step: usize) -> (Result<(), Refused>, usize) {
         let question = Question::new(b"/run/a".to_vec(), None).unwrap();
         let mut greeting = Greeting::new(Preface::Asked(question), oneshot::channel().0);

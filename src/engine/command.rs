@@ -72,12 +72,14 @@ impl Handle {
         answer.await.unwrap_or((dns::Verdict::Drop, Vec::new()))
     }
 
-    /// The client with this hardware address needs its address no more; it gets it again as long as nobody else does.
+    /// The client with this hardware address needs its address no more; it gets it again as long as nobody
+    /// else does.
     pub async fn end_lease(&self, client: Mac) {
         self.send(Command::EndLease(client)).await;
     }
 
-    /// What guests ask next. To be asked for by one task alone, which does all it is about or leaves it to a task of its own.
+    /// What guests ask next. To be asked for by one task alone, which does all it is about or leaves it to a
+    /// task of its own.
     pub async fn next_request(&self) -> Request {
         self.requests.next().await
     }
@@ -118,8 +120,8 @@ impl Handle {
         }
     }
 
-    /// Connects from an address of the gateway's to a TCP port of a guest, within `limit`; the stream is one end of a socket pair, and
-    /// carries half-close both ways.
+    /// Connects from an address of the gateway's to a TCP port of a guest, within `limit`; the stream is one
+    /// end of a socket pair, and carries half-close both ways.
     ///
     /// # Errors
     /// What the guest or the network answered: refused, unreachable, or timed out.

@@ -1,5 +1,5 @@
-//! Connects of guests to the host that are under way, where the configuration limits them. Owns: how many there are, and until when each
-//! may take. May not: connect. Read next: `tcp.rs`, which does.
+//! Connects of guests to the host that are under way, where the configuration limits them. Owns: how many
+//! there are, and until when each may take. May not: connect. Read next: `tcp.rs`, which does.
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,6 @@
-//! Flows that end on one side before the other has had everything: what was received is delivered first, then the reset, as Linux lets a
-//! receiver read what came before one (RFC 9293 3.10.7.4 would drop it). Owns: how long that may take, and how often it is looked at. Read next: `tcp.rs`.
+//! Flows that end on one side before the other has had everything: what was received is delivered first, then
+//! the reset, as Linux lets a receiver read what came before one (RFC 9293 3.10.7.4 would drop it). Owns: how
+//! long that may take, and how often it is looked at. Read next: `tcp.rs`.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -11,7 +12,8 @@ use super::Engine;
 
 /// How long an end may take nothing: it does not keep a flow for ever.
 const LIMIT: Duration = Duration::from_secs(60);
-/// The pause before a flow is looked at again: no event tells that a peer's system has everything. It doubles up to the last.
+/// The pause before a flow is looked at again: no event tells that a peer's system has everything. It doubles
+/// up to the last.
 const FIRST_LOOK: Duration = Duration::from_millis(1);
 const LAST_LOOK: Duration = Duration::from_secs(1);
 

@@ -1,9 +1,11 @@
 //! Ports of the host that lead to guests, added and removed while the loop runs.
 //!
-//! A stream's client becomes a TCP flow, which outlives the listener. A port for datagrams has one socket and a flow for each of its
-//! clients, whose number and idle time are the stack's to bound; they end with the port.
+//! A stream's client becomes a TCP flow, which outlives the listener. A port for datagrams has one socket and
+//! a flow for each of its clients, whose number and idle time are the stack's to bound; they end with the
+//! port.
 //!
-//! Owns: the listeners, and which client has which flow. May not: decide who may have one (`forward/registry.rs`).
+//! Owns: the listeners, and which client has which flow. May not: decide who may have one
+//! (`forward/registry.rs`).
 //! Read next: `tcp.rs`, `udp.rs`.
 
 use std::collections::HashMap;
@@ -127,7 +129,8 @@ impl Forwards {
 }
 
 impl Engine {
-    /// Leads the clients of `listener` to `remote` in the virtual network, and to that guest alone, if there is one.
+    /// Leads the clients of `listener` to `remote` in the virtual network, and to that guest alone, if there
+    /// is one.
     ///
     /// # Errors
     /// The socket cannot be watched.
@@ -349,7 +352,8 @@ impl Engine {
 }
 
 impl Handle {
-    /// Leads the clients of `listener` to `remote` in the virtual network, and to that guest alone, if there is one.
+    /// Leads the clients of `listener` to `remote` in the virtual network, and to that guest alone, if there
+    /// is one.
     ///
     /// # Errors
     /// The socket cannot be watched, or the engine has ended (`ConnectionAborted`).

@@ -1,4 +1,5 @@
-//! The attached hypervisors. Owns: their descriptors, readers and batches, and what ends them. May not: know what a frame means.
+//! The attached hypervisors. Owns: their descriptors, readers and batches, and what ends them. May not: know
+//! what a frame means.
 //! Read next: `link/mod.rs`, the framings; `attach.rs`, how a link gets here.
 
 use std::io;
@@ -29,8 +30,9 @@ const MAX_LINKS: usize = 256;
 /// The longest message as frames: its bytes, and the headers of as many datagrams as Linux puts into one.
 const MESSAGE_FRAMES: usize = MAX_MESSAGE + 128 * 64;
 
-/// Frames of the greatest length that the socket holds, at least: the hypervisor is to find the next ones when it has emptied its own
-/// buffer. A short frame costs nearly as much as a long one, and the system's default is many of those.
+/// Frames of the greatest length that the socket holds, at least: the hypervisor is to find the next ones
+/// when it has emptied its own buffer. A short frame costs nearly as much as a long one, and the system's
+/// default is many of those.
 const QUEUE: usize = 16;
 /// Bytes that it holds at least: Linux's default, where other systems' is a few frames.
 const LEAST_QUEUE: usize = 200 << 10;
@@ -52,8 +54,8 @@ pub(super) struct Link {
     readable: bool,
     /// Of what was read there are frames that have not been given to the stack: its time was over.
     backlog: bool,
-    /// The descriptor takes no more. Only then is it watched for room: a unix socket reports that with every read of the other end, each
-    /// of which would be a turn for nothing.
+    /// The descriptor takes no more. Only then is it watched for room: a unix socket reports that with every
+    /// read of the other end, each of which would be a turn for nothing.
     blocked: bool,
     /// When to write again, though nobody says that there is room.
     retry: Option<Instant>,
@@ -109,8 +111,8 @@ impl Links {
     }
 }
 
-/// A descriptor that does not wait while it is a link's. Others may have it too, as a shell has standard input: in the end they find it as
-/// it was.
+/// A descriptor that does not wait while it is a link's. Others may have it too, as a shell has standard
+/// input: in the end they find it as it was.
 #[derive(Debug)]
 struct Borrowed {
     fd: OwnedFd,
@@ -380,7 +382,8 @@ impl Engine {
         }
     }
 
-    /// Gives the stack the whole frames that were read, and does at once what they ask for, until its time is over: whether there are more.
+    /// Gives the stack the whole frames that were read, and does at once what they ask for, until its time is
+    /// over: whether there are more.
     fn handle_frames(&mut self, index: usize) -> Result<bool, FrameTooLong> {
         let mut slice = Slice::new(self.links.len());
         let mut is_over = false;

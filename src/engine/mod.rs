@@ -1,9 +1,10 @@
-//! The hot loop. One thread owns the virtual network, its links and the host sockets of its flows, and is the only
-//! reader of the clock.
+//! The hot loop. One thread owns the virtual network, its links and the host sockets of its flows, and is the
+//! only reader of the clock.
 //!
-//! A turn: read each link once and give its frames to the stack; act on what the stack asks for; for each flow that was
-//! touched move bytes between its rings and its descriptor and let it send; write the batches. Then look what else became ready.
-//! Nothing here locks, and nothing allocates or makes a system call for a single packet of a TCP flow.
+//! A turn: read each link once and give its frames to the stack; act on what the stack asks for; for each
+//! flow that was touched move bytes between its rings and its descriptor and let it send; write the batches.
+//! Then look what else became ready. Nothing here locks, and nothing allocates or makes a system call for a
+//! single packet of a TCP flow.
 //!
 //! Owns: [`Stack`] and every descriptor that carries a guest's bytes. May not: wait for anything but `poll`.
 //! Read next: `tcp.rs`, `udp.rs`, `forwards.rs`, `links.rs`; `netstack/src/lib.rs`.
@@ -69,8 +70,8 @@ const EVENTS: usize = 1024;
 const EARLY_WRITE: usize = 64 << 10;
 /// How long the end waits for who has not yet taken what guests sent.
 const LAST_DELIVERY: Duration = Duration::from_millis(500);
-/// Connects of one guest that are under way take this part of the descriptors, at least and at most so many; and as much again for a
-/// moment.
+/// Connects of one guest that are under way take this part of the descriptors, at least and at most so many;
+/// and as much again for a moment.
 const OPENING_SHARE: usize = 16;
 const LEAST_OPENING: usize = 16;
 const MOST_OPENING: usize = 512;
@@ -215,8 +216,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Lets the other ends take what guests sent before the end, and resets them behind it. Whose part is still here then gets the reset at
-    /// once, and does not take what it has for the whole.
+    /// Lets the other ends take what guests sent before the end, and resets them behind it. Whose part is
+    /// still here then gets the reset at once, and does not take what it has for the whole.
     fn deliver_rest(&mut self, events: &mut Events) -> io::Result<()> {
         let until = self.now + LAST_DELIVERY;
         while self.now < until && !self.tcp.connections.is_empty() {

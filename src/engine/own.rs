@@ -1,4 +1,5 @@
-//! The daemon's own sockets on the host, which lead to whoever started it: no guest reaches them, by whatever address. Owns: where they are.
+//! The daemon's own sockets on the host, which lead to whoever started it: no guest reaches them, by whatever
+//! address. Owns: where they are.
 //! Read next: `tcp.rs`, which asks before it connects.
 
 use std::io;

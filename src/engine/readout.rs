@@ -1,5 +1,5 @@
-//! What the control plane may see of the engine, and the zones that it may change. Owns: nothing; it copies. May not: be on the way of
-//! a frame. Read next: `api/`, which shows it.
+//! What the control plane may see of the engine, and the zones that it may change. Owns: nothing; it copies.
+//! May not: be on the way of a frame. Read next: `api/`, which shows it.
 
 use std::net::Ipv4Addr;
 
@@ -51,7 +51,8 @@ impl Engine {
         }
     }
 
-    /// Where it is; if nowhere it is asked for, so that one that came back and says nothing is found the next time.
+    /// Where it is; if nowhere it is asked for, so that one that came back and says nothing is found the next
+    /// time.
     fn find_guest(&mut self, guest: Guest) -> Option<Guest> {
         let found = self.stack.find_guest(guest);
         if found.is_none() {
@@ -84,7 +85,8 @@ impl Handle {
         self.read(Readout::Addresses).await
     }
 
-    /// Where each of the guests is, by its port or one that it came back to. One that is not found has been asked for when this returns.
+    /// Where each of the guests is, by its port or one that it came back to. One that is not found has been
+    /// asked for when this returns.
     pub async fn find_guests(&self, guests: Vec<Guest>) -> Vec<Option<Guest>> {
         self.ask(|reply| Readout::FindGuests(guests, reply)).await.unwrap_or_default()
     }

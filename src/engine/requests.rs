@@ -1,7 +1,9 @@
-//! What guests ask of the control plane, by port in turn: one piece at a time, and between two of them everything else that is ready there. So
-//! neither the operator nor another guest waits for the thousands of one.
+//! What guests ask of the control plane, by port in turn: one piece at a time, and between two of them
+//! everything else that is ready there. So neither the operator nor another guest waits for the thousands of
+//! one.
 //!
-//! Owns: whose turn it is, and how much may wait for it. May not: do any of it. Read next: `daemon/requests.rs`, which does.
+//! Owns: whose turn it is, and how much may wait for it. May not: do any of it. Read next:
+//! `daemon/requests.rs`, which does.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -14,8 +16,8 @@ use tokio::task::yield_now;
 
 /// Requests that may wait for their turn: those of a port as many as are free.
 const MAX_REQUESTS: usize = MAX_QUESTIONS + 512;
-/// Among them questions, which come faster than the control plane is woken. The rest is left to connections, which would be refused, where a
-/// question is asked again.
+/// Among them questions, which come faster than the control plane is woken. The rest is left to connections,
+/// which would be refused, where a question is asked again.
 const MAX_QUESTIONS: usize = 4096;
 
 /// What the engine asks of the control plane.
@@ -96,7 +98,8 @@ impl Requests {
         Ok(())
     }
 
-    /// Waits until it is `port`'s turn: for work on the control plane that a guest can have without a new request.
+    /// Waits until it is `port`'s turn: for work on the control plane that a guest can have without a new
+    /// request.
     pub(super) async fn turn_of(&self, port: PortId) {
         let (granted, turn) = oneshot::channel();
         self.lock().turns.push(port, Piece::Turn(granted));

@@ -1,9 +1,10 @@
 //! Whose connections take how many of the process's descriptors: a guest's own, or an exposed port's clients.
 //!
-//! Who has its share makes room for its newest by what has been idle for long among its own; where it has little, by what has been so of whoever
-//! has most.
+//! Who has its share makes room for its newest by what has been idle for long among its own; where it has
+//! little, by what has been so of whoever has most.
 //!
-//! Owns: the order in which an owner's connections are looked at. May not: close one. Read next: `places.rs`, what a share is; `tcp.rs`.
+//! Owns: the order in which an owner's connections are looked at. May not: close one. Read next: `places.rs`,
+//! what a share is; `tcp.rs`.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -84,8 +85,8 @@ impl Shares {
         all.max_by_key(|(taken, _)| *taken).filter(|(taken, _)| *taken > 2 * own).map(|(_, owner)| owner)
     }
 
-    /// The one of the owner's that has been idle for the longest `now`, and for [`IDLE`], of those that are looked at in turn. `used` says when
-    /// that one was used, if it is not over.
+    /// The one of the owner's that has been idle for the longest `now`, and for [`IDLE`], of those that are
+    /// looked at in turn. `used` says when that one was used, if it is not over.
     pub(super) fn idle(
         &mut self,
         owner: Owner,

@@ -1,9 +1,11 @@
-//! What one link, or what is ready, may take of a turn before others have theirs: time, since frames of a few bytes may cost much.
+//! What one link, or what is ready, may take of a turn before others have theirs: time, since frames of a few
+//! bytes may cost much.
 //! Owns: the clock of one slice. Read next: `links.rs`, `mod.rs`, which stop where one is over.
 
 use std::time::{Duration, Instant};
 
-/// Of the loop's time, where there are other links; and where there are none, so that only what is ready waits.
+/// Of the loop's time, where there are other links; and where there are none, so that only what is ready
+/// waits.
 const SHARED: Duration = Duration::from_micros(50);
 const ALONE: Duration = Duration::from_millis(1);
 /// The clock is looked at once in so many steps.

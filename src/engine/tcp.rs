@@ -1,5 +1,5 @@
-//! TCP flows and their descriptors. Owns: which descriptor belongs to which flow, and the mapping of errors to what the
-//! guest is told. Read next: `host/tcp.rs`, which moves the bytes.
+//! TCP flows and their descriptors. Owns: which descriptor belongs to which flow, and the mapping of errors
+//! to what the guest is told. Read next: `host/tcp.rs`, which moves the bytes.
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
@@ -73,7 +73,8 @@ impl TcpHosts {
         }
     }
 
-    /// When the first of what waits has waited for long enough: an agent's answer, a connect, a flow that ends.
+    /// When the first of what waits has waited for long enough: an agent's answer, a connect, a flow that
+    /// ends.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let greeting = self.greetings.front().map(|(until, _)| *until);
         let look = self.looks.peek().map(|Reverse((at, _))| *at);
@@ -121,7 +122,8 @@ impl Engine {
         }
     }
 
-    /// The host does not connect to `to`. A service of its own may listen on `::1` alone, and a guest has one address for both.
+    /// The host does not connect to `to`. A service of its own may listen on `::1` alone, and a guest has one
+    /// address for both.
     fn handle_unconnected(&mut self, flow: FlowId, to: SocketAddr, error: &io::Error) {
         let is_refused = error.kind() == io::ErrorKind::ConnectionRefused;
         if is_refused && to.ip() == Ipv4Addr::LOCALHOST {
@@ -338,8 +340,8 @@ impl Engine {
         permit.map(Some)
     }
 
-    /// A permit for one more connection of the owner's, for which an idle one of its own is reset where it has its share, or one of whoever has
-    /// most.
+    /// A permit for one more connection of the owner's, for which an idle one of its own is reset where it
+    /// has its share, or one of whoever has most.
     pub(super) fn take_permit(&mut self, owner: Owner) -> Option<(Owner, Permit)> {
         if let Some(permit) = self.tcp.shares.try_take(owner) {
             return Some((owner, permit));

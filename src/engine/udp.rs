@@ -17,7 +17,8 @@ use crate::sys::udp::MESSAGES;
 /// Datagrams taken from one socket in a turn, unless they fill a write before.
 pub(super) const TURN: usize = 512;
 
-/// The sockets of flows, and of those that have ended and the loop has not heard of it: a slot of the stack's is another's by then.
+/// The sockets of flows, and of those that have ended and the loop has not heard of it: a slot of the stack's
+/// is another's by then.
 pub(super) type Sockets = HashMap<UdpFlowId, HostUdp>;
 
 /// The sockets of all flows.
@@ -89,7 +90,8 @@ pub(super) fn send(
             Ok(()) => Sent::Yes,
             Err(error) if is_refused(&error) => {
                 if !host.ends_refused() {
-                    // The error is an earlier datagram's; these have not been sent. What it says then comes with the next.
+                    // The error is an earlier datagram's; these have not been sent. What it says then comes
+                    // with the next.
                     let _ = host.send(outbox);
                 }
                 Sent::Refused

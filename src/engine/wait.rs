@@ -1,9 +1,11 @@
-//! Waiting for what becomes ready. Owns: when the loop sleeps, and when it stays awake for a moment. May not: act on events.
+//! Waiting for what becomes ready. Owns: when the loop sleeps, and when it stays awake for a moment. May not:
+//! act on events.
 //! Read next: `mod.rs`, the turn.
 //!
-//! Waking a processor costs more than a small frame does, and who exchanges those waits for each. So while turns carry
-//! little, when the wait before was short, the loop asks again for a moment (as KVM does before it halts, and Linux with
-//! `net.core.busy_poll`), and lets whoever else is ready run in between. One such wait in vain, and the next one is asleep.
+//! Waking a processor costs more than a small frame does, and who exchanges those waits for each. So while
+//! turns carry little, when the wait before was short, the loop asks again for a moment (as KVM does before
+//! it halts, and Linux with `net.core.busy_poll`), and lets whoever else is ready run in between. One such
+//! wait in vain, and the next one is asleep.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -12,8 +14,8 @@ use mio::{Events, Poll};
 
 /// How long to stay awake: a few of the wakeups that an answer takes on its way.
 const AWAKE: Duration = Duration::from_micros(50);
-/// Bytes of a turn that carries little, as an average of the last ones. Where there is more, it is batches that count, and processors
-/// have other work.
+/// Bytes of a turn that carries little, as an average of the last ones. Where there is more, it is batches
+/// that count, and processors have other work.
 const LITTLE: usize = 4096;
 
 /// What the waits so far say of the next one.

@@ -1,5 +1,5 @@
-//! The clients of a host socket: they are accepted as long as there are descriptors to serve them with, and served at the same time, so that
-//! one that waits, or lags, does not delay another.
+//! The clients of a host socket: they are accepted as long as there are descriptors to serve them with, and
+//! served at the same time, so that one that waits, or lags, does not delay another.
 //!
 //! Owns: the listeners, their files, how many clients there are. May not: know where they are led.
 //! Read next: `mod.rs`, which leads them.
@@ -118,8 +118,8 @@ pub(super) fn tune(socket: &OwnedFd) {
     }
 }
 
-/// Gives each client of `bound` to `serve`, with the place that it has for as long as it is served, until `shutdown` turns true or its
-/// sender is gone; then drops them, and removes the socket.
+/// Gives each client of `bound` to `serve`, with the place that it has for as long as it is served, until
+/// `shutdown` turns true or its sender is gone; then drops them, and removes the socket.
 ///
 /// # Errors
 /// The listener cannot be handed to the runtime.
@@ -187,7 +187,8 @@ async fn accept<L: Listener, F: Future<Output = ()> + Send + 'static>(
     debug!(socket = name, "forward: closed");
 }
 
-/// Whether the client has closed both ways, as far as the runtime has heard or vsock tells, and has said nothing. Takes nothing from the socket.
+/// Whether the client has closed both ways, as far as the runtime has heard or vsock tells, and has said
+/// nothing. Takes nothing from the socket.
 pub(super) fn has_left(client: &UnixStream) -> bool {
     let ready = pin!(client.ready(Interest::READABLE | Interest::WRITABLE));
     let ready = ready.poll(&mut TaskContext::from_waker(Waker::noop()));

@@ -1,8 +1,10 @@
-//! Clients that are led where the host's own system connects: a unix socket, a TCP port, a machine's vsock. The kernel moves the bytes.
+//! Clients that are led where the host's own system connects: a unix socket, a TCP port, a machine's vsock.
+//! The kernel moves the bytes.
 //!
 //! Whoever is to be there may come later: a client waits for it, for a bounded time.
 //!
-//! Owns: the clients that wait. May not: carry bytes (`crate::relay`). Read next: `crate::relay`; `crate::vsock`.
+//! Owns: the clients that wait. May not: carry bytes (`crate::relay`). Read next: `crate::relay`;
+//! `crate::vsock`.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};

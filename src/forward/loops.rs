@@ -1,9 +1,10 @@
-//! Which of the daemon's own sockets lead to one another. Where one leads back to itself, each client would make the next, until there is no
-//! descriptor left.
+//! Which of the daemon's own sockets lead to one another. Where one leads back to itself, each client would
+//! make the next, until there is no descriptor left.
 //!
-//! What a socket leads to is seen when it is connected to, so that it counts by whatever name it was found: a link, a name of the host, any
-//! of its addresses. A way by another process is not seen, nor one from a TCP socket that was passed to the daemon: that may be of another
-//! network namespace, with the same addresses. There the number of places is the bound.
+//! What a socket leads to is seen when it is connected to, so that it counts by whatever name it was found: a
+//! link, a name of the host, any of its addresses. A way by another process is not seen, nor one from a TCP
+//! socket that was passed to the daemon: that may be of another network namespace, with the same addresses.
+//! There the number of places is the bound.
 //!
 //! Owns: the table. May not: connect. Read next: `direct.rs`, which asks before and after.
 
@@ -18,7 +19,8 @@ use socket2::{SockAddr, SockRef};
 use crate::listen::{Bound, TcpAddress};
 use crate::sys::peer_pid;
 
-/// How long a socket that leads back to itself is not tried again: the attempt that shows it is its next client.
+/// How long a socket that leads back to itself is not tried again: the attempt that shows it is its next
+/// client.
 const AGAIN: Duration = Duration::from_secs(1);
 /// `VMADDR_CID_LOCAL` of vsock(7).
 const CID_LOCAL: u32 = 1;

@@ -1,10 +1,12 @@
 //! Ways from the host to guests, and whatever else a host socket can lead to.
 //!
-//! A forward is a socket on the host and the way its clients are led: over SSH, through the virtual network, or straight from descriptor to
-//! descriptor. The socket is there before the other end is; a client that comes early waits for it, for a bounded time, and is then closed.
+//! A forward is a socket on the host and the way its clients are led: over SSH, through the virtual network,
+//! or straight from descriptor to descriptor. The socket is there before the other end is; a client that
+//! comes early waits for it, for a bounded time, and is then closed.
 //!
 //! Owns: which way a [`Dest`] is. May not: know frames or the virtual network's inside; it dials.
-//! Read next: `clients.rs`, where they are accepted; `ssh.rs`, `network.rs`, `direct.rs`, the ways; `registry.rs`, what is exposed.
+//! Read next: `clients.rs`, where they are accepted; `ssh.rs`, `network.rs`, `direct.rs`, the ways;
+//! `registry.rs`, what is exposed.
 
 pub mod clients;
 mod direct;
@@ -42,8 +44,8 @@ use loops::OwnSockets;
 use network::NetworkWay;
 
 /// How long a client waits for a guest.
-// COMPAT(gvproxy): the original tries for about 235 s from its start, and then ends as a whole; here each client waits
-// this long from its arrival, is closed, and the daemon goes on.
+// COMPAT(gvproxy): the original tries for about 235 s from its start, and then ends as a whole; here each
+// client waits this long from its arrival, is closed, and the daemon goes on.
 pub const GUEST_PATIENCE: Duration = Duration::from_secs(240);
 /// How long a client waits for what the host's system connects to.
 const HOST_PATIENCE: Duration = Duration::from_secs(30);
@@ -57,8 +59,8 @@ pub struct Ways {
     pub subnet: Subnet,
     /// Whom guests see as their clients,
     pub gateway: Ipv4Addr,
-    /// and whom their sshds see when the daemon itself logs in: not the same where there is another address of the gateway's, as sshd
-    /// (since 9.8) shuts out an address for whatever anybody does from there.
+    /// and whom their sshds see when the daemon itself logs in: not the same where there is another address
+    /// of the gateway's, as sshd (since 9.8) shuts out an address for whatever anybody does from there.
     pub login: Ipv4Addr,
     /// What sshds hold against that address.
     pub penalties: Arc<Penalties>,
@@ -163,8 +165,8 @@ impl Forward {
         self.bound.file.as_ref()
     }
 
-    /// Serves clients until `shutdown` turns true or its sender is gone; then drops those that are not the engine's, and removes the
-    /// socket.
+    /// Serves clients until `shutdown` turns true or its sender is gone; then drops those that are not the
+    /// engine's, and removes the socket.
     ///
     /// # Errors
     /// The listener cannot be handed to the runtime.

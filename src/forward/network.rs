@@ -1,8 +1,8 @@
-//! Clients that are led into the virtual network: to a TCP port of a guest, or by way of its agent to a unix socket there, without a user
-//! and a key.
+//! Clients that are led into the virtual network: to a TCP port of a guest, or by way of its agent to a unix
+//! socket there, without a user and a key.
 //!
-//! As over SSH, a client that connects before the guest is there waits for it, for a bounded time. One that the guest has no agent for is
-//! closed, and the log says what to start.
+//! As over SSH, a client that connects before the guest is there waits for it, for a bounded time. One that
+//! the guest has no agent for is closed, and the log says what to start.
 //!
 //! Owns: the clients that wait. May not: carry bytes (the engine does, from the client's descriptor).
 //! Read next: `../engine/client.rs`; `../guest/agent.rs`, the agent.

@@ -1,7 +1,9 @@
-//! What a guest may expose. It asks through the gateway, as podman does for a container's `-p`, and is not trusted.
+//! What a guest may expose. It asks through the gateway, as podman does for a container's `-p`, and is not
+//! trusted.
 //!
-//! TCP and UDP only, unless the operator allows unix sockets; leading to itself and nowhere else; at an address and not at a name, which
-//! would be a question to the host's resolver. What it may see and remove is what it exposed itself (`registry.rs`).
+//! TCP and UDP only, unless the operator allows unix sockets; leading to itself and nowhere else; at an
+//! address and not at a name, which would be a question to the host's resolver. What it may see and remove is
+//! what it exposed itself (`registry.rs`).
 //!
 //! Owns: the rules. May not: know who holds what. Read next: `registry.rs`.
 
@@ -10,7 +12,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use crate::addr::{Dest, Host, ListenAddress, Local, SshDest, remote_address};
 use crate::config::{Exposed, GuestPolicy, Protocol};
 
-/// Ports that one guest may have exposed at a time. Each is a descriptor; podman exposes every port of a range by itself.
+/// Ports that one guest may have exposed at a time. Each is a descriptor; podman exposes every port of a
+/// range by itself.
 const MAX_PORTS: usize = 4096;
 
 const PLAIN: &str = "a guest may expose plain unix sockets, no other ones";
@@ -50,7 +53,8 @@ impl GuestPolicy {
         Ok(())
     }
 
-    /// Whether the words for a socket can be read without a look at the host's users and groups, which may be far away.
+    /// Whether the words for a socket can be read without a look at the host's users and groups, which may be
+    /// far away.
     ///
     /// # Errors
     /// What is wrong with them, to be told to the guest.

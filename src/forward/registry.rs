@@ -1,8 +1,9 @@
-//! Everything that the host exposes of the guests: which port or socket leads where, who asked for it, and the way to add and
-//! remove one while the daemon runs.
+//! Everything that the host exposes of the guests: which port or socket leads where, who asked for it, and
+//! the way to add and remove one while the daemon runs.
 //!
 //! Owns: the table of exposed ports and sockets. May not: carry bytes (the engine does), speak HTTP (`api`).
-//! Read next: `policy.rs`, what a guest may do; `../config/ports.rs`, what is asked for; `engine/forwards.rs`, the listeners.
+//! Read next: `policy.rs`, what a guest may do; `../config/ports.rs`, what is asked for;
+//! `engine/forwards.rs`, the listeners.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
@@ -99,8 +100,8 @@ struct Inner {
     table: Mutex<Table>,
     /// A guest has exposed something.
     followed: Notify,
-    /// Held by whoever changes something, as the engine's answer has to be waited for. Names are looked up before. Sockets have one of
-    /// their own, as a file system may have to be waited for.
+    /// Held by whoever changes something, as the engine's answer has to be waited for. Names are looked up
+    /// before. Sockets have one of their own, as a file system may have to be waited for.
     changing: [tokio::sync::Mutex<()>; 2],
 }
 
@@ -138,8 +139,9 @@ struct Entry {
     _permit: Option<Permit>,
 }
 
-/// How often a guest exposed again what is its own. podman does for a second container with the same port, which then cannot start, and
-/// takes the port back: it is still the first one's. A guest that began anew, behind a new link, exposes again too: then it is the first.
+/// How often a guest exposed again what is its own. podman does for a second container with the same port,
+/// which then cannot start, and takes the port back: it is still the first one's. A guest that began anew,
+/// behind a new link, exposes again too: then it is the first.
 #[derive(Debug, Default)]
 struct Repeats {
     count: usize,
@@ -179,7 +181,8 @@ enum Running {
 }
 
 impl Registry {
-    /// An empty table. Ports will be the engine's, sockets lead where `ways` knows, and guests may do as `policy` says.
+    /// An empty table. Ports will be the engine's, sockets lead where `ways` knows, and guests may do as
+    /// `policy` says.
     pub fn new(ways: Arc<Ways>, policy: GuestPolicy) -> Self {
         let (table, followed, changing) = Default::default();
         let ports = ways.places.for_ports();
@@ -218,9 +221,9 @@ impl Registry {
         task.await.unwrap_or(Err(ExposeError::Stopping))
     }
 
-    /// Closes what listens at `local`, spelled as it was exposed; for a guest that has just exposed it again, only when it takes it back
-    /// as often. Connections through the engine go on, as the original's do; flows of datagrams and all other connections end, as its do
-    /// too.
+    /// Closes what listens at `local`, spelled as it was exposed; for a guest that has just exposed it again,
+    /// only when it takes it back as often. Connections through the engine go on, as the original's do; flows
+    /// of datagrams and all other connections end, as its do too.
     ///
     /// # Errors
     /// There is none, or it is not the asker's.
@@ -331,7 +334,8 @@ impl Inner {
         Err(ExposeError::Stopping)
     }
 
-    /// Looks which guests that exposed something are there, and ends what those did who have been away for long. Whether any is away.
+    /// Looks which guests that exposed something are there, and ends what those did who have been away for
+    /// long. Whether any is away.
     async fn look_for_guests(&self) -> bool {
         let guests: BTreeSet<Guest> =
             self.table().entries.values().filter_map(|entry| entry.asker.guest()).collect();
@@ -371,7 +375,8 @@ impl Inner {
         are_gone
     }
 
-    /// Of a machine that had the asker's address before and whose link has ended, if that is in the way. One that is only silent comes back.
+    /// Of a machine that had the asker's address before and whose link has ended, if that is in the way. One
+    /// that is only silent comes back.
     async fn take_left(&self, key: &Key, asker: Asker) -> Option<Running> {
         let asker = asker.guest()?;
         let before = self.table().entries.get(key)?.asker.guest()?;
@@ -486,7 +491,8 @@ impl Inner {
         }
     }
 
-    /// A socket whose clients are led by the control plane. A key is read when the first one comes, as in the original.
+    /// A socket whose clients are led by the control plane. A key is read when the first one comes, as in the
+    /// original.
     async fn listen(&self, wanted: &Exposed, asker: Asker) -> Result<Running, ExposeError> {
         let dest = Dest::parse(&wanted.remote).map_err(ExposeError::Remote)?;
         if matches!(dest, Dest::Ssh(SshDest { key: None, .. })) {

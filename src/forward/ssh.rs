@@ -1,4 +1,5 @@
-//! Clients that are led to unix sockets of guests over SSH. Owns: who has waited in vain. May not: know how SSH works (`crate::ssh`).
+//! Clients that are led to unix sockets of guests over SSH. Owns: who has waited in vain. May not: know how
+//! SSH works (`crate::ssh`).
 //! Read next: `crate::ssh::Tunnel`.
 
 use std::sync::Arc;

@@ -1,8 +1,10 @@
-//! The guest's agent: unix sockets of this guest served to the host, and sockets made here whose clients are for the host. What is said on
-//! a connection is in `crate::agent`.
+//! The guest's agent: unix sockets of this guest served to the host, and sockets made here whose clients are
+//! for the host. What is said on a connection is in `crate::agent`.
 //!
-//! Owns: the listeners, who may connect, and to what. May not: serve a path that is not on its lists, or another than the host.
-//! Read next: `offers.rs`; `crate::relay`, which carries the bytes; `crate::engine::lead` and `crate::reverse::agent`, the other side.
+//! Owns: the listeners, who may connect, and to what. May not: serve a path that is not on its lists, or
+//! another than the host.
+//! Read next: `offers.rs`; `crate::relay`, which carries the bytes; `crate::engine::lead` and
+//! `crate::reverse::agent`, the other side.
 
 use std::fs;
 use std::io;
@@ -197,7 +199,8 @@ impl Server {
                 }
             }
             Client::Vsock(mut stream) => match self.greet(&mut stream, true).await {
-                // It cannot be taken out of the runtime's hands: a second descriptor, and the first is closed.
+                // It cannot be taken out of the runtime's hands: a second descriptor, and the first is
+                // closed.
                 Ok(near) => stream.as_fd().try_clone_to_owned().map(|stream| (stream, near)),
                 Err(error) => Err(error),
             },
@@ -212,8 +215,8 @@ impl Server {
         }
     }
 
-    /// Hears what is asked for, and answers. A socket that is made for the host has a client then. The host has to prove that it is the host
-    /// unless it is known already.
+    /// Hears what is asked for, and answers. A socket that is made for the host has a client then. The host
+    /// has to prove that it is the host unless it is known already.
     async fn greet<S>(&self, host: &mut S, is_known: bool) -> io::Result<UnixStream>
     where
         S: AsyncRead + AsyncWrite + AsFd + Unpin,
@@ -225,7 +228,8 @@ impl Server {
         match opened {
             Ok(Opened::Socket(mut socket, early)) => {
                 host.write_all(b"OK\n").await?;
-                // A new socket takes that much at once. One that takes nothing may have answered: what carries the bytes finds out.
+                // A new socket takes that much at once. One that takes nothing may have answered: what
+                // carries the bytes finds out.
                 let _ = socket.write_all(&early).await;
                 Ok(socket)
             }

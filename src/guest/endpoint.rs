@@ -1,4 +1,5 @@
-//! Where the frames go: a URL, and the connection it leads to. Owns: the connection, and the program of a `stdio:` URL.
+//! Where the frames go: a URL, and the connection it leads to. Owns: the connection, and the program of a
+//! `stdio:` URL.
 //! May not: look into frames. Read next: `relay.rs`, which the connection is for.
 
 use std::ffi::{OsStr, OsString};
@@ -21,8 +22,9 @@ use crate::dial::refuse_self;
 use crate::text::reason;
 use crate::vsock;
 
-/// How long frames are held back behind the request. COMPAT(gvproxy): the original loses what comes before its server has handed the connection over,
-/// down to a single byte, behind which no length is right any more; and it does not say when it has.
+/// How long frames are held back behind the request. COMPAT(gvproxy): the original loses what comes before
+/// its server has handed the connection over, down to a single byte, behind which no length is right any
+/// more; and it does not say when it has.
 const TAKE_OVER: Duration = Duration::from_millis(100);
 /// How long a host may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(10);

@@ -1,9 +1,12 @@
-//! The guest's side: a tap whose frames go to gvproxy on the host, for guests whose hypervisor has no network card to give.
-//! Owns: the order of a session, and when the next one is tried. May not: end for anything that the host does.
+//! The guest's side: a tap whose frames go to gvproxy on the host, for guests whose hypervisor has no network
+//! card to give.
+//! Owns: the order of a session, and when the next one is tried. May not: end for anything that the host
+//! does.
 //! Read next: `relay.rs`, `dhcp/mod.rs`.
 //!
-//! A session is a link to the host. The interface is made in the first and stays for the next ones with its address, unless somebody else
-//! configures it: then it goes with the link, which is how that one learns of it.
+//! A session is a link to the host. The interface is made in the first and stays for the next ones with its
+//! address, unless somebody else configures it: then it goes with the link, which is how that one learns of
+//! it.
 
 pub mod agent;
 mod dhcp;

@@ -1,4 +1,5 @@
-//! The few requests of rtnetlink(7) that an interface needs: its link, addresses, default route. Owns: one socket.
+//! The few requests of rtnetlink(7) that an interface needs: its link, addresses, default route. Owns: one
+//! socket.
 //! Read next: `tap.rs`.
 
 use std::io;
@@ -101,7 +102,8 @@ impl Netlink {
         self.request(RouteNetlinkMessage::DelAddress(address_message(index, address, prefix)), 0).map(drop)
     }
 
-    /// Adds a default route in front of any other, which is used again when this one is gone with its interface.
+    /// Adds a default route in front of any other, which is used again when this one is gone with its
+    /// interface.
     pub(super) fn add_default_route(&self, index: u32, router: Ipv4Addr) -> io::Result<()> {
         match self.request(RouteNetlinkMessage::NewRoute(default_route(index, router)), NLM_F_CREATE) {
             // The very same is there.

@@ -1,7 +1,8 @@
-//! Sockets that are made in this guest, and whose clients are for the host. They are there for as long as the host has connections here
-//! that wait for a client.
+//! Sockets that are made in this guest, and whose clients are for the host. They are there for as long as the
+//! host has connections here that wait for a client.
 //!
-//! Owns: the sockets and their files, and which client goes to which of the host's connections. May not: make what the guest does not offer.
+//! Owns: the sockets and their files, and which client goes to which of the host's connections. May not: make
+//! what the guest does not offer.
 //! Read next: `agent.rs`, whose connections these are; `crate::agent`, what is said on them.
 
 use std::collections::HashMap;
@@ -67,8 +68,8 @@ impl Offers {
         Arc::new(Self { sources, made: Mutex::default() })
     }
 
-    /// Joins those that wait for a client of the socket at `path`, or takes the place of all of them where it is the `only` one. The
-    /// socket is made if it is not there.
+    /// Joins those that wait for a client of the socket at `path`, or takes the place of all of them where it
+    /// is the `only` one. The socket is made if it is not there.
     ///
     /// # Errors
     /// It is not offered, or cannot be made, as one line.

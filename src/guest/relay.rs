@@ -1,5 +1,6 @@
-//! Frames between the tap and the link to the host: a 16-bit little-endian length, then the frame. Owns: one thread for each direction,
-//! and a port of its own through which the DHCP client takes part. May not: look into a frame further than to tell a DHCP reply.
+//! Frames between the tap and the link to the host: a 16-bit little-endian length, then the frame. Owns: one
+//! thread for each direction, and a port of its own through which the DHCP client takes part. May not: look
+//! into a frame further than to tell a DHCP reply.
 //! Read next: `dhcp/mod.rs`, which is plugged into the port.
 
 use std::fs::File;
@@ -25,7 +26,8 @@ use crate::config::TOKEN_WANTED;
 const PREFIX: usize = 2;
 /// The longest frame that the length can announce.
 pub(super) const MAX_FRAME: usize = u16::MAX as usize;
-/// What is gathered for one write, and the room for one read, in bytes. More than a unix socket holds by default.
+/// What is gathered for one write, and the room for one read, in bytes. More than a unix socket holds by
+/// default.
 const BATCH: usize = 256 << 10;
 
 /// Why a relay ended.
@@ -56,12 +58,14 @@ struct Flags {
 }
 
 impl Relay {
-    /// `tap` must not block. With `dhcp` the replies of DHCP servers go to the port instead of the tap. To be called in a tokio runtime.
+    /// `tap` must not block. With `dhcp` the replies of DHCP servers go to the port instead of the tap. To be
+    /// called in a tokio runtime.
     ///
     /// # Errors
     /// The system has no more descriptors or threads.
     pub(super) fn start(tap: File, connection: Connection, dhcp: bool) -> Result<Self> {
-        // Sequenced packets: one message is one frame as with datagrams, and each end can tell that the other is closed.
+        // Sequenced packets: one message is one frame as with datagrams, and each end can tell that the other
+        // is closed.
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (port, inner) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         let (from_host, to_host, program) = connection.into_parts();
@@ -170,8 +174,8 @@ fn to_the_host(tap: &File, host: &OwnedFd, port: &OwnedFd) -> End {
     }
 }
 
-/// Adds frames with their lengths to `batch` while there are any and room is left. Gives how far it is filled, and the error of a source that
-/// has failed.
+/// Adds frames with their lengths to `batch` while there are any and room is left. Gives how far it is
+/// filled, and the error of a source that has failed.
 fn gather(
     batch: &mut [u8],
     mut filled: usize,

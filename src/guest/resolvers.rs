@@ -1,7 +1,8 @@
-//! The resolvers of a lease in `/etc/resolv.conf`. What was there before stands in the file that takes its place, behind marks that make it
-//! comments, so that it comes back whatever ends this process.
-//! A link is followed, as others look at where it leads; where nobody may write there, a file takes the link's place.
-//! Owns: the file's text until it is dropped. May not: touch a file that a resolver service writes, or make one there. Read next: `tap.rs`.
+//! The resolvers of a lease in `/etc/resolv.conf`. What was there before stands in the file that takes its
+//! place, behind marks that make it comments, so that it comes back whatever ends this process. A link is
+//! followed, as others look at where it leads; where nobody may write there, a file takes the link's place.
+//! Owns: the file's text until it is dropped. May not: touch a file that a resolver service writes, or make
+//! one there. Read next: `tap.rs`.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -54,7 +55,8 @@ pub(super) struct Resolvers {
 }
 
 impl Resolvers {
-    /// Has the system ask `servers`, those of `interface`. `None` if there are none, or if it cannot be done, which the log says.
+    /// Has the system ask `servers`, those of `interface`. `None` if there are none, or if it cannot be done,
+    /// which the log says.
     pub(super) fn set(interface: &str, servers: &[Ipv4Addr], search: &[String]) -> Option<Self> {
         if servers.is_empty() {
             return None;
@@ -68,7 +70,8 @@ impl Resolvers {
         }
     }
 
-    /// Puts back what one that was killed has left, unless `is_alive` says that the interface it was for is in use.
+    /// Puts back what one that was killed has left, unless `is_alive` says that the interface it was for is
+    /// in use.
     pub(super) fn recover(is_alive: impl Fn(&str) -> bool) {
         recover(Path::new(RESOLV_CONF), is_alive);
     }
@@ -162,7 +165,8 @@ fn put_back(path: &Path, before: &Before) -> io::Result<()> {
     }
 }
 
-/// In place, as the file may be a mount of its own; what is there is cut off last, so that there is never nothing.
+/// In place, as the file may be a mount of its own; what is there is cut off last, so that there is never
+/// nothing.
 fn overwrite(path: &Path, text: &[u8]) -> io::Result<()> {
     // Where a link leads a file is somebody else's to make.
     let file = File::options().write(true).create(!path.is_symlink()).truncate(false).open(path)?;
@@ -256,7 +260,8 @@ fn parse(text: &[u8]) -> Option<(String, Before)> {
     Some((interface, special.unwrap_or(Before::Text(old))))
 }
 
-/// What stands there, unless it is no file or does not answer: nobody waits for a FIFO, or for a file system that has gone.
+/// What stands there, unless it is no file or does not answer: nobody waits for a FIFO, or for a file system
+/// that has gone.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     checked(files::read_within(path, MAX_LEN + 1, PATIENCE)?)
 }

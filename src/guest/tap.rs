@@ -1,5 +1,6 @@
-//! The guest's interface: a tap and what is set up on it. Owns: the tap, its addresses and routes, the resolvers of the lease; all of it goes when
-//! it is dropped. What a persistent tap was like before is noted in its alias, so that the next one here can put it back after a kill.
+//! The guest's interface: a tap and what is set up on it. Owns: the tap, its addresses and routes, the
+//! resolvers of the lease; all of it goes when it is dropped. What a persistent tap was like before is noted
+//! in its alias, so that the next one here can put it back after a kill.
 //! May not: move frames. Read next: `netlink.rs`.
 
 use std::fs::File;
@@ -32,7 +33,8 @@ pub(super) struct Tap {
 }
 
 impl Tap {
-    /// Opens the tap, and unless somebody else configures it gives it its hardware address and switches it on.
+    /// Opens the tap, and unless somebody else configures it gives it its hardware address and switches it
+    /// on.
     pub(super) fn open(settings: &Settings) -> Result<Self> {
         let name = &settings.interface;
         let netlink = Netlink::open().map_err(said)?;
@@ -111,7 +113,8 @@ impl Drop for Tap {
     }
 }
 
-/// Puts back what one that was killed has left here, where nobody is at work. To be called before anything is changed.
+/// Puts back what one that was killed has left here, where nobody is at work. To be called before anything is
+/// changed.
 pub(super) fn recover(settings: &Settings) {
     let Ok(netlink) = Netlink::open() else { return };
     let link = |name: &str| netlink.link(name).ok().flatten();
@@ -139,7 +142,8 @@ struct Before {
 /// An address, its prefix length and the router that were set up.
 type SetUp = (Ipv4Addr, u8, Option<Ipv4Addr>);
 
-/// The first word of a note. What follows are words of their own, the alias of before last: it may have blanks.
+/// The first word of a note. What follows are words of their own, the alias of before last: it may have
+/// blanks.
 const NOTE: &str = "gvforwarder";
 
 impl Before {

@@ -1,5 +1,6 @@
-//! Whether a flow of datagrams is heard. A connected socket keeps the source address that it was given, also when the host's way to the
-//! other end changes, as a VPN comes up: what it sends is lost then, and whoever sends it is not told.
+//! Whether a flow of datagrams is heard. A connected socket keeps the source address that it was given, also
+//! when the host's way to the other end changes, as a VPN comes up: what it sends is lost then, and whoever
+//! sends it is not told.
 //! Owns: nothing. Read next: `udp.rs` and `icmp.rs`, which look before they send.
 
 use std::io;
@@ -31,8 +32,9 @@ impl Hearing {
         self.heard = true;
     }
 
-    /// Whether nothing came back for a while, and a new socket to `to` would have another source address than `socket` has. Where something
-    /// does come back the flow is left alone, since of several ways each socket may be given another.
+    /// Whether nothing came back for a while, and a new socket to `to` would have another source address than
+    /// `socket` has. Where something does come back the flow is left alone, since of several ways each socket
+    /// may be given another.
     pub(crate) fn is_astray(&mut self, now: Instant, socket: &UdpSocket, to: SocketAddr) -> bool {
         if now - self.since < SILENCE {
             return false;

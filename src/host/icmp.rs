@@ -1,8 +1,9 @@
 //! Pings of guests, asked again by the host, which needs no privilege where the system gives sockets for it.
 //!
-//! What a guest asks one target under one identifier is a session (RFC 5508), with a socket of its own: the system tells the answers of
-//! sessions apart, and packets that wait for a neighbour that is not there fill no other session's socket. Nobody waits for an answer.
-//! There are so many sessions; then whoever has most loses the one that was used least recently.
+//! What a guest asks one target under one identifier is a session (RFC 5508), with a socket of its own: the
+//! system tells the answers of sessions apart, and packets that wait for a neighbour that is not there fill
+//! no other session's socket. Nobody waits for an answer. There are so many sessions; then whoever has most
+//! loses the one that was used least recently.
 //!
 //! Owns: the sockets. May not: know what the guest is told. Read next: `engine/ping.rs`, which watches them.
 
@@ -156,7 +157,8 @@ impl Session {
         self.hearing.is_astray(now, &self.socket, (self.key.target, 1).into())
     }
 
-    /// Asks the target for an echo, with the number and the data of `echo`. A full socket loses it, as a network may.
+    /// Asks the target for an echo, with the number and the data of `echo`. A full socket loses it, as a
+    /// network may.
     ///
     /// # Errors
     /// The system's.

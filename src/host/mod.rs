@@ -1,4 +1,5 @@
-//! The host's side of the guest's flows: ordinary sockets. Owns: the sockets. May not: decide who may reach what.
+//! The host's side of the guest's flows: ordinary sockets. Owns: the sockets. May not: decide who may reach
+//! what.
 //! Read next: `tcp.rs`; `dns/`, the host's resolvers.
 
 pub mod dns;

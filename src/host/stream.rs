@@ -1,4 +1,5 @@
-//! The descriptor at the other end of a flow. Owns: the differences between a TCP connection and a socket pair.
+//! The descriptor at the other end of a flow. Owns: the differences between a TCP connection and a socket
+//! pair.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr};

@@ -1,5 +1,7 @@
-//! One flow's bytes, between its rings and its descriptor. Owns: the descriptor's readiness and which halves are closed.
-//! May not: touch the stack. Read next: `engine/tcp.rs`, which calls it; `netstack/src/tcp/flow.rs`, the other side.
+//! One flow's bytes, between its rings and its descriptor. Owns: the descriptor's readiness and which halves
+//! are closed.
+//! May not: touch the stack. Read next: `engine/tcp.rs`, which calls it; `netstack/src/tcp/flow.rs`, the
+//! other side.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd as _;
@@ -25,7 +27,8 @@ pub(crate) enum Outcome {
     Failed,
 }
 
-/// The descriptor of one flow. Readiness is edge-triggered: a flag is cleared by the call that found nothing, or less than it asked for.
+/// The descriptor of one flow. Readiness is edge-triggered: a flag is cleared by the call that found nothing,
+/// or less than it asked for.
 #[derive(Debug)]
 pub(crate) struct Relay {
     stream: HostStream,
@@ -35,19 +38,22 @@ pub(crate) struct Relay {
     watched: Interest,
     readable: bool,
     writable: bool,
-    /// A short read does not mean that there is no more: the end stands behind it, or urgent data, which ends a read.
+    /// A short read does not mean that there is no more: the end stands behind it, or urgent data, which ends
+    /// a read.
     more_behind: bool,
     /// Our half is closed: the guest's is, and everything it sent is written.
     shut: bool,
-    /// By a reset, or what else ends a connection both ways. What was received before can still be read, and then the error, or after a
-    /// write has been told it, the end.
+    /// By a reset, or what else ends a connection both ways. What was received before can still be read, and
+    /// then the error, or after a write has been told it, the end.
     failed: bool,
     told: bool,
-    /// The peer has closed both ways, or the one that the guest has not: what the guest sends reaches nobody. TCP tells only of the latter.
+    /// The peer has closed both ways, or the one that the guest has not: what the guest sends reaches nobody.
+    /// TCP tells only of the latter.
     left: bool,
     /// It has been read as far as that.
     cut: bool,
-    /// Nothing can be written any more. What the guest sends is read in vain, so that it gets on with reading.
+    /// Nothing can be written any more. What the guest sends is read in vain, so that it gets on with
+    /// reading.
     lost: bool,
 }
 
@@ -128,8 +134,8 @@ impl Relay {
         }
     }
 
-    /// Writes what is left of a flow that the guest has ended; what the peer sends is read in vain, so that it gets on with reading. Whether
-    /// the peer has all of it, or never will.
+    /// Writes what is left of a flow that the guest has ended; what the peer sends is read in vain, so that
+    /// it gets on with reading. Whether the peer has all of it, or never will.
     pub(crate) fn deliver(&mut self, flow: &mut Flow, registry: &Registry, moved: &mut usize) -> bool {
         discard(&self.stream);
         self.write_host(flow, moved);

@@ -1,5 +1,6 @@
-//! One UDP flow's socket on the host, and the datagrams that wait to be sent together. The socket of a flow that a guest started is
-//! connected, so that only the flow's remote end can answer; that of an exposed port is shared by the flows of all its clients.
+//! One UDP flow's socket on the host, and the datagrams that wait to be sent together. The socket of a flow
+//! that a guest started is connected, so that only the flow's remote end can answer; that of an exposed port
+//! is shared by the flows of all its clients.
 //! Owns: the socket. Read next: `engine/udp.rs`; `sys/udp.rs`, how many go at once.
 
 use std::io;
@@ -34,7 +35,8 @@ pub(crate) struct HostUdp {
 pub(crate) enum Far {
     /// Whom a guest asked; the socket is this flow's alone, and connected.
     Remote { to: SocketAddr, hearing: Hearing, untried: bool },
-    /// Who asked a guest; the socket is shared with other clients, and answers leave from this address of the host.
+    /// Who asked a guest; the socket is shared with other clients, and answers leave from this address of the
+    /// host.
     Client { client: Client, source: Option<IpAddr> },
 }
 
@@ -61,7 +63,8 @@ impl HostUdp {
         Self { socket: Arc::clone(socket), token, far, queued: false, cuts: true, _permit: None }
     }
 
-    /// Whether the flow ends with a refusal: on the host's own loopback a service may come back at the other address.
+    /// Whether the flow ends with a refusal: on the host's own loopback a service may come back at the other
+    /// address.
     pub(crate) fn ends_refused(&self) -> bool {
         matches!(self.far, Far::Remote { to, .. } if to.ip().is_loopback())
     }
@@ -83,7 +86,8 @@ impl HostUdp {
         }
     }
 
-    /// Sends the first of a flow to the host's own services. Where nobody is at 127.0.0.1, the service may be at `::1` alone.
+    /// Sends the first of a flow to the host's own services. Where nobody is at 127.0.0.1, the service may be
+    /// at `::1` alone.
     ///
     /// # Errors
     /// As [`Self::send`]; a refusal is of these datagrams.
@@ -107,7 +111,8 @@ impl HostUdp {
         }
     }
 
-    /// Sends what `outbox` holds. A full socket, or a datagram too long for the path, loses datagrams, as a network may.
+    /// Sends what `outbox` holds. A full socket, or a datagram too long for the path, loses datagrams, as a
+    /// network may.
     ///
     /// # Errors
     /// The socket's. One that [`is_refused`] is an earlier datagram's.
@@ -144,7 +149,8 @@ impl HostUdp {
         }
     }
 
-    /// From now on the system chooses the address that answers leave from: this was a group's, or is the host's no more.
+    /// From now on the system chooses the address that answers leave from: this was a group's, or is the
+    /// host's no more.
     fn take_source(&mut self) -> Option<IpAddr> {
         match &mut self.far {
             Far::Remote { .. } => None,
@@ -162,7 +168,8 @@ fn connect(to: SocketAddr, token: Token, registry: &Registry) -> io::Result<UdpS
     };
     let mut socket = connected()?;
     if socket.local_addr()? == to {
-        // It has the very port that it asks for, where nobody is then, and would hear itself. Another one cannot have it as well.
+        // It has the very port that it asks for, where nobody is then, and would hear itself. Another one
+        // cannot have it as well.
         socket = connected()?;
     }
     receive_uncut(&socket);

@@ -1,9 +1,12 @@
-//! What accepts and greets hypervisors: the sockets that they connect to, and what the end of one means for the run.
+//! What accepts and greets hypervisors: the sockets that they connect to, and what the end of one means for
+//! the run.
 //!
-//! QEMU, BESS, vfkit and standard input and output stand for the virtual machine that the daemon was started for: without `-keep-running`
-//! there is one, and the run ends with it. VPNKit's clients come and go, as those of `/connect` do.
+//! QEMU, BESS, vfkit and standard input and output stand for the virtual machine that the daemon was started
+//! for: without `-keep-running` there is one, and the run ends with it. VPNKit's clients come and go, as
+//! those of `/connect` do.
 //!
-//! Owns: the listening sockets and their files. May not: read a frame. Read next: `vfkit.rs`, `vpnkit.rs`; `engine/attach.rs`.
+//! Owns: the listening sockets and their files. May not: read a frame. Read next: `vfkit.rs`, `vpnkit.rs`;
+//! `engine/attach.rs`.
 
 mod vfkit;
 mod vpnkit;
@@ -35,11 +38,13 @@ use crate::sys::watch;
 
 /// The mode of the sockets that hypervisors connect to.
 const MODE: u32 = 0o600;
-/// Connections of one listener at a time; more wait in its backlog. Of VPNKit's clients those that say nothing make room.
+/// Connections of one listener at a time; more wait in its backlog. Of VPNKit's clients those that say
+/// nothing make room.
 const MAX_GUESTS: usize = 256;
 
 /// What a client of `/connect` speaks beside `links`: as QEMU if that is what else comes here.
-// COMPAT(gvproxy): with -listen-bess or -listen-vfkit the original reads its stream as if it were datagrams, of which nobody has any use.
+// COMPAT(gvproxy): with -listen-bess or -listen-vfkit the original reads its stream as if it were datagrams,
+// of which nobody has any use.
 pub fn connect_framing(links: &[LinkConfig]) -> Framing {
     let is_qemu = links.iter().any(|link| matches!(link, LinkConfig::Qemu(_)));
     if is_qemu { Framing::Qemu } else { Framing::Hyperkit }
@@ -213,7 +218,8 @@ impl Listener {
                     // Who waits may have others to wait for.
                     report(port, &ended);
                 }
-                // COMPAT(gvproxy): the end of standard input is a failure to it, as nobody connects there again.
+                // COMPAT(gvproxy): the end of standard input is a failure to it, as nobody connects there
+                // again.
                 terms.tell_failure();
                 ended
             }
@@ -332,7 +338,8 @@ async fn accept(guests: Guests, listener: &Socket, engine: &Handle, terms: &Arc<
     }
 }
 
-/// One hypervisor in a run. Whoever else connects is refused, and yet the socket stays open: see [`RemoveOnDrop`].
+/// One hypervisor in a run. Whoever else connects is refused, and yet the socket stays open: see
+/// [`RemoveOnDrop`].
 fn refuse_others(listener: &Socket) {
     while listener.accept().is_ok() {}
     if let Err(error) = listener.shutdown(std::net::Shutdown::Both) {

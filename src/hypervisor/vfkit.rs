@@ -1,10 +1,11 @@
-//! vfkit's datagram socket, to which libkrun's launchers speak as well: the first datagram says who the virtual machine is, and from then on
-//! the socket is connected to that one.
+//! vfkit's datagram socket, to which libkrun's launchers speak as well: the first datagram says who the
+//! virtual machine is, and from then on the socket is connected to that one.
 //!
-//! Connected, because then the kernel queues as much as the buffers hold (else ten datagrams, unix(7)), tells when there is room again, and
-//! looks no path up for each frame. It also refuses everybody else.
+//! Connected, because then the kernel queues as much as the buffers hold (else ten datagrams, unix(7)), tells
+//! when there is room again, and looks no path up for each frame. It also refuses everybody else.
 //!
-//! Owns: whom the socket is connected to. May not: read a frame. Read next: `../sys/datagram.rs`, `../link/datagram.rs`.
+//! Owns: whom the socket is connected to. May not: read a frame. Read next: `../sys/datagram.rs`,
+//! `../link/datagram.rs`.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -29,7 +30,8 @@ const MAGIC: [u8; 4] = *b"VFKT";
 /// Bytes that the socket holds each way, as the original's: the system gives what it allows.
 const SEND_BUFFER: usize = 1 << 20;
 const RECEIVE_BUFFER: usize = 4 << 20;
-/// How long until it is looked again whether somebody has a machine's socket whose process has ended: at first, and at most.
+/// How long until it is looked again whether somebody has a machine's socket whose process has ended: at
+/// first, and at most.
 const LOOK: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
 /// The least time between two log lines about those whom nobody can answer.
 const REFUSED_LOG: Duration = Duration::from_secs(30);
@@ -96,8 +98,8 @@ async fn first(socket: &Socket) -> io::Result<(SocketAddrAny, Option<OwnedFd>)> 
     }
 }
 
-/// Waits until the virtual machine's process has ended, and nobody else has its name or its socket, as a child may: the socket itself tells
-/// only who sends.
+/// Waits until the virtual machine's process has ended, and nobody else has its name or its socket, as a
+/// child may: the socket itself tells only who sends.
 async fn gone(socket: &Socket, guest: &SocketAddrAny, process: Option<OwnedFd>) {
     if let Some(process) = process
         && let Ok(process) = watch(process, Interest::READABLE)

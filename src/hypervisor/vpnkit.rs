@@ -1,4 +1,5 @@
-//! VPNKit's handshake: HyperKit says who it is, and is told its MTU and hardware address. Owns: nothing. May not: read a frame.
+//! VPNKit's handshake: HyperKit says who it is, and is told its MTU and hardware address. Owns: nothing. May
+//! not: read a frame.
 //! Read next: `mod.rs`.
 
 use std::io;
@@ -97,7 +98,8 @@ fn random_mac() -> Result<Mac> {
     Ok(Mac([(first | 2) & !1, a, b, c, d, e]))
 }
 
-/// Fills the buffer. Each part that comes keeps the client's `place` before those of clients that say nothing.
+/// Fills the buffer. Each part that comes keeps the client's `place` before those of clients that say
+/// nothing.
 async fn read_exact(stream: &AsyncFd<OwnedFd>, mut buffer: &mut [u8], place: &Slot<()>) -> Result<()> {
     while !buffer.is_empty() {
         let read = |stream: &OwnedFd| rustix::io::read(stream, &mut *buffer).map_err(io::Error::from);

@@ -1,4 +1,5 @@
-//! Frames for a link: collected in place, written together. Owns: the frames not yet written. Read next: `engine/links.rs`.
+//! Frames for a link: collected in place, written together. Owns: the frames not yet written. Read next:
+//! `engine/links.rs`.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -12,8 +13,8 @@ use crate::sys::datagram;
 
 /// Frames collected for one write, in bytes.
 const WRITE_BUFFER: usize = 512 << 10;
-/// Frames of other guests that the hypervisor has not yet taken, here and in its socket: a short one costs it as much as a long one, and they
-/// stand before what the gateway sends.
+/// Frames of other guests that the hypervisor has not yet taken, here and in its socket: a short one costs it
+/// as much as a long one, and they stand before what the gateway sends.
 const MAX_CROSSING: u64 = 512;
 /// Bytes of a length: QEMU's; between datagrams it stays here and says where the next one starts.
 const LONG: usize = 4;
@@ -65,7 +66,8 @@ impl Batch {
         lets
     }
 
-    /// Counts what the hypervisor has taken of those where they are many: all but what is in the `unsent` bytes of its socket.
+    /// Counts what the hypervisor has taken of those where they are many: all but what is in the `unsent`
+    /// bytes of its socket.
     pub fn count_taken(&mut self, unsent: impl FnOnce() -> usize) {
         let Crossing { put, taken, written, marks } = &mut self.crossing;
         if put.get() - *taken < MAX_CROSSING / 2 {
@@ -122,7 +124,8 @@ impl Batch {
         Some(frame)
     }
 
-    /// The frames that were added since the last call, for who wants to see each of them once: before they are written.
+    /// The frames that were added since the last call, for who wants to see each of them once: before they
+    /// are written.
     pub fn unseen(&mut self) -> impl Iterator<Item = &[u8]> {
         let rest = self.buffer.get(self.seen..self.end).unwrap_or_default();
         self.seen = self.end;

@@ -1,4 +1,5 @@
-//! Sockets on which a message is a frame: vfkit's datagrams, BESS's `SOCK_SEQPACKET`. Owns: the messages read and not yet taken.
+//! Sockets on which a message is a frame: vfkit's datagrams, BESS's `SOCK_SEQPACKET`. Owns: the messages read
+//! and not yet taken.
 //! Read next: `sys/datagram.rs`.
 
 use std::io;

@@ -1,6 +1,6 @@
 //! Links to hypervisors: bytes to frames and back, batched, and nothing else. Owns: one buffer each way.
-//! May not: look into a frame. Read next: `stream.rs`, `datagram.rs`; `../engine/links.rs`, which drives them;
-//! `../hypervisor/mod.rs`, where links come from.
+//! May not: look into a frame. Read next: `stream.rs`, `datagram.rs`; `../engine/links.rs`, which drives
+//! them; `../hypervisor/mod.rs`, where links come from.
 
 mod batch;
 mod datagram;
@@ -11,7 +11,8 @@ use std::os::fd::BorrowedFd;
 
 pub use batch::Batch;
 
-/// Longest frame taken from a hypervisor, in bytes. Far above any MTU, since some deliver segments that were never cut.
+/// Longest frame taken from a hypervisor, in bytes. Far above any MTU, since some deliver segments that were
+/// never cut.
 pub const MAX_FRAME: usize = 131_072;
 
 /// How a link tells one frame from the next.
@@ -19,7 +20,8 @@ pub const MAX_FRAME: usize = 131_072;
 pub enum Framing {
     /// A stream; a big-endian 32-bit length before each frame. QEMU's `-netdev stream` and `-netdev socket`.
     Qemu,
-    /// A stream; a little-endian 16-bit length before each frame. HyperKit and VPNKit, standard input and output, `/connect`.
+    /// A stream; a little-endian 16-bit length before each frame. HyperKit and VPNKit, standard input and
+    /// output, `/connect`.
     Hyperkit,
     /// Datagrams of a connected unix socket, each a frame.
     Vfkit,

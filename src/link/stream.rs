@@ -1,4 +1,5 @@
-//! Streams in which a length stands before each frame. Owns: the bytes read and not yet taken. Read next: `batch.rs`, the way out.
+//! Streams in which a length stands before each frame. Owns: the bytes read and not yet taken. Read next:
+//! `batch.rs`, the way out.
 
 use std::io::{self, Read};
 

@@ -1,4 +1,5 @@
-//! Sockets that systemd listens on and passes: sd_listen_fds(3). They outlive the daemon, and so do the clients that wait in them.
+//! Sockets that systemd listens on and passes: sd_listen_fds(3). They outlive the daemon, and so do the
+//! clients that wait in them.
 //! Owns: those that nobody has taken yet. May not: remove a file of theirs. Read next: `../sys/sockets.rs`.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -28,7 +29,8 @@ struct Entry {
     socket: Option<Socket>,
 }
 
-/// Makes the sockets that were passed ours: before this process opens anything, as their numbers are all that tells them from its own.
+/// Makes the sockets that were passed ours: before this process opens anything, as their numbers are all that
+/// tells them from its own.
 pub fn claim() {
     let pool = || Mutex::new(sockets::passed().map(Pool::new).map_err(|error| reason(&error)));
     PASSED.get_or_init(pool);

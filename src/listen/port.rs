@@ -1,6 +1,6 @@
 //! Exposed TCP and UDP ports: bound by the rules and in the words of Go's `net.Listen`.
-//! Owns: names, binding. May not: know where a port leads. Read next: `../addr/local.rs`, what can be asked for;
-//! `../forward/registry.rs`, which asks.
+//! Owns: names, binding. May not: know where a port leads. Read next: `../addr/local.rs`, what can be asked
+//! for; `../forward/registry.rs`, which asks.
 
 use std::fmt;
 use std::io;

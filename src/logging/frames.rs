@@ -1,6 +1,6 @@
 //! Frames in the log, a line each: what `-debug` shows of the traffic. Owns: how many lines.
-//! May not: keep a frame. Read next: `frames/headers.rs`, which reads one; `../engine/capture.rs`, which passes
-//! every frame; `../pcap.rs`, where all of them are kept whole.
+//! May not: keep a frame. Read next: `frames/headers.rs`, which reads one; `../engine/capture.rs`, which
+//! passes every frame; `../pcap.rs`, where all of them are kept whole.
 
 mod headers;
 

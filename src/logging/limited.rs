@@ -1,4 +1,5 @@
-//! Warnings that a guest can cause, kept to a rate. Owns: one count a kind of warning. Read next: `../logging.rs`.
+//! Warnings that a guest can cause, kept to a rate. Owns: one count a kind of warning. Read next:
+//! `../logging.rs`.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};

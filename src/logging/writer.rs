@@ -1,8 +1,9 @@
-//! The thread that writes the log, so that nobody else waits for a pipe or a disk. Owns: the lines on their way, the file.
+//! The thread that writes the log, so that nobody else waits for a pipe or a disk. Owns: the lines on their
+//! way, the file.
 //! May not: grow, or hold up the end of the process. Read next: `../logging.rs`, which makes the lines.
 //!
-//! What finds no room, or cannot be written, is lost and counted; a line says how much once one can be written again, a
-//! second later at most. Of a file that takes nothing standard error hears, once each time.
+//! What finds no room, or cannot be written, is lost and counted; a line says how much once one can be
+//! written again, a second later at most. Of a file that takes nothing standard error hears, once each time.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -20,7 +21,8 @@ use crate::text::reason;
 
 /// Bytes of lines that wait for the target; as many again may be on their way to it.
 const ROOM: usize = 1 << 20;
-/// Whole lines up to so many bytes are one system call, so that a pipe does not mix them with another process's (`PIPE_BUF`).
+/// Whole lines up to so many bytes are one system call, so that a pipe does not mix them with another
+/// process's (`PIPE_BUF`).
 const TOGETHER: usize = 4096;
 /// A target that took nothing for so long is not waited for at the end.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -205,8 +207,8 @@ impl Thread {
         }
     }
 
-    /// Waits for something to do: lines, how many found no room behind them, and whether to open the file again. Where lines are lost and
-    /// that is not told yet, it waits no longer than [`RETRY`].
+    /// Waits for something to do: lines, how many found no room behind them, and whether to open the file
+    /// again. Where lines are lost and that is not told yet, it waits no longer than [`RETRY`].
     fn next(&self, lines: &mut Vec<u8>) -> (u64, bool) {
         lines.clear();
         lines.shrink_to(KEPT);

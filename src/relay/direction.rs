@@ -27,7 +27,8 @@ pub(super) enum State {
     Ended,
     /// Everything is delivered, the end too.
     Done,
-    /// Nobody takes it. What comes is read in vain until the other direction is done, so that its sender can get on with reading that.
+    /// Nobody takes it. What comes is read in vain until the other direction is done, so that its sender can
+    /// get on with reading that.
     Lost,
 }
 
@@ -246,7 +247,8 @@ impl<'a> Direction<'a> {
         }
     }
 
-    /// The receiver takes nothing any more. If it failed by that, what it sent before it did can still be read.
+    /// The receiver takes nothing any more. If it failed by that, what it sent before it did can still be
+    /// read.
     fn refuse(&mut self, to: &mut End, error: io::Error) -> Poll<usize> {
         if Errno::from_io_error(&error) != Some(Errno::PIPE) {
             to.failed.get_or_insert(error);

@@ -1,11 +1,12 @@
-//! Bytes between two stream descriptors, both directions, moved by the kernel: splice(2) through a pipe that is taken when there is something
-//! to move and given back when it is empty.
+//! Bytes between two stream descriptors, both directions, moved by the kernel: splice(2) through a pipe that
+//! is taken when there is something to move and given back when it is empty.
 //!
-//! An end is carried over as what it was: a closed half as a closed half, once everything before it has been delivered; a reset as a
-//! reset, where the other end is TCP. A side that takes nothing delays nothing but what is for it. Where the kernel cannot splice, or all
-//! pipes are in use, a buffer takes the pipe's place.
+//! An end is carried over as what it was: a closed half as a closed half, once everything before it has been
+//! delivered; a reset as a reset, where the other end is TCP. A side that takes nothing delays nothing but
+//! what is for it. Where the kernel cannot splice, or all pipes are in use, a buffer takes the pipe's place.
 //!
-//! Owns: the descriptors while it runs, the pipes, the counters. May not: look at a byte, know who is at the ends.
+//! Owns: the descriptors while it runs, the pipes, the counters. May not: look at a byte, know who is at the
+//! ends.
 //! Read next: `direction.rs`, one direction; `pool.rs`; `crate::sys::pipe`.
 
 mod direction;
@@ -30,7 +31,8 @@ use crate::sys::Watched;
 use direction::{Direction, State};
 use pool::Pool;
 
-/// How often it is looked whether a peer has taken what a reset, or a close, would take away from it; and how long it may take nothing.
+/// How often it is looked whether a peer has taken what a reset, or a close, would take away from it; and how
+/// long it may take nothing.
 const LOOK: Duration = Duration::from_millis(20);
 const SETTLE: Duration = Duration::from_secs(60);
 /// How often it is looked whether an end of vsock that takes nothing is there.
@@ -108,14 +110,15 @@ impl Relays {
         }
     }
 
-    /// Carries bytes between two connected streams until both directions have ended, and closes them. To be called in a tokio runtime that has
-    /// neither of them registered.
+    /// Carries bytes between two connected streams until both directions have ended, and closes them. To be
+    /// called in a tokio runtime that has neither of them registered.
     pub async fn carry(&self, first: impl Into<OwnedFd>, second: impl Into<OwnedFd>) -> Ended {
         self.carry_as(first.into(), second.into(), true).await
     }
 
-    /// The same where the other side of `second` would take the end of one half for that of both, as a VMM that offers vsock at a unix socket
-    /// does: what it had still to send would be lost. It is told only when the first stream is closed both ways.
+    /// The same where the other side of `second` would take the end of one half for that of both, as a VMM
+    /// that offers vsock at a unix socket does: what it had still to send would be lost. It is told only when
+    /// the first stream is closed both ways.
     pub async fn carry_whole(&self, first: impl Into<OwnedFd>, second: impl Into<OwnedFd>) -> Ended {
         self.carry_as(first.into(), second.into(), false).await
     }
@@ -162,8 +165,8 @@ impl End {
         let _ = SockRef::from(self.fd.get_ref()).set_linger(Some(Duration::ZERO));
     }
 
-    /// Whether the other side has closed both ways. It is looked for only while nothing is to be written, since it takes the note of
-    /// there being room: whoever writes next tries first, and waits only then.
+    /// Whether the other side has closed both ways. It is looked for only while nothing is to be written,
+    /// since it takes the note of there being room: whoever writes next tries first, and waits only then.
     fn poll_hung_up(&self, context: &mut Context<'_>) -> bool {
         while let Poll::Ready(ready) = self.fd.poll_write_ready(context) {
             if self.vsock_hung_up() {
@@ -179,15 +182,16 @@ impl End {
     }
 }
 
-/// Bytes written to the socket that a close, or a reset, would lose: TCP forgets what its peer has not yet taken, other streams deliver at
-/// once.
+/// Bytes written to the socket that a close, or a reset, would lose: TCP forgets what its peer has not yet
+/// taken, other streams deliver at once.
 pub(crate) fn unsettled(fd: BorrowedFd<'_>) -> usize {
     let is_tcp = || SockRef::from(&fd).local_addr().is_ok_and(|address| address.as_socket().is_some());
     crate::sys::unsent(fd).filter(|&unsent| unsent > 0 && is_tcp()).unwrap_or(0)
 }
 
-/// Reads in vain what is there of a socket that does not block: a close with something unread would be a reset, and who waits for its own write
-/// would not get on with reading. Not all of it, of whoever sends on and on.
+/// Reads in vain what is there of a socket that does not block: a close with something unread would be a
+/// reset, and who waits for its own write would not get on with reading. Not all of it, of whoever sends on
+/// and on.
 pub(crate) fn discard(socket: impl AsFd) {
     let mut unread = [0; 16 << 10];
     for _ in 0..64 {
@@ -197,8 +201,8 @@ pub(crate) fn discard(socket: impl AsFd) {
     }
 }
 
-/// Waits until a close loses nothing that was written to `socket`, though there may be bytes that nobody reads: with those it would be a
-/// reset. Not for ever.
+/// Waits until a close loses nothing that was written to `socket`, though there may be bytes that nobody
+/// reads: with those it would be a reset. Not for ever.
 pub(crate) async fn settle(socket: BorrowedFd<'_>) {
     let mut settling = None;
     poll_fn(|context| match unsettled(socket) {
@@ -299,7 +303,8 @@ impl<'a> Relay<'a> {
         Poll::Ready(())
     }
 
-    /// Gives up what an end of vsock takes nothing of that is gone; and comes back to look again while one takes nothing.
+    /// Gives up what an end of vsock takes nothing of that is gone; and comes back to look again while one
+    /// takes nothing.
     fn look_at_vsock(&mut self, context: &mut Context<'_>) {
         let Self { ends: [first, second], directions: [forth, back], look, .. } = self;
         let mut is_one_blocked = false;

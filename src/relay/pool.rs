@@ -4,7 +4,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::sys::pipe::Pipe;
 
-/// Pipes at a time. With [`SIZE`] half of what Linux lets a user without privileges have in pipes (pipe(7), `pipe-user-pages-soft`).
+/// Pipes at a time. With [`SIZE`] half of what Linux lets a user without privileges have in pipes (pipe(7),
+/// `pipe-user-pages-soft`).
 pub(super) const MOST: usize = 128;
 /// Bytes that one may hold: a stream socket's buffer.
 pub(super) const SIZE: usize = 256 << 10;

@@ -1,5 +1,5 @@
-//! A socket of the guest by way of its agent. A few connections wait for a client each, so that the next one finds one; another takes the
-//! place of each that has its client.
+//! A socket of the guest by way of its agent. A few connections wait for a client each, so that the next one
+//! finds one; another takes the place of each that has its client.
 //!
 //! Owns: the connections to the agent. May not: know who is behind the host's socket.
 //! Read next: `crate::agent`, what is said; `../guest/offers.rs`, the other side.
@@ -175,8 +175,9 @@ async fn greet<D: Dial>(dialer: &D, to: SocketAddrV4, line: Vec<u8>, secret: Opt
     greeted.await.map_or_else(|failure| Step::Failed(failure, None), Step::Waits)
 }
 
-/// Waits for a client. An agent that ended closes the connection; a guest that vanished says nothing, which is noticed by the signs of life
-/// that are missing: a connection on which nobody speaks would otherwise look alive for ever.
+/// Waits for a client. An agent that ended closes the connection; a guest that vanished says nothing, which
+/// is noticed by the signs of life that are missing: a connection on which nobody speaks would otherwise look
+/// alive for ever.
 async fn wait(mut lines: Lines, shutdown: watch::Receiver<bool>) -> Step {
     let mut stop = pin!(stopped(shutdown));
     let mut signed: Option<Instant> = None;
@@ -213,7 +214,8 @@ async fn serve_client(client: UnixStream, early: Vec<u8>, host: Arc<Host>) {
     let Some((socket, _place)) = host.connect().await else { return };
     let joined = async {
         let mut socket = stream(socket)?;
-        // A new one takes that much at once. One that takes nothing may have answered: what carries the bytes finds out.
+        // A new one takes that much at once. One that takes nothing may have answered: what carries the bytes
+        // finds out.
         let _ = socket.write_all(&early).await;
         io::Result::Ok((client.into_std()?, socket.into_std()?))
     };

@@ -1,7 +1,9 @@
-//! The other way round: unix sockets in guests that lead to sockets of the host, such as an ssh-agent or a build cache.
+//! The other way round: unix sockets in guests that lead to sockets of the host, such as an ssh-agent or a
+//! build cache.
 //!
-//! The host asks for the socket, over SSH or by way of the guest's agent, for as long as it runs, and again when the guest has started again;
-//! at the end the socket is removed. A client finds the host's socket there, or is closed, as where nobody listens.
+//! The host asks for the socket, over SSH or by way of the guest's agent, for as long as it runs, and again
+//! when the guest has started again; at the end the socket is removed. A client finds the host's socket
+//! there, or is closed, as where nobody listens.
 //!
 //! Owns: when to ask again, how many clients there are. May not: decide what a guest lets be made.
 //! Read next: `ssh.rs` and `agent.rs`, the ways; `crate::forward`, the usual way round.
@@ -89,8 +91,8 @@ impl Reverse {
         Ok(Self { socket, host: Arc::new(host) })
     }
 
-    /// Keeps the socket in the guest until `shutdown` turns true or its sender is gone; then drops its clients, and removes it if the
-    /// guest is quick about it.
+    /// Keeps the socket in the guest until `shutdown` turns true or its sender is gone; then drops its
+    /// clients, and removes it if the guest is quick about it.
     pub async fn run(self, shutdown: watch::Receiver<bool>) {
         let Self { socket, host } = self;
         match socket {
@@ -110,8 +112,8 @@ struct Host {
 }
 
 impl Host {
-    /// Connects for one client, which has a place among the forwards' clients for as long as the second value lives; `None` if it is to be
-    /// closed, and the log has been told.
+    /// Connects for one client, which has a place among the forwards' clients for as long as the second value
+    /// lives; `None` if it is to be closed, and the log has been told.
     async fn connect(&self) -> Option<(OwnedFd, Permit)> {
         let Some(place) = self.places.try_take() else {
             self.say("there are as many clients as the limit of open files allows");

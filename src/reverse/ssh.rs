@@ -1,4 +1,5 @@
-//! A socket of the guest by way of its sshd. Owns: what is said about it. May not: know how SSH works (`crate::ssh`).
+//! A socket of the guest by way of its sshd. Owns: what is said about it. May not: know how SSH works
+//! (`crate::ssh`).
 //! Read next: `../ssh/offer.rs`.
 
 use std::pin::pin;

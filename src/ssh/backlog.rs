@@ -1,6 +1,7 @@
 //! What the guest has sent on one connection, and its clients have not taken.
 //!
-//! Owns: how much that may be, and which clients are given up so that the others go on. May not: touch bytes (`channel.rs`).
+//! Owns: how much that may be, and which clients are given up so that the others go on. May not: touch bytes
+//! (`channel.rs`).
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,7 +17,8 @@ use tracing::info;
 use crate::logging::Limited;
 use crate::sys::memory::give_back_much;
 
-/// Bytes that may wait for the clients of a connection. What is more stays in the connection, and all of them wait for it.
+/// Bytes that may wait for the clients of a connection. What is more stays in the connection, and all of them
+/// wait for it.
 pub(super) const MAX_BACKLOG: usize = 8 << 20;
 /// The same of a connection beside many others.
 const MAX_SMALL_BACKLOG: usize = 512 << 10;
@@ -24,8 +26,8 @@ const MAX_SMALL_BACKLOG: usize = 512 << 10;
 const PACKET_COST: usize = 256;
 /// The most packets that can wait, so that they never do by their number.
 pub(super) const CAPACITY: usize = MAX_BACKLOG / PACKET_COST;
-/// How long one waits to be let in, or for the first byte of its answer, for those that take nothing, before these are given up: less than
-/// to be let in may take.
+/// How long one waits to be let in, or for the first byte of its answer, for those that take nothing, before
+/// these are given up: less than to be let in may take.
 const ENTERING: Duration = Duration::from_secs(8);
 /// How long others wait, who may have nothing to come.
 const OTHERS: Duration = Duration::from_secs(60);
@@ -90,7 +92,8 @@ impl Client {
         Self { held: 0, moved: Instant::now(), answer, given_up: Arc::default() }
     }
 
-    /// Since when it waits for its answer. Behind so much of others' there is none to come: sshd and TCP had no more on its way before.
+    /// Since when it waits for its answer. Behind so much of others' there is none to come: sshd and TCP had
+    /// no more on its way before.
     fn awaits(&mut self, came: u64) -> Option<Instant> {
         match self.answer {
             Answer::Awaited(_, before) if came - before >= MAX_BACKLOG as u64 => {
@@ -104,7 +107,8 @@ impl Client {
 }
 
 impl State {
-    /// Gives up those that somebody has waited for, while there is too much. Others, who may have nothing to come, wait `since` then.
+    /// Gives up those that somebody has waited for, while there is too much. Others, who may have nothing to
+    /// come, wait `since` then.
     fn make_room(&mut self, since: Option<Instant>) {
         let came = self.came;
         let asked = self.clients.values_mut().filter_map(|client| client.awaits(came)).min();
@@ -120,8 +124,8 @@ impl State {
         }
     }
 
-    /// Gives up those that have taken nothing for so long and have more than their part to take, where somebody has waited for as long.
-    /// Whether there was one.
+    /// Gives up those that have taken nothing for so long and have more than their part to take, where
+    /// somebody has waited for as long. Whether there was one.
     fn give_up(&self, waits: Option<Instant>, patience: Duration) -> bool {
         if waits.is_none_or(|since| since.elapsed() < patience) {
             return false;

@@ -1,5 +1,6 @@
 //! One client's stream through an SSH connection.
-//! Owns: the copying between a host socket and a channel. May not: reconnect; a channel dies with its connection.
+//! Owns: the copying between a host socket and a channel. May not: reconnect; a channel dies with its
+//! connection.
 
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -27,7 +28,8 @@ use crate::sys::{is_vsock, unsent, vsock_hung_up};
 
 /// How long it may take to close a channel whose both ways have ended.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
-/// How often it is looked whether a client that lags has taken something: its socket tells only when it has taken much.
+/// How often it is looked whether a client that lags has taken something: its socket tells only when it has
+/// taken much.
 const LAG_LOOK: Duration = Duration::from_secs(1);
 /// Packets written to the client at once.
 const BATCH: usize = 16;
@@ -122,8 +124,8 @@ async fn abort(
     // Nobody has what still comes, which is read in vain; and who is gone waits for nothing.
     drop(share);
     let closing = lease.connection().note_abort();
-    // Its sshd may have something for a service that hangs, which would be lost with the connection. Nobody reads what the guest still
-    // sends, and the connection does not wait for that.
+    // Its sshd may have something for a service that hangs, which would be lost with the connection. Nobody
+    // reads what the guest still sends, and the connection does not wait for that.
     tokio::spawn(async move {
         let _ = timeout(PATIENCE, closed(&mut from_guest, None)).await;
         drop(closing);
@@ -151,8 +153,8 @@ async fn closed(from_guest: &mut ChannelReadHalf, share: Option<&Share>) {
     }
 }
 
-/// Waits until the client has closed both ways, or one of them where the other was closed here. It takes the note of there being room from the
-/// runtime: whoever writes tries first.
+/// Waits until the client has closed both ways, or one of them where the other was closed here. It takes the
+/// note of there being room from the runtime: whoever writes tries first.
 async fn hung_up(client: &UnixStream) {
     let is_vsock = is_vsock(client.as_fd());
     loop {
@@ -205,7 +207,8 @@ async fn client_to_guest(
         if !mem::replace(&mut has_asked, true) {
             share.asked();
         }
-        // Waits for the guest's window. It fails when the connection has ended, which the other direction reports.
+        // Waits for the guest's window. It fails when the connection has ended, which the other direction
+        // reports.
         if guest.data_bytes(Bytes::from_owner(chunk)).await.is_err() {
             return Ok(());
         }
@@ -366,7 +369,8 @@ mod tests {
 
     const PACKET: usize = 32 << 10;
 
-    /// Its socket has room only when most of its buffer is read, which takes longer than others wait for one that takes nothing.
+    /// Its socket has room only when most of its buffer is read, which takes longer than others wait for one
+    /// that takes nothing.
     #[tokio::test(start_paused = true)]
     async fn one_that_reads_slowly_is_not_given_up() {
         let (near, mut far) = std::os::unix::net::UnixStream::pair().unwrap();

@@ -13,7 +13,8 @@ const MAX_LARGE: usize = 8;
 /// Spare buffers kept: what one busy client has under way, one being filled and russh's queue of ten packets.
 const SPARE: usize = 3;
 
-/// The buffers of one connection. Fresh pages would cost a fault for each 4 KiB that passes, more than to encrypt them.
+/// The buffers of one connection. Fresh pages would cost a fault for each 4 KiB that passes, more than to
+/// encrypt them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Chunks(Arc<Mutex<State>>);
 

@@ -33,8 +33,8 @@ use crate::dial::Dial;
 use crate::disk;
 use crate::text::quote;
 
-/// One attempt to reach port 22. The original allows 5 s; a SYN lost while the guest boots must not outlast its cause,
-/// or the first connection after a reboot would wait for the rest of it.
+/// One attempt to reach port 22. The original allows 5 s; a SYN lost while the guest boots must not outlast
+/// its cause, or the first connection after a reboot would wait for the rest of it.
 const DIAL_LIMIT: Duration = Duration::from_secs(2);
 /// Key exchange and authentication together; a guest under software emulation takes seconds.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -46,25 +46,30 @@ const KEEPALIVE_LIMIT: Duration = Duration::from_secs(15);
 const WINDOW: u32 = 8 << 20;
 /// The largest packet that we accept, in bytes; OpenSSH's own size for these channels.
 const PACKET: u32 = 32 << 10;
-/// Read from the connection at once, in bytes; russh alone would read each packet's length and rest by themselves.
+/// Read from the connection at once, in bytes; russh alone would read each packet's length and rest by
+/// themselves.
 const READ_AHEAD: usize = 256 << 10;
-/// Reads from what is there before others have a turn. A packet takes two, and russh passes over the smallest without a pause.
+/// Reads from what is there before others have a turn. A packet takes two, and russh passes over the smallest
+/// without a pause.
 const READS_IN_A_ROW: u32 = 32;
-/// Channels that we closed before the guest did. russh keeps a small entry for each as long as the connection lives.
+/// Channels that we closed before the guest did. russh keeps a small entry for each as long as the connection
+/// lives.
 const MAX_ABORTED: usize = 256;
 /// Channels that the guest refused: russh keeps half a kilobyte of each as long.
 const MAX_REFUSED: usize = 4096;
 /// Channels that are being opened at a time; a guest that lags answers none.
 const MAX_OPENING: usize = 1024;
 
-/// Keys are exchanged again when the guest wishes: on all its connections together so many times ahead, then once in each interval, in a longer
-/// one where each takes 10 to 60 ms of the control plane's one thread instead of 2.
+/// Keys are exchanged again when the guest wishes: on all its connections together so many times ahead, then
+/// once in each interval, in a longer one where each takes 10 to 60 ms of the control plane's one thread
+/// instead of 2.
 const EXCHANGES_AHEAD: u32 = 8;
 const EXCHANGE_EVERY: Duration = Duration::from_millis(500);
 const SLOW_EXCHANGE_EVERY: Duration = Duration::from_secs(5);
 /// How many intervals one waits at most.
 const MAX_WAIT: u32 = 4;
-/// Keys as old as this are exchanged without being counted: russh does so by itself after an hour, with those of many connections at once.
+/// Keys as old as this are exchanged without being counted: russh does so by itself after an hour, with those
+/// of many connections at once.
 const KEYS_OLD: Duration = Duration::from_secs(600);
 
 /// What sshd says instead of its version to an address that it penalizes, quoted,
@@ -95,7 +100,8 @@ pub enum ConnectError {
     /// The guest has another key than the one that is known.
     #[error("the guest's key is not the one in {}", .0.display())]
     HostKey(PathBuf),
-    /// Whoever listens at the guest's port hung up before it said its version; what it said instead, if anything, quoted.
+    /// Whoever listens at the guest's port hung up before it said its version; what it said instead, if
+    /// anything, quoted.
     #[error("{}", dropped(.0))]
     Dropped(String),
     /// The guest is not there, or not ready.
@@ -139,9 +145,11 @@ pub(super) struct Connection {
     handle: Handle<Events>,
     transport: Transport,
     life: Arc<Life>,
-    /// Channels open or opening. Only `tunnel.rs` writes it, under its lock, or `offer.rs`, which has the connection for itself.
+    /// Channels open or opening. Only `tunnel.rs` writes it, under its lock, or `offer.rs`, which has the
+    /// connection for itself.
     pub(super) channels: AtomicUsize,
-    /// Channels that we have closed, and the guest has not: its sshd may have something for a service that hangs.
+    /// Channels that we have closed, and the guest has not: its sshd may have something for a service that
+    /// hangs.
     closing: AtomicUsize,
     /// Clients that the guest is sending faster than they read, just now.
     pub(super) lagging: AtomicUsize,
@@ -175,8 +183,8 @@ impl Drop for Closing {
 }
 
 impl Connection {
-    /// Dials, exchanges keys, and logs in; `ticket` is told what that costs. What clients have not taken is in `backlog`. Channels that the
-    /// guest opens go to `opened`; without it, it may open none.
+    /// Dials, exchanges keys, and logs in; `ticket` is told what that costs. What clients have not taken is
+    /// in `backlog`. Channels that the guest opens go to `opened`; without it, it may open none.
     pub(super) async fn connect<D: Dial>(
         dialer: &D,
         target: &Target,
@@ -295,7 +303,8 @@ impl Connection {
         self.backlog.waiting()
     }
 
-    /// Where what comes on the channel is counted, which is to be had before it is accepted where the guest opened it.
+    /// Where what comes on the channel is counted, which is to be had before it is accepted where the guest
+    /// opened it.
     pub(super) fn share(&self, channel: &russh::Channel<Msg>) -> Share {
         self.backlog.share(channel.id().into())
     }
@@ -351,10 +360,11 @@ impl Connection {
         Closing(Arc::clone(self))
     }
 
-    /// Watches over the guest's life for as long as it is polled, and ends the connection of a guest that is gone.
+    /// Watches over the guest's life for as long as it is polled, and ends the connection of a guest that is
+    /// gone.
     ///
-    /// Each open channel polls one, so an idle connection has no timer. While a client lags nothing is read, so silence
-    /// proves nothing.
+    /// Each open channel polls one, so an idle connection has no timer. While a client lags nothing is read,
+    /// so silence proves nothing.
     pub(super) async fn keep_alive(&self) {
         loop {
             let silence = self.silence();
@@ -394,13 +404,14 @@ impl Drop for Asking<'_> {
     }
 }
 
-/// How long to wait for that. A server may wait for the client's version before it gives its own (RFC 4253, 4.2, leaves that open).
+/// How long to wait for that. A server may wait for the client's version before it gives its own (RFC 4253,
+/// 4.2, leaves that open).
 const FIRST_WORDS: Duration = Duration::from_millis(500);
 /// The longest line that is looked at, in bytes.
 const LINE_MAX: usize = 255;
 
-/// Waits for the other end's version, and takes the lines that may come before (RFC 4253, 4.2). Until it is there `words` are the first of
-/// them, quoted, without its end: what was said instead.
+/// Waits for the other end's version, and takes the lines that may come before (RFC 4253, 4.2). Until it is
+/// there `words` are the first of them, quoted, without its end: what was said instead.
 async fn hear_version(stream: &UnixStream, words: &mut Option<String>) {
     let mut start = [0; LINE_MAX];
     loop {
@@ -421,7 +432,8 @@ async fn hear_version(stream: &UnixStream, words: &mut Option<String>) {
     }
 }
 
-/// How to sign with an RSA key: what the server says it takes, else SHA-512 (RFC 8332); SHA-1 only if it says so.
+/// How to sign with an RSA key: what the server says it takes, else SHA-512 (RFC 8332); SHA-1 only if it says
+/// so.
 async fn rsa_hash(handle: &Handle<Events>) -> Result<Option<HashAlg>, ConnectError> {
     let best = handle.best_supported_rsa_hash().await.map_err(ConnectError::unreachable)?;
     Ok(best.unwrap_or(Some(HashAlg::Sha512)))
@@ -433,9 +445,10 @@ fn config() -> client::Config {
         maximum_packet_size: PACKET,
         channel_buffer_size: CAPACITY,
         preferred: Preferred {
-            // By speed: the wire is a virtual network inside this process. The NIST curves are for guests in FIPS mode. But sshd (since
-            // 10.1) warns in the guest's log of each connection whose key exchange a quantum computer could undo. A group of the
-            // server's choice may be so large that everything else waits for it.
+            // By speed: the wire is a virtual network inside this process. The NIST curves are for guests in
+            // FIPS mode. But sshd (since 10.1) warns in the guest's log of each connection whose key exchange
+            // a quantum computer could undo. A group of the server's choice may be so large that everything
+            // else waits for it.
             kex: Cow::Borrowed(&[
                 kex::MLKEM768X25519_SHA256,
                 kex::CURVE25519,
@@ -492,8 +505,8 @@ impl Life {
     }
 }
 
-/// What the connections of one forward have had of key exchanges that the guest wished for: up to when its part is used up. Each takes the
-/// thread of all others milliseconds before it is counted.
+/// What the connections of one forward have had of key exchanges that the guest wished for: up to when its
+/// part is used up. Each takes the thread of all others milliseconds before it is counted.
 #[derive(Debug)]
 pub struct Exchanges(Mutex<Instant>);
 
@@ -508,7 +521,8 @@ impl Exchanges {
         let used_up = {
             let mut used_up = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let now = Instant::now();
-            // Who waited longer would be taken for a guest that is gone, and what one had too much of is not held against the next.
+            // Who waited longer would be taken for a guest that is gone, and what one had too much of is not
+            // held against the next.
             *used_up = ((*used_up).max(now) + every).min(now + (EXCHANGES_AHEAD + MAX_WAIT) * every);
             *used_up
         };
@@ -546,7 +560,8 @@ struct Events {
 impl client::Handler for Events {
     type Error = russh::Error;
 
-    // COMPAT(gvproxy): unless it is asked for the host key is not checked; the connection goes only over the virtual network.
+    // COMPAT(gvproxy): unless it is asked for the host key is not checked; the connection goes only over the
+    // virtual network.
     async fn check_server_key(&mut self, key: &PublicKeyOrCertificate) -> Result<bool, Self::Error> {
         let Some((file, addr)) = &self.known_hosts else { return Ok(true) };
         let PublicKeyOrCertificate::PublicKey { key, .. } = key else { return Ok(false) };
@@ -580,7 +595,8 @@ impl client::Handler for Events {
         Ok(())
     }
 
-    /// Answered elsewhere: whoever takes it may have to connect first. More at once than there is room for are refused.
+    /// Answered elsewhere: whoever takes it may have to connect first. More at once than there is room for
+    /// are refused.
     async fn server_channel_open_forwarded_streamlocal(
         &mut self,
         channel: russh::Channel<Msg>,
@@ -595,7 +611,8 @@ impl client::Handler for Events {
         Ok(())
     }
 
-    // No other channel of the guest's is ever wanted: left to russh, each would be accepted, and kept for as long as the connection lives.
+    // No other channel of the guest's is ever wanted: left to russh, each would be accepted, and kept for as
+    // long as the connection lives.
 
     async fn server_channel_open_session(
         &mut self,
@@ -781,7 +798,8 @@ impl Events {
     }
 }
 
-/// A packet that is longer than agreed is more than what may wait beside the backlog, and ends the connection.
+/// A packet that is longer than agreed is more than what may wait beside the backlog, and ends the
+/// connection.
 ///
 /// # Errors
 /// It is longer.
@@ -789,7 +807,8 @@ fn ensure_agreed(data: &[u8]) -> Result<(), russh::Error> {
     if data.len() <= PACKET as usize { Ok(()) } else { Err(russh::Error::PacketSize(data.len())) }
 }
 
-/// A stream that lets others have a turn however much is there to be read: what is buffered counts as no work in tokio.
+/// A stream that lets others have a turn however much is there to be read: what is buffered counts as no work
+/// in tokio.
 #[derive(Debug)]
 struct Fair<S> {
     stream: S,
@@ -830,8 +849,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Fair<S> {
     }
 }
 
-/// A second descriptor of the connection's stream. Shutting it down is the one way to stop a russh session that is
-/// blocked on a write or in the middle of a handshake.
+/// A second descriptor of the connection's stream. Shutting it down is the one way to stop a russh session
+/// that is blocked on a write or in the middle of a handshake.
 struct Transport(std::os::unix::net::UnixStream);
 
 impl Transport {

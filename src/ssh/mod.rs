@@ -1,16 +1,18 @@
 //! Streams to unix sockets in the guest, over SSH, and from those that it offers in the guest ([`Offer`]).
 //!
-//! A [`Tunnel`] leads to one login on one guest. It keeps a few authenticated connections and gives each client
-//! a `direct-streamlocal@openssh.com` channel (OpenSSH's PROTOCOL, section 2.4) on one of them.
+//! A [`Tunnel`] leads to one login on one guest. It keeps a few authenticated connections and gives each
+//! client a `direct-streamlocal@openssh.com` channel (OpenSSH's PROTOCOL, section 2.4) on one of them.
 //!
-//! Why a few connections and not one: russh credits a channel's window when data arrives, not when it is consumed,
-//! so the only way to hold back a fast guest from a slow client is to stop reading the connection, and with it
-//! every channel on it. A client therefore gets a connection to itself while fewer than [`MAX_CONNECTIONS`] are
-//! busy, not counting those that wait for a slow one; above that clients share, and what they have not taken may be so much together
-//! (`backlog.rs`) before they wait for each other.
+//! Why a few connections and not one: russh credits a channel's window when data arrives, not when it is
+//! consumed, so the only way to hold back a fast guest from a slow client is to stop reading the connection,
+//! and with it every channel on it. A client therefore gets a connection to itself while fewer than
+//! [`MAX_CONNECTIONS`] are busy, not counting those that wait for a slow one; above that clients share, and
+//! what they have not taken may be so much together (`backlog.rs`) before they wait for each other.
 //!
-//! Owns: keys, connections, channels, when to try again, and how often (`penalties.rs`). May not: listen on the host.
-//! Read next: `tunnel.rs`, then `connection.rs` and `channel.rs`; `offer.rs`. `crate::forward::ssh` and `crate::reverse` use it.
+//! Owns: keys, connections, channels, when to try again, and how often (`penalties.rs`). May not: listen on
+//! the host.
+//! Read next: `tunnel.rs`, then `connection.rs` and `channel.rs`; `offer.rs`. `crate::forward::ssh` and
+//! `crate::reverse` use it.
 
 mod backlog;
 mod channel;
@@ -45,7 +47,8 @@ pub struct Target {
     pub passphrase: Option<Secret>,
     /// What is tried where the guest does not take the key.
     pub password: Option<Secret>,
-    /// The file with the host's keys of guests, where they are to be checked; see sshd(8). A guest that is not in it is trusted.
+    /// The file with the host's keys of guests, where they are to be checked; see sshd(8). A guest that is
+    /// not in it is trusted.
     pub known_hosts: Option<PathBuf>,
 }
 

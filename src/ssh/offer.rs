@@ -1,9 +1,12 @@
-//! A unix socket in the guest whose clients come to the host: `streamlocal-forward@openssh.com` (OpenSSH's PROTOCOL, section 2.4).
+//! A unix socket in the guest whose clients come to the host: `streamlocal-forward@openssh.com` (OpenSSH's
+//! PROTOCOL, section 2.4).
 //!
-//! sshd makes the socket and never removes it, neither when the forward is cancelled nor when the connection ends, and does not replace
-//! what is there unless `StreamLocalBindUnlink` is set. So a dead one is removed by a command in the guest, before and after.
+//! sshd makes the socket and never removes it, neither when the forward is cancelled nor when the connection
+//! ends, and does not replace what is there unless `StreamLocalBindUnlink` is set. So a dead one is removed
+//! by a command in the guest, before and after.
 //!
-//! Owns: a connection of its own, and the socket's file in the guest. May not: connect again, know where clients are led.
+//! Owns: a connection of its own, and the socket's file in the guest. May not: connect again, know where
+//! clients are led.
 //! Read next: `connection.rs`; `crate::reverse::ssh`, which uses it.
 
 use std::pin::pin;
@@ -30,9 +33,10 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// Clients that have come and are not yet looked at; more are refused.
 const BACKLOG: usize = 1024;
 
-/// Removes a socket that nobody listens on, and says by its status what stands in the way of a new one. `/proc/net/unix` lists every
-/// socket that is bound (proc_pid_net(5)); the path is what its line ends with. Those that were accepted have it too, but are connected,
-/// which is state 03; type 0002 are datagrams. To be run by any shell: it has no single quote in it.
+/// Removes a socket that nobody listens on, and says by its status what stands in the way of a new one.
+/// `/proc/net/unix` lists every socket that is bound (proc_pid_net(5)); the path is what its line ends with.
+/// Those that were accepted have it too, but are connected, which is state 03; type 0002 are datagrams. To be
+/// run by any shell: it has no single quote in it.
 const REMOVE: &str = r#"p=$1; d=${p%/*}
 [ -d "${d:-/}" ] || exit 11
 if [ -e "$p" ] || [ -L "$p" ]; then
@@ -87,8 +91,8 @@ pub struct Offer {
 }
 
 impl Offer {
-    /// Logs in at `target`, as soon as its sshd may be asked (again), and has it listen at `path`. A socket that nobody listens on is
-    /// replaced.
+    /// Logs in at `target`, as soon as its sshd may be asked (again), and has it listen at `path`. A socket
+    /// that nobody listens on is replaced.
     ///
     /// # Errors
     /// The guest is not there or refuses the key, or `path` cannot be had; see [`OfferError`].
@@ -132,8 +136,8 @@ impl Offer {
 
     /// Removes a dead socket, or says what is in the way.
     async fn make_room(&self) -> Result<(), OfferError> {
-        // A daemon that was killed says no good-bye: its session in the guest lives on and listens, until it sends something and is told
-        // that nobody is there. This connection makes it send something.
+        // A daemon that was killed says no good-bye: its session in the guest lives on and listens, until it
+        // sends something and is told that nobody is there. This connection makes it send something.
         match timeout(ANSWER_LIMIT, self.connection.open(&self.path)).await {
             Ok(Ok((channel, _share))) => {
                 let _ = channel.close().await;

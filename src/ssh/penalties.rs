@@ -1,6 +1,7 @@
-//! When one may log in at an sshd where others have failed. Since 9.8 OpenSSH's sshd holds failures against the address that they come from
-//! (`PerSourcePenalties` of sshd_config(5)): 5 s for a login that was refused, 1 s for a connection without one, and nobody is let in from
-//! there once 15 s have gathered. All logins of the daemon at one sshd come from one address.
+//! When one may log in at an sshd where others have failed. Since 9.8 OpenSSH's sshd holds failures against
+//! the address that they come from (`PerSourcePenalties` of sshd_config(5)): 5 s for a login that was
+//! refused, 1 s for a connection without one, and nobody is let in from there once 15 s have gathered. All
+//! logins of the daemon at one sshd come from one address.
 //!
 //! Owns: what each sshd is taken to hold against us, and the record of one login. May not: connect.
 //! Read next: `connection.rs`, which says what a login has cost; `tunnel.rs` and `offer.rs`, which ask first.

@@ -22,11 +22,12 @@ use super::{Channel, ConnectError, Penalties, Record, Target};
 use crate::dial::Dial;
 use crate::supervise::Backoff;
 
-/// Connections to one guest of which none waits for a slow client. Each costs the guest two sshd processes while it is busy. Of those made
-/// beside as many less may wait for the clients.
+/// Connections to one guest of which none waits for a slow client. Each costs the guest two sshd processes
+/// while it is busy. Of those made beside as many less may wait for the clients.
 pub const MAX_CONNECTIONS: usize = 8;
-/// Connections to one guest at most, with those that do, and those that its sshd has left with too much to close. One that waits for a slow
-/// client keeps the others on it waiting as well, since russh gives back a channel's window before the client has read.
+/// Connections to one guest at most, with those that do, and those that its sshd has left with too much to
+/// close. One that waits for a slow client keeps the others on it waiting as well, since russh gives back a
+/// channel's window before the client has read.
 pub const MAX_LOGINS: usize = 48;
 /// The pause after the first failed attempt; it doubles with each.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -119,8 +120,8 @@ impl<D: Dial> Tunnel<D> {
         }
     }
 
-    /// Opens a channel to the unix socket `dest` in the guest, waiting at most `patience` for the guest to answer.
-    /// `wanted` is asked after the wait whether the client is still there.
+    /// Opens a channel to the unix socket `dest` in the guest, waiting at most `patience` for the guest to
+    /// answer. `wanted` is asked after the wait whether the client is still there.
     ///
     /// # Errors
     /// The guest does not answer in time, refuses the key, or has no such socket; or the client left.
@@ -191,8 +192,8 @@ impl<D> Drop for Tunnel<D> {
     }
 }
 
-/// Opens a channel in a task of its own: a request that was sent must be seen through, or the guest is left with a channel
-/// that nobody closes.
+/// Opens a channel in a task of its own: a request that was sent must be seen through, or the guest is left
+/// with a channel that nobody closes.
 async fn open_channel(lease: Lease, dest: String) -> Result<Channel, russh::Error> {
     let (reply, answer) = oneshot::channel();
     tokio::spawn(async move {
@@ -317,7 +318,8 @@ impl<D> Pool<D> {
 }
 
 impl State {
-    /// An idle connection, the latest used first; else, when there may be no more, the one with the fewest clients.
+    /// An idle connection, the latest used first; else, when there may be no more, the one with the fewest
+    /// clients.
     fn pick(&mut self) -> Option<Arc<Connection>> {
         self.connections.retain(|spare| {
             let idle = spare.connection.is_idle();
@@ -351,8 +353,8 @@ impl State {
         Some(Arc::clone(&spare.connection))
     }
 
-    /// Ends the connection unused longest of those without clients: what its sshd has still to close there is all that is lost. Whether there
-    /// was one.
+    /// Ends the connection unused longest of those without clients: what its sshd has still to close there is
+    /// all that is lost. Whether there was one.
     fn give_one_up(&mut self) -> bool {
         let spares = self.connections.iter().enumerate();
         let unused = spares.filter(|(_, spare)| spare.connection.channels.load(Ordering::Relaxed) == 0);
@@ -397,8 +399,8 @@ impl<D> Drop for Waiting<D> {
     }
 }
 
-/// Tries until there is a connection, or nobody waits any more, or trying is of no use. Runs at most once per pool at a
-/// time, and not in a client's task: a client that gives up early must not undo a slow handshake.
+/// Tries until there is a connection, or nobody waits any more, or trying is of no use. Runs at most once per
+/// pool at a time, and not in a client's task: a client that gives up early must not undo a slow handshake.
 async fn connect<D: Dial>(pool: Arc<Pool<D>>) {
     let mut backoff = Backoff::new(FIRST_PAUSE, MAX_PAUSE);
     let mut said = None;

@@ -1,6 +1,8 @@
-//! Many datagrams of a connected unix socket in one system call, where the system has one for it; and who sent the first one.
+//! Many datagrams of a connected unix socket in one system call, where the system has one for it; and who
+//! sent the first one.
 //! Owns: nothing. Read next: `link/datagram.rs`, `hypervisor/vfkit.rs`.
-// UNSAFETY: no crate lays out messages for recvmmsg and sendmmsg from borrowed buffers, nor credentials of a process of another namespace.
+// UNSAFETY: no crate lays out messages for recvmmsg and sendmmsg from borrowed buffers, nor credentials of a
+// process of another namespace.
 #![cfg_attr(
     target_os = "linux",
     expect(unsafe_code, reason = "messages for recvmmsg and sendmmsg, control messages")
@@ -38,8 +40,8 @@ mod linux {
         let mut parts: [libc::iovec; MESSAGES];
         let mut messages: [libc::mmsghdr; MESSAGES];
         let mut slots = 0;
-        // SAFETY: all of these are plain data, for which zeroes are valid. Each message has a slot of `buffer` of its own, which outlives
-        // the call, and the kernel says how much of it it wrote.
+        // SAFETY: all of these are plain data, for which zeroes are valid. Each message has a slot of
+        // `buffer` of its own, which outlives the call, and the kernel says how much of it it wrote.
         unsafe {
             (parts, messages) = (zeroed(), zeroed());
             for ((message, part), slot) in
@@ -79,16 +81,18 @@ mod linux {
         }
     }
 
-    /// The process that sent the datagram that is next, if the socket passes credentials and the process can be seen from here.
+    /// The process that sent the datagram that is next, if the socket passes credentials and the process can
+    /// be seen from here.
     pub(super) fn sender_process(socket: BorrowedFd<'_>) -> Option<OwnedFd> {
-        // Room for credentials alone, which come first: descriptors that somebody passes find none, and are closed by the system.
+        // Room for credentials alone, which come first: descriptors that somebody passes find none, and are
+        // closed by the system.
         const CREDENTIALS: usize =
             size_of::<libc::cmsghdr>() + size_of::<libc::ucred>().next_multiple_of(size_of::<usize>());
         #[repr(C, align(8))]
         struct Control([u8; CREDENTIALS]);
         let mut control = Control([0; CREDENTIALS]);
-        // SAFETY: as above; the control message lies within `control`, whose alignment is that of its header, and is as long as its type
-        // says.
+        // SAFETY: as above; the control message lies within `control`, whose alignment is that of its header,
+        // and is as long as its type says.
         let pid = unsafe {
             let mut message: libc::msghdr = zeroed();
             message.msg_control = (&raw mut control).cast();
@@ -111,8 +115,8 @@ mod linux {
     }
 }
 
-/// Takes what the socket has: each datagram into a slot of `slot` bytes of `buffer`, its length into `lens`. One that was longer counts as
-/// one byte, which is no frame.
+/// Takes what the socket has: each datagram into a slot of `slot` bytes of `buffer`, its length into `lens`.
+/// One that was longer counts as one byte, which is no frame.
 ///
 /// # Errors
 /// The socket's.
@@ -160,7 +164,8 @@ pub struct Sender {
     pub start: [u8; 4],
 }
 
-/// Has the socket say which process a datagram comes from, where the system can. Costs a little for each datagram.
+/// Has the socket say which process a datagram comes from, where the system can. Costs a little for each
+/// datagram.
 pub fn pass_senders(socket: BorrowedFd<'_>, pass: bool) {
     #[cfg(target_os = "linux")]
     let _ = rustix::net::sockopt::set_socket_passcred(socket, pass);

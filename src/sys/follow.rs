@@ -1,4 +1,5 @@
-//! What happens to names in the file system. Owns: a watch of the system's. May not: say what happened; whoever waits looks.
+//! What happens to names in the file system. Owns: a watch of the system's. May not: say what happened;
+//! whoever waits looks.
 
 use std::io;
 use std::path::Path;

@@ -1,8 +1,10 @@
-//! Memory of the rings: an allocator that gives large buffers pages of their own, and the way to give pages back.
+//! Memory of the rings: an allocator that gives large buffers pages of their own, and the way to give pages
+//! back.
 //! Owns: nothing. Read next: `netstack/src/buffer.rs`.
 //!
-//! A flow's ring is large and mostly empty. As pages of its own it costs what was written to it, and
-//! goes back to the system when the flow ends; the system's allocator would zero it, keep it, and put a header on its first page.
+//! A flow's ring is large and mostly empty. As pages of its own it costs what was written to it, and goes
+//! back to the system when the flow ends; the system's allocator would zero it, keep it, and put a header on
+//! its first page.
 // UNSAFETY: `GlobalAlloc` is an unsafe trait, and pages come from mmap.
 #![expect(unsafe_code, reason = "an allocator")]
 
@@ -14,8 +16,9 @@ use netstack::IdleMemory;
 /// Allocations of at least this many bytes get pages of their own.
 const LARGE: usize = 64 << 10;
 
-/// Freed memory at the heap's end that is kept, in bytes: more than the packets of one connection that are read but not yet
-/// written. glibc's own 128 KiB would go back to the system and come again, page by page, with each batch.
+/// Freed memory at the heap's end that is kept, in bytes: more than the packets of one connection that are
+/// read but not yet written. glibc's own 128 KiB would go back to the system and come again, page by page,
+/// with each batch.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const KEEP_FREED: libc::c_int = 2 << 20;
 
@@ -26,8 +29,8 @@ const MUCH_KEPT: usize = 16 << 20;
 #[derive(Clone, Copy, Debug)]
 pub struct Allocator;
 
-// SAFETY: every layout goes to the same of the two allocators in each method, and both follow the trait's contract.
-// mmap returns zeroed pages, aligned to more than any layout that `is_paged` lets through.
+// SAFETY: every layout goes to the same of the two allocators in each method, and both follow the trait's
+// contract. mmap returns zeroed pages, aligned to more than any layout that `is_paged` lets through.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if is_paged(layout) {
@@ -103,7 +106,8 @@ pub(super) fn keep_freed() {
 /// What was kept when it was given back last, or less since. Its addresses still count as free.
 static BEFORE: AtomicUsize = AtomicUsize::new(0);
 
-/// Gives back to the system what its allocator keeps of what was freed, wherever that lies: to be called after peaks, as it looks at all of it.
+/// Gives back to the system what its allocator keeps of what was freed, wherever that lies: to be called
+/// after peaks, as it looks at all of it.
 pub fn give_back() {
     // SAFETY: it gives pages back that nothing lies on.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -122,14 +126,15 @@ pub fn give_back_much() {
 
 fn kept() -> usize {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: it only counts: up to 4 GiB, and then from 0 again. What counts further is in no glibc before 2.33.
+    // SAFETY: it only counts: up to 4 GiB, and then from 0 again. What counts further is in no glibc before
+    // 2.33.
     return unsafe { libc::mallinfo() }.fordblks.cast_unsigned() as usize;
     #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
     0
 }
 
-/// Gives the pages of an empty ring back to the system; they read as zeroes from now on, and cost nothing until they are written.
-/// Only pages that lie in it whole.
+/// Gives the pages of an empty ring back to the system; they read as zeroes from now on, and cost nothing
+/// until they are written. Only pages that lie in it whole.
 pub fn discard(memory: IdleMemory<'_>) {
     #[cfg(target_os = "linux")]
     {
@@ -139,7 +144,8 @@ pub fn discard(memory: IdleMemory<'_>) {
         let skip = start.align_offset(page);
         let len = memory.len().saturating_sub(skip) / page * page;
         if len > 0 {
-            // SAFETY: an `IdleMemory` is an exclusive borrow of bytes that may become anything, and these are among them.
+            // SAFETY: an `IdleMemory` is an exclusive borrow of bytes that may become anything, and these are
+            // among them.
             let _ = unsafe { madvise(start.wrapping_add(skip).cast(), len, Advice::LinuxDontNeed) };
         }
     }

@@ -1,4 +1,5 @@
-//! Many messages in one system call: recvmmsg(2) and sendmmsg(2), or one by one where the system keeps these from the process.
+//! Many messages in one system call: recvmmsg(2) and sendmmsg(2), or one by one where the system keeps these
+//! from the process.
 //! Owns: whether it does. Read next: `udp.rs` and `datagram.rs`, which lay the messages out.
 // UNSAFETY: no crate wraps these calls for borrowed buffers.
 #![expect(unsafe_code, reason = "recvmmsg, sendmmsg")]

@@ -1,4 +1,5 @@
-//! What differs between operating systems. Owns: all `unsafe`, all `cfg(target_os)`. May not: know of frames or flows.
+//! What differs between operating systems. Owns: all `unsafe`, all `cfg(target_os)`. May not: know of frames
+//! or flows.
 
 pub mod datagram;
 pub mod follow;
@@ -17,12 +18,14 @@ use mio::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Whether this process is a program of this package's, as [`own_process`] says: else what is the whole process's is left alone.
+/// Whether this process is a program of this package's, as [`own_process`] says: else what is the whole
+/// process's is left alone.
 static IS_OWN: AtomicBool = AtomicBool::new(false);
 
-/// Says that this process is a program of this package's, and takes back what a parent may have left of signals that ends a daemon, or
-/// makes it deaf: none is blocked, and those that nobody means are ignored. A write beyond the limit of file sizes then fails
-/// (setrlimit(2)), as does not one of a background job to its terminal (termios(3)).
+/// Says that this process is a program of this package's, and takes back what a parent may have left of
+/// signals that ends a daemon, or makes it deaf: none is blocked, and those that nobody means are ignored. A
+/// write beyond the limit of file sizes then fails (setrlimit(2)), as does not one of a background job to its
+/// terminal (termios(3)).
 ///
 /// To be called before there are threads.
 pub fn own_process() {
@@ -52,7 +55,8 @@ pub fn own_process() {
     }
 }
 
-/// Prepares the process: as many descriptors as the system allows, since each flow is one, and memory as it is used here.
+/// Prepares the process: as many descriptors as the system allows, since each flow is one, and memory as it
+/// is used here.
 ///
 /// A refusal is no failure: the daemon then serves fewer flows, or slower.
 pub fn prepare_process() {
@@ -66,7 +70,8 @@ pub fn prepare_process() {
             tracing::debug!(%error, "cannot raise the limit of open files");
         }
     }
-    // The rings of many flows lie side by side. A huge page under a ring of which one page is used would cost 2 MiB.
+    // The rings of many flows lie side by side. A huge page under a ring of which one page is used would cost
+    // 2 MiB.
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
         tracing::debug!(%error, "cannot turn off transparent huge pages");
@@ -89,8 +94,8 @@ pub fn descriptor_share(part: usize, most: usize) -> usize {
     (descriptor_limit() / part).clamp(1, most)
 }
 
-/// Whether an event can tell of urgent data on a stream. Only then does a read of less than asked for mean that there is no more: it also
-/// ends at urgent data, and what is behind that brings no event of its own.
+/// Whether an event can tell of urgent data on a stream. Only then does a read of less than asked for mean
+/// that there is no more: it also ends at urgent data, and what is behind that brings no event of its own.
 pub const TELLS_URGENT: bool = cfg!(target_os = "linux");
 
 /// `interest`, and urgent data, where an event can tell of that.
@@ -126,12 +131,14 @@ impl std::ops::Deref for Watched {
 /// The system cannot watch it.
 #[expect(unsafe_code, reason = "tokio asks whoever registers a descriptor to vouch for it")]
 pub fn watch(fd: std::os::fd::OwnedFd, interest: tokio::io::Interest) -> std::io::Result<Watched> {
-    // SAFETY: the descriptor is owned by what is returned, which lends it only to be read: it is never replaced.
+    // SAFETY: the descriptor is owned by what is returned, which lends it only to be read: it is never
+    // replaced.
     Ok(Watched(unsafe { AsyncFd::register_with_interest(fd, interest) }?))
 }
 
-/// From now on the process leaves no core dump, in which keys could be read, if it is a program of this package's. Linux takes a limit of
-/// one byte as that also where dumps go to a program, as systemd-coredump (core(5)).
+/// From now on the process leaves no core dump, in which keys could be read, if it is a program of this
+/// package's. Linux takes a limit of one byte as that also where dumps go to a program, as systemd-coredump
+/// (core(5)).
 pub fn leave_no_core_dump() {
     #[cfg(unix)]
     if IS_OWN.load(Ordering::Relaxed) {
@@ -143,7 +150,8 @@ pub fn leave_no_core_dump() {
     }
 }
 
-/// The process that connected a unix socket, or that listens where this one connected, as far as the system tells.
+/// The process that connected a unix socket, or that listens where this one connected, as far as the system
+/// tells.
 pub fn peer_pid(socket: std::os::fd::BorrowedFd<'_>) -> Option<u32> {
     #[cfg(target_os = "linux")]
     return rustix::net::sockopt::socket_peercred(socket)
@@ -165,7 +173,8 @@ pub fn grow_pipe(pipe: std::os::fd::BorrowedFd<'_>, bytes: usize) {
     let _ = (pipe, bytes);
 }
 
-/// A signal that is heard, unless it was ignored at the start. That is the parent's word, as nohup(1) and a shell give it: not to be overruled.
+/// A signal that is heard, unless it was ignored at the start. That is the parent's word, as nohup(1) and a
+/// shell give it: not to be overruled.
 #[derive(Debug)]
 pub struct UnlessIgnored(Option<Signal>);
 
@@ -190,7 +199,8 @@ impl UnlessIgnored {
 fn is_ignored(signal: SignalKind) -> bool {
     let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
     #[expect(unsafe_code, reason = "rustix leaves signal handlers to libc")]
-    // SAFETY: the call only asks, and writes one action to where it is told; all zeros are one, too, where it fails.
+    // SAFETY: the call only asks, and writes one action to where it is told; all zeros are one, too, where it
+    // fails.
     let action = unsafe {
         libc::sigaction(signal.as_raw_value(), std::ptr::null(), action.as_mut_ptr());
         action.assume_init()
@@ -198,7 +208,8 @@ fn is_ignored(signal: SignalKind) -> bool {
     action.sa_sigaction == libc::SIG_IGN
 }
 
-/// Bytes that a stream socket was given and its peer's system has not yet taken; `None` where the system does not tell.
+/// Bytes that a stream socket was given and its peer's system has not yet taken; `None` where the system does
+/// not tell.
 pub fn unsent(socket: std::os::fd::BorrowedFd<'_>) -> Option<usize> {
     #[cfg(target_os = "linux")]
     #[expect(unsafe_code, reason = "rustix has no SIOCOUTQ, which tcp(7) has")]
@@ -230,8 +241,9 @@ pub fn is_vsock(socket: std::os::fd::BorrowedFd<'_>) -> bool {
     }
 }
 
-/// Whether a vsock stream is closed both ways by its peer, or one way by each. vsock tells EPOLLHUP only once this side has shut down as well,
-/// and no event at all where its buffers were full, either way, when the peer closed.
+/// Whether a vsock stream is closed both ways by its peer, or one way by each. vsock tells EPOLLHUP only once
+/// this side has shut down as well, and no event at all where its buffers were full, either way, when the
+/// peer closed.
 pub fn vsock_hung_up(socket: std::os::fd::BorrowedFd<'_>) -> bool {
     #[cfg(target_os = "linux")]
     {
@@ -254,7 +266,8 @@ pub fn vsock_hung_up(socket: std::os::fd::BorrowedFd<'_>) -> bool {
     }
 }
 
-/// Whether the system has no such call, or a filter keeps it from this process, as a container's does (seccomp(2)).
+/// Whether the system has no such call, or a filter keeps it from this process, as a container's does
+/// (seccomp(2)).
 pub fn is_withheld(error: &std::io::Error) -> bool {
     use rustix::io::Errno;
     matches!(Errno::from_io_error(error), Some(Errno::NOSYS | Errno::PERM | Errno::ACCESS))

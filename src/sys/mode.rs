@@ -1,4 +1,5 @@
-//! The permissions of a file that was made by its name. Owns: nothing. Read next: `../listen.rs`, which makes sockets.
+//! The permissions of a file that was made by its name. Owns: nothing. Read next: `../listen.rs`, which makes
+//! sockets.
 
 use std::fs::Metadata;
 use std::io;
@@ -6,7 +7,8 @@ use std::path::Path;
 
 use rustix::fs::{CWD, Mode};
 
-/// Sets the permissions of the file at `path`, if it is that one: no link is followed that somebody put in its place.
+/// Sets the permissions of the file at `path`, if it is that one: no link is followed that somebody put in
+/// its place.
 ///
 /// # Errors
 /// Another file is there; or the system's.

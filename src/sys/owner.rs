@@ -35,7 +35,8 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// Whether it is another gvproxy, of ours or the original; its file may have been replaced or deleted since.
+    /// Whether it is another gvproxy, of ours or the original; its file may have been replaced or deleted
+    /// since.
     pub fn is_gvproxy(&self) -> bool {
         self.program.starts_with("gvproxy")
     }
@@ -47,7 +48,8 @@ impl fmt::Display for Owner {
     }
 }
 
-/// The other processes that have a listening unix socket that was bound to `path`, as far as the system tells us.
+/// The other processes that have a listening unix socket that was bound to `path`, as far as the system tells
+/// us.
 pub fn of_socket(path: &Path) -> Vec<Owner> {
     of_socket_but(path, std::process::id())
 }
@@ -126,8 +128,8 @@ mod linux {
         Some(Owner { program: program.file_name()?.to_string_lossy().into_owned(), pid })
     }
 
-    /// The name of the table's socket, and what its descriptors link to, if it listens at `path`, which may have been given as a relative
-    /// one.
+    /// The name of the table's socket, and what its descriptors link to, if it listens at `path`, which may
+    /// have been given as a relative one.
     fn listener<'a>(line: &'a str, path: &Path) -> Option<(&'a str, String)> {
         /// `__SO_ACCEPTCON`.
         const LISTENS: &str = "00010000";

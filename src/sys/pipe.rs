@@ -1,4 +1,5 @@
-//! Pipes through which the kernel moves bytes between two descriptors (splice(2)). Owns: one pipe. Elsewhere than on Linux there are none.
+//! Pipes through which the kernel moves bytes between two descriptors (splice(2)). Owns: one pipe. Elsewhere
+//! than on Linux there are none.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -48,7 +49,8 @@ mod linux {
             self.held
         }
 
-        /// Moves up to `most` bytes from a stream, which must not block, into the pipe, which must be empty: 0 is the stream's end.
+        /// Moves up to `most` bytes from a stream, which must not block, into the pipe, which must be empty:
+        /// 0 is the stream's end.
         ///
         /// # Errors
         /// `WouldBlock` if there are none yet; what reading gives; see [`super::is_unsupported`].

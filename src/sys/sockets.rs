@@ -1,5 +1,5 @@
-//! Addresses that not every system has, and sockets that were opened for this process. Owns: the descriptors that systemd passes, until
-//! they are taken. May not: bind. Read next: `../listen.rs`.
+//! Addresses that not every system has, and sockets that were opened for this process. Owns: the descriptors
+//! that systemd passes, until they are taken. May not: bind. Read next: `../listen.rs`.
 
 use std::ffi::OsStr;
 use std::io;
@@ -59,8 +59,8 @@ pub fn passed() -> io::Result<Vec<Passed>> {
         let passed = sd_notify::listen_fds_with_names()?;
         #[expect(unsafe_code, reason = "the environment is all that says whose these descriptors are")]
         let own = |number| {
-            // SAFETY: whoever started this process says so with its id in LISTEN_PID, sd-notify has found the descriptor open, and nobody
-            // gets it a second time.
+            // SAFETY: whoever started this process says so with its id in LISTEN_PID, sd-notify has found the
+            // descriptor open, and nobody gets it a second time.
             unsafe { OwnedFd::from_raw_fd(number) }
         };
         let passed = passed.map(|(fd, name)| Passed { number: fd.unsigned_abs(), name, fd: own(fd) });

@@ -1,9 +1,10 @@
 //! Many datagrams in one system call, where the system has one for it. Owns: the buffers that a call fills.
 //! Read next: `host/udp.rs`.
 //!
-//! To the network: datagrams of one size as one message that the kernel cuts (`UDP_SEGMENT`, udp(7)). From it: several messages at once
-//! (recvmmsg(2)), each of which may be such datagrams uncut (`UDP_GRO`). Which address of the host a datagram was sent to, and from which
-//! one an answer goes (`IP_PKTINFO`, ip(7); RFC 3542).
+//! To the network: datagrams of one size as one message that the kernel cuts (`UDP_SEGMENT`, udp(7)). From
+//! it: several messages at once (recvmmsg(2)), each of which may be such datagrams uncut (`UDP_GRO`). Which
+//! address of the host a datagram was sent to, and from which one an answer goes (`IP_PKTINFO`, ip(7); RFC
+//! 3542).
 // UNSAFETY: no crate wraps these control messages without changing other options of the socket.
 #![cfg_attr(target_os = "linux", expect(unsafe_code, reason = "messages for recvmmsg, control messages"))]
 
@@ -27,7 +28,8 @@ const SLOT: usize = 64 << 10;
 pub struct Client {
     /// Its address.
     pub address: SocketAddr,
-    /// The address of the host that it sent to, of the same family, where the socket has many and the system tells.
+    /// The address of the host that it sent to, of the same family, where the socket has many and the system
+    /// tells.
     pub asked: Option<IpAddr>,
 }
 
@@ -58,7 +60,8 @@ impl Inbox {
         self.messages().flat_map(|(_, datagrams)| datagrams)
     }
 
-    /// The messages of the last call, in order: who sent it, where [`Self::receive_from`] was the call, and its datagrams.
+    /// The messages of the last call, in order: who sent it, where [`Self::receive_from`] was the call, and
+    /// its datagrams.
     pub fn messages(&self) -> impl Iterator<Item = (Option<Client>, impl Iterator<Item = &[u8]>)> {
         self.buffer.chunks(SLOT).zip(&self.received).map(|(slot, message)| {
             let bytes = slot.get(..message.len).unwrap_or_default();
@@ -79,7 +82,8 @@ mod linux {
     use super::super::messages;
     use super::{Client, Inbox, MESSAGES, Received, SLOT, SocketAddr, UdpSocket, io};
 
-    /// Room for the control messages of one message, aligned as their headers: the length of its datagrams and an address.
+    /// Room for the control messages of one message, aligned as their headers: the length of its datagrams
+    /// and an address.
     #[derive(Clone, Copy)]
     #[repr(C, align(8))]
     struct Control([u8; 96]);
@@ -87,10 +91,12 @@ mod linux {
     impl Control {
         const EMPTY: Self = Self([0; 96]);
 
-        /// Puts `value` behind the first `len` bytes, and returns how many there are then. There is room for two of the largest.
+        /// Puts `value` behind the first `len` bytes, and returns how many there are then. There is room for
+        /// two of the largest.
         fn put<T>(&mut self, len: usize, (level, kind): (libc::c_int, libc::c_int), value: T) -> usize {
             const { assert!(size_of::<T>() <= size_of::<libc::in6_pktinfo>()) };
-            // SAFETY: the message lies within the buffer, as `len` is 0 or what this returned once, and is aligned as the macros keep it.
+            // SAFETY: the message lies within the buffer, as `len` is 0 or what this returned once, and is
+            // aligned as the macros keep it.
             unsafe {
                 let header = self.0.as_mut_ptr().add(len).cast::<libc::cmsghdr>();
                 (*header).cmsg_level = level;
@@ -156,8 +162,8 @@ mod linux {
         }
         let to = to.map(|to| SockAddr::from(to.address));
         let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-        // SAFETY: all of these are plain data, for which zeroes are valid; pointers are to locals that outlive the call. The kernel only
-        // reads `bytes`.
+        // SAFETY: all of these are plain data, for which zeroes are valid; pointers are to locals that
+        // outlive the call. The kernel only reads `bytes`.
         let sent = unsafe {
             let mut message: libc::msghdr = zeroed();
             if let Some(to) = &to {
@@ -178,7 +184,8 @@ mod linux {
         let mut senders: [libc::sockaddr_storage; MESSAGES];
         let mut parts: [libc::iovec; MESSAGES];
         let mut messages: [libc::mmsghdr; MESSAGES];
-        // SAFETY: as in `send`; each message has a slot and a control buffer of its own, and the kernel says how much of them it wrote.
+        // SAFETY: as in `send`; each message has a slot and a control buffer of its own, and the kernel says
+        // how much of them it wrote.
         unsafe {
             (parts, messages, senders) = (zeroed(), zeroed(), zeroed());
             if names {
@@ -232,7 +239,8 @@ mod linux {
 
     fn address(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
         let name = &raw const *name;
-        // SAFETY: the storage is as large as, and aligned for, the address of each family; any bytes are a valid one.
+        // SAFETY: the storage is as large as, and aligned for, the address of each family; any bytes are a
+        // valid one.
         unsafe {
             match libc::c_int::from((*name).ss_family) {
                 libc::AF_INET => {
@@ -296,7 +304,8 @@ pub fn receive_uncut(socket: &UdpSocket) {
     let _ = socket;
 }
 
-/// Has `socket`, which is bound to every address of the host, tell which one a datagram was sent to, where the system can.
+/// Has `socket`, which is bound to every address of the host, tell which one a datagram was sent to, where
+/// the system can.
 pub fn tell_asked(socket: &UdpSocket) {
     #[cfg(target_os = "linux")]
     linux::tell_asked(socket);
@@ -304,7 +313,8 @@ pub fn tell_asked(socket: &UdpSocket) {
     let _ = socket;
 }
 
-/// Sends `bytes` as datagrams of `segment` bytes, the last of which may be shorter, where the socket is connected or to a client.
+/// Sends `bytes` as datagrams of `segment` bytes, the last of which may be shorter, where the socket is
+/// connected or to a client.
 ///
 /// # Errors
 /// The socket's; `Unsupported` where there is no such call.

@@ -1,7 +1,8 @@
 //! The card in the machine: put there, found again, taken away.
 //!
-//! Owns: what is ours in a machine, told by ids that depend on the link's socket alone. May not: leave a netdev without a card behind.
-//! Each call may be dropped at any point: whoever comes next, [`detach`] for one, sets right what is there by then.
+//! Owns: what is ours in a machine, told by ids that depend on the link's socket alone. May not: leave a
+//! netdev without a card behind. Each call may be dropped at any point: whoever comes next, [`detach`] for
+//! one, sets right what is there by then.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -55,7 +56,8 @@ impl Card {
         target(netdev).is_some_and(|path| Path::new(path) == self.path)
     }
 
-    /// Whether somebody made it for this machine's network, and it leads nowhere any more. `dead` says that here it cannot.
+    /// Whether somebody made it for this machine's network, and it leads nowhere any more. `dead` says that
+    /// here it cannot.
     fn is_left_over(&self, nic: &Nic, dead: bool) -> bool {
         let goes_elsewhere = || {
             nic.netdev.as_ref().is_some_and(|netdev| {
@@ -99,8 +101,9 @@ pub(super) fn find_any(network: &Network) -> Option<Device> {
     })
 }
 
-/// Sees to it that the machine has the card, and says which device it is: one that is connected here already, whoever made it, or a
-/// new one in place of what an earlier daemon left. `present` tells whether anybody is connected here.
+/// Sees to it that the machine has the card, and says which device it is: one that is connected here already,
+/// whoever made it, or a new one in place of what an earlier daemon left. `present` tells whether anybody is
+/// connected here.
 pub(super) async fn ensure(client: &mut Client, card: &Card, present: &Presence) -> Result<Device> {
     let network = client.network().await?;
     // QEMU may not have noticed that whoever listened here before is gone.
@@ -172,7 +175,8 @@ async fn add(client: &mut Client, card: &Card) -> Result<Device> {
         Ok(card.device(card.nic.clone(), card.netdev.clone()))
     };
     let plugged: Result<Device> = plugged.await;
-    // A command without a reply may be carried out yet. Firmware takes no card out, so one that comes late is to be found connected.
+    // A command without a reply may be carried out yet. Firmware takes no card out, so one that comes late is
+    // to be found connected.
     if plugged.as_ref().is_err_and(|error| !is_silence(error)) {
         let _ = client.unplug(&card.nic, LAST_UNPLUG).await;
         remove_netdev(client, &card.netdev).await;
@@ -224,7 +228,8 @@ async fn place(client: &mut Client, id: &str) -> (Option<String>, Option<String>
     (bus, devfn.map(|devfn| format!("{:02x}.{}", devfn >> 3, devfn & 7)))
 }
 
-/// Takes the card out of the machine, within [`DETACH`]. A guest that does not answer keeps it, dead, until its next reset.
+/// Takes the card out of the machine, within [`DETACH`]. A guest that does not answer keeps it, dead, until
+/// its next reset.
 pub(super) async fn detach(client: &mut Client, card: &Card) {
     let work = async {
         let _ = client.execute(set_link { name: card.nic.clone(), up: false }).await;

@@ -1,7 +1,8 @@
-//! One machine's life: what QEMU reports, and what follows from it for the card, the log and those who are notified.
+//! One machine's life: what QEMU reports, and what follows from it for the card, the log and those who are
+//! notified.
 //!
-//! Owns: when the card is looked after: at the start of a session, when its link ends, after what may have been in its way. May not: plug or
-//! unplug itself. Read next: `attach.rs`, `session.rs`.
+//! Owns: when the card is looked after: at the start of a session, when its link ends, after what may have
+//! been in its way. May not: plug or unplug itself. Read next: `attach.rs`, `session.rs`.
 
 use std::time::{Duration, Instant as Clock};
 
@@ -28,7 +29,8 @@ const LASTING: Duration = Duration::from_secs(60);
 const LOG_BURST: u32 = 20;
 const LOG_WINDOW: Duration = Duration::from_secs(60);
 
-/// Follows the machine through all its QEMUs. Returns when the run ends, or when it is to end because of this one.
+/// Follows the machine through all its QEMUs. Returns when the run ends, or when it is to end because of this
+/// one.
 pub(super) async fn follow(qmp: &qmp::Address, card: &Card, entry: &Entry, with: &Environment) {
     tracing::info!(%qmp, "waiting for the virtual machine");
     let mut begun = false;

@@ -1,11 +1,13 @@
-//! Virtual machines that are known by their QMP socket: a running one is given a network card, and followed for as long as it lives.
+//! Virtual machines that are known by their QMP socket: a running one is given a network card, and followed
+//! for as long as it lives.
 //!
-//! The card is a `virtio-net-pci` in front of a `stream` netdev that QEMU connects to a socket of ours, where `hypervisor/mod.rs` takes it like
-//! any hypervisor's. A QMP socket serves one client: with `-qmp` that is us; a socket that was only found at `-listen-qemu` is let go as soon as
-//! the card is there.
+//! The card is a `virtio-net-pci` in front of a `stream` netdev that QEMU connects to a socket of ours, where
+//! `hypervisor/mod.rs` takes it like any hypervisor's. A QMP socket serves one client: with `-qmp` that is
+//! us; a socket that was only found at `-listen-qemu` is let go as soon as the card is there.
 //!
-//! Owns: the cards and netdevs that it made, by their ids. May not: touch those of others, or a socket through which a link came in before
-//! QEMU made it its own. Read next: `life.rs`, then `attach.rs`; `takeover.rs` for `-listen-qemu`; `qmp/src/lib.rs`.
+//! Owns: the cards and netdevs that it made, by their ids. May not: touch those of others, or a socket
+//! through which a link came in before QEMU made it its own. Read next: `life.rs`, then `attach.rs`;
+//! `takeover.rs` for `-listen-qemu`; `qmp/src/lib.rs`.
 
 mod attach;
 mod life;
@@ -61,7 +63,8 @@ impl Environment {
         let _ = stop.wait_for(|stop| *stop).await;
     }
 
-    /// Takes the card out at the end of the run, in a session of its own where there is none, or none any more.
+    /// Takes the card out at the end of the run, in a session of its own where there is none, or none any
+    /// more.
     async fn leave(&self, qmp: &qmp::Address, card: &Card, session: Option<Session>) {
         if self.keep_device {
             return;

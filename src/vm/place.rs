@@ -1,4 +1,5 @@
-//! Where the socket is that a machine's link is to connect to. Owns: the choice of its path. May not: make it.
+//! Where the socket is that a machine's link is to connect to. Owns: the choice of its path. May not: make
+//! it.
 //!
 //! The path depends on the QMP socket alone, so that the next daemon finds what this one left behind.
 

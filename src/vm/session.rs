@@ -1,4 +1,5 @@
-//! From a QMP address to a session, however long that takes. Owns: when to try again. May not: give a command.
+//! From a QMP address to a session, however long that takes. Owns: when to try again. May not: give a
+//! command.
 
 use std::io;
 use std::path::Path;
@@ -16,7 +17,8 @@ use crate::sys::peer_pid;
 const SETTLE: Duration = Duration::from_secs(2);
 /// The pause between attempts then, and where nothing tells when there is something new.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
-/// How long to wait in the queue of a monitor that has another client. It is not given up: the attempt is only made anew.
+/// How long to wait in the queue of a monitor that has another client. It is not given up: the attempt is
+/// only made anew.
 const QUEUE: Duration = Duration::from_secs(60);
 
 /// A session, and with whom.

@@ -1,6 +1,7 @@
 //! What is known of the machines: for the API's `/qmp`, and for `-qmp-status`.
 //!
-//! Owns: the statuses, one entry for each machine. May not: change anything in a machine. Read next: `life.rs`, which keeps it right.
+//! Owns: the statuses, one entry for each machine. May not: change anything in a machine. Read next:
+//! `life.rs`, which keeps it right.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

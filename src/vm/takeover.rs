@@ -1,10 +1,11 @@
 //! `-listen-qemu` where the path is, or becomes, that of a QMP socket.
 //!
-//! A manager may name the same path to both programs. If QEMU is first, a QMP greeting is there. If we are, QEMU unlinks our socket and binds its
-//! own; then it matters whether a link has come in: podman machine hands QEMU a connection that it made before, and needs the QMP socket
-//! for itself.
+//! A manager may name the same path to both programs. If QEMU is first, a QMP greeting is there. If we are,
+//! QEMU unlinks our socket and binds its own; then it matters whether a link has come in: podman machine
+//! hands QEMU a connection that it made before, and needs the QMP socket for itself.
 //!
-//! Owns: the path until the first link. May not: touch it after that, or keep the QMP session. Read next: `attach.rs`.
+//! Owns: the path until the first link. May not: touch it after that, or keep the QMP session. Read next:
+//! `attach.rs`.
 
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -77,8 +78,8 @@ fn greeting(path: &Path, limit: Duration) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-/// Whose a listening socket is. Another gvproxy's may not be connected to: it would take that for its virtual machine, and the end of it for the
-/// machine's. Nor may one that nobody has whom we can see.
+/// Whose a listening socket is. Another gvproxy's may not be connected to: it would take that for its virtual
+/// machine, and the end of it for the machine's. Nor may one that nobody has whom we can see.
 enum Owner {
     Unknown,
     Gvproxy,

@@ -1,6 +1,7 @@
-//! A process inside a namespace that opens descriptors there and hands them out, so that a test holds sockets of
-//! another network in plain `std` types. Owns: the messages between the two. May not: do anything else; what a
-//! namespace needs beside descriptors is a command run through `nsenter`. Read next: `ns.rs`, its other end.
+//! A process inside a namespace that opens descriptors there and hands them out, so that a test holds sockets
+//! of another network in plain `std` types. Owns: the messages between the two. May not: do anything else;
+//! what a namespace needs beside descriptors is a command run through `nsenter`. Read next: `ns.rs`, its
+//! other end.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -17,7 +18,8 @@ use crate::cable::Cable;
 
 /// Set in the process that is to be the agent: the same executable, run again inside the namespace.
 pub const ROLE: &str = "GVPROXY_TEST_AGENT";
-/// Arguments that lead libtest to what [`agent_in_a_namespace!`](crate::agent_in_a_namespace) defines, and to nothing else.
+/// Arguments that lead libtest to what [`agent_in_a_namespace!`](crate::agent_in_a_namespace) defines, and to
+/// nothing else.
 pub const ARGS: [&str; 3] = ["--exact", "agent_in_a_namespace", "--nocapture"];
 
 /// Most descriptors of one answer.
@@ -138,7 +140,8 @@ pub fn run_or_check() {
     assert!(ns.open("nonsense").is_err());
 }
 
-/// What each test file that uses a [`Namespace`](crate::ns::Namespace) needs: its executable is also the agent.
+/// What each test file that uses a [`Namespace`](crate::ns::Namespace) needs: its executable is also the
+/// agent.
 #[macro_export]
 macro_rules! agent_in_a_namespace {
     () => {

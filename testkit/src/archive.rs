@@ -1,4 +1,5 @@
-//! A container image of any size, as `docker save` writes it, around bytes that nothing can compress and whose checksum is known.
+//! A container image of any size, as `docker save` writes it, around bytes that nothing can compress and
+//! whose checksum is known.
 //! Owns: one temporary file. Read next: `vm.rs`, which has the image that it is built upon.
 
 use std::io::{BufWriter, Read, Write};

@@ -1,4 +1,5 @@
-//! The guest's end of a link, whatever its framing. Owns: the descriptors. Read next: `relay.rs`, which moves frames over it.
+//! The guest's end of a link, whatever its framing. Owns: the descriptors. Read next: `relay.rs`, which moves
+//! frames over it.
 
 use std::fs::File;
 use std::io::{self, Read, Write};

@@ -126,12 +126,14 @@ impl Builder {
         std::fs::create_dir(&dir).expect("a directory");
         let log = File::create(root.path().join("stderr")).expect("a file for stderr");
 
-        // The soft limit of a login shell, whatever this process gave itself: more is the daemon's to ask for.
+        // The soft limit of a login shell, whatever this process gave itself: more is the daemon's to ask
+        // for.
         let limit = [
             crate::tool("prlimit", "util-linux").into_os_string(),
             format!("--nofile={}", self.descriptors).into(),
         ];
-        // Whoever runs the tests may have it ignored, as in the background of a script, and that is inherited.
+        // Whoever runs the tests may have it ignored, as in the background of a script, and that is
+        // inherited.
         let signals = ["env", "--default-signal=INT"].map(OsString::from);
         let words = signals.into_iter().chain(self.prefix).chain(limit);
         let mut words = words.chain([self.binary.clone().into_os_string()]);

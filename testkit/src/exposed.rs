@@ -1,4 +1,5 @@
-//! A daemon with a Linux guest behind it and its API in front, for what is exposed of the guest on the host's loopback.
+//! A daemon with a Linux guest behind it and its API in front, for what is exposed of the guest on the host's
+//! loopback.
 //! Owns: the questions to the API. Read next: `../forwards.rs`.
 
 use std::io::{self, Read, Write};

@@ -1,5 +1,6 @@
 //! A guest that is nothing but frames: what a test sends, byte for byte, and what comes back.
-//! Owns: one end of a link, the builders of well-formed packets, for a test to spoil, and the readers of answers.
+//! Owns: one end of a link, the builders of well-formed packets, for a test to spoil, and the readers of
+//! answers.
 //! May not: keep state of any protocol. Read next: `../bad_frames.rs`.
 
 use std::io::{Read, Write};

@@ -1,4 +1,5 @@
-//! A file system that the test answers for: it freezes, fails and goes on when told. Owns: its thread, its files.
+//! A file system that the test answers for: it freezes, fails and goes on when told. Owns: its thread, its
+//! files.
 //! May not: have directories. The words are those of `linux/fuse.h`. Read next: `ns.rs`, where it is mounted.
 
 use std::collections::BTreeMap;
@@ -22,7 +23,8 @@ const IN_HEADER: usize = 40;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mood {
     Answers,
-    /// What is written is refused with this, as with `EDQUOT` where a quota is used up; everything else works.
+    /// What is written is refused with this, as with `EDQUOT` where a quota is used up; everything else
+    /// works.
     RefusesWrites(Errno),
     /// Nothing is looked at until the mood changes, as when the program behind it is stopped.
     Frozen,
@@ -170,7 +172,8 @@ impl Files {
     fn answer(&mut self, request: &[u8], refused: Option<Errno>) -> Option<Result<Vec<u8>, Errno>> {
         let (opcode, inode, body) = (word(request, 4), long(request, 16), &request[IN_HEADER..]);
         Some(match opcode {
-            // INIT: the words are major, minor, readahead, flags, background and threshold, max_write, time_gran.
+            // INIT: the words are major, minor, readahead, flags, background and threshold, max_write,
+            // time_gran.
             26 => Ok(words(16, &[(0, 7), (1, 31), (4, 0x000c_0010), (5, 128 << 10), (6, 1)])),
             // FORGET, INTERRUPT, BATCH_FORGET.
             2 | 36 | 42 => return None,
@@ -227,7 +230,8 @@ impl Files {
             // STATFS, RELEASE, FSYNC, RELEASEDIR
             17 => Ok(words(20, &[])),
             18 | 20 | 29 => Ok(Vec::new()),
-            // FLUSH is not had here: the system would ask for it as the process ends, and wait for the answer, even after SIGKILL.
+            // FLUSH is not had here: the system would ask for it as the process ends, and wait for the
+            // answer, even after SIGKILL.
             _ => Err(Errno::NOSYS),
         })
     }

@@ -1,4 +1,5 @@
-//! A guest with a real TCP/IP stack: Linux in a namespace, its network card a tap whose frames go to a link. Owns: the namespace, the tap and the relay. Read next: `relay.rs`, `net.rs`.
+//! A guest with a real TCP/IP stack: Linux in a namespace, its network card a tap whose frames go to a link.
+//! Owns: the namespace, the tap and the relay. Read next: `relay.rs`, `net.rs`.
 
 use std::collections::HashMap;
 use std::fs::{File, Permissions};

@@ -1,4 +1,5 @@
-//! What the integration tests and benchmarks share. Owns: the daemon under test, its namespaces, its guests and peers.
+//! What the integration tests and benchmarks share. Owns: the daemon under test, its namespaces, its guests
+//! and peers.
 //! May not: reach outside a temporary directory and namespaces of its own. Read next: `daemon.rs`, `net.rs`.
 #![allow(
     missing_docs,
@@ -56,7 +57,8 @@ pub fn eventually<T>(what: &str, patience: Duration, mut look: impl FnMut() -> O
     }
 }
 
-/// Calls again what only a stopped process has interrupted: a socket with a timeout does not go on by itself then (signal(7)).
+/// Calls again what only a stopped process has interrupted: a socket with a timeout does not go on by itself
+/// then (signal(7)).
 pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
@@ -83,7 +85,8 @@ pub fn tool(program: &str, package: &str) -> PathBuf {
         .unwrap_or_else(|| panic!("this test needs `{program}`: install the package {package}"))
 }
 
-/// Lets this process have as many descriptors as it may; a test that holds both ends of 1,000 connections needs them.
+/// Lets this process have as many descriptors as it may; a test that holds both ends of 1,000 connections
+/// needs them.
 pub fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
@@ -96,7 +99,8 @@ pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("testkit is a folder of the workspace")
 }
 
-/// A program of this project, built beside the test that runs: cargo builds it before each integration test and benchmark.
+/// A program of this project, built beside the test that runs: cargo builds it before each integration test
+/// and benchmark.
 #[track_caller]
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a path to this executable");

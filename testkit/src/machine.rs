@@ -1,7 +1,9 @@
-//! A host with a user of `podman machine`: both exist only in namespaces of the test, and the host's programs are those of one of the Debian systems
-//! of `tests/guest/build.sh`. Owns: the host's network, which is a loopback and nothing else, the user's files, every process that the user starts,
-//! and their end. May not: leave anything on this machine.
-//! Read next: `ns.rs`; `tests/guest/boot.sh`, which boots what podman asks for; `tests/guest/files/usr/local/sbin/ignition`.
+//! A host with a user of `podman machine`: both exist only in namespaces of the test, and the host's programs
+//! are those of one of the Debian systems of `tests/guest/build.sh`. Owns: the host's network, which is a
+//! loopback and nothing else, the user's files, every process that the user starts, and their end. May not:
+//! leave anything on this machine.
+//! Read next: `ns.rs`; `tests/guest/boot.sh`, which boots what podman asks for;
+//! `tests/guest/files/usr/local/sbin/ignition`.
 
 use std::fs;
 use std::io::Write;
@@ -39,8 +41,9 @@ impl Suite {
     }
 }
 
-/// Makes `$1`, a Debian system that is only read, the root of a mount namespace, with this machine's devices and processes, `/tmp`, and the directories
-/// that follow at the places where they are here; becomes what follows `--`.
+/// Makes `$1`, a Debian system that is only read, the root of a mount namespace, with this machine's devices
+/// and processes, `/tmp`, and the directories that follow at the places where they are here; becomes what
+/// follows `--`.
 const ENTER: &str = r#"
 set -eu
 system=$1
@@ -88,7 +91,8 @@ pub struct User {
 static ALONE: Mutex<()> = Mutex::new(());
 
 impl User {
-    /// A user whose podman finds the daemon under test through `helper_binaries_dir`, and boots the machine of `make guest`.
+    /// A user whose podman finds the daemon under test through `helper_binaries_dir`, and boots the machine
+    /// of `make guest`.
     #[track_caller]
     pub fn new(suite: Suite) -> Self {
         let cache = workspace().join("tests/guest/cache");
@@ -172,7 +176,8 @@ impl User {
         assert!(output.status.success(), "{output:?}");
     }
 
-    /// podman 4.3 gives QEMU three seconds to begin, of which `boot.sh` may not take five to find out about KVM.
+    /// podman 4.3 gives QEMU three seconds to begin, of which `boot.sh` may not take five to find out about
+    /// KVM.
     #[track_caller]
     fn make_ready(&self) {
         let output = self.output(workspace().join("tests/guest/boot.sh").to_str().expect("UTF-8"), &[]);

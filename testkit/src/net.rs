@@ -1,5 +1,5 @@
-//! The whole of a test network: a host of its own, the daemon on it, and a guest behind the daemon. The host is a
-//! namespace too, so that a test can have the host's port 53, its routes and its black holes for itself.
+//! The whole of a test network: a host of its own, the daemon on it, and a guest behind the daemon. The host
+//! is a namespace too, so that a test can have the host's port 53, its routes and its black holes for itself.
 //! Read next: `guest.rs`, `daemon.rs`.
 
 use std::fs::File;
@@ -23,7 +23,8 @@ pub const BLACK_HOLE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
 /// A network that the host has no way to.
 pub const UNREACHABLE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
 
-/// A host: `lo` with [`ELSEWHERE`] on it, an interface that swallows [`BLACK_HOLE`], and the resolvers of `resolv_conf`.
+/// A host: `lo` with [`ELSEWHERE`] on it, an interface that swallows [`BLACK_HOLE`], and the resolvers of
+/// `resolv_conf`.
 #[derive(Debug)]
 pub struct Host {
     ns: Namespace,

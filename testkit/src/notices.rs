@@ -1,4 +1,5 @@
-//! A socket that is told what happens to machines. Owns: the socket and its directory. Read next: `../notify.rs`.
+//! A socket that is told what happens to machines. Owns: the socket and its directory. Read next:
+//! `../notify.rs`.
 
 use std::io::Read;
 use std::os::unix::net::UnixListener;

@@ -1,5 +1,5 @@
-//! A network of a test's own: a user, network and mount namespace, made without root. Owns: the namespace, which
-//! is gone with the guard. May not: touch the network of the machine. Read next: `guest.rs`, `net.rs`.
+//! A network of a test's own: a user, network and mount namespace, made without root. Owns: the namespace,
+//! which is gone with the guard. May not: touch the network of the machine. Read next: `guest.rs`, `net.rs`.
 
 use std::ffi::OsStr;
 use std::io;
@@ -149,7 +149,8 @@ impl Namespace {
     pub fn udp(&self, at: SocketAddr) -> UdpSocket {
         let what = if at.is_ipv4() { "udp" } else { "udp6" };
         let socket = Socket::from(self.open(what).expect("a UDP socket"));
-        // A process that another test starts holds a copy of a socket just closed, until it runs its own program.
+        // A process that another test starts holds a copy of a socket just closed, until it runs its own
+        // program.
         crate::eventually(&format!("{at} is free"), CONNECT, || match socket.bind(&at.into()) {
             Ok(()) => Some(()),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => None,

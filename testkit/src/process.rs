@@ -32,7 +32,8 @@ impl Process {
     /// User, system, and both of children that have ended.
     fn ticks(self) -> [u64; 4] {
         let stat = self.file("stat");
-        // Fields are counted from behind the program's name, which may hold blanks: utime and stime are 14 and 15.
+        // Fields are counted from behind the program's name, which may hold blanks: utime and stime are 14
+        // and 15.
         let fields: Vec<&str> =
             stat.rsplit_once(')').expect("a name in brackets").1.split_whitespace().collect();
         [11, 12, 13, 14].map(|field: usize| fields[field].parse().expect("ticks"))

@@ -1,4 +1,5 @@
-//! A QEMU without a system in it, and the tests' own way to its monitor. Owns: one process; its QMP socket for the daemon, and another for the test.
+//! A QEMU without a system in it, and the tests' own way to its monitor. Owns: one process; its QMP socket
+//! for the daemon, and another for the test.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;

@@ -1,4 +1,5 @@
-//! Frames between a tap and a link of any framing. Owns: two threads. May not: look into a frame, or drop one.
+//! Frames between a tap and a link of any framing. Owns: two threads. May not: look into a frame, or drop
+//! one.
 //! Read next: `guest.rs`, `cable.rs`.
 
 use std::fs::File;
@@ -28,7 +29,8 @@ pub struct Relay {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// Lets a test hold back what goes to the tap, as a guest that does not empty its receive ring, and see how long it was.
+/// Lets a test hold back what goes to the tap, as a guest that does not empty its receive ring, and see how
+/// long it was.
 #[derive(Debug, Default)]
 struct Gate {
     closed: Mutex<bool>,

@@ -1,5 +1,6 @@
-//! A daemon that reverses a socket: in the guest, a namespace whose port 22 leads to a real sshd, or with gvforwarder's agent in it. Unix sockets
-//! are found by their path from every network, so that both ends are in one directory.
+//! A daemon that reverses a socket: in the guest, a namespace whose port 22 leads to a real sshd, or with
+//! gvforwarder's agent in it. Unix sockets are found by their path from every network, so that both ends are
+//! in one directory.
 //! Owns: all that runs. Read next: `../reverse.rs`.
 
 use std::io::{self, Write};

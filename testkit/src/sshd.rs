@@ -350,9 +350,9 @@ impl Dial for Loopback {
     }
 }
 
-/// The service in the guest. The first byte says what a client wants:
-/// `E` to have its bytes back, `G` and a u64 to be sent that many bytes, `P` to have its bytes counted and summed,
-/// `H` to be sent nothing and have nothing read.
+/// The service in the guest. The first byte says what a client wants: `E` to have its bytes back, `G` and a
+/// u64 to be sent that many bytes, `P` to have its bytes counted and summed, `H` to be sent nothing and have
+/// nothing read.
 async fn serve(listener: UnixListener) {
     loop {
         let (stream, _) = listener.accept().await.unwrap();

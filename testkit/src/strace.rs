@@ -1,4 +1,5 @@
-//! What strace saw of a program's calls that move bytes. Owns: how its lines are read. Read next: `../sockets_rate.rs`.
+//! What strace saw of a program's calls that move bytes. Owns: how its lines are read. Read next:
+//! `../sockets_rate.rs`.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +25,8 @@ impl Calls {
         trace.lines().any(is_over).then_some(())?;
         let mut calls = BTreeMap::<_, (u64, u64)>::new();
         for line in trace.lines() {
-            // `PID name(...) = bytes`, or in two lines: `PID name(... <unfinished ...>`, `PID <... name resumed>...) = bytes`.
+            // `PID name(...) = bytes`, or in two lines: `PID name(... <unfinished ...>`, `PID <... name
+            // resumed>...) = bytes`.
             let Some((_, text)) = line.trim_start().split_once(' ') else { continue };
             let text = text.trim_start();
             let name = match text.strip_prefix("<... ") {

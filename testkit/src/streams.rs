@@ -104,7 +104,8 @@ pub fn echo(mut stream: UnixStream) {
     let _ = stream.shutdown(Shutdown::Write);
 }
 
-/// A server on a unix socket, each connection on a thread of its own. Gone with the guard; its connections go on.
+/// A server on a unix socket, each connection on a thread of its own. Gone with the guard; its connections go
+/// on.
 #[derive(Debug)]
 pub struct Server {
     path: PathBuf,

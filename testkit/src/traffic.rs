@@ -131,8 +131,8 @@ pub fn transfer(from: &TcpStream, to: &TcpStream, length: u64) {
     sent.expect("the sender got rid of everything");
 }
 
-/// Answers each connection's one byte with one byte, then waits for the client to close; ends with the listener's
-/// `connections`.
+/// Answers each connection's one byte with one byte, then waits for the client to close; ends with the
+/// listener's `connections`.
 pub fn answer_each(listener: TcpListener, connections: usize) -> JoinHandle<io::Result<()>> {
     std::thread::spawn(move || {
         for _ in 0..connections {

@@ -1,5 +1,5 @@
-//! A real Linux machine behind the daemon under test. Owns: one QEMU process, and what the host's command-line
-//! programs need to reach the machine. May not: keep anything that the machine writes.
+//! A real Linux machine behind the daemon under test. Owns: one QEMU process, and what the host's
+//! command-line programs need to reach the machine. May not: keep anything that the machine writes.
 //! Read next: `tests/guest/build.sh`, which makes the machine, and `boot.sh`, which starts it.
 
 use std::ffi::OsString;
@@ -169,7 +169,8 @@ impl Vm {
         eventually("a greeting of the machine's sshd", BOOT, || {
             let qemu = self.qemu.as_mut().expect("a machine that was started");
             assert_eq!(qemu.try_wait().expect("wait"), None, "QEMU has ended");
-            // sshd shuts out whoever leaves too often without a login, as who has no patience with a busy host would.
+            // sshd shuts out whoever leaves too often without a login, as who has no patience with a busy
+            // host would.
             sshd_greets(self.ssh_port, Duration::from_secs(5)).then_some(())
         });
     }
@@ -238,7 +239,8 @@ impl Drop for Vm {
     }
 }
 
-/// Fails where the machine's kernel panicked: it starts again, but for one reason only, which is QEMU's (`boot.sh`).
+/// Fails where the machine's kernel panicked: it starts again, but for one reason only, which is QEMU's
+/// (`boot.sh`).
 #[track_caller]
 pub fn assert_unharmed(console: &Path) {
     let said = std::fs::read(console).unwrap_or_default();

@@ -1,5 +1,7 @@
-//! A bad link between two QEMU sockets: rate, queue, delay, loss and frames that are held back, drawn from a seed.
-//! Owns: two threads, one for each direction. May not: look into a frame. Read next: `relay.rs`, what is plugged in.
+//! A bad link between two QEMU sockets: rate, queue, delay, loss and frames that are held back, drawn from a
+//! seed.
+//! Owns: two threads, one for each direction. May not: look into a frame. Read next: `relay.rs`, what is
+//! plugged in.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -16,7 +18,8 @@ const MAX_FRAME: usize = 65536 + 64;
 /// What a frame costs on the wire beside its bytes: preamble, checksum and gap of Ethernet.
 const OVERHEAD: usize = 24;
 
-/// What one direction does to frames, in this order: the queue before the transmitter, loss, delay, being held back.
+/// What one direction does to frames, in this order: the queue before the transmitter, loss, delay, being
+/// held back.
 #[derive(Clone, Copy, Debug)]
 pub struct Quality {
     /// Bit/s of the transmitter; `None`: no limit, and then no queue.
@@ -57,7 +60,8 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// Puts the link in front of `near`; what was to be plugged into that is plugged into the returned socket.
+    /// Puts the link in front of `near`; what was to be plugged into that is plugged into the returned
+    /// socket.
     pub fn before(near: UnixStream, quality: Quality, seed: u64) -> (Self, UnixStream) {
         let (far, end) = UnixStream::pair().expect("a socket pair");
         let mut threads = Vec::new();
@@ -130,7 +134,8 @@ impl Direction {
         self.frames.push(Reverse((at, self.count, frame.to_vec())));
     }
 
-    /// Puts the frames that have arrived behind each other, in QEMU's framing, and says when the next one will.
+    /// Puts the frames that have arrived behind each other, in QEMU's framing, and says when the next one
+    /// will.
     fn arrived(&mut self, batch: &mut Vec<u8>, now: Instant) -> Option<Duration> {
         while let Some(Reverse((at, _, _))) = self.frames.peek() {
             if *at > now {

@@ -225,8 +225,8 @@ async fn a_dead_first_server_is_waited_for_twice() {
     assert_eq!(host.resolve("a.test.").await, ok(7), "its answer still counts first");
 }
 
-/// What may happen to one question: whatever it is, that question has the first server's answer if it comes in time,
-/// and the ones after it have in any case.
+/// What may happen to one question: whatever it is, that question has the first server's answer if it comes
+/// in time, and the ones after it have in any case.
 #[tokio::test]
 async fn one_failure_of_the_first_server_changes_nothing_for_the_next_question() {
     const LATE: Duration = Duration::from_millis(800);

@@ -1,5 +1,5 @@
-//! How two ends of a stream may end: what each does, and what it has to have heard. Owns: the table of that. May not: know what is between
-//! the two. Read next: `ways.rs`.
+//! How two ends of a stream may end: what each does, and what it has to have heard. Owns: the table of that.
+//! May not: know what is between the two. Read next: `ways.rs`.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;

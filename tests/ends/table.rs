@@ -1,4 +1,5 @@
-//! The rule for ends, counted: every scene on every way. Owns: the rounds and the table of what was kept. May not: know what is on a way.
+//! The rule for ends, counted: every scene on every way. Owns: the rounds and the table of what was kept. May
+//! not: know what is on a way.
 //! Read next: `scenes.rs`.
 
 use std::fmt::Write as _;

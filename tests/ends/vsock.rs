@@ -1,4 +1,5 @@
-//! Ways over the system's vsock (vsock(7)), in a machine that has its loopback. Owns: a daemon without a network, its forwards, servers.
+//! Ways over the system's vsock (vsock(7)), in a machine that has its loopback. Owns: a daemon without a
+//! network, its forwards, servers.
 //! May not: know what the ends do. Read next: `way.rs`.
 
 use socket2::{SockAddr, Socket};

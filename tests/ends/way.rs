@@ -1,4 +1,5 @@
-//! One way between two ends, and how to get onto it. Owns: the sockets of a test. May not: know what is on the way.
+//! One way between two ends, and how to get onto it. Owns: the sockets of a test. May not: know what is on
+//! the way.
 //! Read next: `ways.rs` and `vsock.rs`, what there is; `scenes.rs`, what the ends do.
 
 use std::io;
@@ -78,8 +79,9 @@ pub(crate) fn dial(to: impl Into<SockAddr>) -> impl Fn() -> io::Result<Socket> +
     }
 }
 
-/// Connects without waiting in the call: one that waits over TCP and is woken after the peer's reset fails, and its system throws away
-/// what came before. What a connect that failed so has to tell, the first use of the socket tells.
+/// Connects without waiting in the call: one that waits over TCP and is woken after the peer's reset fails,
+/// and its system throws away what came before. What a connect that failed so has to tell, the first use of
+/// the socket tells.
 pub(crate) fn connect(socket: &Socket, to: &SockAddr) -> io::Result<()> {
     if to.is_unix() {
         return socket.connect(to);

@@ -1,4 +1,5 @@
-//! What may be between two ends: every way through the daemon, and nothing. Owns: the daemon, its guest, an sshd, the agent, sockets.
+//! What may be between two ends: every way through the daemon, and nothing. Owns: the daemon, its guest, an
+//! sshd, the agent, sockets.
 //! May not: know what the ends do. Read next: `way.rs`.
 
 use std::collections::HashMap;
@@ -105,7 +106,8 @@ impl Doors {
         assert_eq!(guest.dhcp().ip(), GUEST);
         let mut link = UnixStream::connect(self.daemon.dir().join("api.sock")).unwrap();
         link.write_all(b"POST /connect HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-        // COMPAT(gvproxy): the original loses what comes before it has taken the connection over, and DHCP asks again.
+        // COMPAT(gvproxy): the original loses what comes before it has taken the connection over, and DHCP
+        // asks again.
         let other = Guest::start(link, "5a:94:ef:e4:0c:ef", 1500);
         let at_other = other.dhcp().ip();
         for (guest, name, port) in [

@@ -457,7 +457,8 @@ fn requests(table: &mut Table) {
     );
 }
 
-/// podman in a guest makes an HTTP client for each start and stop of a container, and leaves its connection open.
+/// podman in a guest makes an HTTP client for each start and stop of a container, and leaves its connection
+/// open.
 fn kept_open(table: &mut Table) {
     for (at, count) in [("the gateway", 25), ("the gateway", 300), ("-services", 300)] {
         let seen = format!("exposed {count}, unexposed {count} of {count}");

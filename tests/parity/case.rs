@@ -1,4 +1,5 @@
-//! A case: what is done with a daemon, and what is to be seen. Owns: the two expectations. Read next: `cli.rs`.
+//! A case: what is done with a daemon, and what is to be seen. Owns: the two expectations. Read next:
+//! `cli.rs`.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

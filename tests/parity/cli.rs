@@ -1,4 +1,5 @@
-//! The command line and the process: grammar, texts, exit codes, and what is left behind. Reference 1.2 to 1.10.
+//! The command line and the process: grammar, texts, exit codes, and what is left behind. Reference 1.2 to
+//! 1.10.
 //! Read next: `process.rs`.
 
 use std::fs;

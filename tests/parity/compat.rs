@@ -1,4 +1,5 @@
-//! COMPAT.md beside the table: each difference on purpose has its row, and each row that names this suite has a case.
+//! COMPAT.md beside the table: each difference on purpose has its row, and each row that names this suite has
+//! a case.
 
 use crate::case::{Case, Expected};
 

@@ -1,5 +1,5 @@
-//! The file of `-config`: what is wrong with one, which of file and flags counts, and that what stands in it is what a
-//! guest sees. Reference 1.5, 1.6 and 1.11. Read next: `process.rs`.
+//! The file of `-config`: what is wrong with one, which of file and flags counts, and that what stands in it
+//! is what a guest sees. Reference 1.5, 1.6 and 1.11. Read next: `process.rs`.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -243,7 +243,8 @@ fn differences(table: &mut Table) {
     table.same("-ssh-port N beside -config warns", "\"CLI argument \\\"-ssh-port\\\" is unavailable with config file. You need to add \\\"127.0.0.1:2222: 192.168.127.2:22\\\" entry into .stack.forwards", |on| warning(on, "", "-ssh-port 2222"));
 }
 
-/// What a guest sees of two connects to where nobody answers, and of a third one that the host's own port would answer.
+/// What a guest sees of two connects to where nobody answers, and of a third one that the host's own port
+/// would answer.
 fn connects_in_flight(on: &On) -> String {
     let file = tempfile::NamedTempFile::new().unwrap();
     let yaml = "stack: {tcpMaxInFlight: 2, tcpConnectTimeout: 500ms, nat: {192.168.127.254: 127.0.0.1}}\n";
@@ -283,7 +284,8 @@ fn warning(on: &On, yaml: &str, line: &str) -> String {
     line.map_or("nothing", |(_, message)| message.split(" in \\\"").next().unwrap()).to_owned()
 }
 
-/// What runs: the file, the command line behind it; files that are made, the last of them the VM's socket, and files that are not.
+/// What runs: the file, the command line behind it; files that are made, the last of them the VM's socket,
+/// and files that are not.
 fn running(table: &mut Table) {
     for (rows, yaml, line, made, not_made) in [
         ("9.5", "", "-listen-qemu unix://@/q", &["q"][..], &[][..]),

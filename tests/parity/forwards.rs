@@ -1,4 +1,5 @@
-//! What the host exposes of guests, wished for by the operator and by a guest. Reference 4.4, 4.5, 5.1 and 5.2.
+//! What the host exposes of guests, wished for by the operator and by a guest. Reference 4.4, 4.5, 5.1 and
+//! 5.2.
 //! Read next: `web.rs`; `ssh.rs` for what goes over SSH.
 
 use std::io::{Read, Write};

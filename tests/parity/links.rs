@@ -634,7 +634,8 @@ fn switching(table: &mut Table) {
             assert!(other.answered_as(OTHER, PATIENCE), "the gateway");
             let mut deaf = vpnkit(&daemon, "c3d68012-0208-11ea-9fd7-f2189899ab08");
             assert!(deaf.answered(), "the gateway");
-            // More answers than its socket and any queue hold; some of the questions may find no room any more.
+            // More answers than its socket and any queue hold; some of the questions may find no room any
+            // more.
             let echo = ipv4(ICMP, IP, GATEWAY, &echo_request(0));
             let request = framed(Framing::Little16, &ether(GATEWAY_MAC, MAC, IPV4, &echo));
             deaf.flood(&request.repeat(100), 1000);

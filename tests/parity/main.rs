@@ -1,8 +1,10 @@
-//! Ours beside the original: one table of cases, each driven through a binary and written down as a short text.
+//! Ours beside the original: one table of cases, each driven through a binary and written down as a short
+//! text.
 //! Owns: the run, the counts. Read next: `case.rs`, what a case is; a module for each subject has the cases.
 //!
-//! `cargo test --test parity [WORD...]` runs ours against what is recorded here, of the cases whose name has one of the
-//! words; with `GVPROXY=/path/to/gvproxy` the original as well, against what is recorded of it. `SHOW=1` prints what was seen.
+//! `cargo test --test parity [WORD...]` runs ours against what is recorded here, of the cases whose name has
+//! one of the words; with `GVPROXY=/path/to/gvproxy` the original as well, against what is recorded of it.
+//! `SHOW=1` prints what was seen.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is a report")]
 

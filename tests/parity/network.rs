@@ -1,4 +1,5 @@
-//! The virtual network as a guest sees it: leases, ARP, pings, TCP and UDP. Reference 3. Read next: `packets.rs`.
+//! The virtual network as a guest sees it: leases, ARP, pings, TCP and UDP. Reference 3. Read next:
+//! `packets.rs`.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};

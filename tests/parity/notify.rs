@@ -1,6 +1,7 @@
 //! Notifications: what is told, in which order, and that nobody waits for who does not listen. Reference 6.
 //!
-//! Not here: what the original tells, or does not, while it ends: that is a race in it. tests/notify.rs has ours.
+//! Not here: what the original tells, or does not, while it ends: that is a race in it. tests/notify.rs has
+//! ours.
 
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};

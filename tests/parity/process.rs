@@ -18,8 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Makes a run that starts to listen show that it has: both programs bind this socket last.
 pub(crate) const READY: &str = "-listen-vfkit unixgram://@/ready";
 
-/// A directory with a key, a file that is no socket, a live socket, a dead one, and a socket's path that is long.
-/// `@` in a command line stands for its path.
+/// A directory with a key, a file that is no socket, a live socket, a dead one, and a socket's path that is
+/// long. `@` in a command line stands for its path.
 #[derive(Debug)]
 pub(crate) struct Place {
     dir: tempfile::TempDir,
@@ -144,7 +144,8 @@ impl Run<'_> {
         if ended { Err(self.outcome()) } else { Ok(()) }
     }
 
-    /// How it ended: the code, the last line of log that tells more than how things go, and what it left behind.
+    /// How it ended: the code, the last line of log that tells more than how things go, and what it left
+    /// behind.
     pub(crate) fn outcome(&mut self) -> String {
         let code = self.end();
         let stderr = self.stderr();
@@ -204,7 +205,8 @@ pub(crate) fn runs(on: &On, line: &str) -> String {
     }
 }
 
-/// Runs `line` to its end, for which `text` is one of its words: where a text of the system's or Go's follows.
+/// Runs `line` to its end, for which `text` is one of its words: where a text of the system's or Go's
+/// follows.
 pub(crate) fn ends_with(on: &On, line: &str, text: &str) -> String {
     let seen = ends(on, line);
     match seen.split_once(text) {

@@ -1,6 +1,6 @@
-//! What this suite owes a case: rows of the project's reference of the original's behaviour. Section 9 lists what the
-//! original's own tests hold, section 10 the edge cases. A row without a case stands in [`NOT_RUN`] with the reason, or the
-//! run fails.
+//! What this suite owes a case: rows of the project's reference of the original's behaviour. Section 9 lists
+//! what the original's own tests hold, section 10 the edge cases. A row without a case stands in [`NOT_RUN`]
+//! with the reason, or the run fails.
 
 use crate::case::Case;
 

@@ -1,4 +1,5 @@
-//! Sockets of the guest on the host, over SSH to a real sshd behind the guest's port 22. Reference 5.4 and 5.5.
+//! Sockets of the guest on the host, over SSH to a real sshd behind the guest's port 22. Reference 5.4 and
+//! 5.5.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;

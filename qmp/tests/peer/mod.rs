@@ -10,7 +10,8 @@ pub(crate) const GREETING: &str = concat!(
     "\r\n"
 );
 
-/// One scripted QEMU. What cannot be sent because the client left is not an error here: the client's result is what is judged.
+/// One scripted QEMU. What cannot be sent because the client left is not an error here: the client's result
+/// is what is judged.
 pub(crate) struct Peer<S> {
     pub(crate) socket: BufStream<S>,
 }

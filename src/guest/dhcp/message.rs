@@ -1,4 +1,5 @@
-//! DHCP messages of a client in their frames (RFC 2131, options RFC 2132). Owns: nothing. Read next: `mod.rs`.
+//! DHCP messages of a client in their frames (RFC 2131, options RFC 2132). Owns: nothing. Read next:
+//! `mod.rs`.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;

@@ -1,7 +1,9 @@
-//! The DHCP client (RFC 2131, section 4.4): frames in, frames and leases out. Owns: the lease, and when to ask for it again.
+//! The DHCP client (RFC 2131, section 4.4): frames in, frames and leases out. Owns: the lease, and when to
+//! ask for it again.
 //! May not: read the clock, touch the interface. Read next: `message.rs`; `../mod.rs`, which drives it.
 //!
-//! It sees frames before the system does, so that it needs neither a raw socket nor an interface that has an address.
+//! It sees frames before the system does, so that it needs neither a raw socket nor an interface that has an
+//! address.
 
 mod message;
 #[cfg(test)]

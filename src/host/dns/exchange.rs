@@ -1,5 +1,6 @@
 //! One question to one server.
-//! Owns: its sockets for the time of the question. May not: choose servers; wait for a bounded time (the caller does).
+//! Owns: its sockets for the time of the question. May not: choose servers; wait for a bounded time (the
+//! caller does).
 //!
 //! A forged answer has to guess the id and the source port, both new for every question, and name the
 //! question; the socket is connected, so it takes datagrams from the server alone and learns of its ICMP
@@ -42,8 +43,8 @@ pub(super) struct Question {
     pub(super) others: bool,
 }
 
-/// Asks over the client's transport; over UDP as well where TCP fails or takes long, and over TCP after all where
-/// UDP's answer is truncated. The answer carries the client's id.
+/// Asks over the client's transport; over UDP as well where TCP fails or takes long, and over TCP after all
+/// where UDP's answer is truncated. The answer carries the client's id.
 ///
 /// # Errors
 /// The server cannot be reached, or (over TCP alone) says something else than an answer.
@@ -61,8 +62,8 @@ pub(super) async fn ask(server: SocketAddr, question: &Question) -> io::Result<V
     Ok(answer)
 }
 
-/// Whether another server may know better: of one that refuses, does not know EDNS (RFC 6891 7), or neither has the zone nor asks others (a
-/// lame delegation, RFC 1912 2.8), as libc's resolver has it.
+/// Whether another server may know better: of one that refuses, does not know EDNS (RFC 6891 7), or neither
+/// has the zone nor asks others (a lame delegation, RFC 1912 2.8), as libc's resolver has it.
 pub(super) fn is_refusal(answer: &[u8]) -> bool {
     let refusals = [Rcode::FormErr, Rcode::ServFail, Rcode::NotImp, Rcode::Refused];
     let [third, fourth, _, _, answers @ .., _, _, _, _] = answer.get(2..HEADER_LEN).unwrap_or_default()

@@ -1,6 +1,6 @@
 //! A file that others rewrite.
-//! Owns: the last content read, and the threads that read. May not: watch the file, it is looked at when someone
-//! wants to know; make whoever asks wait for a file system that hangs.
+//! Owns: the last content read, and the threads that read. May not: watch the file, it is looked at when
+//! someone wants to know; make whoever asks wait for a file system that hangs.
 
 use std::fs::Metadata;
 use std::io;

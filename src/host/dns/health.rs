@@ -32,7 +32,8 @@ impl Health {
         self.lock().retain(|debt| servers.contains(&debt.server));
     }
 
-    /// Whether two questions in a row had no answer. One may be slow, lost, or about a name that nobody answers for.
+    /// Whether two questions in a row had no answer. One may be slow, lost, or about a name that nobody
+    /// answers for.
     pub(super) fn is_dead(&self, server: SocketAddr) -> bool {
         self.lock().iter().any(|debt| debt.server == server && debt.dead)
     }
@@ -56,7 +57,8 @@ impl Health {
         }
     }
 
-    /// Goes on waiting for a dead server, whose answer was too late for the client; for one question at a time.
+    /// Goes on waiting for a dead server, whose answer was too late for the client; for one question at a
+    /// time.
     pub(super) fn probe(&self, server: SocketAddr, question: &Arc<Question>) {
         let unprobed = self
             .lock()

@@ -1,7 +1,7 @@
 //! Questions that the zones do not answer: the host's `/etc/hosts`, then the host's resolvers.
-//! Owns: what is known of the two files and of the resolvers. May not: read a message further than its question,
-//! change one (but its id), or cache answers; bound how many questions there are. Read next: `race.rs`, one question
-//! to all servers; `stream.rs`, DNS over TCP with the guest.
+//! Owns: what is known of the two files and of the resolvers. May not: read a message further than its
+//! question, change one (but its id), or cache answers; bound how many questions there are. Read next:
+//! `race.rs`, one question to all servers; `stream.rs`, DNS over TCP with the guest.
 //!
 //! Nothing here runs but while a question is on its way; the files are looked at when one comes.
 
@@ -34,9 +34,11 @@ pub use stream::serve_stream;
 
 /// The longest that a question may take over all servers and attempts; clients gave up before.
 const ASK_TIME: Duration = Duration::from_secs(30);
-/// How long the resolvers stay known when the file has none any more: VPN clients leave it empty, or away, for a moment.
+/// How long the resolvers stay known when the file has none any more: VPN clients leave it empty, or away,
+/// for a moment.
 const KEEP_TIME: Duration = Duration::from_secs(5);
-/// A file without servers is read again so often, and that far apart, before that is believed when none were known.
+/// A file without servers is read again so often, and that far apart, before that is believed when none were
+/// known.
 const REREADS: usize = 5;
 const REREAD_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -82,8 +84,8 @@ impl Upstream {
     /// cut to what the client takes (TC set). The resolver is asked over the client's transport. SERVFAIL
     /// when none answers. `None` for a message that is no query.
     ///
-    /// The servers of `resolv.conf` are asked in its order, each question anew; a refusal (SERVFAIL, NOTIMP, REFUSED)
-    /// is only believed when every server refuses.
+    /// The servers of `resolv.conf` are asked in its order, each question anew; a refusal (SERVFAIL, NOTIMP,
+    /// REFUSED) is only believed when every server refuses.
     pub async fn ask(&self, message: &Bytes, transport: Transport) -> Option<Vec<u8>> {
         let mut out = Vec::new();
         let query = match Query::parse(message) {

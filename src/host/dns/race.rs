@@ -1,10 +1,10 @@
 //! One question to all servers, in the order of `resolv.conf`.
 //! Owns: who is asked when, and whose answer counts. May not: speak to a server; `exchange.rs` does.
 //!
-//! Every question begins with the first server, whatever became of the one before: an internal name is known to the
-//! first alone, and the next would deny it. The next is asked as well when the first is slow, but its answer waits for
-//! the first's as long as the library of the host would wait, within what clients wait. Only of a server that is
-//! known to be dead little is expected.
+//! Every question begins with the first server, whatever became of the one before: an internal name is known
+//! to the first alone, and the next would deny it. The next is asked as well when the first is slow, but its
+//! answer waits for the first's as long as the library of the host would wait, within what clients wait. Only
+//! of a server that is known to be dead little is expected.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,8 +19,8 @@ use super::health::Health;
 
 /// How long the answers of others wait for a server that is known to be dead.
 const GRACE: Duration = Duration::from_millis(100);
-/// A server that refuses may be about to start again: how long the answers of others wait for that, how long the
-/// client does when there is none, and how often it is asked meanwhile.
+/// A server that refuses may be about to start again: how long the answers of others wait for that, how long
+/// the client does when there is none, and how often it is asked meanwhile.
 const RESTART: Duration = Duration::from_secs(1);
 const LONG_RESTART: Duration = Duration::from_secs(2);
 const KNOCK: Duration = Duration::from_millis(100);

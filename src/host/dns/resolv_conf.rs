@@ -32,8 +32,9 @@ impl Default for ResolvConf {
 }
 
 impl ResolvConf {
-    /// Lines that are not understood count for nothing, as with every resolver library. Nor do options about what a
-    /// query says or how names are completed (`edns0`, `trust-ad`, `ndots`): queries are the guest's own.
+    /// Lines that are not understood count for nothing, as with every resolver library. Nor do options about
+    /// what a query says or how names are completed (`edns0`, `trust-ad`, `ndots`): queries are the guest's
+    /// own.
     pub(super) fn parse(text: &str) -> Self {
         let mut conf = Self::default();
         for line in text.lines() {

@@ -26,8 +26,8 @@ const MAX_PIPELINED: usize = 32;
 /// Answers the queries of one connection until the client is done (its half-close waits for the answers), is
 /// silent for too long, has asked 128 times, or breaks the connection, or until its place is wanted: between
 /// questions it is idle. Answers go out in the order in which they come, not in that of the queries (RFC 7766
-/// section 6.2.1.1); a message that `resolve` gives `None` for has none. Each query waits for its `turn`, which knows its length, and has what
-/// that gives until its answer is written.
+/// section 6.2.1.1); a message that `resolve` gives `None` for has none. Each query waits for its `turn`,
+/// which knows its length, and has what that gives until its answer is written.
 pub async fn serve_stream<S, T, R, F, K>(mut stream: S, place: Slot<K>, turn: impl Fn(usize) -> T, resolve: R)
 where
     S: AsyncRead + AsyncWrite + Unpin,

@@ -45,7 +45,8 @@ fn line(frame: &[u8]) -> String {
     lines.remove(0)
 }
 
-/// What stands in the line of `frame` behind its length. `MACS` are the hardware addresses of guest and gateway.
+/// What stands in the line of `frame` behind its length. `MACS` are the hardware addresses of guest and
+/// gateway.
 fn fields(frame: &[u8]) -> String {
     let line = line(frame);
     let (_, fields) = line.split_once(&format!(" msg=frame from=guest len={} ", frame.len())).expect(&line);
