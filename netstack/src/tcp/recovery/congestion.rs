@@ -84,7 +84,7 @@ impl Congestion {
 
     /// Whether there is no window, and a round trip says that there need not be.
     pub(super) fn is_near(&self, trip: RoundTrip) -> bool {
-        self.window.is_none() && trip.smoothed < LONG
+        self.window.is_none() && trip.smoothed() < LONG
     }
 
     pub(super) fn note_round_trip(&mut self, sample: Duration) {
@@ -168,8 +168,8 @@ impl Congestion {
             return;
         }
         let rises = |trip: RoundTrip| {
-            let rise = (trip.least / 8).clamp(MIN_RISE, MAX_RISE);
-            self.round.least.is_some_and(|least| least > trip.least + rise)
+            let rise = (trip.least() / 8).clamp(MIN_RISE, MAX_RISE);
+            self.round.least.is_some_and(|least| least > trip.least() + rise)
         };
         if let Some(window) = self.window.filter(|window| *window >= LOW_WINDOW && trip.is_some_and(rises)) {
             self.threshold = self.threshold.min(window);

@@ -117,7 +117,7 @@ impl Recovery {
             }
             State::Resent => {
                 // Sooner than a second copy can: this is the first.
-                if self.round_trip.is_some_and(|trip| now - run.at < trip.least.max(trip.smoothed / 2)) {
+                if self.round_trip.is_some_and(|trip| now - run.at < trip.least().max(trip.smoothed() / 2)) {
                     self.was_not_lost(len);
                     return;
                 }
@@ -137,7 +137,7 @@ impl Recovery {
         if newest.is_none_or(|newest| newest < (run.at, run.end)) {
             *newest = Some((run.at, run.end));
             if let Some(trip) = self.round_trip.as_mut().filter(|_| run.state != State::Resent) {
-                trip.latest = now - run.at;
+                trip.set_latest(now - run.at);
             }
         }
         arrivals.highest = Some(arrivals.highest.map_or(run.end, |highest| highest.max(run.end)));
@@ -184,7 +184,7 @@ impl Recovery {
     pub(super) fn detect(&mut self, now: Instant) {
         self.arrivals.look_at = None;
         let (Some(trip), Some((una, _))) = (self.round_trip, self.board.edges) else { return };
-        let wait = trip.latest + self.patience(trip);
+        let wait = trip.latest() + self.patience(trip);
         let (arrivals, board) = (&mut self.arrivals, &mut self.board);
         let (mut start, mut lost) = (una, 0);
         board.marked = false;
@@ -214,9 +214,9 @@ impl Recovery {
 
     /// How late a segment may be.
     fn patience(&self, trip: RoundTrip) -> Duration {
-        let quarter = trip.least / 4;
+        let quarter = trip.least() / 4;
         if self.arrivals.reordering > 0 {
-            return (quarter * self.arrivals.reordering).min(trip.smoothed);
+            return (quarter * self.arrivals.reordering).min(trip.smoothed());
         }
         let sacked = self.board.sacked();
         let recovering = self.board.runs.iter().any(|run| matches!(run.state, State::Lost | State::Resent));

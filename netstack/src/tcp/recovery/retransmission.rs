@@ -45,7 +45,7 @@ impl Recovery {
     pub(super) fn send_refused(&mut self, edge: TcpSeqNumber, now: Instant) {
         let (Some((_, next)), Some(trip)) = (self.board.edges, self.round_trip) else { return };
         self.board.mark(edge, next, |run| {
-            if matches!(run.state, State::Sent | State::Resent) && run.at + trip.smoothed <= now {
+            if matches!(run.state, State::Sent | State::Resent) && run.at + trip.smoothed() <= now {
                 run.state = State::Lost;
             }
         });
