@@ -678,91 +678,65 @@ impl Stack {
             self.switch.shown(header.from, mtu::shown(&header, payload));
         }
         let route = Route { port, from: self.config.gateway_mac, to: header.from };
-        if header.to != self.config.gateway_mac && !self.pass_on(route, header.to, frame, now, sink)? {
-            return Ok(None);
-        }
-        match header.ether_type {
-            Some(EtherType::Arp) => self.handle_arp(route, payload, now, sink).map(|()| None),
-            Some(EtherType::Ipv4) => self.handle_ipv4(route, header.to, payload, now, sink),
-            Some(EtherType::Ipv6) | None => Err(DropReason::EtherType),
-        }
-    }
-
-    /// A frame for another than the gateway goes to the guest that it is for, or to all. Says whether the
-    /// gateway has it too.
-    #[inline]
-    fn pass_on(
-        &mut self,
-        route: Route,
-        to: Mac,
-        frame: &[u8],
-        now: Instant,
-        sink: &mut impl FrameSink,
-    ) -> Result<bool, DropReason> {
-        let from = route.port;
-        match self.switch.destination(to) {
-            Destination::Port(port, _) if port == from => return Err(DropReason::NoPort),
-            Destination::Port(..) if !crossing::may_cross(frame) => return Err(DropReason::GatewaysPart),
-            Destination::Port(port, mtu) => {
-                return mtu::forward(&self.config, sink, route, port, mtu, frame).map(|()| false);
-            }
-            Destination::Flood if self.switch.ports().len() == 1 => {}
-            // The gateway itself may be told.
-            Destination::Flood if !crossing::may_cross(frame) => self.drops.count(DropReason::GatewaysPart),
-            Destination::Flood
-                if !self.limits.get_mut(&from).is_some_and(|limits| limits.flooded.allows(now)) =>
-            {
-                self.drops.count(DropReason::Storm);
-            }
-            Destination::Flood => {
-                let mtu = self.config.assumed_mtu;
-                for port in self.switch.ports().iter().filter(|port| **port != from) {
-                    if let Err(reason) = mtu::forward(&self.config, sink, route, *port, mtu, frame) {
-                        self.drops.count(reason);
+        if header.to != self.config.gateway_mac {
+            match self.switch.destination(header.to) {
+                Destination::Port(to, _) if to == port => return Err(DropReason::NoPort),
+                Destination::Port(..) if !crossing::may_cross(frame) => return Err(DropReason::GatewaysPart),
+                Destination::Port(to, mtu) => {
+                    return mtu::forward(&self.config, sink, route, to, mtu, frame).map(|()| None);
+                }
+                Destination::Flood if self.switch.ports().len() == 1 => {}
+                // The gateway itself may be told, and is below.
+                Destination::Flood if !crossing::may_cross(frame) => {
+                    self.drops.count(DropReason::GatewaysPart)
+                }
+                Destination::Flood
+                    if !self.limits.get_mut(&port).is_some_and(|limits| limits.flooded.allows(now)) =>
+                {
+                    self.drops.count(DropReason::Storm);
+                }
+                Destination::Flood => {
+                    let mtu = self.config.assumed_mtu;
+                    for to in self.switch.ports().iter().filter(|to| **to != port) {
+                        if let Err(reason) = mtu::forward(&self.config, sink, route, *to, mtu, frame) {
+                            self.drops.count(reason);
+                        }
                     }
                 }
             }
+            if !header.to.is_group() {
+                return if self.switch.ports().len() > 1 { Ok(None) } else { Err(DropReason::NoPort) };
+            }
         }
-        match to.is_group() {
-            true => Ok(true),
-            false if self.switch.ports().len() > 1 => Ok(false),
-            false => Err(DropReason::NoPort),
+        match header.ether_type {
+            Some(EtherType::Arp) => self.handle_arp(route, payload, now, sink).map(|()| None),
+            Some(EtherType::Ipv4) => {
+                let packet = Ipv4Packet::new_checked(payload).map_err(|_| DropReason::Ipv4)?;
+                if packet.version() != 4 {
+                    return Err(DropReason::Ipv4);
+                }
+                // RFC 1122 3.3.6: what came to everybody is for everybody.
+                let to = packet.dst_addr();
+                if header.to.is_group() && !to.is_multicast() && !to.is_broadcast() {
+                    return Err(DropReason::Martian);
+                }
+                if packet.hop_limit() <= 1 && self.is_beyond(to) {
+                    return self.expire(route, &packet, now, sink).map(|()| None);
+                }
+                if !packet.more_frags() && packet.frag_offset() == 0 {
+                    let place = self.handle_packet(route, &packet, now, sink)?;
+                    return Ok(place.map(|place| place.shifted(ether::HEADER_LEN)));
+                }
+                let Some(whole) = self.reassembly.add(port, &packet, now, &mut self.drops)? else {
+                    return Ok(None);
+                };
+                let packet = Ipv4Packet::new_checked(&whole[..]).map_err(|_| DropReason::Ipv4)?;
+                let place = self.handle_packet(route, &packet, now, sink)?;
+                self.assembled = whole;
+                Ok(place.map(|place| Place { assembled: true, ..place }))
+            }
+            Some(EtherType::Ipv6) | None => Err(DropReason::EtherType),
         }
-    }
-
-    /// Takes an IPv4 packet, or a fragment of one, that came in a frame to `to`.
-    #[inline]
-    fn handle_ipv4(
-        &mut self,
-        route: Route,
-        to: Mac,
-        payload: &[u8],
-        now: Instant,
-        sink: &mut impl FrameSink,
-    ) -> Result<Option<Place>, DropReason> {
-        let packet = Ipv4Packet::new_checked(payload).map_err(|_| DropReason::Ipv4)?;
-        if packet.version() != 4 {
-            return Err(DropReason::Ipv4);
-        }
-        // RFC 1122 3.3.6: what came to everybody is for everybody.
-        let destination = packet.dst_addr();
-        if to.is_group() && !destination.is_multicast() && !destination.is_broadcast() {
-            return Err(DropReason::Martian);
-        }
-        if packet.hop_limit() <= 1 && self.is_beyond(destination) {
-            return self.expire(route, &packet, now, sink).map(|()| None);
-        }
-        if !packet.more_frags() && packet.frag_offset() == 0 {
-            let place = self.handle_packet(route, &packet, now, sink)?;
-            return Ok(place.map(|place| place.shifted(ether::HEADER_LEN)));
-        }
-        let Some(whole) = self.reassembly.add(route.port, &packet, now, &mut self.drops)? else {
-            return Ok(None);
-        };
-        let packet = Ipv4Packet::new_checked(&whole[..]).map_err(|_| DropReason::Ipv4)?;
-        let place = self.handle_packet(route, &packet, now, sink)?;
-        self.assembled = whole;
-        Ok(place.map(|place| Place { assembled: true, ..place }))
     }
 
     /// Whether the sender of a frame is who it says that it is: see `guard.rs`.

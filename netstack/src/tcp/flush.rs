@@ -49,7 +49,7 @@ impl Table {
     }
 
     /// Whether the flow may have something to send. If its driver knows that it has not, it goes.
-    #[inline]
+    #[inline(always)]
     fn is_live(&mut self, id: FlowId, now: Instant) -> bool {
         let Some(flow) = self.flows.get_mut(id) else { return false };
         if flow.is_lingering(now) {
@@ -66,7 +66,7 @@ impl Table {
 
     /// Asks a silent guest whether it still knows of the connection (RFC 9293 3.8.4), if it is time. Says
     /// whether the flow goes on; if not, the guest is given up.
-    #[inline]
+    #[inline(always)]
     fn ask(
         &mut self,
         id: FlowId,
@@ -91,7 +91,7 @@ impl Table {
 
     /// Takes note of what the flow's rings hold, and so how freely it may fill them and how much its guest is
     /// offered.
-    #[inline]
+    #[inline(always)]
     fn account(&mut self, id: FlowId, now: Instant) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         let Some(budget) = self.budgets.get_mut(flow.route.port) else { return };
@@ -112,7 +112,7 @@ impl Table {
 
     /// Whether the flow goes on. One whose other end was reset, or has left, ends when its guest has
     /// everything, or has had its time.
-    #[inline]
+    #[inline(always)]
     fn is_awaited(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) -> bool {
         let Some(flow) = self.flows.get_mut(id) else { return false };
         if !flow.is_ending() {
@@ -135,7 +135,7 @@ impl Table {
 
     /// What the guest has lost is sent again (RFC 6298, RFC 8985), and a closed window is probed (RFC 9293
     /// 3.8.6.1).
-    #[inline]
+    #[inline(always)]
     fn recover(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         if flow.recovery.is_idle() {
@@ -155,7 +155,7 @@ impl Table {
 
     /// smoltcp sends, up to a turn, and the guest hears of room in the ring from it. The result is `None` if
     /// there is nothing to wait for then.
-    #[inline]
+    #[inline(always)]
     fn emit(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) -> Option<Sent> {
         let mut flow = self.flows.get_mut(id)?;
         if flow.wants_depth() {

@@ -27,18 +27,18 @@ struct Arrival<'a> {
 }
 
 impl<'a> Arrival<'a> {
-    fn new(packet: &Ipv4Packet<&'a [u8]>) -> Result<Self, DropReason> {
-        let segment = TcpPacket::new_checked(packet.payload()).map_err(|_| DropReason::Tcp)?;
+    #[inline(always)]
+    fn new(packet: &Ipv4Packet<&'a [u8]>, segment: TcpPacket<&'a [u8]>) -> Self {
         let guest = SocketAddr::new(packet.src_addr().into(), segment.src_port());
         let remote = SocketAddr::new(packet.dst_addr().into(), segment.dst_port());
         let len = segment.payload().len();
-        Ok(Self {
+        Self {
             packet: packet.clone().into_inner(),
             end: segment.seq_number() + len,
             has_data: len > 0,
             ends: Ends { guest, remote },
             segment,
-        })
+        }
     }
 
     /// Whether it asks for a connection.
@@ -82,7 +82,8 @@ impl Table {
         now: Instant,
         sink: &mut impl FrameSink,
     ) -> Result<Segment, DropReason> {
-        let arrival = Arrival::new(packet)?;
+        let segment = TcpPacket::new_checked(packet.payload()).map_err(|_| DropReason::Tcp)?;
+        let arrival = Arrival::new(packet, segment);
         match self.admit(route, &arrival, now)? {
             Admitted::New => {
                 return Ok(Segment::Syn { guest: arrival.ends.guest, remote: arrival.ends.remote });
@@ -101,7 +102,7 @@ impl Table {
     /// The state is CLOSED (RFC 9293 3.10.7.1): a SYN may begin a connection, anything else is answered with
     /// a RST. In TIME-WAIT a SYN may begin another one (RFC 9293 3.6.1). Only the flow's own port speaks for
     /// its guest.
-    #[inline]
+    #[inline(always)]
     fn admit(&mut self, route: Route, arrival: &Arrival<'_>, now: Instant) -> Result<Admitted, DropReason> {
         let Some(&id) = self.keys.get(&arrival.ends) else {
             return Ok(if arrival.opens() { Admitted::New } else { Admitted::Nobody });
@@ -122,7 +123,7 @@ impl Table {
 
     /// The sequence number is checked first (RFC 9293 3.10.7.4), and what the segment acknowledges is taken
     /// note of. The result is `None` if there is nothing in it for smoltcp.
-    #[inline]
+    #[inline(always)]
     fn before(
         &mut self,
         id: FlowId,
@@ -183,7 +184,7 @@ impl Table {
     /// smoltcp gets the segment, with the window that it is to know of. An old one is moved to where smoltcp
     /// reads its acknowledgement and its window, without data; unless it says nothing at all, and is for
     /// smoltcp to answer.
-    #[inline]
+    #[inline(always)]
     fn feed(
         &mut self,
         id: FlowId,
@@ -216,7 +217,7 @@ impl Table {
     /// A segment that is not acceptable is answered with an acknowledgement (RFC 9293 3.10.7.4), which
     /// smoltcp did not see the need for. In SYN-SENT an unacceptable acknowledgement tells of an old
     /// connection (RFC 9293 3.5.1).
-    #[inline]
+    #[inline(always)]
     fn after(
         &mut self,
         id: FlowId,
@@ -262,7 +263,7 @@ impl Table {
 }
 
 /// How fresh a segment of a connection is that is open, or about to be.
-#[inline]
+#[inline(always)]
 fn freshness(flow: &Flow, arrival: &Arrival<'_>) -> Freshness {
     let segment = &arrival.segment;
     let start = segment.seq_number();

@@ -328,6 +328,7 @@ impl Table {
 }
 
 /// Puts the flow into the list of those that have something to do, once.
+#[inline(always)]
 pub(super) fn queue(ready: &mut Turns<FlowId>, id: FlowId, flow: &mut Flow) {
     if !core::mem::replace(&mut flow.queued, true) {
         ready.push(flow.route.port, id);

@@ -36,7 +36,7 @@ impl FlowTimer {
 
 impl Flow {
     /// When the timer fires, if it runs.
-    #[inline]
+    #[inline(always)]
     pub(super) fn deadline(&self, timer: FlowTimer) -> Option<Instant> {
         match timer {
             FlowTimer::End => self.ends_at(),
@@ -49,7 +49,7 @@ impl Flow {
     }
 
     /// Whether the timer has fired.
-    #[inline]
+    #[inline(always)]
     pub(super) fn is_due(&self, timer: FlowTimer, now: Instant) -> bool {
         self.deadline(timer).is_some_and(|at| at <= now)
     }
@@ -87,7 +87,7 @@ impl Table {
 
     /// Has the flow looked at again when the first of its timers fires. What only waits for room at its port
     /// is looked at when there is some.
-    #[inline]
+    #[inline(always)]
     pub(super) fn arm(&mut self, id: FlowId, sent: &Sent, now: Instant) {
         let Some(flow) = self.flows.get_mut(id) else { return };
         flow.recovery.set_room(sent.has_room, now);
