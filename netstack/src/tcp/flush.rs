@@ -3,10 +3,11 @@
 //! way out; `timers.rs`.
 
 use super::ack::{acknowledge, keep_alive};
+use super::blocked::Blocked;
 use super::flow::Stage;
 use super::memory::Plenty;
 use super::timers::FlowTimer;
-use super::{FlowId, Table};
+use super::{Budgets, Flow, FlowId, Table};
 use crate::{FrameSink, Instant, Mac};
 
 /// What one flow sends before another's turn: bytes, and at least these segments, since few long ones cost as
@@ -22,6 +23,89 @@ pub(super) struct Sent {
     pub(super) has_room: bool,
 }
 
+/// What becomes of a flow in its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// It sends what it has.
+    Send,
+    /// There is nothing to do.
+    Rest,
+    /// It goes: its driver knows that it is over.
+    End,
+    /// It is reset, and its driver is told.
+    Abort,
+}
+
+impl Flow {
+    /// Whether the flow may have something to send.
+    #[inline(always)]
+    fn live_step(&mut self, now: Instant) -> Step {
+        if self.is_lingering(now) {
+            Step::Rest
+        } else if matches!(self.stage, Stage::Live(..)) && !self.is_cut_off() {
+            Step::Send
+        } else if self.released {
+            Step::End
+        } else {
+            Step::Rest
+        }
+    }
+
+    /// Whether the flow goes on. One whose other end was reset, or has left, ends when its guest has
+    /// everything, or has had its time.
+    #[inline(always)]
+    fn ending_step(&mut self, now: Instant, sink: &mut impl FrameSink) -> Step {
+        if !self.is_ending() {
+            return Step::Send;
+        }
+        let room = self.has_room(sink);
+        if self.patience(room, now).is_none_or(|until| until > now) {
+            self.reset_when_settled(now);
+            return Step::Send;
+        }
+        // What the guest says later is answered with a RST. One that comes now would be for a connection that
+        // it may still accept.
+        if self.released && self.has_delivered() { Step::End } else { Step::Abort }
+    }
+
+    /// Asks a silent guest whether it still knows of the connection (RFC 9293 3.8.4), if it is time; or gives
+    /// it up.
+    #[inline(always)]
+    fn ask_step(
+        &mut self,
+        id: FlowId,
+        blocked: &mut Blocked,
+        seen: impl FnOnce(Mac) -> Option<Instant>,
+        now: Instant,
+        sink: &mut impl FrameSink,
+    ) -> Step {
+        if !self.keepalive.is_silent(now) || !self.is_due(FlowTimer::KeepAlive, now) {
+            return Step::Send;
+        }
+        if !self.has_room(sink) {
+            self.block(id, blocked, false);
+        } else if self.keepalive.ask(seen(self.route.to), now) {
+            return Step::Abort;
+        } else {
+            keep_alive(sink, self);
+        }
+        Step::Send
+    }
+}
+
+impl Budgets {
+    /// Takes note of what the flow's rings hold, and so how freely it may fill them and how much its guest is
+    /// offered. `all` is what the rings of all ports hold.
+    #[inline(always)]
+    fn account(&mut self, id: FlowId, flow: &mut Flow, all: &mut usize, now: Instant) {
+        if core::mem::take(&mut flow.has_moved) {
+            self.held.note(id, flow, all, now);
+        }
+        flow.plenty = self.held.plenty(*all);
+        self.window.share(&mut flow.window, flow.plenty, now);
+    }
+}
+
 impl Table {
     /// Sends what the flow has to send, up to its turn, and arms its timer. `seen` says when the machine with
     /// an address last sent a frame.
@@ -35,102 +119,35 @@ impl Table {
         if let Some(port) = self.crowded.take() {
             self.make_room(port, now);
         }
-        if !self.is_live(id, now) || !self.ask(id, seen, now, sink) {
-            return;
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        let mut step = flow.live_step(now);
+        if step == Step::Send {
+            step = flow.ask_step(id, &mut self.blocked, seen, now, sink);
         }
-        self.account(id, now);
-        if !self.is_awaited(id, now, sink) {
-            return;
+        if step == Step::Send {
+            if let Some(budget) = self.budgets.get_mut(flow.route.port) {
+                budget.account(id, flow, &mut self.held, now);
+                if flow.plenty != Plenty::Ample {
+                    if flow.is_littered() {
+                        self.littered.push_back((id, 0));
+                    }
+                    if budget.held.is_too_much() {
+                        self.crowded = Some(flow.route.port);
+                    }
+                }
+            }
+            step = flow.ending_step(now, sink);
+        }
+        match step {
+            Step::Send => {}
+            Step::Rest => return,
+            Step::End => return self.end(id),
+            Step::Abort => return self.abort(id),
         }
         self.recover(id, now, sink);
         if let Some(sent) = self.emit(id, now, sink) {
             self.arm(id, &sent, now);
         }
-    }
-
-    /// Whether the flow may have something to send. If its driver knows that it has not, it goes.
-    #[inline(always)]
-    fn is_live(&mut self, id: FlowId, now: Instant) -> bool {
-        let Some(flow) = self.flows.get_mut(id) else { return false };
-        if flow.is_lingering(now) {
-            return false;
-        }
-        if matches!(flow.stage, Stage::Live(..)) && !flow.is_cut_off() {
-            return true;
-        }
-        if flow.released {
-            self.end(id);
-        }
-        false
-    }
-
-    /// Asks a silent guest whether it still knows of the connection (RFC 9293 3.8.4), if it is time. Says
-    /// whether the flow goes on; if not, the guest is given up.
-    #[inline(always)]
-    fn ask(
-        &mut self,
-        id: FlowId,
-        seen: impl FnOnce(Mac) -> Option<Instant>,
-        now: Instant,
-        sink: &mut impl FrameSink,
-    ) -> bool {
-        let Some(flow) = self.flows.get_mut(id) else { return false };
-        if !flow.keepalive.is_silent(now) || !flow.is_due(FlowTimer::KeepAlive, now) {
-            return true;
-        }
-        if !flow.has_room(sink) {
-            flow.block(id, &mut self.blocked, false);
-        } else if flow.keepalive.ask(seen(flow.route.to), now) {
-            self.abort(id);
-            return false;
-        } else {
-            keep_alive(sink, flow);
-        }
-        true
-    }
-
-    /// Takes note of what the flow's rings hold, and so how freely it may fill them and how much its guest is
-    /// offered.
-    #[inline(always)]
-    fn account(&mut self, id: FlowId, now: Instant) {
-        let Some(flow) = self.flows.get_mut(id) else { return };
-        let Some(budget) = self.budgets.get_mut(flow.route.port) else { return };
-        if core::mem::take(&mut flow.has_moved) {
-            budget.held.note(id, flow, &mut self.held, now);
-        }
-        flow.plenty = budget.held.plenty(self.held);
-        if flow.plenty != Plenty::Ample {
-            if flow.is_littered() {
-                self.littered.push_back((id, 0));
-            }
-            if budget.held.is_too_much() {
-                self.crowded = Some(flow.route.port);
-            }
-        }
-        budget.window.share(&mut flow.window, flow.plenty, now);
-    }
-
-    /// Whether the flow goes on. One whose other end was reset, or has left, ends when its guest has
-    /// everything, or has had its time.
-    #[inline(always)]
-    fn is_awaited(&mut self, id: FlowId, now: Instant, sink: &mut impl FrameSink) -> bool {
-        let Some(flow) = self.flows.get_mut(id) else { return false };
-        if !flow.is_ending() {
-            return true;
-        }
-        let room = flow.has_room(sink);
-        if flow.patience(room, now).is_none_or(|until| until > now) {
-            flow.reset_when_settled(now);
-            return true;
-        }
-        // What the guest says later is answered with a RST. One that comes now would be for a connection that
-        // it may still accept.
-        if flow.released && flow.has_delivered() {
-            self.end(id);
-        } else {
-            self.abort(id);
-        }
-        false
     }
 
     /// What the guest has lost is sent again (RFC 6298, RFC 8985), and a closed window is probed (RFC 9293

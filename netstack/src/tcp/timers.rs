@@ -30,10 +30,6 @@ pub(super) enum FlowTimer {
     Socket,
 }
 
-impl FlowTimer {
-    const ALL: [Self; 6] = [Self::End, Self::Idle, Self::Loss, Self::Persist, Self::KeepAlive, Self::Socket];
-}
-
 impl Flow {
     /// When the timer fires, if it runs.
     #[inline(always)]
@@ -94,25 +90,34 @@ impl Table {
         if flow.recovery.is_waiting_for_room() {
             flow.block(id, &mut self.blocked, false);
         }
-        for timer in FlowTimer::ALL {
-            if timer == FlowTimer::KeepAlive && flow.asked_at.is_some() {
-                continue;
-            }
-            let Some(at) = flow.deadline(timer) else { continue };
-            match timer {
-                FlowTimer::End | FlowTimer::Loss => self.timers.arm(id, at, &mut flow.armed),
-                FlowTimer::Persist if sent.has_room => {
-                    self.timers.arm(id, at.max(now + RETRY), &mut flow.armed);
-                }
-                FlowTimer::KeepAlive if at > now => self.questions.arm(id, at, &mut flow.asked_at),
-                FlowTimer::Idle | FlowTimer::Socket if at > now => self.timers.arm(id, at, &mut flow.armed),
-                FlowTimer::Idle => self.idle.push_back((id, 0)),
-                FlowTimer::Socket if sent.is_turn_over => queue(&mut self.ready, id, flow),
-                FlowTimer::Socket if sent.has_room => self.timers.arm(id, now + RETRY, &mut flow.armed),
-                FlowTimer::Persist | FlowTimer::Socket => flow.block(id, &mut self.blocked, false),
-                // A question that is due found no room, and waits for it already.
-                FlowTimer::KeepAlive => {}
-            }
+        if let Some(at) = flow.deadline(FlowTimer::End) {
+            self.timers.arm(id, at, &mut flow.armed);
+        }
+        match flow.deadline(FlowTimer::Idle) {
+            Some(at) if at > now => self.timers.arm(id, at, &mut flow.armed),
+            Some(_) => self.idle.push_back((id, 0)),
+            None => {}
+        }
+        if let Some(at) = flow.deadline(FlowTimer::Loss) {
+            self.timers.arm(id, at, &mut flow.armed);
+        }
+        match flow.deadline(FlowTimer::Persist) {
+            Some(at) if sent.has_room => self.timers.arm(id, at.max(now + RETRY), &mut flow.armed),
+            Some(_) => flow.block(id, &mut self.blocked, false),
+            None => {}
+        }
+        // A question that is due found no room, and waits for it already.
+        if flow.asked_at.is_none()
+            && let Some(at) = flow.deadline(FlowTimer::KeepAlive).filter(|at| *at > now)
+        {
+            self.questions.arm(id, at, &mut flow.asked_at);
+        }
+        match flow.deadline(FlowTimer::Socket) {
+            None => {}
+            Some(at) if at > now => self.timers.arm(id, at, &mut flow.armed),
+            Some(_) if sent.is_turn_over => queue(&mut self.ready, id, flow),
+            Some(_) if sent.has_room => self.timers.arm(id, now + RETRY, &mut flow.armed),
+            Some(_) => flow.block(id, &mut self.blocked, false),
         }
     }
 }
