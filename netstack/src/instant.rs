@@ -56,6 +56,18 @@ impl Instant {
         self.micros / 1000
     }
 
+    /// So many microseconds later: what costs a division as a [`Duration`].
+    #[inline]
+    pub(crate) const fn after_micros(self, micros: u64) -> Self {
+        Self::from_micros(self.micros.saturating_add(micros))
+    }
+
+    /// Microseconds since `earlier`, 0 if that is later.
+    #[inline]
+    pub(crate) const fn micros_since(self, earlier: Self) -> u64 {
+        self.micros.saturating_sub(earlier.micros)
+    }
+
     /// The same for smoltcp.
     #[inline]
     pub(crate) fn to_smoltcp(self) -> smoltcp::time::Instant {

@@ -483,6 +483,7 @@ impl Flow {
 
     /// The flow's socket, if another flow may have it: this one ended in order, and little was written to its
     /// rings.
+    #[inline(always)]
     pub(super) fn into_pool(self) -> Option<Socket> {
         let in_order = self.phase() == Phase::Finished && self.moved <= POOL_BYTES;
         match self.stage {
@@ -700,6 +701,7 @@ impl Flow {
     }
 
     /// Whether its port has room for its longest frame.
+    #[inline(always)]
     pub(super) fn has_room(&self, sink: &impl FrameSink) -> bool {
         sink.has_room(self.route.port, ether::HEADER_LEN + self.window.packet())
     }

@@ -290,9 +290,11 @@ impl Table {
 
     /// Removes a flow that is over, and keeps its socket for the next one.
     pub(super) fn end(&mut self, id: FlowId) {
-        let pooled = self.remove(id).and_then(Flow::into_pool);
-        if self.pool.len() < POOL {
-            self.pool.extend(pooled);
+        let Some(flow) = self.remove(id) else { return };
+        if let Some(socket) = flow.into_pool()
+            && self.pool.len() < POOL
+        {
+            self.pool.push(socket);
         }
     }
 
@@ -306,6 +308,7 @@ impl Table {
         }
     }
 
+    #[inline(always)]
     pub(super) fn remove(&mut self, id: FlowId) -> Option<Flow> {
         self.uncharge(id);
         let flow = self.flows.get(id)?;

@@ -43,7 +43,7 @@ struct Cut {
 struct Round {
     /// Where it ends.
     end: Option<TcpSeqNumber>,
-    least: Option<Duration>,
+    least: Option<u64>,
     /// What was under way at its start and was lost since, in bytes.
     flight: usize,
     lost: usize,
@@ -87,7 +87,8 @@ impl Congestion {
         self.window.is_none() && trip.smoothed() < LONG
     }
 
-    pub(super) fn note_round_trip(&mut self, sample: Duration) {
+    /// A round trip took `sample` microseconds.
+    pub(super) fn note_round_trip(&mut self, sample: u64) {
         self.round.least = Some(self.round.least.map_or(sample, |least| least.min(sample)));
     }
 
@@ -169,7 +170,7 @@ impl Congestion {
         }
         let rises = |trip: RoundTrip| {
             let rise = (trip.least() / 8).clamp(MIN_RISE, MAX_RISE);
-            self.round.least.is_some_and(|least| least > trip.least() + rise)
+            self.round.least.is_some_and(|least| Duration::from_micros(least) > trip.least() + rise)
         };
         if let Some(window) = self.window.filter(|window| *window >= LOW_WINDOW && trip.is_some_and(rises)) {
             self.threshold = self.threshold.min(window);

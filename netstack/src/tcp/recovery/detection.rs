@@ -55,7 +55,7 @@ impl Recovery {
         self.arrivals.duplicates = 0;
         (self.started, self.timeouts, self.probed) = (now, 0, false);
         if let Some(at) = fresh {
-            self.measure(now - at);
+            self.measure(now.micros_since(at));
         }
         self.congestion.acknowledge(ack);
     }
@@ -97,7 +97,7 @@ impl Recovery {
             }
         }
         if let Some(at) = fresh {
-            self.measure(now - at);
+            self.measure(now.micros_since(at));
         }
         arrived
     }
@@ -137,7 +137,7 @@ impl Recovery {
         if newest.is_none_or(|newest| newest < (run.at, run.end)) {
             *newest = Some((run.at, run.end));
             if let Some(trip) = self.round_trip.as_mut().filter(|_| run.state != State::Resent) {
-                trip.set_latest(now - run.at);
+                trip.set_latest(now.micros_since(run.at));
             }
         }
         arrivals.highest = Some(arrivals.highest.map_or(run.end, |highest| highest.max(run.end)));
@@ -149,8 +149,9 @@ impl Recovery {
         self.congestion.was_not_lost(len);
     }
 
-    pub(super) fn measure(&mut self, sample: Duration) {
-        let sample = sample.max(Duration::from_micros(1));
+    /// A round trip took `sample` microseconds.
+    pub(super) fn measure(&mut self, sample: u64) {
+        let sample = sample.max(1);
         self.congestion.note_round_trip(sample);
         match &mut self.round_trip {
             Some(trip) => trip.add(sample),

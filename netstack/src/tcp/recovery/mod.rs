@@ -190,7 +190,7 @@ impl Recovery {
             return Verdict::Pass;
         }
         if let Some(at) = self.opened.take() {
-            self.measure(now - at);
+            self.measure(now.micros_since(at));
             self.congestion.open(now - at);
         }
         if segment.syn() {
@@ -221,7 +221,7 @@ impl Recovery {
 
     /// Takes note of what has arrived of all between `una` and `next`, and looks for what is lost.
     /// `may_repeat`: with nothing new in it, the acknowledgement is a duplicate.
-    #[inline]
+    #[inline(always)]
     fn advance(
         &mut self,
         segment: &TcpPacket<&[u8]>,
@@ -317,7 +317,8 @@ impl Recovery {
     /// When to probe a closed window (RFC 9293 3.8.6.1), if that is what keeps back what there is to send.
     pub(super) fn persist_at(&self) -> Option<Instant> {
         let is_closed = self.send_window.told == Some(0) && self.board.is_empty();
-        is_closed.then(|| self.started + RoundTrip::timeout(self.round_trip.as_ref(), self.timeouts))
+        is_closed
+            .then(|| self.started.after_micros(RoundTrip::timeout(self.round_trip.as_ref(), self.timeouts)))
     }
 
     /// Whether the timer stands still for want of room.
@@ -327,11 +328,10 @@ impl Recovery {
 
     /// When the timer goes off.
     fn timer(&self) -> Instant {
-        self.started
-            + match self.round_trip {
-                Some(trip) if self.may_probe() => trip.probe_timeout(),
-                trip => RoundTrip::timeout(trip.as_ref(), self.timeouts),
-            }
+        self.started.after_micros(match &self.round_trip {
+            Some(trip) if self.may_probe() => trip.probe_timeout(),
+            trip => RoundTrip::timeout(trip.as_ref(), self.timeouts),
+        })
     }
 
     /// Whether a probe would find out sooner than a timeout. The acknowledgement of a segment alone may be

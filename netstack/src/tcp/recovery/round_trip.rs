@@ -26,23 +26,23 @@ pub(super) struct RoundTrip {
 }
 
 impl RoundTrip {
-    pub(super) fn new(sample: Duration) -> Self {
-        let sample = micros(sample);
+    /// From the first `sample`, in microseconds.
+    pub(super) fn new(sample: u64) -> Self {
         Self { smoothed: sample, variation: sample / 2, least: sample, latest: sample }
     }
 
+    /// Another `sample`, in microseconds.
     #[inline]
-    pub(super) fn add(&mut self, sample: Duration) {
-        let sample = micros(sample);
+    pub(super) fn add(&mut self, sample: u64) {
         self.variation = (self.variation * 3 + self.smoothed.abs_diff(sample)) / 4;
         self.smoothed = (self.smoothed * 7 + sample) / 8;
         self.least = self.least.min(sample);
     }
 
-    /// What has arrived was sent `sample` before.
+    /// What has arrived was sent `sample` microseconds before.
     #[inline]
-    pub(super) fn set_latest(&mut self, sample: Duration) {
-        self.latest = micros(sample);
+    pub(super) fn set_latest(&mut self, sample: u64) {
+        self.latest = sample;
     }
 
     #[inline]
@@ -61,18 +61,18 @@ impl RoundTrip {
         Duration::from_micros(self.latest)
     }
 
-    /// How long to wait before a probe.
+    /// How long to wait before a probe, in microseconds.
     #[inline]
-    pub(super) fn probe_timeout(&self) -> Duration {
-        Duration::from_micros(self.smoothed * 2 + micros(PROBE_MARGIN))
+    pub(super) fn probe_timeout(&self) -> u64 {
+        self.smoothed * 2 + micros(PROBE_MARGIN)
     }
 
-    /// How long to wait for an acknowledgement, after so many timeouts.
+    /// How long to wait for an acknowledgement, after so many timeouts, in microseconds.
     #[inline]
-    pub(super) fn timeout(trip: Option<&Self>, timeouts: u32) -> Duration {
+    pub(super) fn timeout(trip: Option<&Self>, timeouts: u32) -> u64 {
         let wait = trip.map_or(const { micros(FIRST_TIMEOUT) }, |trip| {
             trip.smoothed + (trip.variation * 4).max(micros(MIN_MARGIN))
         });
-        Duration::from_micros((wait << timeouts.min(10)).min(micros(MAX_TIMEOUT)))
+        (wait << timeouts.min(10)).min(micros(MAX_TIMEOUT))
     }
 }
