@@ -40,7 +40,7 @@ attack: ## a guest that means harm beside one that works, each attack alone (GVP
 	@tests/install.sh test
 	cargo test --profile $(PROFILE) --test attack -- --nocapture --test-threads 1
 
-ways: ## podman's API by every way into a VM, and an image of 2 GiB loaded by each (ARCHIVE_MB=64, WAYS="ssh hybrid" for less)
+ways: ## podman's API by every transport into a VM, and an image of 2 GiB loaded by each (ARCHIVE_MB=64, WAYS="ssh hybrid" for less)
 	@tests/install.sh test
 	@tests/guest/build.sh
 	ARCHIVE_MB=$(or $(ARCHIVE_MB),2048) cargo test --profile $(PROFILE) --test vm_ways -- --nocapture

@@ -1,10 +1,10 @@
 //! Gives a running QEMU a network card whose other end is a unix socket, by QMP, shows what QEMU knows of it,
-//! and closes that end again.
+//! and removes its netdev again.
 //!
-//!     gvproxy -listen-qemu unix:///tmp/qemu.sock &
+//!     gvproxy -listen-qemu unix:///tmp/vm/qemu.sock &
 //!     qemu-system-x86_64 -M q35 -device pcie-root-port,id=hot0,chassis=1 -display none \
-//!       -qmp unix:/tmp/qmp.sock,server=on,wait=off &
-//!     cargo run --example attach_by_qmp -- unix:///tmp/qmp.sock /tmp/qemu.sock
+//!       -qmp unix:/tmp/vm/qmp.sock,server=on,wait=off &
+//!     cargo run --example attach_by_qmp -- unix:///tmp/vm/qmp.sock /tmp/vm/qemu.sock
 //!
 //! A q35 has a free slot for a card only behind a port such as `hot0`. `gvproxy -qmp` does all of this by
 //! itself, and again after a restart of either.

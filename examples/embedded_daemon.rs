@@ -33,7 +33,7 @@ fn main() -> Result<()> {
     let port = server.local_addr()?.port();
     thread::spawn(move || server.accept()?.0.write_all(b"hello, guest"));
 
-    // Its flags are those of the program; without any it is 192.168.127.0/24.
+    // Its flags are those of the program; without `subnet` the network is 192.168.127.0/24.
     let daemon = Daemon::builder().start()?;
     let (ours, guests) = UnixDatagram::pair()?;
     daemon.handle().attach(ours, Framing::Vfkit)?;

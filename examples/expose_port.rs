@@ -1,7 +1,7 @@
-//! Exposes a port of a guest on the host by the HTTP API, shows what is exposed, and takes it back.
+//! Exposes a port of a guest on the host by the HTTP API, shows what is exposed, and unexposes it.
 //!
-//!     gvproxy -listen unix:///tmp/api.sock -listen-qemu unix:///tmp/qemu.sock &
-//!     cargo run --example expose_port -- /tmp/api.sock 127.0.0.1:8080 192.168.127.2:80
+//!     gvproxy -listen unix:///tmp/vm/api.sock -listen-qemu unix:///tmp/vm/qemu.sock &
+//!     cargo run --example expose_port -- /tmp/vm/api.sock 127.0.0.1:8080 192.168.127.2:80
 //!
 //! The API is plain HTTP/1.1 with JSON; `docs/api.md` has all of it.
 #![allow(clippy::print_stdout, reason = "it shows the answers")]

@@ -1,5 +1,5 @@
-//! A network of two guests, without a socket and with a clock by hand: they find each other and the gateway,
-//! one of them dials the outside, and its link goes.
+//! A network of two guests, without sockets, and with a clock that the program sets: they find each other and
+//! the gateway, one of them dials the outside, and is unplugged.
 //!
 //!     cargo run --example virtual_network
 #![allow(clippy::print_stdout, reason = "it shows what happens")]
