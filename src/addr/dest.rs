@@ -86,9 +86,14 @@ impl Dest {
     /// What is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
         let refused = |why: String| format!("failed to parse remote uri :{text} : {why}");
+        let refused_as = |why: &str| refused(format!("parse {}: {why}", quote(text)));
+        if text.bytes().any(|b| b.is_ascii_control()) {
+            return Err(refused_as("net/url: invalid control character in URL"));
+        }
         let url = Url::parse(text.as_ref()).map_err(|error| refused(error.to_string()))?;
-        let refused = |why: &str| refused(format!("parse {}: {why}", quote(text)));
-        if url.scheme.is_empty() && text.split('/').next().is_some_and(|first| first.contains(':')) {
+        let refused = refused_as;
+        let first = text.split(['/', '?', '#']).next().unwrap_or_default();
+        if url.scheme.is_empty() && first.contains(':') {
             return Err(refused("first path segment in URL cannot contain colon"));
         }
         let at = url.authority().map_err(|error| error.to_string())?;
@@ -328,6 +333,14 @@ mod tests {
             ("agent://guest/run/x", r#"invalid remote addr: "guest" is not an IPv4 address"#),
             ("agent://", "no path of a socket in the guest, want agent:///path"),
             ("agent:///a%0ab", "not a plain path"),
+            ("foo?a:b", "remote protocol for unix forwarder is not implemented: "),
+            ("ssh://u@h/x?key=%FF", r#"invalid URL escape in "%FF""#),
+            ("ssh://u@h/x?key=%4", r#"invalid URL escape in "%4""#),
+            (
+                "tcp://h:80\n",
+                "failed to parse remote uri :tcp://h:80\n : parse \"tcp://h:80\\n\": \
+                 net/url: invalid control character in URL",
+            ),
         ] {
             assert_eq!(Dest::parse(text), Err(why.into()), "{text}");
         }
@@ -385,6 +398,8 @@ mod tests {
             ("ssh://core@localhost/x", false),
             ("ssh://core@localhost/x?secure=true", true),
             ("ssh-tunnel://core@192.168.127.2/x?key=/k", false),
+            // Whatever else there is.
+            ("ssh://core@example.org/x?key=/k&note=100%", true),
         ] {
             let Ok(Dest::Ssh(parsed)) = Dest::parse(text) else { panic!("{text}") };
             assert_eq!(parsed.secure, secure, "{text}");

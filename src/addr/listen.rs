@@ -179,7 +179,7 @@ fn host_and_port(url: &Url) -> Result<(&str, &str)> {
     let port = authority.port.context("missing port in address")?;
     let host = authority.bare_host();
     let is_bracketed = host.len() < authority.host.len();
-    ensure!(authority.user.is_empty() && !host.contains(['[', ']']), "invalid address");
+    ensure!(!authority.has_login && !host.contains(['[', ']']), "invalid address");
     ensure!(is_bracketed || !host.contains(':'), "invalid address");
     Ok((host, port))
 }
@@ -387,6 +387,8 @@ mod tests {
             ("tcp://::1:80", "invalid address"),
             ("tcp://:65536", "invalid port \"65536\""),
             ("tcp://:http", "invalid port \"http\""),
+            ("tcp://@127.0.0.1:1", "invalid address"),
+            ("tcp://user@127.0.0.1:1", "invalid address"),
             ("vsock://x:1", "invalid number \"x\""),
             ("vsock://2", "missing port in address"),
         ] {

@@ -26,6 +26,8 @@ pub(crate) struct Url {
 /// `USER:PASSWORD@HOST:PORT`, percent escapes not decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Authority<'a> {
+    /// Whether there is a user or a password, though they be empty.
+    pub(crate) has_login: bool,
     /// Empty if there is none.
     pub(crate) user: &'a str,
     pub(crate) password: Option<&'a str>,
@@ -38,6 +40,7 @@ pub(crate) struct Authority<'a> {
 impl<'a> Authority<'a> {
     fn of(text: &'a str) -> Self {
         let (login, place) = text.rsplit_once('@').unwrap_or(("", text));
+        let has_login = place.len() < text.len();
         let (user, password) = match login.split_once(':') {
             Some((user, password)) => (user, Some(password)),
             None => (login, None),
@@ -46,7 +49,7 @@ impl<'a> Authority<'a> {
             Some((host, port)) if !port.contains(']') => (host, Some(port)),
             _ => (place, None),
         };
-        Self { user, password, host, port }
+        Self { has_login, user, password, host, port }
     }
 
     /// The host without the brackets of an address of IPv6.
@@ -93,9 +96,15 @@ impl Url {
 
     /// The first value of a key of the query, whatever other keys there are.
     pub(crate) fn parameter(&self, key: &str) -> Result<Option<String>> {
-        unescape(&self.query).map_err(|bad| anyhow!("invalid URL escape {}", quote(bad)))?;
-        let mut pairs = form_urlencoded::parse(&self.query);
-        Ok(pairs.find(|(name, _)| name == key).map(|(_, value)| value.into_owned()))
+        let mut pairs = self.query.split(|&b| b == b'&').map(|pair| {
+            let end = pair.iter().position(|&b| b == b'=').unwrap_or(pair.len());
+            (pair.get(..end).unwrap_or_default(), pair.get(end + 1..).unwrap_or_default())
+        });
+        let Some((_, value)) = pairs.find(|(name, _)| *name == key.as_bytes()) else { return Ok(None) };
+        let value: Vec<u8> = value.iter().map(|&b| if b == b'+' { b' ' } else { b }).collect();
+        let wrong = || anyhow!("invalid URL escape in {}", quote(&value));
+        let value = unescape(&value).map_err(|_| wrong())?.into_string().map_err(|_| wrong())?;
+        Ok(Some(value))
     }
 
     /// The values of the query's `keys`, which are all that it may have.
@@ -128,7 +137,8 @@ impl Url {
 
     /// The host, which may be empty, and the port of a URL such as `tcp://127.0.0.1:8080`.
     pub(crate) fn into_host_and_port(self) -> Result<(String, u16)> {
-        let Authority { host, port, .. } = self.authority()?;
+        let Authority { host, port, has_login, .. } = self.authority()?;
+        ensure!(!has_login, "invalid address {}: no user is wanted", quote(&self.authority));
         let port = port.filter(|_| !host.contains(':') || host.ends_with(']'));
         let port = port.with_context(|| format!("no port in {}", quote(&self.authority)))?;
         let port = port.parse().map_err(|_| anyhow!("invalid port {} after host", quote(port.as_bytes())))?;
