@@ -106,13 +106,14 @@ impl ControlPlane {
 
     fn run_in(self, process: Process, config: Config) -> Result<Exit> {
         let Self { runtime, stop } = self;
+        let is_own = matches!(process, Process::Own);
         // It goes when everything else is gone.
         let mut pid_file = None;
         let exit = runtime.block_on(async {
             let (notifier, delivery) = config.notification.clone().map(Notifier::new).unzip();
             let delivery = delivery.map(|delivery| tokio::spawn(delivery.run()));
             let lacks_way_in = config.lacks_way_in();
-            let exit = match unless_ended(&stop, || Bound::bind(config, notifier)).await {
+            let exit = match unless_ended(&stop, move || Bound::bind(config, notifier, is_own)).await {
                 Ok(Some((bound, made))) => {
                     pid_file = made;
                     serve(bound, process, lacks_way_in, &stop).await
@@ -127,8 +128,8 @@ impl ControlPlane {
             }
             exit
         });
-        // What still waits for a file system or a resolver is left alone.
-        runtime.shutdown_background();
+        // What still waits for a file system or a resolver is left alone; where the process goes on, not at once.
+        runtime.shutdown_timeout(if is_own { Duration::ZERO } else { LAST_NOTICES });
         drop(pid_file);
         exit
     }
@@ -161,17 +162,19 @@ enum Process {
 async fn serve(bound: Bound, process: Process, lacks_way_in: bool, stop: &Stop) -> Result<Exit> {
     let is_own = matches!(process, Process::Own);
     let mut bound = bound;
-    if let Process::Anothers(ready) = process {
-        // By the handle.
-        bound.has_other_ways = true;
-        let _ = ready.send(Handle::new(&bound, stop.clone()));
-    } else {
+    // By its handle a daemon in another program has another way in.
+    bound.has_other_ways |= !is_own;
+    if is_own {
         listen::warn_of_unclaimed();
         if lacks_way_in {
             tracing::warn!(give = WAYS_IN, "no virtual machine can come: there is no way in");
         }
     }
+    let handle = Handle::new(&bound, stop.clone());
     let mut running = bound.start()?;
+    if let Process::Anothers(ready) = process {
+        let _ = ready.send(handle);
+    }
     let exit = running.ended(stop).await;
     tracing::debug!("stopping");
     if is_own {

@@ -66,11 +66,16 @@ pub(super) enum GoesOn {
 }
 
 impl Bound {
-    /// Binds all of it, and writes the pid file before the first socket that has a path.
+    /// Binds all of it, and writes the pid file before the first socket that has a path. `takes_over`: other
+    /// gvproxies' sockets for clients too, by which those end.
     ///
     /// # Errors
     /// One of them is not to be had; then nothing is left of the others, and the pid file is as it was.
-    pub(super) fn bind(config: Config, notifier: Option<Notifier>) -> Result<(Self, Option<PidFile>)> {
+    pub(super) fn bind(
+        config: Config,
+        notifier: Option<Notifier>,
+        takes_over: bool,
+    ) -> Result<(Self, Option<PidFile>)> {
         let terms = Arc::new(Terms {
             keep_running: config.keep_running || !config.machines.is_empty(),
             mtu: config.network.mtu,
@@ -85,7 +90,8 @@ impl Bound {
         }
         let reverse =
             config.reverse.iter().map(|reverse| Reverse::new(reverse, &ways)).collect::<Result<_>>()?;
-        let Sockets { pid_file, forwards, apis, links, machines } = Sockets::bind(&config, &terms)?;
+        let Sockets { pid_file, forwards, apis, links, machines } =
+            Sockets::bind(&config, &terms, takes_over)?;
         let own = forwards.iter().filter_map(Forward::tcp_address);
         let own = own.chain(apis.iter().filter_map(ApiListener::tcp_address));
         engine.keep_from_guests(own.chain(links.iter().filter_map(Link::tcp_address)).collect());
@@ -172,7 +178,7 @@ struct Sockets {
 }
 
 impl Sockets {
-    fn bind(config: &Config, terms: &Terms) -> Result<Self> {
+    fn bind(config: &Config, terms: &Terms, takes_over: bool) -> Result<Self> {
         let services = config.services.iter().map(|endpoint| (endpoint, Role::Services));
         let endpoints = config.listen.iter().map(|endpoint| (endpoint, Role::Control)).chain(services);
         let (files, others): (Vec<_>, Vec<_>) =
@@ -188,7 +194,7 @@ impl Sockets {
         let wanted =
             wanted.map(ListenAddress::private).chain(files.iter().map(|forward| forward.source.clone()));
         let wanted: Vec<_> = wanted.collect();
-        let before = Predecessors::at(wanted.iter().filter_map(ListenAddress::path));
+        let before = Predecessors::at(wanted.iter().filter(|_| takes_over).filter_map(ListenAddress::path));
         if !before.is_empty() {
             wanted.iter().try_for_each(preflight::ensure_to_be_made)?;
         }

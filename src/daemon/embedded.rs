@@ -3,6 +3,7 @@
 //! next: `../daemon.rs`, which runs it.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -21,11 +22,20 @@ use crate::forward::registry::{Asker, ExposeError, Registry};
 use crate::hypervisor;
 use crate::link::Framing;
 use crate::preflight;
+use crate::sys::owner::THREAD;
 
 /// Says what a daemon is to do, and starts it. To be had from [`Daemon::builder`].
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Builder {
     argv: Vec<OsString>,
+}
+
+/// The flags without their values, in which there may be passwords.
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = self.argv.iter().map(|word| word.to_string_lossy());
+        f.debug_list().entries(names.map(|word| word.split('=').next().map(str::to_owned))).finish()
+    }
 }
 
 impl Builder {
@@ -47,7 +57,9 @@ impl Builder {
     }
 
     /// Binds every socket, and runs the daemon on a thread of its own. When this returns, clients can
-    /// connect. Waits for file systems and, up to a second, for a process that is about to give up a socket.
+    /// connect. It blocks: for file systems, up to a second for a process that is about to give up a socket,
+    /// and up to ten for a QMP server that is at the path of `listen-qemu`. Unlike the program it takes over
+    /// no socket of another gvproxy.
     ///
     /// # Errors
     /// A flag, a value or the file is wrong, or something cannot be bound: one line (`{:#}`), as the program
@@ -56,7 +68,7 @@ impl Builder {
         let config = self.config()?;
         let (ready, bound) = mpsc::channel();
         let run = || ControlPlane::new()?.run_in(Process::Anothers(ready), config);
-        let thread = thread::Builder::new().name("gvproxy".to_owned()).spawn(run);
+        let thread = thread::Builder::new().name(THREAD.to_owned()).spawn(run);
         let thread = thread.context("cannot start a thread")?;
         match bound.recv() {
             Ok(handle) => Ok(Daemon { handle, thread: Some(thread) }),
@@ -84,8 +96,9 @@ impl Builder {
 }
 
 /// A virtual network that runs in this process. Dropping it ends the run, and returns when every socket is
-/// closed, every socket's file removed, and every thread of it gone; that may take some seconds where a
-/// virtual machine or a file system does not answer.
+/// closed, every socket's file removed, and its threads have ended; that may take some seconds where a
+/// virtual machine does not answer. A thread that waits for a file system is left behind after a second. In a
+/// program with an asynchronous runtime it is to be dropped where a thread may wait.
 #[derive(Debug)]
 pub struct Daemon {
     handle: Handle,
@@ -219,6 +232,7 @@ mod tests {
     use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::*;
+    use crate::sys::owner::Owner;
 
     fn refused(builder: Builder) -> String {
         format!("{:#}", builder.start().unwrap_err())
@@ -237,6 +251,8 @@ mod tests {
         let error = refused(Daemon::builder().flag("listen", url));
         assert!(error.contains("in use"), "{error}");
 
+        let own = Owner { program: "vmm".into(), pid: std::process::id() };
+        assert!(own.embeds_gvproxy() && !own.is_gvproxy(), "another gvproxy is not to connect to it");
         let [one, other] = started;
         let handle = one.handle().clone();
         drop(one);
@@ -286,6 +302,13 @@ mod tests {
         client.read_exact(&mut [0; 5]).unwrap();
         handle.unexpose(Protocol::Unix, local).unwrap();
         assert_eq!((handle.exposed(), here.exists()), (Vec::new(), false));
+    }
+
+    #[test]
+    fn what_is_shown_of_a_builder_has_no_values() {
+        let builder = Daemon::builder().flag("forward-dest", "ssh://u:secret@h/x");
+        let shown = format!("{builder:?}");
+        assert!(shown.contains("-forward-dest") && !shown.contains("secret"), "{shown}");
     }
 
     #[test]

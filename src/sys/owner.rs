@@ -6,6 +6,8 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+/// The name of the thread on which a daemon runs in another program.
+pub const THREAD: &str = "gvproxy";
 /// How often a new socket is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -39,6 +41,13 @@ impl Owner {
     /// since.
     pub fn is_gvproxy(&self) -> bool {
         self.program.starts_with("gvproxy")
+    }
+
+    /// Whether it is a program of another name in which a daemon of ours runs, which its thread tells.
+    pub fn embeds_gvproxy(&self) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid)).into_iter().flatten().flatten();
+        let names = threads.filter_map(|thread| std::fs::read(thread.path().join("comm")).ok());
+        names.into_iter().any(|name| name.trim_ascii() == THREAD.as_bytes())
     }
 }
 

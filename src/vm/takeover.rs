@@ -94,7 +94,7 @@ impl Owner {
     fn among(owners: &[owner::Owner]) -> Self {
         match owners.is_empty() {
             true => Self::Unknown,
-            false if owners.iter().any(owner::Owner::is_gvproxy) => Self::Gvproxy,
+            false if owners.iter().any(|owner| owner.is_gvproxy() || owner.embeds_gvproxy()) => Self::Gvproxy,
             false => Self::Other { is_qemu: owners.iter().any(|owner| owner.program.starts_with("qemu")) },
         }
     }
