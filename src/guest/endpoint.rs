@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail, ensure};
 use socket2::{Domain, SockAddr, Socket, Type};
-use tokio::runtime::Handle;
+use tokio::runtime;
 use tokio::time::timeout;
 
 use crate::addr::{Url, unescape};
@@ -157,7 +157,9 @@ fn connect(domain: Domain, addresses: &[SockAddr]) -> Result<Socket> {
 }
 
 fn connect_vsock(cid: u32, port: u32) -> io::Result<Socket> {
-    let connected = Handle::current().block_on(async { timeout(CONNECT, vsock::connect(cid, port)).await });
+    // A runtime of its own: this thread may outlive the program's.
+    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    let connected = runtime.block_on(async { timeout(CONNECT, vsock::connect(cid, port)).await });
     let late = |_| io::Error::new(io::ErrorKind::TimedOut, "connection timed out");
     let socket = Socket::from(connected.map_err(late)??);
     socket.set_nonblocking(false)?;

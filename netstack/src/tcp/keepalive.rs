@@ -1,5 +1,5 @@
 //! Keep-alives (RFC 9293 3.8.4): whether a silent guest still knows of a connection. Owns: when it is asked,
-//! and when it is given up. May not: send. Read next: `flush.rs`, `Table::ask`.
+//! and when it is given up. May not: send. Read next: `flush.rs`, `Flow::ask_step`.
 //!
 //! A guest that was reset answers with a RST. A guest that answers nothing is given up soon if it was seen to
 //! run meanwhile. A machine that stands still keeps its connections if it goes on within two hours. One whose
