@@ -16,7 +16,7 @@ demo: ## a VM under QEMU, and its podman answering on a host socket (KEEP=1 leav
 	@tests/install.sh demo
 	@$(ASK_FOR_ROOT)
 	@echo 'gvproxy and its VM are made beside each other: two minutes or three'
-	@tests/guest/build.sh trixie & guest=$$!; \
+	@env --default-signal=INT tests/guest/build.sh trixie & guest=$$!; \
 		cargo build --profile demo --bin gvproxy; built=$$?; \
 		wait $$guest && exit $$built
 	@tests/demo.sh $(TARGET)/demo/gvproxy
@@ -30,7 +30,7 @@ test: ## everything: lint, unit tests, network namespaces, a real VM
 	@$(MAKE) --no-print-directory lint
 	@$(ASK_FOR_ROOT)
 	@echo 'the tests and their VMs are made beside each other: minutes, the most of them at "Compiling gvproxy"'
-	@tests/guest/build.sh & guest=$$!; \
+	@env --default-signal=INT tests/guest/build.sh & guest=$$!; \
 		cargo test --workspace --profile $(PROFILE) --no-run; built=$$?; \
 		wait $$guest && exit $$built
 	cargo test --workspace --profile $(PROFILE) --no-fail-fast

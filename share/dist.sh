@@ -13,7 +13,10 @@ cd "$(dirname "$0")/.."
 
 target=$(uname -m)-unknown-linux-musl
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
-export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+# The order of sorted names is everybody's.
+export LC_ALL=C
+[ -n "${SOURCE_DATE_EPOCH:-}" ] || SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
+export SOURCE_DATE_EPOCH
 out=${CARGO_TARGET_DIR:-target}/dist
 programs=${CARGO_TARGET_DIR:-target}/$target/release
 crates=${CARGO_HOME:-$HOME/.cargo}
@@ -27,14 +30,15 @@ trap 'rm -rf "$work"' EXIT
 build() {
     local variable=${target//-/_}
     # Without `link-self-contained=no` rustc looks for a start file that only rustup's musl has.
-    local program flags="-C link-self-contained=no"
+    local program headers flags="-C link-self-contained=no"
     # Else panics name directories of whoever built it.
     flags+=" --remap-path-prefix=$crates=cargo --remap-path-prefix=$PWD=gvproxy"
     RUSTC_BOOTSTRAP=1 CARGO_PROFILE_RELEASE_STRIP=debuginfo \
         env "CARGO_TARGET_${variable^^}_RUSTFLAGS=$flags" \
         cargo-zigbuild zigbuild --locked --release -Z build-std --target "$target" -p gvproxy --bins
     for program in gvproxy gvforwarder; do
-        if readelf -lW "$programs/$program" | grep -q INTERP; then
+        headers=$(readelf -lW "$programs/$program")
+        if [[ $headers == *INTERP* ]]; then
             echo "dist.sh: $program is not static" >&2
             exit 1
         fi
@@ -43,12 +47,13 @@ build() {
 
 # What is in the programs, and under which licences: each text once.
 third_parties() {
-    local line name release file sum lines
+    local line name release file sum lines tree
     local -A seen
     echo 'gvproxy is under the Apache License, version 2.0: see LICENSE beside this file.'
     echo 'In the programs are the Rust standard library (MIT OR Apache-2.0), musl (MIT), and these crates:'
-    mapfile -t lines < <(cargo tree --locked -p gvproxy -e normal,no-proc-macro --target "$target" \
+    tree=$(cargo tree --locked -p gvproxy -e normal,no-proc-macro --target "$target" \
         --prefix none --no-dedupe -f '{p} {l}' | grep -v ' (/' | sort -u)
+    mapfile -t lines <<<"$tree"
     printf '    %s\n' "${lines[@]}"
     for file in "$tools"/../lib/python*/site-packages/ziglang/lib/libc/musl/COPYRIGHT; do
         printf '\n==== musl\n'
@@ -123,6 +128,11 @@ CONTROL
 set -e
 [ ! -d /run/systemd/system ] || systemctl daemon-reload
 POSTINST
+    cat >"$root/DEBIAN/postrm" <<'POSTRM'
+#!/bin/sh
+set -e
+[ ! -d /run/systemd/system ] || systemctl daemon-reload
+POSTRM
     # Links of `systemctl enable` are no files of the package's.
     cat >"$root/DEBIAN/prerm" <<'PRERM'
 #!/bin/sh
@@ -131,7 +141,7 @@ set -e
 [ ! -d /run/systemd/system ] || systemctl stop 'gvproxy@*.socket' 'gvproxy@*.service'
 [ ! -d /etc/systemd/system ] || find /etc/systemd/system -type l -path '*.wants/gvproxy@*' -delete
 PRERM
-    chmod 755 "$root/DEBIAN/postinst" "$root/DEBIAN/prerm"
+    chmod 755 "$root"/DEBIAN/{postinst,prerm,postrm}
     dpkg-deb --root-owner-group -Zxz --build "$root" "$file" >/dev/null
     echo "$file"
 }

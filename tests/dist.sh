@@ -5,10 +5,10 @@
 # SUITE (trixie) names the Debian, MIRROR=URL replaces the mirror that apt uses.
 set -euo pipefail
 umask 022
-cd "$(dirname "$0")/.."
 if [ "$(id -u)" != 0 ]; then
     exec sudo --preserve-env=SUITE,MIRROR,CARGO_TARGET_DIR "$0"
 fi
+cd "$(dirname "$0")/.."
 
 suite=${SUITE:-trixie}
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
@@ -33,10 +33,10 @@ files() {
 debian() {
     local mirror=${MIRROR:-}
     # shellcheck disable=SC2016 # apt's own variables
-    local columns='$(RELEASE) $(COMPONENT) $(CREATED_BY) $(SITE)'
+    local columns='$(ORIGIN) $(RELEASE) $(COMPONENT) $(CREATED_BY) $(SITE)'
     [ -n "$mirror" ] || mirror=$(apt-get indextargets --format "$columns" |
-        awk '$1 !~ /-/ && $2 == "main" && $3 == "Packages" { print $4; exit }')
-    [ -n "$mirror" ] || { echo "dist: apt knows no mirror of Debian; give MIRROR=URL" >&2; exit 1; }
+        awk '$1 == "Debian" && $2 !~ /-/ && $3 == "main" && $4 == "Packages" { print $5; exit }')
+    mirror=${mirror:-http://deb.debian.org/debian}
     debootstrap --variant=minbase --include=systemd "$suite" "$root" "$mirror" >"$work/log" 2>&1 ||
         { tail -n 20 "$work/log" >&2; exit 1; }
     mount -t proc proc "$root/proc"

@@ -472,7 +472,7 @@ fn the_docs_file_is_one() {
     assert!(config.services.is_some() && config.capture.is_some() && config.notification.is_some());
     assert!(config.api_token.is_some() && config.agent_secret.is_some());
     assert_eq!((config.guest_policy.lowest_port, config.guest_policy.addresses.len()), (1024, 2));
-    assert_eq!((config.network.zones.len(), config.network.search_domains.len()), (1, 1));
+    assert_eq!((config.network.zones.len(), config.network.search_domains.len()), (3, 1));
 }
 
 #[test]
