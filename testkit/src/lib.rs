@@ -100,13 +100,9 @@ pub fn workspace() -> &'static Path {
 }
 
 /// A program of this project, built beside the test that runs: cargo builds it before each integration test
-/// and benchmark.
-#[track_caller]
+/// and benchmark. In a guest, where a test's executable may be alone, nothing need be there.
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a path to this executable");
-    let directory =
-        test.parent().and_then(Path::parent).expect("cargo puts tests into a folder of their own");
-    let program = directory.join(name);
-    assert!(program.is_file(), "{} is missing: `cargo build --profile ci` makes it", program.display());
-    program
+    // Cargo puts tests into a folder of their own.
+    test.ancestors().nth(2).unwrap_or_else(|| Path::new("/")).join(name)
 }
