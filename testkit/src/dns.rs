@@ -1,5 +1,5 @@
 //! Questions as bytes, and a real DNS server that answers them. Owns: the server's process.
-//! Read next: `../tap_dns.rs`.
+//! Read next: `tests/tap_dns.rs`.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, UdpSocket};

@@ -1,6 +1,6 @@
 //! A daemon with a Linux guest behind it and its API in front, for what is exposed of the guest on the host's
 //! loopback.
-//! Owns: the questions to the API. Read next: `../forwards.rs`.
+//! Owns: the questions to the API. Read next: `tests/forwards.rs`.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};

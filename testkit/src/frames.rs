@@ -1,7 +1,7 @@
 //! A guest that is nothing but frames: what a test sends, byte for byte, and what comes back.
 //! Owns: one end of a link, the builders of well-formed packets, for a test to spoil, and the readers of
 //! answers.
-//! May not: keep state of any protocol. Read next: `../bad_frames.rs`.
+//! May not: keep state of any protocol. Read next: `tests/bad_frames.rs`.
 
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;

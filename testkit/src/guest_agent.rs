@@ -1,5 +1,5 @@
 //! gvforwarder as the agent of a guest that is a namespace. Owns: the process, and its log. Read next:
-//! `../agent.rs`.
+//! `tests/agent.rs`.
 
 use std::fs::{self, Permissions};
 use std::io::Read;

@@ -1,5 +1,5 @@
 //! HTTP as bytes: what is sent is what the test wrote, and what comes back is kept as it came. Owns: nothing.
-//! Read next: `../api.rs`.
+//! Read next: `tests/api.rs`.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};

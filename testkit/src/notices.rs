@@ -1,5 +1,5 @@
 //! A socket that is told what happens to machines. Owns: the socket and its directory. Read next:
-//! `../notify.rs`.
+//! `tests/notify.rs`.
 
 use std::io::Read;
 use std::os::unix::net::UnixListener;

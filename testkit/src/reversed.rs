@@ -1,7 +1,7 @@
 //! A daemon that reverses a socket: in the guest, a namespace whose port 22 leads to a real sshd, or with
 //! gvforwarder's agent in it. Unix sockets are found by their path from every network, so that both ends are
 //! in one directory.
-//! Owns: all that runs. Read next: `../reverse.rs`.
+//! Owns: all that runs. Read next: `tests/reverse.rs`.
 
 use std::io::{self, Write};
 use std::net::Ipv4Addr;

@@ -1,5 +1,5 @@
 //! What strace saw of a program's calls that move bytes. Owns: how its lines are read. Read next:
-//! `../sockets_rate.rs`.
+//! `tests/sockets_rate.rs`.
 
 use std::collections::BTreeMap;
 

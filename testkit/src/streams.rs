@@ -1,5 +1,5 @@
 //! Clients and servers of forwarded sockets, of whatever family. Owns: a server's socket and its file.
-//! May not: know how the daemon carries them. Read next: `../sockets.rs`.
+//! May not: know how the daemon carries them. Read next: `tests/sockets.rs`.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;

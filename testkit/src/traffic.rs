@@ -1,5 +1,5 @@
 //! Bytes whose place in a stream can be told, and the two ends that send and check them.
-//! Owns: the pattern. Read next: `../tap_tcp.rs`, which sends it.
+//! Owns: the pattern. Read next: `tests/tap_tcp.rs`, which sends it.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

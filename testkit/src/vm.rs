@@ -1,6 +1,6 @@
 //! A real Linux machine behind the daemon under test. Owns: one QEMU process, and what the host's
 //! command-line programs need to reach the machine. May not: keep anything that the machine writes.
-//! Read next: `tests/guest/build.sh`, which makes the machine, and `boot.sh`, which starts it.
+//! Read next: `tests/guest/build.sh`, which makes the machine, and `tests/guest/boot.sh`, which starts it.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -240,7 +240,7 @@ impl Drop for Vm {
 }
 
 /// Fails where the machine's kernel panicked: it starts again, but for one reason only, which is QEMU's
-/// (`boot.sh`).
+/// (`tests/guest/boot.sh`).
 #[track_caller]
 pub fn assert_unharmed(console: &Path) {
     let said = std::fs::read(console).unwrap_or_default();
