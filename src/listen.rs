@@ -24,7 +24,7 @@ use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use thiserror::Error;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
-use crate::addr::{ListenAddress, PATH_MAX, ensure_fits};
+use crate::addr::{ListenAddress, PATH_MAX, Shown, ensure_fits};
 use crate::disk;
 use crate::sys::mode::set_mode;
 use crate::sys::owner::{Owner, by_whom, of_socket};
@@ -333,10 +333,8 @@ fn bind_file(
 /// # Errors
 /// The name has no address, or the system refuses.
 fn tcp_listener(host: &str, port: u16) -> Result<Socket> {
-    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    let shown = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    let shown = Shown(host, port);
     let failed = |call: &'static str| {
-        let shown = &shown;
         move |error: io::Error| {
             let owner = if is_in_use(&error) { by_whom(false, port) } else { String::new() };
             failed_to_bind(format!("listen tcp {shown}: {call}: {}{owner}", reason(&error)), &error)

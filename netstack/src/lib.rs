@@ -114,7 +114,7 @@ pub use buffer::IdleMemory;
 pub use by_port::ByPort;
 pub use config::NetworkConfig;
 pub use drop::{DropCounts, DropReason};
-pub use ether::Mac;
+pub use ether::{Mac, ParseMacError};
 pub use guard::Address;
 pub use icmp::Echo;
 pub use instant::Instant;

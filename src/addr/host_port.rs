@@ -35,7 +35,8 @@ impl fmt::Display for HostPort {
 }
 
 /// A host and a port as they are written: an address of IPv6 in brackets.
-pub(super) struct Shown<'a>(pub(super) &'a str, pub(super) u16);
+#[derive(Clone, Copy)]
+pub(crate) struct Shown<'a>(pub(crate) &'a str, pub(crate) u16);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -102,16 +102,12 @@ fn stream_address(name: &str, typed: &OsStr, check: PathCheck<'_>) -> Result<Lis
             Ok(ListenAddress::private(path))
         }
         "tcp" => {
-            let (host, port) = url.into_host_and_port().with_context(invalid)?;
-            Ok(ListenAddress::Tcp { host: bare(&host).to_owned(), port })
+            let host = url.authority().with_context(invalid)?.bare_host().to_owned();
+            let (_, port) = url.into_host_and_port().with_context(invalid)?;
+            Ok(ListenAddress::Tcp { host, port })
         }
         _ => bail!("{name} listen error: unexpected scheme in {}", quote(typed.as_bytes())),
     }
-}
-
-/// Without the brackets of an address of IPv6.
-fn bare(host: &str) -> &str {
-    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
 fn path(name: &str, scheme: &str, typed: &OsStr, check: PathCheck<'_>) -> Result<PathBuf> {

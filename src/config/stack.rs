@@ -16,6 +16,7 @@ use super::asked::Asked;
 use super::file::{self, Map, Stack, Text};
 use super::search;
 use super::{ConnectLimits, Exposed, GuestPolicy, Protocol};
+use crate::addr;
 use crate::text::quote;
 
 /// The first port that every user may listen on.
@@ -175,20 +176,8 @@ fn ipv4(text: &str) -> Result<Ipv4Addr> {
     Ipv4Addr::from_str(text).map_err(|_| anyhow!("invalid IPv4 address: {}", quote(text)))
 }
 
-/// With colons, dashes, or dots between groups of four digits; either case.
 fn mac(text: &str) -> Result<Mac> {
-    let dotted = text.split('.').collect::<Vec<_>>();
-    let text = match dotted[..] {
-        [a, b, c] if [a, b, c].iter().all(|group| group.len() == 4 && group.is_ascii()) => {
-            let pairs = [a, b, c].map(|group| {
-                let (high, low) = group.split_at(2);
-                format!("{high}:{low}")
-            });
-            pairs.join(":")
-        }
-        _ => text.to_owned(),
-    };
-    text.parse().with_context(|| format!("address {}", quote(&text)))
+    addr::mac(text).with_context(|| format!("address {}", quote(text)))
 }
 
 fn zones(asked: &Asked, zones: &[file::Zone]) -> Result<Vec<Zone>> {

@@ -3,11 +3,11 @@
 
 use std::ffi::OsString;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::agent;
 use super::endpoint::Endpoint;
-use crate::addr::{ListenAddress, PATH_MAX};
+use crate::addr::{self, ListenAddress, PATH_MAX};
 use crate::agent::Secret;
 use crate::cli::table::{Flag, Kind, flag, flags};
 use crate::cli::{Read, Values, read};
@@ -213,24 +213,9 @@ fn shown(text: &OsString) -> String {
     quote(text.as_encoded_bytes())
 }
 
-/// Six bytes in one of the forms that Go's `net.ParseMAC` takes: `aa:bb:..`, `aa-bb-..`, `aabb.ccdd.eeff`.
+/// That of an interface.
 fn mac(text: &str) -> Result<Mac> {
-    let groups: Vec<&str> = text.split([':', '-', '.']).collect();
-    let dots = text.matches('.').count();
-    let colons = text.matches(':').count();
-    let (one_separator, width) = match groups.len() {
-        6 => (dots == 0 && (colons == 5 || colons == 0), 2),
-        3 => (dots == 2, 4),
-        _ => (false, 0),
-    };
-    let digits = groups.concat();
-    let hexadecimal = digits.bytes().all(|b| b.is_ascii_hexdigit());
-    ensure!(
-        one_separator && hexadecimal && groups.iter().all(|group| group.len() == width),
-        "not a hardware address"
-    );
-    let bytes = u64::from_str_radix(&digits, 16)?.to_be_bytes();
-    let [_, _, mac @ ..] = bytes;
+    let mac = addr::mac(text).map_err(|_| anyhow!("not a hardware address"))?.0;
     ensure!(mac[0] & 1 == 0, "a multicast address is no interface's");
     ensure!(mac != [0; 6], "not an interface's");
     Ok(mac)
