@@ -18,20 +18,20 @@ use crate::addr::HostPort;
 
 /// Opens TCP streams.
 pub trait Dial: Send + Sync + 'static {
-    /// Connects to `place` within `limit`; the stream, see [`stream`], carries half-close both ways.
+    /// Connects to `to` within `limit`; the stream, see [`stream`], carries half-close both ways.
     ///
     /// # Errors
     /// What the peer or the network answered: refused, unreachable, or timed out.
-    fn dial(&self, place: &HostPort, limit: Duration) -> impl Future<Output = io::Result<UnixStream>> + Send;
+    fn dial(&self, to: &HostPort, limit: Duration) -> impl Future<Output = io::Result<UnixStream>> + Send;
 }
 
-/// Connects over the host's own network, to the first address of `place` that answers.
+/// Connects over the host's own network, to the first address of `to` that answers.
 ///
 /// # Errors
 /// The last address's, or the resolver's.
-pub async fn connect(place: &HostPort) -> io::Result<TcpStream> {
+pub async fn connect(to: &HostPort) -> io::Result<TcpStream> {
     let mut failure = io::Error::from(io::ErrorKind::NotFound);
-    for address in tokio::net::lookup_host((place.host.as_str(), place.port)).await? {
+    for address in tokio::net::lookup_host((to.host.as_str(), to.port)).await? {
         match connect_to(address).await.and_then(refuse_self) {
             Ok(stream) => return Ok(stream),
             Err(error) => failure = error,

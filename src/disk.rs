@@ -103,9 +103,9 @@ async fn ask_within<T: Send + 'static>(
 ) -> io::Result<T> {
     let directory = path.parent().unwrap_or(path).to_owned();
     let answer = async {
-        let place = DirectoryPermit::take(directory).await;
+        let permit = DirectoryPermit::take(directory).await;
         tokio::task::spawn_blocking(move || {
-            let _place = place;
+            let _permit = permit;
             work()
         })
         .await

@@ -101,9 +101,9 @@ pub mod logging;
 mod notify;
 mod pcap;
 #[doc(hidden)]
-pub mod pidfile;
+pub mod permits;
 #[doc(hidden)]
-pub mod places;
+pub mod pidfile;
 #[doc(hidden)]
 pub mod preflight;
 mod relay;

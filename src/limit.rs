@@ -2,7 +2,7 @@
 //! by ending what has been idle longest, of whoever has most, so that neither what is kept open nor what a
 //! greedy client opens keeps anybody out.
 //!
-//! Owns: who has how many places, and since when each is idle. May not: touch a socket; whoever has a place
+//! Owns: who has how many slots, and since when each is idle. May not: touch a socket; whoever has a slot
 //! gives it up when told to.
 //! Read next: `api/connection.rs`, which does.
 
@@ -15,8 +15,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// At most so many places of owners `K`: guests, or whatever is to have its share. What a call costs grows
-/// with the owners, not with their places.
+/// At most so many slots of owners `K`: guests, or whatever is to have its share. What a call costs grows
+/// with the owners, not with their slots.
 #[derive(Debug)]
 pub struct Limit<K> {
     max: usize,
@@ -28,7 +28,7 @@ pub struct Limit<K> {
 struct Table<K> {
     next: u64,
     entries: HashMap<u64, Entry<K>>,
-    /// An owner without any place has none.
+    /// An owner without any slot has none.
     shares: HashMap<K, Share>,
 }
 
@@ -56,7 +56,7 @@ enum State {
 }
 
 impl<K: Copy + Eq + Hash> Limit<K> {
-    /// `max` places, and as many more that were told to close and have not yet, of which no owner has so many
+    /// `max` slots, and as many more that were told to close and have not yet, of which no owner has so many
     /// that another finds no room. One is idle when `grace` has passed since it was given, or since a part of
     /// a request came.
     pub fn new(max: usize, grace: Duration) -> Self {
@@ -64,7 +64,7 @@ impl<K: Copy + Eq + Hash> Limit<K> {
         Self { max, grace, table: Arc::new(Mutex::new(table)) }
     }
 
-    /// A place of `owner`, for which another may be told to close. `None` where none is idle, and nobody has
+    /// A slot of `owner`, for which another may be told to close. `None` where none is idle, and nobody has
     /// more than `owner`; or where too many of `owner` were told to close and have not yet.
     pub fn admit(&self, owner: K) -> Option<Slot<K>> {
         let now = Instant::now();
@@ -85,7 +85,7 @@ impl<K: Copy + Eq + Hash> Limit<K> {
         Some(Slot { id, grace: self.grace, close, table: Arc::clone(&self.table) })
     }
 
-    /// Tells what has been idle longest to close, as descriptors have run out. Whether there is such a place.
+    /// Tells what has been idle longest to close, as descriptors have run out. Whether there is such a slot.
     pub fn shed(&self) -> bool {
         let mut table = lock(&self.table);
         let victim = table.idle(None, Instant::now());
@@ -146,7 +146,7 @@ impl<K: Copy + Eq + Hash> Table<K> {
     }
 }
 
-/// One place, until it is dropped.
+/// One slot, until it is dropped.
 #[derive(Debug)]
 pub struct Slot<K: Copy + Eq + Hash> {
     id: u64,
@@ -171,12 +171,12 @@ impl<K: Copy + Eq + Hash> Slot<K> {
         self.set(State::Idle(Instant::now()));
     }
 
-    /// Waits until the place is wanted for another. It says so once.
+    /// Waits until the slot is wanted for another. It says so once.
     pub async fn told_to_close(&self) {
         self.close.notified().await;
     }
 
-    /// What `work` gives; `None` if the place is wanted before it is done.
+    /// What `work` gives; `None` if the slot is wanted before it is done.
     pub async fn hold<F: Future>(&self, work: F) -> Option<F::Output> {
         tokio::select! {
             biased;
@@ -286,14 +286,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_oldest_of_whoever_has_most_makes_room() {
         let limit = Limit::new(4, Duration::ZERO);
-        let places = ['b', 'a', 'a', 'a'].map(|owner| limit.admit(owner).unwrap());
+        let slots = ['b', 'a', 'a', 'a'].map(|owner| limit.admit(owner).unwrap());
         let newer = limit.admit('b').unwrap();
-        assert_eq!(places.each_ref().map(told), [false, true, false, false]);
+        assert_eq!(slots.each_ref().map(told), [false, true, false, false]);
         let third = limit.admit('b').unwrap();
-        assert_eq!(places.each_ref().map(told), [true, false, false, false], "of as many its own");
+        assert_eq!(slots.each_ref().map(told), [true, false, false, false], "of as many its own");
         let kept = lock(&limit.table).shares.values().map(|share| share.open.len()).sum::<usize>();
         assert_eq!(kept, 4);
-        drop((places, newer, third));
+        drop((slots, newer, third));
         let table = lock(&limit.table);
         assert!(table.shares.is_empty() && table.entries.is_empty(), "{table:?}");
     }
@@ -313,7 +313,7 @@ mod tests {
             start.elapsed()
         };
         let (few, many) = (cost(16), cost(4096));
-        assert!(many < few * 20, "{few:?} with 16 places, {many:?} with 4096");
+        assert!(many < few * 20, "{few:?} with 16 slots, {many:?} with 4096");
     }
 
     #[tokio::test]

@@ -19,16 +19,16 @@ use crate::link::Framing;
 /// How long a client may take to show its framing. A guest's first frame follows its link at once.
 const FRAMING_TIME: Duration = Duration::from_secs(10);
 
-/// Makes the connection a link and waits for its end; that of the daemon ends it too. `place` is its own
+/// Makes the connection a link and waits for its end; that of the daemon ends it too. `slot` is its own
 /// until it is a link.
-pub(super) async fn run(api: &Api, place: Slot<Peer>, mut stream: Stream, early: Bytes) {
+pub(super) async fn run(api: &Api, slot: Slot<Peer>, mut stream: Stream, early: Bytes) {
     let mut early = Vec::from(early);
-    place.set_idle();
+    slot.set_idle();
     let framing = tokio::select! {
         framing = framing(api.connect_framing, &mut stream, &mut early) => framing,
-        () = place.told_to_close() => return,
+        () = slot.told_to_close() => return,
     };
-    drop(place);
+    drop(slot);
     let attached = match framing.and_then(|framing| Ok((stream.into_fd()?, framing))) {
         Ok((stream, framing)) => api.handle.attach_after(stream, framing, early).await,
         Err(error) => Err(error),

@@ -41,7 +41,7 @@ const CLOSE_TIME: Duration = Duration::from_secs(2);
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: u64 = 1 << 20;
 
-/// Serves `client`'s requests to their end, or until its place is wanted for another.
+/// Serves `client`'s requests to their end, or until its slot is wanted for another.
 pub(super) async fn serve(api: Arc<Api>, stream: Stream, client: Client) {
     let last_request = Mutex::new(Instant::now());
     let taken_over: Mutex<Option<TakeOver>> = Mutex::default();
@@ -51,12 +51,12 @@ pub(super) async fn serve(api: Arc<Api>, stream: Stream, client: Client) {
         Box::pin(async move {
             tracing::debug!(method = %request.method(), path = request.uri().path(), scope = ?client.scope, "request");
             match request.body().is_end_stream() {
-                true => client.place.set_busy(),
-                false => client.place.set_receiving(),
+                true => client.slot.set_busy(),
+                false => client.slot.set_receiving(),
             }
             match api.answer(client, request).await {
                 Answer::Reply(reply) => {
-                    client.place.set_idle();
+                    client.slot.set_idle();
                     client.unsent.made();
                     Ok(reply)
                 }
@@ -82,14 +82,14 @@ pub(super) async fn serve(api: Arc<Api>, stream: Stream, client: Client) {
         let ended = pin!(poll_fn(|context| connection.poll_without_shutdown(context)));
         tokio::select! {
             biased;
-            // What the client has sent by now is answered even if its place is wanted.
+            // What the client has sent by now is answered even if its slot is wanted.
             ended = ended => {
                 if let Err(error) = ended && lock(&taken_over).is_none() {
                     tracing::debug!(%error, "connection failed");
                 }
                 break;
             }
-            () = client.place.told_to_close(), if close_by.is_none() => {
+            () = client.slot.told_to_close(), if close_by.is_none() => {
                 std::pin::Pin::new(&mut connection).graceful_shutdown();
                 close_by = Some(Instant::now() + CLOSE_TIME);
             }
@@ -108,7 +108,7 @@ pub(super) async fn serve(api: Arc<Api>, stream: Stream, client: Client) {
     let stream = io.into_inner().stream;
     let endpoint = lock(&taken_over).take();
     match endpoint {
-        Some(endpoint) => endpoint.run(&api, client.place, stream, read_buf).await,
+        Some(endpoint) => endpoint.run(&api, client.slot, stream, read_buf).await,
         None if close_by.is_some() => stream.into_fd().map_or((), discard),
         None => linger(stream).await,
     }

@@ -110,7 +110,7 @@ impl Listener {
                     accepted = self.socket.accept(self.role) => match accepted {
                         Ok((stream, scope, peer)) => {
                             // Never waited for here: others are behind.
-                            let Some(place) = limit.admit(peer) else {
+                            let Some(slot) = limit.admit(peer) else {
                                 if let Some(suppressed) = refusals.admit(std::time::Instant::now()) {
                                     tracing::warn!(url = %self.at, suppressed, "too many clients, closed one");
                                 }
@@ -118,7 +118,7 @@ impl Listener {
                             };
                             let names = self.socket.names();
                             let (is_private, unsent) = (self.socket.is_private(), Unsent::default());
-                            let client = Client { scope, is_private, place, names, unsent };
+                            let client = Client { scope, is_private, slot, names, unsent };
                             clients.spawn(connection::serve(Arc::clone(&api), stream, client));
                         }
                         Err(error) => {

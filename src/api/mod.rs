@@ -44,7 +44,7 @@ use crate::forward::registry::{Asker, Registry};
 use crate::limit::{Limit, Slot};
 use crate::link::Framing;
 use crate::logging::Limited;
-use crate::places::Owners;
+use crate::permits::Owners;
 use crate::relay::Relays;
 use crate::sys::descriptor_share;
 use crate::vm::status::StatusTable;
@@ -120,7 +120,7 @@ struct Client {
     scope: Scope,
     /// Only those get here who may use the daemon: a unix socket has its mode.
     is_private: bool,
-    place: Slot<Peer>,
+    slot: Slot<Peer>,
     /// Where browsers can reach the endpoint: what it may be called.
     names: Option<Arc<Names>>,
     unsent: Unsent,
@@ -147,7 +147,7 @@ impl Api {
             registry,
             connect_framing,
             statuses,
-            tunnels: Owners::new(ways.places.clone()),
+            tunnels: Owners::new(ways.permits.clone()),
             gateway: limit(MAX_GATEWAY_CONNECTIONS),
             unread: Budget::new(MAX_UNREAD),
             changes: Budget::new(1),
@@ -165,8 +165,7 @@ impl Api {
 
     /// Serves a connection that `guest` made to the gateway's port.
     pub async fn serve_guest(self: Arc<Self>, guest: Guest, stream: StdUnixStream) {
-        let (Some(place), Ok(stream)) =
-            (self.gateway.admit(Peer(guest.port.0)), UnixStream::from_std(stream))
+        let (Some(slot), Ok(stream)) = (self.gateway.admit(Peer(guest.port.0)), UnixStream::from_std(stream))
         else {
             return tracing::debug!(guest = %guest.address, "too many requests at the gateway");
         };
@@ -174,7 +173,7 @@ impl Api {
         let _ = SockRef::from(&stream).set_send_buffer_size(GATEWAY_BUFFER);
         let scope = Scope::Gateway(guest);
         let names = Some(Arc::default());
-        let client = Client { scope, is_private: false, names, place, unsent: Unsent::default() };
+        let client = Client { scope, is_private: false, names, slot, unsent: Unsent::default() };
         connection::serve(self, Stream::Unix(stream), client).await;
     }
 
@@ -267,15 +266,15 @@ impl Api {
 }
 
 impl TakeOver {
-    /// Goes on with `stream`, of which `early` was read already. What carries raw bytes has no `place` among
+    /// Goes on with `stream`, of which `early` was read already. What carries raw bytes has no `slot` among
     /// the API's connections any more.
-    async fn run(self, api: &Api, place: Slot<Peer>, stream: Stream, early: Bytes) {
+    async fn run(self, api: &Api, slot: Slot<Peer>, stream: Stream, early: Bytes) {
         match self {
             Self::Tunnel(tunnel) => {
-                drop(place);
+                drop(slot);
                 tunnel.run(api, stream, early).await;
             }
-            Self::Connect => connect::run(api, place, stream, early).await,
+            Self::Connect => connect::run(api, slot, stream, early).await,
         }
     }
 }

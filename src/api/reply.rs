@@ -113,7 +113,7 @@ pub(super) async fn posted(client: &Client, request: Request<Incoming>) -> Resul
     }
     match tokio::time::timeout(BODY_TIME, whole(request.into_body())).await {
         Ok(Ok(Some(body))) => {
-            client.place.set_busy();
+            client.slot.set_busy();
             Ok(body.into())
         }
         Ok(Ok(None)) => Err(Refusal::new(

@@ -14,7 +14,7 @@ use super::listener::Stream;
 use super::path::value;
 use super::reply::Refusal;
 use crate::engine::{Preface, Rejected};
-use crate::places::Permit;
+use crate::permits::Permit;
 use crate::relay::discard;
 use crate::text::quote;
 
@@ -33,7 +33,7 @@ impl Tunnel {
     pub(super) fn new(api: &Api, query: Option<&str>) -> Result<Self, Refusal> {
         let to = target(query.unwrap_or_default())
             .map_err(|text| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, text))?;
-        let permit = api.tunnels.places(to).try_take().ok_or_else(|| {
+        let permit = api.tunnels.permits(to).try_take().ok_or_else(|| {
             Refusal::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "as many connections as the limit of open files allows",

@@ -22,8 +22,8 @@ use crate::listen::{RemoveOnDrop, TcpAddress, at_start};
 use crate::logging::frames::FrameLog;
 use crate::notify::Notifier;
 use crate::pcap::Capture;
+use crate::permits::Permits;
 use crate::pidfile::PidFile;
-use crate::places::Places;
 use crate::preflight;
 use crate::relay::Relays;
 use crate::reverse::Reverse;
@@ -144,9 +144,9 @@ fn network(config: &Config, terms: &Terms) -> Result<(Engine, Arc<Ways>)> {
     let seed = crate::sys::random_seed().context("cannot get randomness")?;
     let relays = Arc::new(Relays::default());
     let known = relays.max_descriptors() + config.forwards.len() + config.port_forwards.len();
-    let places = Places::new(known + icmp::max_sessions());
+    let permits = Permits::new(known + icmp::max_sessions());
     let (mut engine, handle) =
-        Engine::new(config.network.clone(), seed, places.clone()).context("cannot start the network")?;
+        Engine::new(config.network.clone(), seed, permits.clone()).context("cannot start the network")?;
     engine.limit_connects(config.connects);
     if let Some(notifier) = &terms.notifier {
         engine.notify(notifier.clone());
@@ -161,7 +161,7 @@ fn network(config: &Config, terms: &Terms) -> Result<(Engine, Arc<Ways>)> {
         penalties: Arc::new(Penalties::new(handle.links_attached())),
         agent: SocketAddrV4::new(config.device_ip, config.agent_port),
         agent_secret: config.agent_secret.clone(),
-        places,
+        permits,
         relays,
         own: OwnSockets::default(),
     });

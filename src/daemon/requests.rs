@@ -21,7 +21,7 @@ use crate::engine::{Handle, Request};
 use crate::host::dns::{Upstream, serve_stream};
 use crate::limit::{Limit, Slot};
 use crate::logging::Limited;
-use crate::places::{Owners, Places};
+use crate::permits::{Owners, Permits};
 use crate::sys::descriptor_share;
 use crate::sys::memory::{give_back, give_back_much};
 
@@ -56,23 +56,23 @@ struct Questions {
 }
 
 impl Questions {
-    /// The answer, if there is one. Where descriptors are few it waits for some; where its place is wanted
+    /// The answer, if there is one. Where descriptors are few it waits for some; where its slot is wanted
     /// for another it is SERVFAIL.
     async fn ask(
         &self,
         port: PortId,
-        place: &Slot<PortId>,
+        slot: &Slot<PortId>,
         message: &Bytes,
         transport: Transport,
     ) -> Option<Vec<u8>> {
-        let answer = place.hold(async {
-            let _sockets = self.sockets.places(port).wait().await;
+        let answer = slot.hold(async {
+            let _sockets = self.sockets.permits(port).wait().await;
             self.upstream.ask(message, transport).await
         });
         answer.await.unwrap_or_else(|| self.fail(port, message, transport))
     }
 
-    /// SERVFAIL, for one that has no place, or no longer.
+    /// SERVFAIL, for one that has no slot, or no longer.
     fn fail(&self, port: PortId, message: &[u8], transport: Transport) -> Option<Vec<u8>> {
         if let Some(suppressed) = self.failed.admit(Instant::now()) {
             tracing::warn!(%port, suppressed, "too many DNS questions of a guest are under way: some fail");
@@ -82,14 +82,14 @@ impl Questions {
 }
 
 /// Serves what the engine asks: questions about names, and what guests ask the gateway itself.
-pub(super) async fn resolve(handle: Handle, api: Arc<Api>, places: Places) {
+pub(super) async fn resolve(handle: Handle, api: Arc<Api>, permits: Permits) {
     let questions = Arc::new(Questions {
         upstream: Upstream::new(PathBuf::from(RESOLV_CONF), PathBuf::from(HOSTS)),
         admitted: Limit::new(
             descriptor_share(PER_DNS_QUESTION, MAX_DNS_QUESTIONS).max(MIN_DNS_QUESTIONS),
             Duration::ZERO,
         ),
-        sockets: Owners::new(places.taking(PER_DNS_QUESTION).for_strangers()),
+        sockets: Owners::new(permits.taking(PER_DNS_QUESTION).for_strangers()),
         failed: Limited::new(1, Duration::from_secs(60)),
     });
     let streams = Limit::new(descriptor_share(DNS_STREAM_SHARE, MAX_DNS_STREAMS), Duration::ZERO);
@@ -122,15 +122,15 @@ pub(super) async fn resolve(handle: Handle, api: Arc<Api>, places: Places) {
         match request {
             Request::DnsQuestion { client, message } => {
                 let (port, message) = (client.port(), Bytes::from(message));
-                // Of this very task, so that no more of them are there than places.
-                let Some(place) = questions.admitted.admit(port) else {
+                // Of this very task, so that no more of them are there than permits.
+                let Some(slot) = questions.admitted.admit(port) else {
                     if let Some(answer) = questions.fail(port, &message, Transport::Udp) {
                         handle.dns_answer(client, answer).await;
                     }
                     continue;
                 };
                 tokio::spawn(async move {
-                    if let Some(answer) = questions.ask(port, &place, &message, Transport::Udp).await {
+                    if let Some(answer) = questions.ask(port, &slot, &message, Transport::Udp).await {
                         handle.dns_answer(client, answer).await;
                     }
                 });
@@ -139,7 +139,7 @@ pub(super) async fn resolve(handle: Handle, api: Arc<Api>, places: Places) {
                 tokio::spawn(Arc::clone(&api).serve_guest(guest, stream));
             }
             Request::DnsStream { link, stream } => {
-                let Some(place) = streams.admit(link) else { continue };
+                let Some(slot) = streams.admit(link) else { continue };
                 let Ok(stream) = UnixStream::from_std(stream) else { continue };
                 let budget = Arc::clone(&budget);
                 tokio::spawn(async move {
@@ -151,7 +151,7 @@ pub(super) async fn resolve(handle: Handle, api: Arc<Api>, places: Places) {
                     let resolve = |message: Vec<u8>| {
                         answer(handle.clone(), Arc::clone(&questions), link, message.into())
                     };
-                    serve_stream(stream, place, turn, resolve).await;
+                    serve_stream(stream, slot, turn, resolve).await;
                 });
             }
         }
@@ -164,10 +164,10 @@ async fn answer(handle: Handle, questions: Arc<Questions>, link: PortId, message
     match verdict {
         Verdict::Reply => Some(reply),
         Verdict::Forward => {
-            let Some(place) = questions.admitted.admit(link) else {
+            let Some(slot) = questions.admitted.admit(link) else {
                 return questions.fail(link, &message, Transport::Tcp);
             };
-            questions.ask(link, &place, &message, Transport::Tcp).await
+            questions.ask(link, &slot, &message, Transport::Tcp).await
         }
         Verdict::Drop => None,
     }

@@ -90,7 +90,7 @@ impl Bound {
                 .collect(),
             linked: self.links.into_iter().map(|link| link.serve(with.clone())).collect(),
             followed: self.machines.into_iter().map(|machine| machine.run(with.clone())).collect(),
-            resolving: tokio::spawn(resolve(handle.clone(), api, self.ways.places.clone())),
+            resolving: tokio::spawn(resolve(handle.clone(), api, self.ways.permits.clone())),
             following: tokio::spawn(registry.clone().follow_guests()),
             counting,
             handle,

@@ -101,16 +101,16 @@ fn said(err: String, code: u8) -> Output {
 fn done(verb: &str, values: &Values) -> Result<(String, u8)> {
     let prefix: OsString = values.get("prefix");
     let prefix = (!prefix.is_empty()).then_some(Path::new(&prefix));
-    let place = Installation::new(System::here()?, prefix);
+    let installation = Installation::new(System::here()?, prefix);
     match verb {
         "install" => {
             let socket: OsString = values.get("socket");
             let socket = if socket.is_empty() { usual_socket()? } else { socket.into() };
-            place.install(&socket)?;
-            Ok((status(&place, &place.look()?).0, 0))
+            installation.install(&socket)?;
+            Ok((status(&installation, &installation.look()?).0, 0))
         }
-        "uninstall" => Ok((removed(&place, &place.uninstall()?), 0)),
-        _ => Ok(status(&place, &place.look()?)),
+        "uninstall" => Ok((removed(&installation, &installation.uninstall()?), 0)),
+        _ => Ok(status(&installation, &installation.look()?)),
     }
 }
 
@@ -129,8 +129,8 @@ fn usual_socket() -> Result<PathBuf> {
 }
 
 /// What is there in words, and as the exit code of `status`.
-fn status(place: &Installation, state: &State) -> (String, u8) {
-    let (link, file) = (place.link.display(), place.file.display());
+fn status(installation: &Installation, state: &State) -> (String, u8) {
+    let (link, file) = (installation.link.display(), installation.file.display());
     let at = match &state.found {
         Found::Nothing => format!("{link} is missing"),
         Found::Link(at) => format!("{link} -> {}", at.display()),
@@ -154,7 +154,7 @@ fn status(place: &Installation, state: &State) -> (String, u8) {
     if state.found == Found::Nothing {
         return (out, code);
     }
-    match ping::ping(&place.link) {
+    match ping::ping(&installation.link) {
         Ok(server) => out.push_str(&format!("{server} answers\n")),
         Err(why) => {
             out.push_str(&format!("no answer: {why}\n"));
@@ -165,8 +165,8 @@ fn status(place: &Installation, state: &State) -> (String, u8) {
 }
 
 /// What `uninstall` did, by what there was before.
-fn removed(place: &Installation, before: &State) -> String {
-    let (link, file) = (place.link.display(), place.file.display());
+fn removed(installation: &Installation, before: &State) -> String {
+    let (link, file) = (installation.link.display(), installation.file.display());
     let gone = match &before.recorded {
         Recorded::Nothing => "not installed\n".into(),
         _ if before.is_ours() => format!("removed {link} and {file}\n"),

@@ -8,12 +8,12 @@ use super::*;
 const TARGET: &str = "/somewhere/podman.sock";
 
 /// A directory tree as each kind of system has it.
-fn places() -> Vec<(tempfile::TempDir, Installation)> {
+fn installations() -> Vec<(tempfile::TempDir, Installation)> {
     [&tmpfiles::SYSTEM, &launchd::SYSTEM]
         .map(|system| {
             let dir = tempfile::tempdir().unwrap();
-            let place = Installation::new(system, Some(dir.path()));
-            (dir, place)
+            let installation = Installation::new(system, Some(dir.path()));
+            (dir, installation)
         })
         .into()
 }
@@ -30,9 +30,9 @@ fn files(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
-fn record(place: &Installation) {
-    place.write(TARGET).unwrap();
-    fs::rename(place.unfinished(), &place.file).unwrap();
+fn record(installation: &Installation) {
+    installation.write(TARGET).unwrap();
+    fs::rename(installation.unfinished(), &installation.file).unwrap();
 }
 
 fn ours(target: &str) -> State {
@@ -41,24 +41,24 @@ fn ours(target: &str) -> State {
 
 #[test]
 fn there_and_back() {
-    for (dir, place) in places() {
-        place.install(Path::new(TARGET)).unwrap();
-        assert_eq!(place.look().unwrap(), ours(TARGET));
-        assert_eq!(fs::metadata(&place.file).unwrap().permissions().mode() & 0o777, MODE);
-        assert_eq!(place.install(Path::new(TARGET)).unwrap(), ours(TARGET));
+    for (dir, installation) in installations() {
+        installation.install(Path::new(TARGET)).unwrap();
+        assert_eq!(installation.look().unwrap(), ours(TARGET));
+        assert_eq!(fs::metadata(&installation.file).unwrap().permissions().mode() & 0o777, MODE);
+        assert_eq!(installation.install(Path::new(TARGET)).unwrap(), ours(TARGET));
         assert_eq!(files(dir.path()).len(), 2, "{:?}", files(dir.path()));
-        assert_eq!(place.uninstall().unwrap(), ours(TARGET));
+        assert_eq!(installation.uninstall().unwrap(), ours(TARGET));
         assert_eq!(files(dir.path()), Vec::<PathBuf>::new());
-        place.uninstall().unwrap();
+        installation.uninstall().unwrap();
     }
 }
 
 #[test]
 fn another_target_takes_the_place_of_the_first() {
-    for (dir, place) in places() {
-        place.install(Path::new("/first")).unwrap();
-        place.install(Path::new(TARGET)).unwrap();
-        assert_eq!(place.look().unwrap(), ours(TARGET));
+    for (dir, installation) in installations() {
+        installation.install(Path::new("/first")).unwrap();
+        installation.install(Path::new(TARGET)).unwrap();
+        assert_eq!(installation.look().unwrap(), ours(TARGET));
         assert_eq!(files(dir.path()).len(), 2);
     }
 }
@@ -69,40 +69,40 @@ fn another_target_takes_the_place_of_the_first() {
 fn an_interrupted_install_is_finished_or_undone() {
     let half: [fn(&Installation); 6] = [
         // Before the new boot file has its name.
-        |place| fs::write(place.unfinished(), "half a te").unwrap(),
+        |installation| fs::write(installation.unfinished(), "half a te").unwrap(),
         // The same, on the way to another target.
-        |place| {
-            place.install(Path::new(TARGET)).unwrap();
-            fs::write(place.unfinished(), "half a te").unwrap();
+        |installation| {
+            installation.install(Path::new(TARGET)).unwrap();
+            fs::write(installation.unfinished(), "half a te").unwrap();
         },
         // Before the link is made.
         record,
         // Before the first link is removed.
-        |place| drop(place.install(Path::new("/first")).unwrap()),
+        |installation| drop(installation.install(Path::new("/first")).unwrap()),
         // After that.
-        |place| {
-            place.install(Path::new("/first")).unwrap();
-            fs::remove_file(&place.link).unwrap();
+        |installation| {
+            installation.install(Path::new("/first")).unwrap();
+            fs::remove_file(&installation.link).unwrap();
         },
         // After the boot file was replaced.
-        |place| {
-            place.install(Path::new("/first")).unwrap();
-            fs::remove_file(&place.link).unwrap();
-            record(place);
+        |installation| {
+            installation.install(Path::new("/first")).unwrap();
+            fs::remove_file(&installation.link).unwrap();
+            record(installation);
         },
     ];
     for (step, half) in half.iter().enumerate() {
-        for (dir, place) in places() {
-            fs::create_dir_all(place.file.parent().unwrap()).unwrap();
-            half(&place);
-            place.install(Path::new(TARGET)).unwrap();
-            assert_eq!(place.look().unwrap(), ours(TARGET), "step {step}");
+        for (dir, installation) in installations() {
+            fs::create_dir_all(installation.file.parent().unwrap()).unwrap();
+            half(&installation);
+            installation.install(Path::new(TARGET)).unwrap();
+            assert_eq!(installation.look().unwrap(), ours(TARGET), "step {step}");
             assert_eq!(files(dir.path()).len(), 2, "step {step}: {:?}", files(dir.path()));
         }
-        for (dir, place) in places() {
-            fs::create_dir_all(place.file.parent().unwrap()).unwrap();
-            half(&place);
-            place.uninstall().unwrap();
+        for (dir, installation) in installations() {
+            fs::create_dir_all(installation.file.parent().unwrap()).unwrap();
+            half(&installation);
+            installation.uninstall().unwrap();
             assert_eq!(files(dir.path()), Vec::<PathBuf>::new(), "step {step}");
         }
     }
@@ -119,32 +119,32 @@ fn what_is_not_ours_stays() {
         |link| symlink(TARGET, link).unwrap(),
     ];
     for make in theirs {
-        for (dir, place) in places() {
-            fs::create_dir_all(place.link.parent().unwrap()).unwrap();
-            make(&place.link);
-            let found = place.found().unwrap();
-            let error = place.install(Path::new(TARGET)).unwrap_err().to_string();
-            assert!(error.starts_with(&place.link.display().to_string()), "{error}");
+        for (dir, installation) in installations() {
+            fs::create_dir_all(installation.link.parent().unwrap()).unwrap();
+            make(&installation.link);
+            let found = installation.found().unwrap();
+            let error = installation.install(Path::new(TARGET)).unwrap_err().to_string();
+            assert!(error.starts_with(&installation.link.display().to_string()), "{error}");
             let state = State { recorded: Recorded::Nothing, found };
-            assert_eq!(place.look().unwrap(), state, "{error}");
-            assert_eq!(place.uninstall().unwrap(), state);
-            assert_eq!(place.look().unwrap(), state);
-            assert!(!place.file.parent().unwrap().exists() || files(dir.path()).len() <= 1);
+            assert_eq!(installation.look().unwrap(), state, "{error}");
+            assert_eq!(installation.uninstall().unwrap(), state);
+            assert_eq!(installation.look().unwrap(), state);
+            assert!(!installation.file.parent().unwrap().exists() || files(dir.path()).len() <= 1);
         }
     }
 }
 
 #[test]
 fn a_link_that_somebody_led_elsewhere_stays() {
-    for (dir, place) in places() {
-        place.install(Path::new(TARGET)).unwrap();
-        fs::remove_file(&place.link).unwrap();
-        symlink("/elsewhere", &place.link).unwrap();
-        let error = place.install(Path::new(TARGET)).unwrap_err().to_string();
+    for (dir, installation) in installations() {
+        installation.install(Path::new(TARGET)).unwrap();
+        fs::remove_file(&installation.link).unwrap();
+        symlink("/elsewhere", &installation.link).unwrap();
+        let error = installation.install(Path::new(TARGET)).unwrap_err().to_string();
         assert!(error.ends_with("to /elsewhere: remove it if it is not needed"), "{error}");
-        place.uninstall().unwrap();
-        assert_eq!(files(dir.path()), std::slice::from_ref(&place.link));
-        assert_eq!(place.found().unwrap(), Found::Link("/elsewhere".into()));
+        installation.uninstall().unwrap();
+        assert_eq!(files(dir.path()), std::slice::from_ref(&installation.link));
+        assert_eq!(installation.found().unwrap(), Found::Link("/elsewhere".into()));
     }
 }
 
@@ -158,46 +158,49 @@ fn a_changed_boot_file_stays() {
         |file| symlink("/dev/null", file).unwrap(),
     ];
     for change in changes {
-        for (_dir, place) in places() {
-            place.install(Path::new(TARGET)).unwrap();
-            fs::remove_file(&place.file).unwrap();
-            change(&place.file);
-            let before = place.look().unwrap();
+        for (_dir, installation) in installations() {
+            installation.install(Path::new(TARGET)).unwrap();
+            fs::remove_file(&installation.file).unwrap();
+            change(&installation.file);
+            let before = installation.look().unwrap();
             assert_eq!(before.recorded, Recorded::Changed);
-            for error in [place.install(Path::new(TARGET)).unwrap_err(), place.uninstall().unwrap_err()] {
+            for error in
+                [installation.install(Path::new(TARGET)).unwrap_err(), installation.uninstall().unwrap_err()]
+            {
                 assert!(error.to_string().contains("is not as gvproxy wrote it"), "{error}");
             }
-            assert_eq!(place.look().unwrap(), before);
+            assert_eq!(installation.look().unwrap(), before);
         }
     }
 }
 
 #[test]
 fn nothing_is_left_when_the_link_cannot_be_made() {
-    for (dir, place) in places() {
+    for (dir, installation) in installations() {
         // The record's directory is there, and the link's is not.
-        fs::create_dir_all(place.file.parent().unwrap()).unwrap();
-        let place = Installation { is_tree: false, ..place };
-        let error = place.install(Path::new(TARGET)).unwrap_err().to_string();
-        assert_eq!(error, format!("link {}: no such file or directory", place.link.display()));
+        fs::create_dir_all(installation.file.parent().unwrap()).unwrap();
+        let installation = Installation { is_tree: false, ..installation };
+        let error = installation.install(Path::new(TARGET)).unwrap_err().to_string();
+        assert_eq!(error, format!("link {}: no such file or directory", installation.link.display()));
         assert_eq!(files(dir.path()), Vec::<PathBuf>::new());
     }
 }
 
 #[test]
 fn targets_that_cannot_be_meant() {
-    for (dir, place) in places() {
+    for (dir, installation) in installations() {
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
-        fs::create_dir_all(place.link.parent().unwrap()).unwrap();
-        let itself = place.link.parent().unwrap().join(".").join(place.link.file_name().unwrap());
+        fs::create_dir_all(installation.link.parent().unwrap()).unwrap();
+        let itself =
+            installation.link.parent().unwrap().join(".").join(installation.link.file_name().unwrap());
         for (target, reason) in [
             (Path::new("podman.sock"), "not an absolute path"),
             (Path::new("/a\nb"), "a boot file cannot hold this name"),
             (&file, "not a socket"),
             (&itself, "the link would lead to itself"),
         ] {
-            let error = place.install(target).unwrap_err().to_string();
+            let error = installation.install(target).unwrap_err().to_string();
             assert!(error.starts_with("-socket \"") && error.ends_with(reason), "{error}");
         }
         assert_eq!(files(dir.path()), [file]);
@@ -207,8 +210,9 @@ fn targets_that_cannot_be_meant() {
 #[test]
 fn a_system_without_boot_files_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let place = Installation { is_tree: false, ..Installation::new(&tmpfiles::SYSTEM, Some(dir.path())) };
-    let error = place.install(Path::new(TARGET)).unwrap_err().to_string();
+    let installation =
+        Installation { is_tree: false, ..Installation::new(&tmpfiles::SYSTEM, Some(dir.path())) };
+    let error = installation.install(Path::new(TARGET)).unwrap_err().to_string();
     assert!(error.ends_with("would not make the link again after a restart"), "{error}");
     assert_eq!(files(dir.path()), Vec::<PathBuf>::new());
 }

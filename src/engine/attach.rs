@@ -118,7 +118,7 @@ mod tests {
 
     use super::super::Engine;
     use super::*;
-    use crate::places::Places;
+    use crate::permits::Permits;
 
     const GATEWAY: [u8; 4] = [192, 168, 127, 1];
 
@@ -146,7 +146,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_read_before_is_read_first() {
-        let (engine, handle) = Engine::new(network(1500), 1, Places::new(0)).unwrap();
+        let (engine, handle) = Engine::new(network(1500), 1, Permits::new(0)).unwrap();
         let running = std::thread::spawn(|| engine.run());
         for early in [0, 1, 20, 44] {
             let (ours, mut theirs) = UnixStream::pair().unwrap();
@@ -171,7 +171,7 @@ mod tests {
     #[tokio::test]
     async fn who_shares_a_descriptor_finds_it_as_it_was() {
         let is_waiting = |fd: &OwnedFd| !rustix::fs::fcntl_getfl(fd).unwrap().contains(OFlags::NONBLOCK);
-        let (engine, handle) = Engine::new(network(1500), 1, Places::new(0)).unwrap();
+        let (engine, handle) = Engine::new(network(1500), 1, Permits::new(0)).unwrap();
         let running = std::thread::spawn(|| engine.run());
         let pairs = [true, false].map(|ends_first| (ends_first, UnixStream::pair().unwrap()));
         for (ends_first, (ours, theirs)) in pairs {
@@ -196,7 +196,7 @@ mod tests {
 
     #[tokio::test]
     async fn packets_that_the_framing_cannot_carry_are_refused() {
-        let (engine, handle) = Engine::new(network(65_535), 1, Places::new(0)).unwrap();
+        let (engine, handle) = Engine::new(network(65_535), 1, Permits::new(0)).unwrap();
         let running = std::thread::spawn(|| engine.run());
         let attach = |framing| handle.attach(UnixStream::pair().unwrap().0, framing);
         let error = attach(Framing::Hyperkit).await.unwrap_err().to_string();

@@ -19,7 +19,7 @@ use super::tcp::Opening;
 use super::{Engine, Handle};
 use crate::agent::{ANSWER_TIME, MAX_LINE, Question, Refusal};
 use crate::host::stream::HostStream;
-use crate::places::Permit;
+use crate::permits::Permit;
 use crate::text::quote;
 
 /// Why a client was not led to where it wanted.

@@ -49,7 +49,7 @@ use crate::host::icmp::{PingId, Pings};
 use crate::listen::TcpAddress;
 use crate::logging::Limited;
 use crate::notify::{Notice, Notifier};
-use crate::places::Places;
+use crate::permits::Permits;
 use crate::sys::descriptor_limit;
 use crate::sys::memory::discard;
 use crate::sys::udp::Inbox;
@@ -135,11 +135,11 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine without links and forwards, and the way to it. Connections take `places`.
+    /// An engine without links and forwards, and the way to it. Connections take `permits`.
     ///
     /// # Errors
     /// The system has no event queue to give.
-    pub fn new(network: NetworkConfig, seed: u128, places: Places) -> io::Result<(Self, Handle)> {
+    pub fn new(network: NetworkConfig, seed: u128, permits: Permits) -> io::Result<(Self, Handle)> {
         let poll = Poll::new()?;
         let mut sources = Slab::new();
         let waker = Arc::new(Waker::new(poll.registry(), Token(sources.insert(Source::Waker)))?);
@@ -158,7 +158,7 @@ impl Engine {
             sources,
             carried: 0,
             links,
-            tcp: TcpHosts::new(places),
+            tcp: TcpHosts::new(permits),
             udp: UdpHosts::new(),
             pings: Pings::default(),
             forwards: Forwards::default(),

@@ -3,7 +3,7 @@
 //! Who has its share makes room for its newest by what has been idle for long among its own; where it has
 //! little, by what has been so of whoever has most.
 //!
-//! Owns: the order in which an owner's connections are looked at. May not: close one. Read next: `places.rs`,
+//! Owns: the order in which an owner's connections are looked at. May not: close one. Read next: `permits.rs`,
 //! what a share is; `tcp.rs`.
 
 use std::collections::{HashMap, VecDeque};
@@ -12,7 +12,7 @@ use std::time::Duration;
 use netstack::{FlowId, Instant, PortId};
 
 use super::forwards::ForwardId;
-use crate::places::{Permit, Places};
+use crate::permits::{Permit, Permits};
 
 /// What carried nothing for this long makes room for another where there is none.
 const IDLE: Duration = Duration::from_secs(10);
@@ -33,26 +33,26 @@ pub(super) enum Owner {
 /// All owners.
 #[derive(Debug)]
 pub(super) struct Shares {
-    places: Places,
+    permits: Permits,
     owners: HashMap<Owner, Share>,
 }
 
 #[derive(Debug)]
 struct Share {
-    places: Places,
+    permits: Permits,
     /// Its connections in the order in which they are looked at, the next one first; and some that are over.
     order: VecDeque<FlowId>,
 }
 
 impl Shares {
-    pub(super) fn new(places: Places) -> Self {
-        Self { places, owners: HashMap::new() }
+    pub(super) fn new(permits: Permits) -> Self {
+        Self { permits, owners: HashMap::new() }
     }
 
     fn share(&mut self, owner: Owner) -> &mut Share {
-        let Self { places, owners } = self;
+        let Self { permits, owners } = self;
         if !owners.contains_key(&owner) {
-            owners.retain(|_, share| share.places.taken() > 0);
+            owners.retain(|_, share| share.permits.taken() > 0);
         }
         owners.entry(owner).or_insert_with(|| {
             let descriptors = match owner {
@@ -60,28 +60,28 @@ impl Shares {
                 // Both ends of a pair.
                 Owner::AtGateway(_) => 2,
             };
-            Share { places: places.taking(descriptors).for_strangers(), order: VecDeque::new() }
+            Share { permits: permits.taking(descriptors).for_strangers(), order: VecDeque::new() }
         })
     }
 
-    /// The place of a new connection, if there is one.
+    /// The permit of a new connection, if there is one.
     pub(super) fn try_take(&mut self, owner: Owner) -> Option<Permit> {
-        self.share(owner).places.try_take()
+        self.share(owner).permits.try_take()
     }
 
-    /// A connection that has a place. `is_there` says whether one is not over.
+    /// A connection that has a permit. `is_there` says whether one is not over.
     pub(super) fn add(&mut self, owner: Owner, flow: FlowId, is_there: impl Fn(FlowId) -> bool) {
         let share = self.share(owner);
         share.order.push_back(flow);
-        if share.order.len() > 2 * share.places.taken() + LOOKED_AT {
+        if share.order.len() > 2 * share.permits.taken() + LOOKED_AT {
             share.order.retain(|flow| is_there(*flow));
         }
     }
 
     /// Who has most descriptors, if that is more than twice what the owner has.
     pub(super) fn greediest(&mut self, owner: Owner) -> Option<Owner> {
-        let own = self.share(owner).places.descriptors_taken();
-        let all = self.owners.iter().map(|(owner, share)| (share.places.descriptors_taken(), *owner));
+        let own = self.share(owner).permits.descriptors_taken();
+        let all = self.owners.iter().map(|(owner, share)| (share.permits.descriptors_taken(), *owner));
         all.max_by_key(|(taken, _)| *taken).filter(|(taken, _)| *taken > 2 * own).map(|(_, owner)| owner)
     }
 
@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn what_has_been_idle_for_the_longest_makes_room() {
         let owner = Owner::Guest(PortId(0));
-        let mut shares = Shares::new(Places::new(0));
+        let mut shares = Shares::new(Permits::new(0));
         // When each was used, in seconds; that of 0 is over.
         let used = [3, 0, 50, 1, 48, 2];
         let flows: Vec<_> =

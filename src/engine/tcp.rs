@@ -26,7 +26,7 @@ use super::{Engine, Request, Source};
 use crate::host::stream::HostStream;
 use crate::host::tcp::{Outcome, Relay};
 use crate::logging::Limited;
-use crate::places::{Permit, Places};
+use crate::permits::{Permit, Permits};
 use crate::sys::descriptor_limit;
 
 /// Who is charged for a connection's descriptors; nobody, where the control plane bounds them.
@@ -60,13 +60,13 @@ pub(super) struct TcpHosts {
 }
 
 impl TcpHosts {
-    /// None yet; connections are to take `places`.
-    pub(super) fn new(places: Places) -> Self {
+    /// None yet; connections are to take `permits`.
+    pub(super) fn new(permits: Permits) -> Self {
         Self {
             connections: SecondaryMap::new(),
             greetings: VecDeque::new(),
             connecting: Connecting::default(),
-            shares: Shares::new(places),
+            shares: Shares::new(permits),
             own: OwnListeners::default(),
             looks: Looks::new(),
             no_descriptors: Limited::new(1, Duration::from_secs(60)),

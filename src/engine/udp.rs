@@ -11,7 +11,7 @@ use slab::Slab;
 use super::{EARLY_WRITE, Engine, Source};
 use crate::host::udp::{Far, HostUdp, Outbox, is_refused};
 use crate::logging::Limited;
-use crate::places::Permit;
+use crate::permits::Permit;
 use crate::sys::udp::MESSAGES;
 
 /// Datagrams taken from one socket in a turn, unless they fill a write before.

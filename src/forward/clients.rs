@@ -25,7 +25,7 @@ use crate::addr::Dest;
 use crate::dial::stream;
 use crate::listen::{Bound, RemoveOnDrop, has_client};
 use crate::logging::Limited;
-use crate::places::{Permit, Places};
+use crate::permits::{Permit, Permits};
 use crate::supervise::ACCEPT_PAUSE;
 use crate::sys::{Watched, is_vsock, vsock_hung_up};
 
@@ -118,7 +118,7 @@ pub(super) fn tune(socket: &OwnedFd) {
     }
 }
 
-/// Gives each client of `bound` to `serve`, with the place that it has for as long as it is served, until
+/// Gives each client of `bound` to `serve`, with the permit that it has for as long as it is served, until
 /// `shutdown` turns true or its sender is gone; then drops them, and removes the socket.
 ///
 /// # Errors
@@ -126,21 +126,21 @@ pub(super) fn tune(socket: &OwnedFd) {
 pub(super) async fn serve<F: Future<Output = ()> + Send + 'static>(
     bound: Bound,
     dest: &Dest,
-    places: &Places,
+    permits: &Permits,
     shutdown: watch::Receiver<bool>,
     serve: impl Fn(UnixStream, Permit) -> F,
 ) -> Result<()> {
-    let (name, places) = (bound.name.clone(), places.for_another());
+    let (name, permits) = (bound.name.clone(), permits.for_another());
     let listener = ListeningSocket::new(bound)?;
     info!(socket = name, %dest, "forward: listening");
-    accept(listener, &name, &places, shutdown, serve).await;
+    accept(listener, &name, &permits, shutdown, serve).await;
     Ok(())
 }
 
 async fn accept<L: Listener, F: Future<Output = ()> + Send + 'static>(
     listener: L,
     name: &str,
-    places: &Places,
+    permits: &Permits,
     mut shutdown: watch::Receiver<bool>,
     serve: impl Fn(L::Client, Permit) -> F,
 ) {
@@ -163,21 +163,21 @@ async fn accept<L: Listener, F: Future<Output = ()> + Send + 'static>(
             Some(_) = clients.join_next() => continue,
             ready = listener.ready(), if clients.len() < MAX_CLIENTS => ready,
         };
-        // Whoever has no place yet costs no descriptor: it waits in the backlog.
-        let place = tokio::select! {
+        // Whoever has no permit yet costs no descriptor: it waits in the backlog.
+        let permit = tokio::select! {
             () = &mut stopped => break,
-            place = places.take(name) => place,
+            permit = permits.take(name) => permit,
         };
         match ready.and_then(|()| listener.accept()) {
             Ok(Some(client)) => {
-                clients.spawn(serve(client, place));
+                clients.spawn(serve(client, permit));
             }
             Ok(None) => {}
             Err(error) => {
                 if failing.admit(Instant::now()).is_some() {
                     warn!(socket = name, %error, "forward: cannot accept, trying again");
                 }
-                drop(place);
+                drop(permit);
                 sleep(ACCEPT_PAUSE).await;
             }
         }

@@ -51,8 +51,8 @@ impl Direct {
         let check = |other: BorrowedFd<'_>| own.map_or(Ok(()), |own| own.connected(other));
         let socket = match self {
             Self::Unix(path) => disk::connect(path).await?.into_std()?.into(),
-            Self::Tcp(place) => {
-                let socket = dial::connect(place).await?.into_std()?.into();
+            Self::Tcp(to) => {
+                let socket = dial::connect(to).await?.into_std()?.into();
                 tune(&socket);
                 socket
             }

@@ -4,7 +4,7 @@
 //! What a socket leads to is seen when it is connected to, so that it counts by whatever name it was found: a
 //! link, a name of the host, any of its addresses. A way by another process is not seen, nor one from a TCP
 //! socket that was passed to the daemon: that may be of another network namespace, with the same addresses.
-//! There the number of places is the bound.
+//! There the number of permits is the bound.
 //!
 //! Owns: the table. May not: connect. Read next: `direct.rs`, which asks before and after.
 

@@ -34,7 +34,7 @@ use crate::config::SocketForward;
 use crate::dial::{self, Dial, stream};
 use crate::engine::Handle;
 use crate::listen::{self, Bound, RemoveOnDrop, TcpAddress};
-use crate::places::{Permit, Places};
+use crate::permits::{Permit, Permits};
 use crate::relay::Relays;
 use crate::ssh::{Penalties, load_key};
 
@@ -71,7 +71,7 @@ pub struct Ways {
     /// What carries bytes between two descriptors.
     pub relays: Arc<Relays>,
     /// How many clients there may be.
-    pub places: Places,
+    pub permits: Permits,
     /// Which sockets lead to one another.
     pub own: OwnSockets,
 }
@@ -178,7 +178,7 @@ impl Forward {
         let way = match dest.clone() {
             Dest::Ssh(to) => {
                 let (dialer, penalties) = (Arc::new(Logins(Arc::clone(&ways))), Arc::clone(&ways.penalties));
-                return ssh::run(bound, to, dialer, penalties, &ways.places, shutdown).await;
+                return ssh::run(bound, to, dialer, penalties, &ways.permits, shutdown).await;
             }
             Dest::Agent { guest, port, path } => {
                 let way = NetworkWay::new(ways.engine.clone(), ways.agent(guest, port), log);
@@ -197,7 +197,7 @@ impl Forward {
             let way = Arc::clone(&way);
             async move { way.serve(client, place).await }
         };
-        clients::serve(bound, &dest, &ways.places, shutdown, serve).await
+        clients::serve(bound, &dest, &ways.permits, shutdown, serve).await
     }
 }
 

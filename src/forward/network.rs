@@ -19,7 +19,7 @@ use super::clients::{ClientLog, has_left};
 use crate::agent::{self, Question, Secret};
 use crate::dial::stream;
 use crate::engine::{Handle, Preface, Refused};
-use crate::places::Permit;
+use crate::permits::Permit;
 use crate::relay::discard;
 use crate::supervise::Backoff;
 
@@ -54,7 +54,7 @@ impl NetworkWay {
     }
 
     /// Waits for the guest for up to `patience`, and leads the client there.
-    pub(super) async fn serve(&self, mut client: UnixStream, place: Permit, patience: Duration) {
+    pub(super) async fn serve(&self, mut client: UnixStream, permit: Permit, patience: Duration) {
         let (to, path) = (self.to, self.path.as_deref());
         let arrival = Instant::now();
         let deadline = arrival + patience;
@@ -65,7 +65,7 @@ impl NetworkWay {
             let asked = Instant::now();
             let connected = match client.into_std().and_then(|client| Ok((client, self.preface()?))) {
                 Ok((client, preface)) => {
-                    let connecting = self.engine.forward_client(client.into(), place.clone(), to, preface);
+                    let connecting = self.engine.forward_client(client.into(), permit.clone(), to, preface);
                     self.log.while_waiting(connecting).await
                 }
                 Err(error) => return debug!(%error, "forward: client failed"),

@@ -71,9 +71,7 @@ impl GuestPolicy {
             return Err(PLAIN.into());
         }
         match dest {
-            Dest::Tcp(place) | Dest::Ssh(SshDest { sshd: place, .. }) if place.host.parse() == Ok(guest) => {
-                Ok(())
-            }
+            Dest::Tcp(to) | Dest::Ssh(SshDest { sshd: to, .. }) if to.host.parse() == Ok(guest) => Ok(()),
             _ => Err(format!("a guest may expose what is its own, and {dest} is not {guest}'s")),
         }
     }

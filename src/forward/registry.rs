@@ -25,7 +25,7 @@ use crate::config::{Exposed, GuestPolicy, Protocol, SocketForward};
 use crate::disk;
 use crate::engine::{Engine, ForwardId, Listener};
 use crate::listen::{BindAddress, is_in_use, patiently, resolve, resolve_at_once};
-use crate::places::{Owners, Permit, Places};
+use crate::permits::{Owners, Permit, Permits};
 use crate::sys::descriptor_limit;
 use crate::text::{quote, reason};
 
@@ -95,7 +95,7 @@ struct Inner {
     ways: Arc<Ways>,
     policy: GuestPolicy,
     /// Descriptors for the operator's ports, and for those of each link's guests.
-    ports: Places,
+    ports: Permits,
     ports_of_guests: Owners<PortId>,
     table: Mutex<Table>,
     /// A guest has exposed something.
@@ -133,7 +133,7 @@ struct Entry {
     gone: Option<Instant>,
     repeats: Repeats,
     /// Of TCP and UDP.
-    place: Option<BindAddress>,
+    address: Option<BindAddress>,
     running: Running,
     /// Of what was not known at the start.
     _permit: Option<Permit>,
@@ -185,7 +185,7 @@ impl Registry {
     /// `policy` says.
     pub fn new(ways: Arc<Ways>, policy: GuestPolicy) -> Self {
         let (table, followed, changing) = Default::default();
-        let ports = ways.places.for_ports();
+        let ports = ways.permits.for_ports();
         let ports_of_guests = Owners::new(ports.for_strangers());
         Self(Arc::new(Inner { ways, policy, ports, ports_of_guests, table, followed, changing }))
     }
@@ -195,17 +195,17 @@ impl Registry {
     /// # Errors
     /// See [`ExposeError`].
     pub fn configure(&self, engine: &mut Engine, wanted: Exposed) -> Result<(), ExposeError> {
-        let place = Local::parse(&wanted.local, wanted.protocol.as_str()).and_then(resolve_at_once);
-        let place = place.map_err(|why| bad_local(&wanted, why))?;
+        let address = Local::parse(&wanted.local, wanted.protocol.as_str()).and_then(resolve_at_once);
+        let address = address.map_err(|why| bad_local(&wanted, why))?;
         if self.0.is_running(&wanted, Asker::Operator)? {
             return Ok(());
         }
         let to = remote_address(&wanted.remote).map_err(ExposeError::Remote)?;
         // At the start nobody else is kept waiting.
-        let bound = patiently(|(_, error)| is_in_use(error), || bind(wanted.protocol, place));
-        let listener = self.0.told(bound, &wanted, place, Asker::Operator)?;
+        let bound = patiently(|(_, error)| is_in_use(error), || bind(wanted.protocol, address));
+        let listener = self.0.told(bound, &wanted, address, Asker::Operator)?;
         let id = engine.forward(listener, to, None).map_err(|error| cannot_watch(&wanted, &error))?;
-        self.0.insert(wanted, Asker::Operator, Some(place), Running::Engine(id), None);
+        self.0.insert(wanted, Asker::Operator, Some(address), Running::Engine(id), None);
         Ok(())
     }
 
@@ -304,7 +304,7 @@ impl Inner {
         if let Asker::Guest(guest) = asker {
             self.policy.check(guest.address, &wanted).map_err(ExposeError::Denied)?;
         }
-        let place = match wanted.protocol {
+        let address = match wanted.protocol {
             Protocol::Tcp | Protocol::Udp => {
                 let local = Local::parse(&wanted.local, wanted.protocol.as_str());
                 let local = local.map_err(|why| bad_local(&wanted, why))?;
@@ -320,16 +320,16 @@ impl Inner {
             return Ok(());
         }
         let permit = self.permit(&wanted, asker)?;
-        let running = match place {
-            Some(place) => {
+        let running = match address {
+            Some(address) => {
                 let to = remote_address(&wanted.remote).map_err(ExposeError::Remote)?;
-                let listener = self.told(bind(wanted.protocol, place), &wanted, place, asker)?;
+                let listener = self.told(bind(wanted.protocol, address), &wanted, address, asker)?;
                 self.add(&wanted, listener, to, asker).await?
             }
             None if wanted.protocol == Protocol::Npipe => return Err(ExposeError::NoPipes),
             None => self.listen(&wanted, asker).await?,
         };
-        let Some(running) = self.insert(wanted, asker, place, running, Some(permit)) else { return Ok(()) };
+        let Some(running) = self.insert(wanted, asker, address, running, Some(permit)) else { return Ok(()) };
         self.end(running).await;
         Err(ExposeError::Stopping)
     }
@@ -416,11 +416,11 @@ impl Inner {
 
     /// A descriptor for what is to listen; some are left to clients.
     fn permit(&self, wanted: &Exposed, asker: Asker) -> Result<Permit, ExposeError> {
-        let places = match asker {
+        let permits = match asker {
             Asker::Operator => self.ports.clone(),
-            Asker::Guest(guest) => self.ports_of_guests.places(guest.port),
+            Asker::Guest(guest) => self.ports_of_guests.permits(guest.port),
         };
-        places.try_take().ok_or_else(|| {
+        permits.try_take().ok_or_else(|| {
             let Exposed { local, protocol, .. } = wanted;
             let limit = descriptor_limit();
             ExposeError::Listen(format!(
@@ -434,19 +434,19 @@ impl Inner {
         &self,
         bound: Result<Listener, (String, io::Error)>,
         wanted: &Exposed,
-        place: BindAddress,
+        address: BindAddress,
         asker: Asker,
     ) -> Result<Listener, ExposeError> {
         let protocol = wanted.protocol;
         let listener = bound.map_err(|(why, error)| {
             let owner = match (error.kind(), asker) {
-                (io::ErrorKind::AddrInUse, Asker::Operator) => self.owner(protocol, place),
+                (io::ErrorKind::AddrInUse, Asker::Operator) => self.owner(protocol, address),
                 // Who else listens on the host is not the guest's business.
                 _ => String::new(),
             };
-            ExposeError::Listen(format!("listen {protocol} {place}: {why}{owner}"))
+            ExposeError::Listen(format!("listen {protocol} {address}: {why}{owner}"))
         })?;
-        if place.port() == 0 {
+        if address.port() == 0 {
             let address = match &listener {
                 Listener::Tcp(listener) => listener.local_addr(),
                 Listener::Udp(socket) => socket.local_addr(),
@@ -464,16 +464,16 @@ impl Inner {
     }
 
     /// Whose the port is, for the end of a message.
-    fn owner(&self, protocol: Protocol, place: BindAddress) -> String {
+    fn owner(&self, protocol: Protocol, address: BindAddress) -> String {
         let table = self.table();
         let ours = table.entries.values().find(|entry| {
-            entry.exposed.protocol == protocol && entry.place.is_some_and(|other| other.overlaps(place))
+            entry.exposed.protocol == protocol && entry.address.is_some_and(|other| other.overlaps(address))
         });
         match ours {
             Some(Entry { exposed: Exposed { local, remote, .. }, .. }) => {
                 format!(" (by this daemon: {local} leads to {remote})")
             }
-            None => crate::sys::owner::by_whom(protocol == Protocol::Udp, place.port()),
+            None => crate::sys::owner::by_whom(protocol == Protocol::Udp, address.port()),
         }
     }
 
@@ -527,7 +527,7 @@ impl Inner {
         &self,
         exposed: Exposed,
         asker: Asker,
-        place: Option<BindAddress>,
+        address: Option<BindAddress>,
         running: Running,
         permit: Option<Permit>,
     ) -> Option<Running> {
@@ -553,7 +553,7 @@ impl Inner {
                 asker,
                 gone: None,
                 repeats: Repeats::default(),
-                place,
+                address,
                 running,
                 _permit: permit,
             },
@@ -592,10 +592,10 @@ impl Inner {
 }
 
 /// A socket of the host.
-fn bind(protocol: Protocol, place: BindAddress) -> Result<Listener, (String, io::Error)> {
+fn bind(protocol: Protocol, address: BindAddress) -> Result<Listener, (String, io::Error)> {
     match protocol {
-        Protocol::Udp => place.receive().map(Listener::Udp),
-        _ => place.listen().map(Listener::Tcp),
+        Protocol::Udp => address.receive().map(Listener::Udp),
+        _ => address.listen().map(Listener::Tcp),
     }
 }
 

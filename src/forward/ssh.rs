@@ -14,7 +14,7 @@ use super::clients::{self, ClientLog, has_left};
 use crate::addr::{Dest, SshDest};
 use crate::dial::Dial;
 use crate::listen::Bound;
-use crate::places::Places;
+use crate::permits::Permits;
 use crate::ssh::{OpenError, Penalties, Target, Tunnel};
 
 /// Serves the clients of `bound` until `shutdown` turns true or its sender is gone.
@@ -26,20 +26,20 @@ pub async fn run<D: Dial>(
     to: SshDest,
     dialer: Arc<D>,
     penalties: Arc<Penalties>,
-    places: &Places,
+    permits: &Permits,
     shutdown: watch::Receiver<bool>,
 ) -> Result<()> {
     let dest = Dest::Ssh(to.clone());
     let log = ClientLog::new(&bound.name, &dest);
     let way = Arc::new(SshWay::new(to, dialer, penalties, log)?);
-    let serve = |client, place| {
+    let serve = |client, permit| {
         let way = Arc::clone(&way);
         async move {
             way.serve(client).await;
-            drop(place);
+            drop(permit);
         }
     };
-    clients::serve(bound, &dest, places, shutdown, serve).await
+    clients::serve(bound, &dest, permits, shutdown, serve).await
 }
 
 /// Leads clients to one socket behind one login.

@@ -13,7 +13,7 @@ use netstack::{Instant, UdpFlowId};
 
 use super::hearing::Hearing;
 use crate::dial::any_like;
-use crate::places::Permit;
+use crate::permits::Permit;
 use crate::sys::udp::{Client, MAX_MESSAGE, MAX_SEGMENTS, receive_uncut, send_one, send_segments};
 
 #[derive(Debug)]

@@ -309,8 +309,8 @@ async fn accept(guests: Guests, listener: &Socket, engine: &Handle, terms: &Arc<
             Guests::Bess => Framing::Bess,
             Guests::Vpnkit => {
                 match clients.admit(()) {
-                    Some(place) => {
-                        following.spawn(vpnkit::serve(stream, place, engine.clone(), Arc::clone(terms)));
+                    Some(slot) => {
+                        following.spawn(vpnkit::serve(stream, slot, engine.clone(), Arc::clone(terms)));
                     }
                     None => report_refusal(&"as many VPNKit clients as may be"),
                 }

@@ -36,11 +36,11 @@ const ETHERNET: u16 = 14;
 /// Refusals in the log.
 static REFUSED: Limited = Limited::new(10, Duration::from_secs(60));
 
-/// Serves one client to its end, or until its `place` is wanted before it has greeted.
-pub(super) async fn serve(stream: Socket, place: Slot<()>, engine: Handle, terms: Arc<Terms>) {
-    let attached = match place.hold(timeout(PATIENCE, greet(stream, &place, &terms))).await {
+/// Serves one client to its end, or until its `slot` is wanted before it has greeted.
+pub(super) async fn serve(stream: Socket, slot: Slot<()>, engine: Handle, terms: Arc<Terms>) {
+    let attached = match slot.hold(timeout(PATIENCE, greet(stream, &slot, &terms))).await {
         Some(Ok(Ok(stream))) => {
-            place.set_busy();
+            slot.set_busy();
             engine.attach(stream, Framing::Hyperkit).await.context("cannot attach")
         }
         Some(Ok(Err(error))) => Err(error),
@@ -60,14 +60,14 @@ pub(super) async fn serve(stream: Socket, place: Slot<()>, engine: Handle, terms
     }
 }
 
-async fn greet(stream: Socket, place: &Slot<()>, terms: &Terms) -> Result<OwnedFd> {
+async fn greet(stream: Socket, slot: &Slot<()>, terms: &Terms) -> Result<OwnedFd> {
     stream.set_nonblocking(true)?;
     let stream = watch(OwnedFd::from(stream), Interest::READABLE | Interest::WRITABLE)?;
     let mut greeting = [0; GREETING];
-    read_exact(&stream, &mut greeting, place).await.context("cannot read VPNKit's greeting")?;
+    read_exact(&stream, &mut greeting, slot).await.context("cannot read VPNKit's greeting")?;
     write_all(&stream, &greeting).await.context("cannot answer VPNKit's greeting")?;
     let mut command = [0; COMMAND];
-    read_exact(&stream, &mut command, place).await.context("cannot read VPNKit's command")?;
+    read_exact(&stream, &mut command, slot).await.context("cannot read VPNKit's command")?;
     let uuid = command.get(UUID).unwrap_or_default();
     let known = terms.vpnkit_macs.iter().find(|(known, _)| known.as_bytes() == uuid);
     let mac = match known {
@@ -98,16 +98,16 @@ fn random_mac() -> Result<Mac> {
     Ok(Mac([(first | 2) & !1, a, b, c, d, e]))
 }
 
-/// Fills the buffer. Each part that comes keeps the client's `place` before those of clients that say
+/// Fills the buffer. Each part that comes keeps the client's `slot` before those of clients that say
 /// nothing.
-async fn read_exact(stream: &AsyncFd<OwnedFd>, mut buffer: &mut [u8], place: &Slot<()>) -> Result<()> {
+async fn read_exact(stream: &AsyncFd<OwnedFd>, mut buffer: &mut [u8], slot: &Slot<()>) -> Result<()> {
     while !buffer.is_empty() {
         let read = |stream: &OwnedFd| rustix::io::read(stream, &mut *buffer).map_err(io::Error::from);
         let read = stream.async_io(Interest::READABLE, read).await?;
         if read == 0 {
             bail!("the client left");
         }
-        place.set_receiving();
+        slot.set_receiving();
         buffer = buffer.split_at_mut_checked(read).unwrap_or_default().1;
     }
     Ok(())

@@ -76,7 +76,7 @@ impl BindAddress {
         }
     }
 
-    /// Whether sockets at both places could get the same packet.
+    /// Whether sockets at both addresses could get the same packet.
     pub(crate) fn overlaps(self, other: Self) -> bool {
         self.port() == other.port() && (self == other || self.is_wildcard() || other.is_wildcard())
     }
@@ -103,10 +103,10 @@ impl BindAddress {
     fn socket(self, kind: Type) -> Result<Socket, (String, io::Error)> {
         let address = match self {
             // As in Go every address means those of both families, however it is written.
-            place if place.is_wildcard() => match dual_stack(kind) {
-                Ok(socket) => return bound(socket, (Ipv6Addr::UNSPECIFIED, place.port()).into()),
+            address if address.is_wildcard() => match dual_stack(kind) {
+                Ok(socket) => return bound(socket, (Ipv6Addr::UNSPECIFIED, address.port()).into()),
                 // This host has no IPv6.
-                Err(_) => (Ipv4Addr::UNSPECIFIED, place.port()).into(),
+                Err(_) => (Ipv4Addr::UNSPECIFIED, address.port()).into(),
             },
             Self::Any(port) => (Ipv4Addr::UNSPECIFIED, port).into(),
             Self::At(address) => address,
@@ -147,24 +147,24 @@ fn text(call: &str, error: &io::Error) -> String {
 mod tests {
     use super::*;
 
-    fn place(text: &str) -> BindAddress {
+    fn address(text: &str) -> BindAddress {
         Local::parse(text, "tcp").and_then(resolve_at_once).unwrap_or_else(|why| panic!("{text}: {why}"))
     }
 
     #[test]
     fn every_address_means_both_families() {
         for text in [":0", "0.0.0.0:0", "[::]:0"] {
-            let listener = place(text).listen().unwrap();
+            let listener = address(text).listen().unwrap();
             let port = listener.local_addr().unwrap().port();
             for client in ["127.0.0.1", "::1"] {
                 std::net::TcpStream::connect((client, port))
                     .unwrap_or_else(|error| panic!("{text} from {client}: {error}"));
             }
         }
-        let one = place("[::1]:0").listen().unwrap();
+        let one = address("[::1]:0").listen().unwrap();
         let port = one.local_addr().unwrap().port();
         assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_err());
-        let socket = place("[::]:0").receive().unwrap();
+        let socket = address("[::]:0").receive().unwrap();
         let port = socket.local_addr().unwrap().port();
         std::net::UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"x", ("127.0.0.1", port)).unwrap();
         assert_eq!(socket.recv(&mut [0; 9]).unwrap(), 1);
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn what_the_system_refuses() {
-        let (text, error) = place("1.2.3.4:80").listen().unwrap_err();
+        let (text, error) = address("1.2.3.4:80").listen().unwrap_err();
         assert_eq!(text, "bind: cannot assign requested address");
         assert_eq!(error.kind(), io::ErrorKind::AddrNotAvailable);
     }
@@ -186,7 +186,7 @@ mod tests {
             ("127.0.0.1:80", "[::1]:80", false),
             (":80", ":81", false),
         ] {
-            assert_eq!(place(one).overlaps(place(other)), expected, "{one} {other}");
+            assert_eq!(address(one).overlaps(address(other)), expected, "{one} {other}");
         }
     }
 }

@@ -27,7 +27,7 @@ use crate::addr::{Dest, SshDest};
 use crate::config::Reverse as Wanted;
 use crate::forward::{Ways, ssh::target};
 use crate::logging::Limited;
-use crate::places::{Permit, Places};
+use crate::permits::{Permit, Permits};
 use crate::ssh::load_key;
 use crate::supervise::LastFailure;
 use crate::text::reason;
@@ -84,7 +84,7 @@ impl Reverse {
         };
         let host = Host {
             ways: Arc::clone(ways),
-            places: ways.places.for_another(),
+            permits: ways.permits.for_another(),
             dest: wanted.dest.clone(),
             log: Limited::new(1, LOG_WINDOW),
         };
@@ -106,7 +106,7 @@ impl Reverse {
 #[derive(Debug)]
 struct Host {
     ways: Arc<Ways>,
-    places: Places,
+    permits: Permits,
     dest: Dest,
     log: Limited,
 }
@@ -115,7 +115,7 @@ impl Host {
     /// Connects for one client, which has a place among the forwards' clients for as long as the second value
     /// lives; `None` if it is to be closed, and the log has been told.
     async fn connect(&self) -> Option<(OwnedFd, Permit)> {
-        let Some(place) = self.places.try_take() else {
+        let Some(place) = self.permits.try_take() else {
             self.say("there are as many clients as the limit of open files allows");
             return None;
         };

@@ -565,8 +565,8 @@ impl client::Handler for Events {
     async fn check_server_key(&mut self, key: &PublicKeyOrCertificate) -> Result<bool, Self::Error> {
         let Some((file, addr)) = &self.known_hosts else { return Ok(true) };
         let PublicKeyOrCertificate::PublicKey { key, .. } = key else { return Ok(false) };
-        let (place, key, known) = (addr.clone(), key.clone(), file.clone());
-        let check = move || check_known_hosts_path(&place.host, place.port, &key, &known);
+        let (to, key, known) = (addr.clone(), key.clone(), file.clone());
+        let check = move || check_known_hosts_path(&to.host, to.port, &key, &known);
         match disk::ask(file, check).await.map_err(russh::keys::Error::from).flatten() {
             Ok(true) => Ok(true),
             Ok(false) => {

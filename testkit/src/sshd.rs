@@ -16,7 +16,7 @@ use std::time::Duration;
 use gvproxy::addr::{HostPort, ListenAddress, SshDest};
 use gvproxy::dial::Dial;
 use gvproxy::forward::ssh;
-use gvproxy::places::Places;
+use gvproxy::permits::Permits;
 use gvproxy::ssh::Penalties;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -273,7 +273,7 @@ impl Sshd {
         let bound = gvproxy::listen::bind(&ListenAddress::parse(socket.as_os_str())?)?;
         let (stop, stopped) = watch::channel(false);
         let (dialer, penalties) = (self.dialer(), Arc::clone(&self.penalties));
-        let run = async move { ssh::run(bound, to, dialer, penalties, &Places::new(0), stopped).await };
+        let run = async move { ssh::run(bound, to, dialer, penalties, &Permits::new(0), stopped).await };
         let task = tokio::spawn(run);
         Ok(Forward { socket, stop, task })
     }

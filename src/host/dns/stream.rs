@@ -24,11 +24,11 @@ const MAX_QUERIES: usize = 128;
 const MAX_PIPELINED: usize = 32;
 
 /// Answers the queries of one connection until the client is done (its half-close waits for the answers), is
-/// silent for too long, has asked 128 times, or breaks the connection, or until its place is wanted: between
+/// silent for too long, has asked 128 times, or breaks the connection, or until its slot is wanted: between
 /// questions it is idle. Answers go out in the order in which they come, not in that of the queries (RFC 7766
 /// section 6.2.1.1); a message that `resolve` gives `None` for has none. Each query waits for its `turn`,
 /// which knows its length, and has what that gives until its answer is written.
-pub async fn serve_stream<S, T, R, F, K>(mut stream: S, place: Slot<K>, turn: impl Fn(usize) -> T, resolve: R)
+pub async fn serve_stream<S, T, R, F, K>(mut stream: S, slot: Slot<K>, turn: impl Fn(usize) -> T, resolve: R)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     T: Future<Output: Send + 'static>,
@@ -36,14 +36,14 @@ where
     F: Future<Output = Option<Vec<u8>>> + Send + 'static,
     K: Copy + Eq + Hash,
 {
-    if let Err(error) = serve(&mut stream, &place, turn, resolve).await {
+    if let Err(error) = serve(&mut stream, &slot, turn, resolve).await {
         tracing::debug!(%error, "DNS connection ended");
     }
 }
 
 async fn serve<S, T, R, F, K>(
     stream: &mut S,
-    place: &Slot<K>,
+    slot: &Slot<K>,
     turn: impl Fn(usize) -> T,
     resolve: R,
 ) -> io::Result<()>
@@ -69,7 +69,7 @@ where
         {
             queries += 1;
             deadline = Instant::now() + IDLE_TIME;
-            place.set_busy();
+            slot.set_busy();
             next = Some((Box::pin(turn(message.len())), message));
         }
         let listening = !client_done && has_room && next.is_none();
@@ -91,7 +91,7 @@ where
             read = stream.read_buf(&mut received), if listening => {
                 client_done = read? == 0;
                 if is_idle {
-                    place.set_receiving();
+                    slot.set_receiving();
                 }
             }
             Some(answer) = pending.join_next() => {
@@ -102,10 +102,10 @@ where
                 }
                 deadline = Instant::now() + IDLE_TIME;
                 if pending.is_empty() && next.is_none() {
-                    place.set_idle();
+                    slot.set_idle();
                 }
             }
-            () = place.told_to_close() => return stream.shutdown().await,
+            () = slot.told_to_close() => return stream.shutdown().await,
             () = sleep_until(deadline), if is_idle => return stream.shutdown().await,
         }
     }

@@ -23,13 +23,13 @@ fn connect(buffer: usize) -> (DuplexStream, JoinHandle<()>) {
             _ => Some(message),
         }
     };
-    (client, tokio::spawn(serve_stream(server, place(), turn, resolve)))
+    (client, tokio::spawn(serve_stream(server, slot(), turn, resolve)))
 }
 
 /// Whose turn it always is.
 async fn turn(_: usize) {}
 
-fn place() -> Slot<()> {
+fn slot() -> Slot<()> {
     Limit::new(1, Duration::ZERO).admit(()).unwrap()
 }
 
@@ -147,7 +147,7 @@ async fn queries_on_their_way_are_bounded() {
             }
         }
     };
-    let server = tokio::spawn(serve_stream(server, place(), turn, resolve));
+    let server = tokio::spawn(serve_stream(server, slot(), turn, resolve));
     client.write_all(&framed(&[b"query".as_slice(); 100])).await.unwrap();
     client.shutdown().await.unwrap();
     let start = Instant::now();
@@ -170,12 +170,12 @@ async fn what_is_idle_makes_room() {
     let limit = Limit::new(2, Duration::ZERO);
     let open = |secs: u64| {
         let (client, server) = tokio::io::duplex(64);
-        let place = limit.admit(()).unwrap();
+        let slot = limit.admit(()).unwrap();
         let resolve = move |message| async move {
             tokio::time::sleep(Duration::from_secs(secs)).await;
             Some(message)
         };
-        (client, tokio::spawn(serve_stream(server, place, turn, resolve)))
+        (client, tokio::spawn(serve_stream(server, slot, turn, resolve)))
     };
     let start = Instant::now();
     let (mut busy, _busy) = open(3);
@@ -195,8 +195,8 @@ async fn one_that_speaks_slowly_is_no_silent_one() {
     let limit = Limit::new(2, Duration::ZERO);
     let connect = || {
         let (client, server) = tokio::io::duplex(64);
-        let place = limit.admit(()).unwrap();
-        (client, tokio::spawn(serve_stream(server, place, turn, async |message| Some(message))))
+        let slot = limit.admit(()).unwrap();
+        (client, tokio::spawn(serve_stream(server, slot, turn, async |message| Some(message))))
     };
     let pause = || tokio::time::sleep(Duration::from_millis(100));
     let (mut slow, _server) = connect();

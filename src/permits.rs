@@ -4,8 +4,8 @@
 //! Whoever has many leaves some to others: a socket whose clients all wait for a service that hangs keeps
 //! nobody else's out.
 //!
-//! Owns: the count. May not: touch a socket; whoever has a place gives it up by dropping it.
-//! Read next: `forward/clients.rs`, whose clients wait for places; `engine/shares.rs`, where what is idle
+//! Owns: the count. May not: touch a socket; whoever has a permit gives it up by dropping it.
+//! Read next: `forward/clients.rs`, whose clients wait for permits; `engine/shares.rs`, where what is idle
 //! makes room.
 
 use std::collections::HashMap;
@@ -29,7 +29,7 @@ const RESERVED: usize = 64;
 const MOST: usize = netstack::tcp::MAX_FLOWS / 4 * 3;
 /// An owner that has less than so many times what is free may have another.
 const GREED: usize = 8;
-/// This part of all places is for owners that have none, or little.
+/// This part of all permits is for owners that have none, or little.
 const FIRST: usize = 16;
 /// How often who waits looks again though nobody has told it.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -41,9 +41,9 @@ const LOG_INTERVAL: Duration = Duration::from_secs(30);
 /// The descriptors for them, as one of their owners sees them: a socket, the tunnels to one port, or who
 /// exposes ports.
 #[derive(Clone, Debug)]
-pub struct Places {
+pub struct Permits {
     free: Arc<Semaphore>,
-    /// How many descriptors one place takes.
+    /// How many descriptors one permit takes.
     each: usize,
     /// How many of them are not for this owner; but its first.
     leaves: usize,
@@ -53,38 +53,38 @@ pub struct Places {
     log: Arc<Limited>,
 }
 
-/// The places of many owners of one kind, each known as long as it has one, or waits for one.
+/// The permits of many owners of one kind, each known as long as it has one, or waits for one.
 #[derive(Debug)]
 pub struct Owners<K> {
-    like: Places,
-    known: Mutex<HashMap<K, Places>>,
+    like: Permits,
+    known: Mutex<HashMap<K, Permits>>,
 }
 
 impl<K: Eq + Hash> Owners<K> {
-    /// Each has places as `like`.
-    pub fn new(like: Places) -> Self {
+    /// Each has permits as `like`.
+    pub fn new(like: Permits) -> Self {
         Self { like, known: Mutex::default() }
     }
 
     /// Those of one of them.
-    pub fn places(&self, owner: K) -> Places {
+    pub fn permits(&self, owner: K) -> Permits {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|_, places| Arc::strong_count(&places.own) > 1);
+        known.retain(|_, permits| Arc::strong_count(&permits.own) > 1);
         known.entry(owner).or_insert_with(|| self.like.for_another()).clone()
     }
 }
 
-/// One place, until the last copy is dropped.
+/// One permit, until the last copy is dropped.
 #[derive(Clone, Debug)]
 pub struct Permit(#[allow(dead_code, reason = "it is for its end")] Arc<Taken>);
 
 #[derive(Debug)]
 struct Taken {
-    place: Option<OwnedSemaphorePermit>,
-    of: Places,
+    permit: Option<OwnedSemaphorePermit>,
+    of: Permits,
 }
 
-impl Places {
+impl Permits {
     /// As many as the process's limit of descriptors allows beside `others`.
     pub fn new(others: usize) -> Self {
         let descriptors = crate::sys::descriptor_limit();
@@ -106,13 +106,13 @@ impl Places {
         }
     }
 
-    /// The same places for another owner.
+    /// The same permits for another owner.
     #[must_use]
     pub fn for_another(&self) -> Self {
         Self { own: Arc::default(), ..self.clone() }
     }
 
-    /// The same descriptors for an owner whose places take `each` of them.
+    /// The same descriptors for an owner whose permits take `each` of them.
     #[must_use]
     pub fn taking(&self, each: usize) -> Self {
         Self { each, leaves: self.leaves.max(SPARE), ..self.for_another() }
@@ -146,13 +146,13 @@ impl Places {
         if !self.may_have_another() {
             return None;
         }
-        Arc::clone(&self.free).try_acquire_many_owned(self.descriptors()).ok().map(|place| self.give(place))
+        Arc::clone(&self.free).try_acquire_many_owned(self.descriptors()).ok().map(|permit| self.give(permit))
     }
 
     /// Waits for one, in turn with other owners, for a client of the socket `name`.
     pub async fn take(&self, name: &str) -> Permit {
-        if let Some(place) = self.try_take() {
-            return place;
+        if let Some(permit) = self.try_take() {
+            return permit;
         }
         if self.log.admit(Instant::now()).is_some() {
             warn!(
@@ -170,7 +170,7 @@ impl Places {
             let freed = self.freed.notified();
             if self.may_have_another() {
                 match Arc::clone(&self.free).acquire_many_owned(self.descriptors()).await {
-                    Ok(place) => return self.give(place),
+                    Ok(permit) => return self.give(permit),
                     // Nobody closes it.
                     Err(_) => std::future::pending().await,
                 }
@@ -193,21 +193,21 @@ impl Places {
         is_first || free > leaves && taken * self.each < free.saturating_mul(GREED)
     }
 
-    /// Of one place.
+    /// Of one permit.
     fn descriptors(&self) -> u32 {
         u32::try_from(self.each).unwrap_or(u32::MAX)
     }
 
-    fn give(&self, place: OwnedSemaphorePermit) -> Permit {
+    fn give(&self, permit: OwnedSemaphorePermit) -> Permit {
         self.own.fetch_add(1, Ordering::Relaxed);
-        Permit(Arc::new(Taken { place: Some(place), of: self.clone() }))
+        Permit(Arc::new(Taken { permit: Some(permit), of: self.clone() }))
     }
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
         // Who is woken looks at both.
-        drop(self.place.take());
+        drop(self.permit.take());
         self.of.own.fetch_sub(1, Ordering::Relaxed);
         self.of.freed.notify_waiters();
     }
@@ -221,13 +221,13 @@ mod tests {
 
     use super::*;
 
-    fn take_all(places: &Places) -> Vec<Permit> {
-        std::iter::from_fn(|| places.try_take()).take(1000).collect()
+    fn take_all(permits: &Permits) -> Vec<Permit> {
+        std::iter::from_fn(|| permits.try_take()).take(1000).collect()
     }
 
     #[test]
     fn who_takes_all_leaves_some() {
-        let tunnels = Places::of(200);
+        let tunnels = Permits::of(200);
         let sockets = [(); 3].map(|()| tunnels.for_another());
         let taken = sockets.each_ref().map(take_all);
         let counts = taken.each_ref().map(Vec::len);
@@ -237,37 +237,37 @@ mod tests {
         assert!(sockets[0].taken() == 0 && !take_all(&tunnels).is_empty());
     }
 
-    /// As many as there are, each with a few: one that comes then has a place.
+    /// As many as there are, each with a few: one that comes then has a permit.
     #[test]
     fn many_owners_leave_some_to_one_without_any() {
-        let places = Places::of(200);
-        let owners = [(); 40].map(|()| places.for_another());
+        let permits = Permits::of(200);
+        let owners = [(); 40].map(|()| permits.for_another());
         let mut taken = Vec::new();
         for _ in 0..8 {
-            taken.extend(owners.iter().filter_map(Places::try_take));
+            taken.extend(owners.iter().filter_map(Permits::try_take));
         }
         assert!(taken.len() > 80, "{}", taken.len());
-        let late = [(); 4].map(|()| places.for_another());
+        let late = [(); 4].map(|()| permits.for_another());
         assert!(late.iter().all(|late| late.try_take().is_some()));
     }
 
     /// Beside one who has all that he may, who has little may have more.
     #[test]
     fn who_takes_all_leaves_a_few_to_each_other() {
-        let places = Places::of(12_288).for_strangers();
-        let greedy = places.for_another();
+        let permits = Permits::of(12_288).for_strangers();
+        let greedy = permits.for_another();
         let _all: Vec<_> = std::iter::from_fn(|| greedy.try_take()).collect();
-        let others = [(); 3].map(|()| places.for_another());
+        let others = [(); 3].map(|()| permits.for_another());
         let few = others.each_ref().map(|other| (0..50).map_while(|_| other.try_take()).collect::<Vec<_>>());
         assert_eq!(few.each_ref().map(Vec::len), [50; 3]);
         assert!(greedy.try_take().is_none());
-        assert!(places.for_another().try_take().is_some(), "who has none");
+        assert!(permits.for_another().try_take().is_some(), "who has none");
     }
 
     #[test]
     fn few_are_all_used() {
         for count in [1, 4] {
-            assert_eq!(take_all(&Places::of(count * PER_CLIENT)).len(), count);
+            assert_eq!(take_all(&Permits::of(count * PER_CLIENT)).len(), count);
         }
     }
 
@@ -275,13 +275,16 @@ mod tests {
     #[test]
     fn ports_leave_some_to_clients() {
         for descriptors in [30, 200, 1000] {
-            let places = Places::of(descriptors);
-            let [guest, other, operator] =
-                [places.for_ports().for_strangers(), places.for_ports().for_strangers(), places.for_ports()];
+            let permits = Permits::of(descriptors);
+            let [guest, other, operator] = [
+                permits.for_ports().for_strangers(),
+                permits.for_ports().for_strangers(),
+                permits.for_ports(),
+            ];
             let ports = take_all(&guest);
             assert!(ports.len() > descriptors * 2 / 3, "{} of {descriptors}", ports.len());
             let [others, own] = [&other, &operator].map(take_all);
-            let clients = [(); 2].map(|()| places.for_another().try_take());
+            let clients = [(); 2].map(|()| permits.for_another().try_take());
             assert!(clients.iter().all(Option::is_some), "{descriptors}");
             assert!(!own.is_empty() && (descriptors < 60 || !others.is_empty()), "{descriptors}");
             assert!(guest.try_take().is_none() && operator.try_take().is_none(), "{descriptors}");
@@ -291,39 +294,39 @@ mod tests {
     /// Each of many guests has a connection, though one had all that it may.
     #[test]
     fn connections_of_guests_leave_some_to_others() {
-        let places = Places::of(400);
-        let greedy = take_all(&places.taking(1).for_strangers());
+        let permits = Permits::of(400);
+        let greedy = take_all(&permits.taking(1).for_strangers());
         assert!((300..=350).contains(&greedy.len()), "{}", greedy.len());
-        let others: Vec<_> = (0..20).map(|_| take_all(&places.taking(1).for_strangers())).collect();
+        let others: Vec<_> = (0..20).map(|_| take_all(&permits.taking(1).for_strangers())).collect();
         assert!(others.iter().all(|taken| !taken.is_empty()));
-        assert!(!take_all(&places.taking(1)).is_empty() && places.for_another().try_take().is_some());
+        assert!(!take_all(&permits.taking(1)).is_empty() && permits.for_another().try_take().is_some());
     }
 
-    /// Who waits for a place is the same owner as who asks next: both together have one first.
+    /// Who waits for a permit is the same owner as who asks next: both together have one first.
     #[test]
     fn an_owner_is_known_while_it_waits() {
-        let places = Places::of(40);
-        let owners = Owners::new(places.for_another());
-        let others = take_all(&places);
-        let (first, next) = (owners.places(1), owners.places(1));
+        let permits = Permits::of(40);
+        let owners = Owners::new(permits.for_another());
+        let others = take_all(&permits);
+        let (first, next) = (owners.permits(1), owners.permits(1));
         assert!(first.try_take().is_some_and(|_place| next.taken() == 1 && next.try_take().is_none()));
         drop((first, next, others));
-        assert_eq!(owners.places(2).taken(), 0);
+        assert_eq!(owners.permits(2).taken(), 0);
         assert_eq!(owners.known.lock().unwrap().len(), 1);
     }
 
     #[tokio::test]
     async fn who_waits_is_woken() {
-        let places = Places::of(40);
-        let other = places.for_another();
-        let mut taken = take_all(&places);
-        let mut waiting = pin!(places.take("x"));
+        let permits = Permits::of(40);
+        let other = permits.for_another();
+        let mut taken = take_all(&permits);
+        let mut waiting = pin!(permits.take("x"));
         assert!(waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         let of_another = other.try_take();
         taken.truncate(3);
         let waited = waiting.await;
-        assert_eq!((places.taken(), other.taken(), of_another.is_some()), (4, 1, true));
+        assert_eq!((permits.taken(), other.taken(), of_another.is_some()), (4, 1, true));
         drop((waited, taken));
-        assert_eq!(places.taken(), 0);
+        assert_eq!(permits.taken(), 0);
     }
 }
