@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# demo.sh GVPROXY: boots the guest behind the daemon and shows what a user gets: the podman of the guest on a unix socket
-# of the host. Everything ends with it, or stays with KEEP=1. Read next: guest/boot.sh.
+# demo.sh GVPROXY: boots the guest behind the daemon and shows what a user gets: the podman of the guest on a
+# unix socket of the host. Everything ends with it, or stays with KEEP=1. Read next: guest/boot.sh.
 set -euo pipefail
 
 gvproxy=$(realpath "$1")

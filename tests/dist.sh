@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # dist.sh: tries what `make dist` made, in a Debian that is made for it. The package, then the archive, is
-# installed; the programs print their version; the Debian boots, and its systemd runs the units: a socket whose
-# client is led to a server, and a network. Then all is removed, and nothing may be left.
-# SUITE (trixie) names the Debian, MIRROR=URL replaces the mirror that apt uses.
+# installed; the programs print their version; the Debian boots, and its systemd runs the units: a socket
+# whose client is led to a server, and a network. Then all is removed, and nothing may be left. SUITE (trixie)
+# names the Debian, MIRROR=URL replaces the mirror that apt uses.
 set -euo pipefail
 umask 022
 if [ "$(id -u)" != 0 ]; then

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# install.sh GROUP...: the Debian packages that a make target needs, as far as their commands are missing, and what cargo
-# has to build and pip to fetch for it, in tests/guest/cache.
-# Groups: demo, test, bench, instructions, lint, dist. Quiet when nothing is missing; asks for root through sudo otherwise.
-# Without apt it says what is missing; up to there it is written for bash 3.2, as macOS has it.
+# install.sh GROUP...: the Debian packages that a make target needs, as far as their commands are missing, and
+# what cargo has to build and pip to fetch for it, in tests/guest/cache. Groups: demo, test, bench,
+# instructions, lint, dist. Quiet when nothing is missing; asks for root through sudo otherwise. Without apt
+# it says what is missing; up to there it is written for bash 3.2, as macOS has it.
 set -euo pipefail
 cache=$(cd "$(dirname "$0")" && pwd)/guest/cache
 

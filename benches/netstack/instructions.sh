@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# instructions.sh [--update]: how many instructions netstack takes for each item of some scenarios, counted under valgrind and
-# compared with instructions.txt; more than 10 % either way fails. `make instructions` (--update) writes the file anew.
+# instructions.sh [--update]: how many instructions netstack takes for each item of some scenarios, counted
+# under valgrind and compared with instructions.txt; more than 10 % either way fails. `make instructions`
+# (--update) writes the file anew.
 #
-# The count is the same in every run: hash seeds and time are arguments, the environment is empty, and libc takes its plainest
-# memcpy, whatever the processor. Another compiler or libc changes it a little; when that is too much, this says so.
+# The count is the same in every run: hash seeds and time are arguments, the environment is empty, and libc
+# takes its plainest memcpy, whatever the processor. Another compiler or libc changes it a little; when that
+# is too much, this says so.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

@@ -64,21 +64,25 @@
 //!
 //! Seen with QEMU 7.2, and held by `tests/qemu.rs`.
 //!
-//! - **One client at a time.** A second one connects and hears nothing until the first has gone; it then has the monitor, whether
-//!   it still wants it or not. After two that wait, the next is refused at once. [`ConnectError::is_busy`] is all of that.
-//! - **`netdev_add type=stream` succeeds before it connects**, and also when nobody listens. The event `NETDEV_STREAM_CONNECTED` and
-//!   [`Client::network`] tell. A stream cannot be given a descriptor by `getfd`, and 7.2 does not connect again (`reconnect` is of 8.0).
-//! - **Netdevs and where they lead** are in no query: not in the object model, and `query-rx-filter` names cards only (and takes 25 kB
-//!   for each). `info network` of the human monitor has it, as text.
-//! - **`device_del` asks the guest.** It succeeds at once; `DEVICE_DELETED` comes when the guest let go, so not in a VM that has
-//!   no system running or is stopped: there it comes with the next reset. To ask again meanwhile is an error.
-//!   [`Client::unplug`] is the whole of it.
-//! - **`netdev_del` closes the socket at once**, also under a card that is still there: the card loses its link and lists the dead
-//!   netdev until it goes, while the id is free again.
-//! - **`query-pci` hides what is behind a port** until firmware has numbered the buses, and **a second device on a port** is
-//!   accepted, though no guest will find it. [`Client::free_pci_bus`] therefore reads the object model.
+//! - **One client at a time.** A second one connects and hears nothing until the first has gone; it then has
+//!   the monitor, whether it still wants it or not. After two that wait, the next is refused at once.
+//!   [`ConnectError::is_busy`] is all of that.
+//! - **`netdev_add type=stream` succeeds before it connects**, and also when nobody listens. The event
+//!   `NETDEV_STREAM_CONNECTED` and [`Client::network`] tell. A stream cannot be given a descriptor by
+//!   `getfd`, and 7.2 does not connect again (`reconnect` is of 8.0).
+//! - **Netdevs and where they lead** are in no query: not in the object model, and `query-rx-filter` names
+//!   cards only (and takes 25 kB for each). `info network` of the human monitor has it, as text.
+//! - **`device_del` asks the guest.** It succeeds at once; `DEVICE_DELETED` comes when the guest let go, so
+//!   not in a VM that has no system running or is stopped: there it comes with the next reset. To ask again
+//!   meanwhile is an error. [`Client::unplug`] is the whole of it.
+//! - **`netdev_del` closes the socket at once**, also under a card that is still there: the card loses its
+//!   link and lists the dead netdev until it goes, while the id is free again.
+//! - **`query-pci` hides what is behind a port** until firmware has numbered the buses, and **a second device
+//!   on a port** is accepted, though no guest will find it. [`Client::free_pci_bus`] therefore reads the
+//!   object model.
 //! - **Ports without an id** have buses that cannot be named in `device_add`.
-//! - **After `quit`** the reply and `SHUTDOWN` come, then the end of the stream or, if somebody else was waiting for the monitor, a reset.
+//! - **After `quit`** the reply and `SHUTDOWN` come, then the end of the stream or, if somebody else was
+//!   waiting for the monitor, a reset.
 //!
 //! # Why only qapi's types
 //!

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# boot.sh SOCKET CONSOLE [QEMU-ARGUMENT...]: becomes the QEMU that runs the guest of build.sh, with its one network
-# card on the daemon's unix socket SOCKET and its serial console written to the file CONSOLE. Nothing that the guest
-# writes is kept. Where SOCKET is `-`, disk, network and size are among the arguments, as `podman machine` gives them.
-# GUEST=bookworm boots the machine of Debian 12 instead of 13's. ACCEL=kvm|tcg replaces the choice made here, CPU, SMP and
-# MEM (MiB) the machine's size, MAC its hardware address. VSOCK=SOCKET gives it a vsock device, served at that socket: by vhost-device-vsock, which
-# reads the machine's memory and therefore shares it.
-# Without arguments it only finds out what the next boot would wait for: whether KVM works, and QEMU's file.
+# boot.sh SOCKET CONSOLE [QEMU-ARGUMENT...]: becomes the QEMU that runs the guest of build.sh, with its one
+# network card on the daemon's unix socket SOCKET and its serial console written to the file CONSOLE. Nothing
+# that the guest writes is kept. Where SOCKET is `-`, disk, network and size are among the arguments, as
+# `podman machine` gives them. GUEST=bookworm boots the machine of Debian 12 instead of 13's. ACCEL=kvm|tcg
+# replaces the choice made here, CPU, SMP and MEM (MiB) the machine's size, MAC its hardware address.
+# VSOCK=SOCKET gives it a vsock device, served at that socket: by vhost-device-vsock, which reads the
+# machine's memory and therefore shares it. Without arguments it only finds out what the next boot would wait
+# for: whether KVM works, and QEMU's file.
 set -euo pipefail
 
 cache=$(cd "$(dirname "$0")" && pwd)/cache
@@ -16,8 +17,8 @@ if [ ! -f "$guest/stamp" ]; then
 fi
 machine=(qemu-system-x86_64 -nodefaults -no-user-config -display none -M q35 -kernel "$guest/vmlinuz")
 
-# KVM can be present and of no use (in a nested machine, for one): it counts once a kernel has spoken under it.
-# The answer holds until the host boots again.
+# KVM can be present and of no use (in a nested machine, for one): it counts once a kernel has spoken under
+# it. The answer holds until the host boots again.
 kvm_works() {
     [ -w /dev/kvm ] || return 1
     local answer boot
@@ -47,7 +48,8 @@ case $ACCEL in
 kvm) machine+=(-accel kvm -cpu "${CPU:-host}") ;;
 tcg)
     machine+=(-accel "tcg,thread=multi,tb-size=512" -cpu "${CPU:-qemu64}")
-    # Emulated processors that run at once may see an instruction half patched in the kernel's first seconds ("Oops: int3"): it starts again.
+    # Emulated processors that run at once may see an instruction half patched in the kernel's first seconds
+    # ("Oops: int3"): it starts again.
     kernel='panic=-1 '
     ;;
 *) echo "boot.sh: ACCEL is kvm or tcg, not '$ACCEL'" >&2; exit 1 ;;

@@ -1,5 +1,6 @@
-//! A guest that means harm. Owns: what it says next, and what it remembers of what it heard, so that it can go on with what it began. May not: know
-//! of the network's insides, or of the victim more than its addresses. Read next: `victim.rs`.
+//! A guest that means harm. Owns: what it says next, and what it remembers of what it heard, so that it can
+//! go on with what it began. May not: know of the network's insides, or of the victim more than its
+//! addresses. Read next: `victim.rs`.
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -127,7 +128,8 @@ impl Attacker {
         }
     }
 
-    /// Its link is a new one, on which it speaks as itself first: as whom a link begins to speak it is (SECURITY.md).
+    /// Its link is a new one, on which it speaks as itself first: as whom a link begins to speak it is
+    /// (SECURITY.md).
     pub(crate) fn begin_anew(&mut self) -> Vec<u8> {
         self.queued.clear();
         let own = (Ipv4Addr::UNSPECIFIED, MAC);

@@ -1,8 +1,10 @@
-//! A guest that means harm beside one that works, as a fuzzer of frames: [`attacker`] keeps ARP, DHCP, TCP, UDP and fragments in dialogue
-//! with the network and says what it likes in between, in its own name and in others'; after every few of its frames [`victim`]
-//! does what guests do and has to find all as it should be. What is sent to either is checked frame by frame.
+//! A guest that means harm beside one that works, as a fuzzer of frames: [`attacker`] keeps ARP, DHCP, TCP,
+//! UDP and fragments in dialogue with the network and says what it likes in between, in its own name and in
+//! others'; after every few of its frames [`victim`] does what guests do and has to find all as it should be.
+//! What is sent to either is checked frame by frame.
 //!
-//! `SEED=n cargo test -p gvproxy-netstack --test adversary` begins with the round that failed; `FRAMES=n` runs longer.
+//! `SEED=n cargo test -p gvproxy-netstack --test adversary` begins with the round that failed; `FRAMES=n`
+//! runs longer.
 //! Owns: how many rounds, and what they have to come to. Read next: `round.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
@@ -41,7 +43,8 @@ fn whatever_one_guest_says_another_works() {
     tally.assert_that_it_shows_much();
 }
 
-/// A guest shut its window and acknowledged everything with the end: the gateway acknowledged nothing, without end.
+/// A guest shut its window and acknowledged everything with the end: the gateway acknowledged nothing,
+/// without end.
 #[test]
 fn a_window_that_is_shut_at_the_end_ends() {
     Round::new(451_290_325_061_370_328).run(ROUND);

@@ -1,5 +1,5 @@
-//! One network with an attacker and a victim. Owns: the network, its driver, the time, and what each of the two may see. Read next: `attacker.rs`,
-//! what is tried; `victim.rs`, what has to work.
+//! One network with an attacker and a victim. Owns: the network, its driver, the time, and what each of the
+//! two may see. Read next: `attacker.rs`, what is tried; `victim.rs`, what has to work.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -1,4 +1,5 @@
-//! A guest as they are: it has one address by DHCP, answers who asks for it, and uses the gateway. Owns: what it says, what it has to hear and may not.
+//! A guest as they are: it has one address by DHCP, answers who asks for it, and uses the gateway. Owns: what
+//! it says, what it has to hear and may not.
 //! May not: know of the network's insides. Read next: `round.rs`, which has it do things.
 
 use std::net::{Ipv4Addr, SocketAddrV4};

@@ -1,6 +1,6 @@
-//! A driver and a guest out of any bytes at all: each byte string is a program of operations on a [`Stack`], and after
-//! each the invariants hold. Owns: the operations and the invariants. Read next: `main.rs`, which runs programs of random
-//! bytes; `../../fuzz`, which looks for better ones.
+//! A driver and a guest out of any bytes at all: each byte string is a program of operations on a [`Stack`],
+//! and after each the invariants hold. Owns: the operations and the invariants. Read next: `main.rs`, which
+//! runs programs of random bytes; `../../fuzz`, which looks for better ones.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -1,7 +1,9 @@
-//! Random programs for [`driver`], and the ones that a fuzzer found worth keeping: what CI can run without a nightly compiler.
+//! Random programs for [`driver`], and the ones that a fuzzer found worth keeping: what CI can run without a
+//! nightly compiler.
 //!
-//! `SEED=n cargo test -p gvproxy-netstack --test chaos` repeats a failed run; `cargo +nightly fuzz run operations
-//! fuzz/corpus/operations fuzz/seeds/operations` in `netstack/`, after `mkdir -p fuzz/corpus/operations`, looks for more.
+//! `SEED=n cargo test -p gvproxy-netstack --test chaos` repeats a failed run; `cargo +nightly fuzz run
+//! operations fuzz/corpus/operations fuzz/seeds/operations` in `netstack/`, after `mkdir -p
+//! fuzz/corpus/operations`, looks for more.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
 mod driver;

@@ -87,7 +87,8 @@ fn a_blocked_port_waits_without_a_spin_and_goes_on() {
     sim.run_until("all are gone", SECOND * 5, |sim| sim.stack.flows() == (0, 0));
 }
 
-/// Bytes to and from a guest in 200 ms, and the driver's turns, beside another guest that has stopped reading, or that is idle.
+/// Bytes to and from a guest in 200 ms, and the driver's turns, beside another guest that has stopped
+/// reading, or that is idle.
 fn busy_beside(stalled: bool) -> ([usize; 2], u64) {
     let mut sim = Sim::new(78);
     let (busy, other) = (sim.plug(Quality::CLEAN), sim.plug(Quality::CLEAN));

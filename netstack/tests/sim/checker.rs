@@ -148,8 +148,8 @@ impl Checker {
         }
         if let Some((edge, acked)) = windows.guest_edge.filter(|_| !segment.payload().is_empty()) {
             let end = segment.seq_number() + segment.payload().len();
-            // A probe of a closed window is one byte past it, and a scaled field may leave as much unsaid. smoltcp repeats a whole first
-            // segment though a part of it would do.
+            // A probe of a closed window is one byte past it, and a scaled field may leave as much unsaid.
+            // smoltcp repeats a whole first segment though a part of it would do.
             let first = segment.seq_number() <= acked;
             let unsaid = 1 << windows.guest_scale.unwrap_or(0);
             assert!(first || end <= edge + unsaid, "{pair:?}: {} bytes past the guest's window", end - edge);

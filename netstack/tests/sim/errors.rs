@@ -83,15 +83,16 @@ fn longest(frames: &[Vec<u8>]) -> usize {
     frames.iter().map(|frame| frame.len() - 14).max().unwrap_or(0)
 }
 
-/// What came to the port, without questions whether its guest still has its address: somebody else speaks as it.
+/// What came to the port, without questions whether its guest still has its address: somebody else speaks as
+/// it.
 fn packets(sim: &mut Sim, port: usize) -> Vec<Vec<u8>> {
     let mut frames = sim.received(port);
     frames.retain(|frame| packet(frame).is_some());
     frames
 }
 
-/// A way that takes `mtu` bytes, and a router before it that says `told`: how long it takes until all has arrived, and the longest packet
-/// of those that were sent once that was known.
+/// A way that takes `mtu` bytes, and a router before it that says `told`: how long it takes until all has
+/// arrived, and the longest packet of those that were sent once that was known.
 fn cross(seed: u64, len: usize, mtu: usize, told: u16) -> (Duration, usize) {
     let mut sim = Sim::new(seed);
     let (mut guest, mut frames) = upload(&mut sim, len);

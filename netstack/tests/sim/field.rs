@@ -22,7 +22,8 @@ fn new_sim(seed: u64, end: End) -> Sim {
     sim
 }
 
-/// HAProxy's health checks, as `hping3 -S` makes them: every second one was lost (gvisor-tap-vsock issue 127).
+/// HAProxy's health checks, as `hping3 -S` makes them: every second one was lost (gvisor-tap-vsock issue
+/// 127).
 #[test]
 fn checks_that_end_with_a_reset_are_all_answered() {
     let mut sim = new_sim(701, End::open(Vec::new()));
@@ -42,7 +43,8 @@ fn checks_that_end_with_a_reset_are_all_answered() {
     }
 }
 
-/// A host that does not read, and a guest that asks whether it is still there, or whether it reads again (picotcp issue 107).
+/// A host that does not read, and a guest that asks whether it is still there, or whether it reads again
+/// (picotcp issue 107).
 #[test]
 fn a_closed_window_is_no_reason_not_to_answer() {
     let mut sim = new_sim(702, End::open(Vec::new()).stalled());
@@ -68,7 +70,8 @@ fn a_closed_window_is_no_reason_not_to_answer() {
     }
 }
 
-/// Both ends close while neither has heard of it, and with bytes that are not sent yet (smoltcp issues 279, 398).
+/// Both ends close while neither has heard of it, and with bytes that are not sent yet (smoltcp issues 279,
+/// 398).
 #[test]
 fn both_ends_close_at_a_time() {
     let out = pattern(3, 5000);
@@ -112,7 +115,8 @@ fn data_in_a_syn_comes_again() {
     assert_eq!(sim.host(flow).end.got, b"early");
 }
 
-/// The card of a running guest gets another hardware address: its connections go on as soon as it says so, whoever speaks first.
+/// The card of a running guest gets another hardware address: its connections go on as soon as it says so,
+/// whoever speaks first.
 #[test]
 fn a_guest_with_another_hardware_address_keeps_its_connections() {
     let mut sim = new_sim(705, End::open(Vec::new()));

@@ -216,7 +216,8 @@ fn what_moves_is_found_where_it_went() {
     assert!(is_answered(&mut sim, 1, guest_ip(50), guest_mac(4)), "who had it first has it back at once");
 }
 
-/// Nested machines move with theirs: who has said nothing when asked for one of them is not asked for each of the others.
+/// Nested machines move with theirs: who has said nothing when asked for one of them is not asked for each of
+/// the others.
 #[test]
 fn what_moves_is_found_with_all_that_is_behind_it() {
     let mut sim = sim(929, 2);
@@ -269,7 +270,8 @@ fn who_says_anything_is_asked_for_each_of_its_addresses() {
 fn behind_one_port_everybody_may_be_anybody() {
     let mut sim = sim(907, 2);
     announce(&mut sim, 0, guest_ip(3), guest_mac(3));
-    // A bridge's member, a card that was replaced, a namespace behind proxy ARP, one that takes over within the guest.
+    // A bridge's member, a card that was replaced, a namespace behind proxy ARP, one that takes over within
+    // the guest.
     for (ip, mac) in [(13, 13), (3, 14), (15, 3), (13, 3), (3, 3)] {
         assert!(is_answered(&mut sim, 0, guest_ip(ip), guest_mac(mac)), "{ip} at {mac}");
     }
@@ -616,7 +618,8 @@ fn a_machine_by_hand_at_the_reserved_address_may_have_its_link_made_anew() {
 fn who_believes_to_have_what_is_anothers_is_told() {
     let mut sim = sim(921, 2);
     let address = lease(&mut sim, 0, 3).unwrap();
-    // It was resumed, and had the address before the daemon's start: RENEWING is sent to the server, REBINDING to everybody.
+    // It was resumed, and had the address before the daemon's start: RENEWING is sent to the server,
+    // REBINDING to everybody.
     let late = guest_mac(4);
     for to in [(GATEWAY, GATEWAY_MAC), (Ipv4Addr::BROADCAST, EVERYBODY)] {
         let zero = Ipv4Addr::UNSPECIFIED;
@@ -682,7 +685,8 @@ fn what_one_wants_of_others_costs_them_a_few_questions() {
     assert_eq!(sim.received(0).len(), 16);
 }
 
-/// One that has many addresses is asked by a few of them whether it is still there, and by which does not matter.
+/// One that has many addresses is asked by a few of them whether it is still there, and by which does not
+/// matter.
 #[test]
 fn a_machine_with_many_addresses_is_asked_by_a_few() {
     let mut sim = sim(942, 3);
@@ -704,7 +708,8 @@ fn a_machine_with_many_addresses_is_asked_by_a_few() {
     assert!(sim.asked.moved.is_empty(), "{:?}", sim.asked.moved);
 }
 
-/// It has the use of an address, by hand or leased, of a machine that is gone or silent: that makes it no owner of a lease.
+/// It has the use of an address, by hand or leased, of a machine that is gone or silent: that makes it no
+/// owner of a lease.
 #[test]
 fn use_makes_no_lease() {
     for is_leased in [false, true] {
@@ -792,7 +797,8 @@ fn machines_that_came_and_went_leave_addresses_to_the_next() {
     assert!(is_answered(&mut sim, 0, second, guest_mac(4)));
 }
 
-/// VRRP's address of its own, a nested machine, a bond's: what spoke first behind a link may go on elsewhere while that link is there.
+/// VRRP's address of its own, a nested machine, a bond's: what spoke first behind a link may go on elsewhere
+/// while that link is there.
 #[test]
 fn what_a_link_began_with_may_go_on_elsewhere() {
     let mut sim = sim(927, 2);

@@ -13,7 +13,8 @@ pub(crate) struct Quality {
     pub(crate) delay: Duration,
     /// Of 1000 frames.
     pub(crate) loss: u64,
-    /// Of 1000 frames, those that come up to four delays (and no less than 2 ms) late, so that others overtake them.
+    /// Of 1000 frames, those that come up to four delays (and no less than 2 ms) late, so that others
+    /// overtake them.
     pub(crate) reorder: u64,
     /// Of 1000 frames.
     pub(crate) duplicate: u64,

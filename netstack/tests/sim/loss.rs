@@ -13,7 +13,8 @@ use crate::raw::{ACK, Raw, SYN};
 /// What of Linux's rate is asked for.
 const SHARE: f64 = 0.8;
 
-/// 100 Mbit/s with a queue of 500 frames, as testkit/src/wire.rs makes it. `delay` is one way, in milliseconds.
+/// 100 Mbit/s with a queue of 500 frames, as testkit/src/wire.rs makes it. `delay` is one way, in
+/// milliseconds.
 fn link(delay: u64) -> Quality {
     Quality::CLEAN
         .rate(100_000_000)
@@ -41,8 +42,8 @@ fn rate(seed: u64, quality: Quality, len: usize) -> f64 {
     (len - len / 4) as f64 * 8.0 / (end - start).as_micros() as f64
 }
 
-/// Fails if the median of five runs is less than [`SHARE`] of `linux`, in Mbit/s: the median of three runs of 4 s between two Linux
-/// 6.18 stacks, cubic, on taps, joined by testkit/src/wire.rs (`tests/tap_loss.rs`).
+/// Fails if the median of five runs is less than [`SHARE`] of `linux`, in Mbit/s: the median of three runs of
+/// 4 s between two Linux 6.18 stacks, cubic, on taps, joined by testkit/src/wire.rs (`tests/tap_loss.rs`).
 #[track_caller]
 fn compare(quality: Quality, linux: f64, len: usize) {
     let mut rates: Vec<f64> = (0..5).map(|seed| rate(seed, quality, len)).collect();
@@ -169,7 +170,8 @@ fn what_came_twice_is_said_to_have_come_twice() {
     assert!(guest.receive(&mut sim).iter().all(|answer| answer.sacked.is_empty()));
 }
 
-/// A guest that acknowledges selectively, made by hand, of a host that sends `len` bytes as soon as there is a window.
+/// A guest that acknowledges selectively, made by hand, of a host that sends `len` bytes as soon as there is
+/// a window.
 fn raw(sim: &mut Sim, len: usize) -> Raw {
     let port = sim.plug_raw(Quality::CLEAN);
     let mut guest = Raw::new(port, SocketAddrV4::new(guest_ip(2), 40_000), outside(80));
@@ -255,8 +257,8 @@ fn a_guest_that_is_dialled_and_then_says_nothing_for_long_is_not_far_away() {
     });
 }
 
-/// Segments that the stack makes for `steps` segments, 100 us apart, of a guest that takes `mss` bytes at a time, and those that leave.
-/// Each says of one more segment that it is lost.
+/// Segments that the stack makes for `steps` segments, 100 us apart, of a guest that takes `mss` bytes at a
+/// time, and those that leave. Each says of one more segment that it is lost.
 fn greedy(mss: u16, steps: usize) -> (u64, u64) {
     let mut sim = Sim::new(89);
     let mut guest = raw(&mut sim, 4 << 20);
@@ -283,7 +285,8 @@ fn a_guest_that_loses_on_purpose_costs_little() {
         let (made, left) = greedy(mss, steps);
         let steps = steps as u64;
         assert!(left > steps / 5, "MSS {mss}: {left} segments for {steps}, none again");
-        // Half a microsecond's in every one, ahead by 10 ms and by all that is under way, and the usual looks.
+        // Half a microsecond's in every one, ahead by 10 ms and by all that is under way, and the usual
+        // looks.
         let most = steps * 50 + 5000 + 4096 + steps * 10;
         assert!(made <= most, "MSS {mss}: {made} segments made for {steps}, of which {left} left");
     }

@@ -1,6 +1,7 @@
 //! `netstack::Stack` against guests on simulated links, in virtual time.
 //!
-//! `SIM_SEED=<n> cargo test -p gvproxy-netstack --test sim <name>` runs a test again with the seed that its failure printed.
+//! `SIM_SEED=<n> cargo test -p gvproxy-netstack --test sim <name>` runs a test again with the seed that its
+//! failure printed.
 //! Read next: `network.rs`, which is the driver's calling order in small.
 #![allow(
     clippy::unwrap_used,

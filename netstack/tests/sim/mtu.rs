@@ -1,4 +1,5 @@
-//! A network that offers more than its guests may take: nobody gets a packet larger than it has shown to take, and nothing is lost.
+//! A network that offers more than its guests may take: nobody gets a packet larger than it has shown to
+//! take, and nothing is lost.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
@@ -67,7 +68,8 @@ fn arrived(sim: &mut Sim, port: usize) -> (Vec<usize>, Vec<u8>) {
     (sizes, payload)
 }
 
-/// A datagram of `len` bytes, headers included, that comes back for `flow`: sizes of the packets that the guest gets.
+/// A datagram of `len` bytes, headers included, that comes back for `flow`: sizes of the packets that the
+/// guest gets.
 fn answer(sim: &mut Sim, flow: UdpFlowId, len: usize) -> Vec<usize> {
     let payload = pattern(7, len - HEADERS);
     sim.stack.udp_send(flow, &payload, sim.now, &mut sim.batches);

@@ -1,4 +1,5 @@
-//! The stack, its ports and the host, in virtual time. Owns: the driver's calling order, that of the daemon's `src/engine`.
+//! The stack, its ports and the host, in virtual time. Owns: the driver's calling order, that of the daemon's
+//! `src/engine`.
 //! Read next: `checker.rs`, what holds for every frame.
 
 use std::cell::Cell;
@@ -108,7 +109,8 @@ struct Batch {
 #[derive(Debug, Default)]
 pub(crate) struct Batches {
     all: Vec<Batch>,
-    /// How often the stack asked for room: once at least for each segment that it makes, whether it leaves or not.
+    /// How often the stack asked for room: once at least for each segment that it makes, whether it leaves or
+    /// not.
     pub(crate) asked: Cell<u64>,
 }
 
@@ -165,7 +167,8 @@ pub(crate) struct Sim {
     pub(crate) answer: Answer,
     /// Ports outside that refuse, whatever `answer` is.
     pub(crate) refusing: Vec<u16>,
-    /// The host's end of the next flow that a guest opens; without any, one that echoes nothing and reads everything.
+    /// The host's end of the next flow that a guest opens; without any, one that echoes nothing and reads
+    /// everything.
     pub(crate) serve: Box<dyn FnMut(Target) -> End>,
     pub(crate) asked: Asked,
     pub(crate) checker: Checker,

@@ -89,7 +89,8 @@ impl Raw {
         ethernet(guest_mac(number), GATEWAY_MAC, EthernetProtocol::Ipv4, &packet)
     }
 
-    /// What arrived for this connection, and everything in sequence is taken as acknowledged by the next segment.
+    /// What arrived for this connection, and everything in sequence is taken as acknowledged by the next
+    /// segment.
     pub(crate) fn receive(&mut self, sim: &mut Sim) -> Vec<Received> {
         sim.settle();
         self.take(sim)

@@ -28,7 +28,8 @@ fn announce(sim: &mut Sim, port: usize) {
     sim.inject(port, &ethernet(guest_mac(2), GATEWAY_MAC, EthernetProtocol::Arp, &announcement));
 }
 
-/// Dials the guest, which answers and closes first. The port, the first sequence number, and the guest in its TIME-WAIT.
+/// Dials the guest, which answers and closes first. The port, the first sequence number, and the guest in its
+/// TIME-WAIT.
 fn visit(sim: &mut Sim, port: usize) -> Raw {
     let flow = sim.dial(service(), End::new(Vec::new()));
     sim.turn();
@@ -49,7 +50,8 @@ fn visit(sim: &mut Sim, port: usize) -> Raw {
     guest
 }
 
-/// Once around all ports: the guest still has each connection in TIME-WAIT, and takes the new one for its number (RFC 9293 3.10.7.4).
+/// Once around all ports: the guest still has each connection in TIME-WAIT, and takes the new one for its
+/// number (RFC 9293 3.10.7.4).
 #[test]
 fn a_port_that_comes_again_comes_with_a_larger_number() {
     let mut sim = Sim::new(501);
@@ -71,7 +73,8 @@ fn a_port_that_comes_again_comes_with_a_larger_number() {
     assert_eq!((again, smaller), (55_000 - 49_536, 0), "ports that came again, and with a smaller number");
 }
 
-/// A guest that has the connection before, and of which the number says nothing, acknowledges what it has (RFC 9293 3.5.1).
+/// A guest that has the connection before, and of which the number says nothing, acknowledges what it has
+/// (RFC 9293 3.5.1).
 #[test]
 fn a_connection_that_the_guest_has_not_forgotten_costs_no_second() {
     let mut sim = Sim::new(502);

@@ -203,7 +203,8 @@ fn an_address_by_dhcp() {
     assert_eq!(sim.stack.flows(), (0, 0));
 }
 
-/// A guest that was in another network, whatever it asks with: told to ask anew (RFC 2131 4.3.2), and then served.
+/// A guest that was in another network, whatever it asks with: told to ask anew (RFC 2131 4.3.2), and then
+/// served.
 #[test]
 fn an_address_of_another_network() {
     let (mut sim, old) = (new_sim(98), Ipv4Addr::new(10, 0, 2, 15));

@@ -1,4 +1,5 @@
-//! Segments whose data the stack has already, and which are the only ones to acknowledge something or to open the window.
+//! Segments whose data the stack has already, and which are the only ones to acknowledge something or to open
+//! the window.
 
 use std::net::SocketAddrV4;
 use std::time::Duration;
@@ -28,7 +29,8 @@ const ALL: [(bool, Old); 6] = [
     (false, Old::Nothing),
 ];
 
-/// A guest with window `window` (in units of 128 bytes) that has sent some, and a host that then sends `len` bytes.
+/// A guest with window `window` (in units of 128 bytes) that has sent some, and a host that then sends `len`
+/// bytes.
 fn start(seed: u64, (selective, old): (bool, Old), window: u16, len: usize) -> (Sim, Raw, TcpSeqNumber) {
     let mut sim = Sim::new(seed);
     let port = sim.plug_raw(Quality::CLEAN);

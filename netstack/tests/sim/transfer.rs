@@ -51,7 +51,8 @@ fn with_the_smallest_frames() {
 
 #[test]
 fn with_one_percent_lost() {
-    // With some seeds the guest, which is smoltcp, forgets its FIN: three acknowledgements in a row say that only that is missing.
+    // With some seeds the guest, which is smoltcp, forgets its FIN: three acknowledgements in a row say that
+    // only that is missing.
     let sim = exchange(15, 1500, Quality::CLEAN.loss(10), MIB, Duration::from_secs(600));
     assert!(sim.ports[0].to_guest.lost > 0 && sim.ports[0].to_stack.lost > 0, "nothing was lost");
 }

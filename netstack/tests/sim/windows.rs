@@ -1,4 +1,5 @@
-//! What a guest is offered: never taken back, together within the budget, and open again as soon as the host reads.
+//! What a guest is offered: never taken back, together within the budget, and open again as soon as the host
+//! reads.
 
 use std::net::SocketAddrV4;
 use std::time::Duration;
@@ -17,7 +18,8 @@ fn raw_guest(sim: &mut Sim) -> Raw {
     Raw::new(port, SocketAddrV4::new(guest_ip(2), 40_000), outside(80))
 }
 
-/// `count` guests' connections that send for ever; the sum of what they were offered, at its largest once all are busy.
+/// `count` guests' connections that send for ever; the sum of what they were offered, at its largest once all
+/// are busy.
 fn offered(sim: &mut Sim, port: usize, count: u16) -> usize {
     for number in 0..count {
         sim.guest(port).connect(outside(1000 + number), End::new(pattern(1, 6 << 20)));

@@ -14,8 +14,8 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 /// What a probe (RFC 8985 7.2) waits beside two round trips: a guest's processor may be busy elsewhere.
 const PROBE_MARGIN: Duration = Duration::from_millis(10);
 
-/// The round trips that were measured, in microseconds. Each acknowledgement changes them, and arithmetic with
-/// std's durations would cost it a carry every time.
+/// The round trips that were measured, in microseconds. Each acknowledgement changes them, and arithmetic
+/// with std's durations would cost it a carry every time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RoundTrip {
     smoothed: u64,
