@@ -155,7 +155,9 @@ fn a_card_may_stay() {
     let mut daemon = bench.builder().args(["-qmp-keep-device"]).spawn();
     bench.attached();
     assert!(daemon.terminate().success());
-    let network = qemu.network_until("a card that leads nowhere", |network| !network.contains("unix:"));
+    let netdev = qemu.wait_event("NETDEV_STREAM_DISCONNECTED")["netdev-id"].take();
+    assert!(netdev.as_str().is_some_and(|id| id.starts_with("gvproxy-net-")), "{netdev}");
+    let network = qemu.network();
     assert!(network.contains("gvproxy-nic-") && network.contains("gvproxy-net-"), "{network:?}");
 }
 
@@ -265,7 +267,8 @@ fn a_card_that_leads_here_already_is_followed_and_left_alone() {
     let before = qemu.network();
     assert!(has_card(&before, &link) && !before.contains("gvproxy-"), "{before:?}");
     assert!(daemon.terminate().success());
-    let after = qemu.network_until("the end of the link", |network| !network.contains("unix:"));
+    assert_eq!(qemu.wait_event("NETDEV_STREAM_DISCONNECTED"), json!({"netdev-id": "own"}));
+    let after = qemu.network();
     assert!(after.contains("card: ") && after.contains("own: "), "{after:?}");
 }
 

@@ -62,7 +62,7 @@
 //!
 //! # What QEMU tells, and what it does not
 //!
-//! Seen with QEMU 7.2, and held by `tests/qemu.rs`.
+//! Seen with QEMU 7.2 and 10.0, and held by `tests/qemu.rs`.
 //!
 //! - **One client at a time.** A second one connects and hears nothing until the first has gone; it then has
 //!   the monitor, whether it still wants it or not. After two that wait, the next is refused at once.
@@ -75,11 +75,14 @@
 //! - **`device_del` asks the guest.** It succeeds at once; `DEVICE_DELETED` comes when the guest let go, so
 //!   not in a VM that has no system running or is stopped: there it comes with the next reset. To ask again
 //!   meanwhile is an error. [`Client::unplug`] is the whole of it.
-//! - **`netdev_del` closes the socket at once**, also under a card that is still there: the card loses its
-//!   link and lists the dead netdev until it goes, while the id is free again.
+//! - **`netdev_del` under a card that is still there**: the card loses its link and lists the dead netdev
+//!   until it goes, while the id is free again. The socket is closed at once by QEMU 7.2, and with the card by
+//!   QEMU 10.
+//! - **`info network` after the other end of a stream has closed** says nothing of it with QEMU 10, which the
+//!   event `NETDEV_STREAM_DISCONNECTED` does: see [`Netdev::info`].
 //! - **`query-pci` hides what is behind a port** until firmware has numbered the buses, and **a second device
-//!   on a port** is accepted, though no guest will find it. [`Client::free_pci_bus`] therefore reads the
-//!   object model.
+//!   on a port** is accepted by QEMU 7.2, though no guest will find it. [`Client::free_pci_bus`] therefore
+//!   reads the object model.
 //! - **Ports without an id** have buses that cannot be named in `device_add`.
 //! - **After `quit`** the reply and `SHUTDOWN` come, then the end of the stream or, if somebody else was
 //!   waiting for the monitor, a reset.

@@ -1,7 +1,7 @@
 //! Where a PCI device can be put into a running VM, and how it is taken out again.
 //!
 //! Owns: [`Client::free_pci_bus`], [`Client::unplug`]. Asks the object model (QOM), since `query-pci` does
-//! not show what is behind a port until the guest's firmware has numbered the buses, and since QEMU itself
+//! not show what is behind a port until the guest's firmware has numbered the buses, and since QEMU 7.2
 //! accepts a second device on a port where no guest finds it.
 
 use std::time::Duration;
@@ -48,12 +48,10 @@ impl Client {
         {
             let bridge = format!("/machine/{bridge}");
             for (bus, kind) in children(&self.properties(&bridge).await?) {
-                match (kind, self.takes_devices(&format!("{bridge}/{bus}"), kind).await?) {
+                match (kind, self.root_takes_devices(&format!("{bridge}/{bus}"), kind).await?) {
                     ("PCI", true) if self.root_slots_used().await? < SLOTS => return Ok(bus.to_owned()),
                     ("PCI", true) => reasons.push(format!("{bus} is full")),
-                    ("PCI" | "PCIE", false) => {
-                        reasons.push(format!("{bus} takes no device while the VM runs"))
-                    }
+                    ("PCI" | "PCIE", _) => reasons.push(format!("{bus} takes no device while the VM runs")),
                     _ => {}
                 }
             }
@@ -105,8 +103,22 @@ impl Client {
         if !matches!(kind, "PCI" | "PCIE") {
             return Ok(false);
         }
+        Ok(self.hotplug_handler(bus).await?.is_some())
+    }
+
+    /// The same of a root bus. QEMU 10 names a handler there whether it takes devices or not: that of PCIe
+    /// never does, that of i440fx as its property says.
+    async fn root_takes_devices(&mut self, bus: &str, kind: &str) -> Result<bool, ExecuteError> {
+        if kind != "PCI" {
+            return Ok(false);
+        }
+        let Some(handler) = self.hotplug_handler(bus).await? else { return Ok(false) };
+        Ok(self.property(&handler, "acpi-root-pci-hotplug").await? != Some(Any::Bool(false)))
+    }
+
+    async fn hotplug_handler(&mut self, bus: &str) -> Result<Option<String>, ExecuteError> {
         let handler = self.property(bus, "hotplug-handler").await?;
-        Ok(handler.as_ref().and_then(Any::as_str).is_some_and(|path| !path.is_empty()))
+        Ok(handler.as_ref().and_then(Any::as_str).filter(|path| !path.is_empty()).map(str::to_owned))
     }
 
     async fn root_slots_used(&mut self) -> Result<usize, ExecuteError> {

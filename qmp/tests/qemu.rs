@@ -108,7 +108,7 @@ async fn a_card_for_a_running_i440fx() {
 
     // Nobody listens there: no error, and no connection.
     client.execute(netdev_stream("dead", "/nonexistent/socket")).await.unwrap();
-    while client.network().await.unwrap().unused[1].info != "connection error" {}
+    while !client.network().await.unwrap().unused[1].info.contains("error") {}
 
     let bus = client.free_pci_bus().await.unwrap();
     assert_eq!(bus, "pci.0");
@@ -133,10 +133,14 @@ async fn a_card_for_a_running_i440fx() {
         let unplugged = client.unplug("nic0", short).await;
         assert!(matches!(unplugged, Err(UnplugError::NoAnswer { .. })), "{unplugged:?}");
     }
-    // The stream ends at once, though the card keeps it in the list until it goes itself.
+    // The stream ends at once or, since QEMU 10, with the card, which keeps it in the list until it goes itself.
     client.execute(api::netdev_del { id: "vlan".into() }).await.unwrap();
+    let ends_at_once = client.version().qemu.major < 10;
     link.set_read_timeout(Some(LONG)).unwrap();
-    assert_eq!(std::io::Read::read(&mut link, &mut [0]).unwrap(), 0);
+    let mut ends = || assert_eq!(std::io::Read::read(&mut link, &mut [0]).unwrap(), 0);
+    if ends_at_once {
+        ends();
+    }
     assert!(client.network().await.unwrap().nics[0].netdev.is_some());
     let _again = {
         std::fs::remove_file(qemu.path("vlan")).unwrap();
@@ -148,6 +152,7 @@ async fn a_card_for_a_running_i440fx() {
         .await
         .unwrap();
     assert!(client.network().await.unwrap().nics.is_empty());
+    ends();
     let gone = client.unplug("nic0", short).await;
     let Err(UnplugError::Execute { source, .. }) = gone else { panic!("{gone:?}") };
     assert_eq!(source.refusal().unwrap().class, ErrorClass::DeviceNotFound);
@@ -177,11 +182,14 @@ async fn ports_of_a_q35() {
     );
     assert!(error.to_string().contains("-device pcie-root-port,id=NAME"), "{error}");
 
-    // What the two reasons of `pci.rs` are: hidden from query-pci, and yet a second one would be taken.
+    // What the two reasons of `pci.rs` are: hidden from query-pci, and yet QEMU 7.2 would take a second one.
     let buses = client.execute(api::query_pci {}).await.unwrap();
     assert!(!format!("{buses:?}").contains("nic0"), "{buses:?}");
     let second = json!({"driver": "virtio-net-pci", "id": "second", "bus": "rp0"});
-    client.execute(serde_json::from_value::<api::device_add>(second).unwrap()).await.unwrap();
+    match client.execute(serde_json::from_value::<api::device_add>(second).unwrap()).await {
+        Err(error) => assert!(error.refusal().unwrap().desc.contains("already occupied"), "{error}"),
+        Ok(_) => assert!(client.version().qemu.major < 10),
+    }
 }
 
 #[tokio::test]

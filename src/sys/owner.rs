@@ -63,6 +63,18 @@ pub fn of_socket(path: &Path) -> Vec<Owner> {
     of_socket_but(path, std::process::id())
 }
 
+/// Whether there is a unix socket that was bound to `path`, listening or connected, whosever it is; true where
+/// the system does not tell. Of another network namespace it tells nothing.
+pub fn is_bound(path: &Path) -> bool {
+    #[cfg(target_os = "linux")]
+    return linux::is_bound(path);
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = path;
+        true
+    }
+}
+
 /// The same of a socket that has just been made, and may not listen yet: it has `settle` for that.
 pub fn of_new_socket(path: &Path, settle: Duration) -> Vec<Owner> {
     let start = Instant::now();
@@ -108,6 +120,11 @@ mod linux {
         Some(format!("{}, pid {id}", name.trim()))
     }
 
+    pub(super) fn is_bound(path: &Path) -> bool {
+        let Ok(table) = fs::read("/proc/net/unix") else { return true };
+        String::from_utf8_lossy(&table).lines().any(|line| bound(line, path).is_some())
+    }
+
     pub(super) fn of_socket(path: &Path, own: u32) -> Vec<Owner> {
         let table = fs::read("/proc/net/unix").unwrap_or_default();
         let table = String::from_utf8_lossy(&table);
@@ -137,11 +154,17 @@ mod linux {
         Some(Owner { program: program.file_name()?.to_string_lossy().into_owned(), pid })
     }
 
-    /// The name of the table's socket, and what its descriptors link to, if it listens at `path`, which may
-    /// have been given as a relative one.
+    /// The name of the table's socket, and what its descriptors link to, if it listens at `path`.
     fn listener<'a>(line: &'a str, path: &Path) -> Option<(&'a str, String)> {
         /// `__SO_ACCEPTCON`.
         const LISTENS: &str = "00010000";
+        let (name, flags, inode) = bound(line, path)?;
+        (flags == LISTENS).then(|| (name, format!("socket:[{inode}]")))
+    }
+
+    /// The name, flags and inode of the table's socket, if it was bound to `path`, which may have been given
+    /// as a relative one.
+    fn bound<'a>(line: &'a str, path: &Path) -> Option<(&'a str, &'a str, &'a str)> {
         let mut rest = line;
         let mut fields = [""; 7];
         for field in &mut fields {
@@ -149,8 +172,7 @@ mod linux {
         }
         let [_, _, _, flags, _, _, inode] = fields;
         let name = rest.strip_prefix("./").unwrap_or(rest);
-        let is_there = !name.is_empty() && path.ends_with(name);
-        (flags == LISTENS && is_there).then(|| (name, format!("socket:[{inode}]")))
+        (!name.is_empty() && path.ends_with(name)).then_some((name, flags, inode))
     }
 
     /// What the descriptors of the table's socket link to, if it has the port.
@@ -186,9 +208,12 @@ mod tests {
         let program = own.file_name().unwrap().to_string_lossy().into_owned();
         assert_eq!(of_socket_but(&path, 0), [Owner { program, pid: std::process::id() }]);
         assert!(of_socket(&path).is_empty(), "nobody else has it");
-        let _connected = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let connected = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
         drop(listener);
-        assert!(of_socket_but(&path, 0).is_empty());
+        assert!(of_socket_but(&path, 0).is_empty() && is_bound(&path));
+        drop((connected, accepted));
+        assert!(!is_bound(&path));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout};
 use super::status::Device;
 use crate::addr::hash;
 use crate::hypervisor::Presence;
+use crate::sys::owner::is_bound;
 
 /// What ids of ours begin with.
 const NIC: &str = "gvproxy-nic-";
@@ -80,6 +81,19 @@ impl Card {
     }
 }
 
+/// What the machine has. Of a stream whose other end is gone QEMU 10 still says where it led: it says nothing
+/// here.
+pub(super) async fn network(client: &mut Client) -> Result<Network, ExecuteError> {
+    let mut network = client.network().await?;
+    let behind = network.nics.iter_mut().filter_map(|nic| nic.netdev.as_mut());
+    for netdev in behind.chain(&mut network.unused) {
+        if target(netdev).is_some_and(|path| !is_bound(Path::new(path))) {
+            netdev.info.clear();
+        }
+    }
+    Ok(network)
+}
+
 /// Where a stream leads as long as it is connected.
 fn target(netdev: &Netdev) -> Option<&str> {
     netdev.info.strip_prefix("unix:").filter(|_| netdev.kind == "stream")
@@ -105,7 +119,7 @@ pub(super) fn find_any(network: &Network) -> Option<Device> {
 /// whoever made it, or a new one in place of what an earlier daemon left. `present` tells whether anybody is
 /// connected here.
 pub(super) async fn ensure(client: &mut Client, card: &Card, present: &Presence) -> Result<Device> {
-    let network = client.network().await?;
+    let network = network(client).await?;
     // QEMU may not have noticed that whoever listened here before is gone.
     let dead = !present.is_any();
     let connected = network.nics.iter().find_map(|nic| {
@@ -193,7 +207,7 @@ pub(super) fn is_silence(error: &anyhow::Error) -> bool {
 async fn connected(client: &mut Client, card: &Card) -> Result<()> {
     let begin = Instant::now();
     loop {
-        let network = client.network().await?;
+        let network = network(client).await?;
         let netdev = network.unused.iter().find(|netdev| netdev.id == card.netdev);
         let netdev = netdev.ok_or_else(|| anyhow!("the netdev {} is gone", card.netdev))?;
         if card.leads_here(netdev) {
@@ -257,7 +271,7 @@ pub(super) async fn detach(client: &mut Client, card: &Card) {
 
 /// Whether the device is gone; if it was our card, its netdev goes too.
 pub(super) async fn was_taken_out(client: &mut Client, card: &Card, device: &str) -> bool {
-    match client.network().await {
+    match network(client).await {
         Ok(network) if network.nics.iter().all(|nic| nic.id != device) => {
             if network.unused.iter().any(|netdev| netdev.id == card.netdev) {
                 remove_netdev(client, &card.netdev).await;

@@ -216,7 +216,7 @@ async fn of_machine(qmp: &Address) -> Result<Status> {
     };
     let mut status = Status { qmp: qmp.to_string(), connection: Connection::Connected, ..Status::default() };
     status.learn(&mut session).await;
-    status.device = attach::find_any(&session.client.network().await?);
+    status.device = attach::find_any(&attach::network(&mut session.client).await?);
     Ok(status)
 }
 

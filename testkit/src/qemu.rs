@@ -47,6 +47,17 @@ impl Qemu {
         self.monitor.execute(command, arguments)
     }
 
+    /// Waits for an event, of which nothing was read yet, and gives its data.
+    #[track_caller]
+    pub fn wait_event(&mut self, name: &str) -> Value {
+        loop {
+            let mut message = self.monitor.line();
+            if message["event"] == name {
+                return message["data"].take();
+            }
+        }
+    }
+
     /// What `info network` of the human monitor says.
     #[track_caller]
     pub fn network(&mut self) -> String {
