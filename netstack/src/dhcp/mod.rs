@@ -11,7 +11,7 @@ use dhcproto::error::EncodeResult;
 use dhcproto::v4::{
     DhcpOption, Flags, Message, MessageType, Opcode, OptionCode, borrowed, encode_long_opt_bytes,
 };
-use dhcproto::{Encodable, Encoder};
+use dhcproto::{Decodable, Decoder, Encodable, Encoder};
 
 use crate::{Mac, NetworkConfig, PortId};
 use leases::Leases;
@@ -24,6 +24,14 @@ pub const LEASE_TIME: Duration = Duration::from_secs(3600);
 
 /// Bytes of the shortest reply; BOOTP relays and old clients drop shorter ones.
 const MIN_REPLY_LEN: usize = 300;
+
+/// BOOTREPLY of Ethernet (RFC 951), all else zero, up to the magic cookie (RFC 2131 section 3).
+const BLANK_REPLY: [u8; 240] = {
+    let mut bytes = [0; 240];
+    (bytes[0], bytes[1]) = (2, 1);
+    [bytes[236], bytes[237], bytes[238], bytes[239]] = [99, 130, 83, 99];
+    bytes
+};
 
 /// Bytes of option 119: with it a reply still fits an Ethernet frame.
 const MAX_SEARCH_LIST_LEN: usize = 1024;
@@ -238,7 +246,9 @@ impl DhcpServer {
     ) -> Result<Reply, DhcpDrop> {
         let nak = message_type == MessageType::Nak;
         out.clear();
-        self.encode_reply(request, message_type, yiaddr, out).map_err(|_| DhcpDrop::Malformed)?;
+        // Message's constructors draw a random number, which a filter of system calls may refuse.
+        let head = Message::decode(&mut Decoder::new(&BLANK_REPLY)).map_err(|_| DhcpDrop::Malformed)?;
+        self.encode_reply(request, head, message_type, yiaddr, out).map_err(|_| DhcpDrop::Malformed)?;
         if out.len() < MIN_REPLY_LEN {
             out.resize(MIN_REPLY_LEN, 0);
         }
@@ -252,19 +262,13 @@ impl DhcpServer {
     fn encode_reply(
         &self,
         request: &Request,
+        mut head: Message,
         message_type: MessageType,
         yiaddr: Ipv4Addr,
         out: &mut Vec<u8>,
     ) -> EncodeResult<()> {
-        let mut head = Message::new_with_id(
-            request.xid,
-            Ipv4Addr::UNSPECIFIED,
-            yiaddr,
-            Ipv4Addr::UNSPECIFIED,
-            request.giaddr,
-            &request.client.0,
-        );
-        head.set_opcode(Opcode::BootReply).set_flags(request.flags);
+        head.set_xid(request.xid).set_flags(request.flags);
+        head.set_yiaddr(yiaddr).set_giaddr(request.giaddr).set_chaddr(&request.client.0);
         let mut encoder = Encoder::new(out);
         head.encode(&mut encoder)?;
         if message_type != MessageType::Nak {
