@@ -28,6 +28,7 @@ table() {
                  systemd-tmpfiles systemd
                  systemd-socket-activate systemd
                  strace strace
+                 patchelf patchelf
                  unbound unbound
                  tcpdump tcpdump
                  vhost-device-vsock cargo:vhost-device-vsock@0.3.0'; table instructions ;;

@@ -18,7 +18,7 @@ use gvproxy::dial::Dial;
 use gvproxy::forward::ssh;
 use gvproxy::permits::Permits;
 use gvproxy::ssh::Penalties;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixListener, UnixStream};
@@ -132,9 +132,14 @@ impl Sshd {
     /// Starts sshd and waits until it answers.
     pub async fn start(&mut self) {
         // The directory that Debian's sshd wants when it runs as root; its service file makes it otherwise.
-        if rustix::process::geteuid().is_root() {
+        if geteuid().is_root() {
             fs::create_dir_all("/run/sshd").unwrap();
         }
+        // Its penalties (since 9.8) are for an address, and here everybody has the same.
+        let penalties = ["-o", "PerSourcePenalties=no"];
+        let mut looking = Command::new("/usr/sbin/sshd");
+        looking.args(["-t", "-f", "/dev/null", "-h", text(&self.path("host"))]).args(penalties);
+        let knows = looking.stderr(Stdio::null()).status().is_ok_and(|status| status.success());
         // Of two lines of the same kind, sshd takes the first.
         let config = format!(
             "{}\nListenAddress {}\nHostKey {}\nAuthorizedKeysFile {}\nUsePAM no\nStrictModes no\nPidFile none\n\
@@ -149,6 +154,7 @@ impl Sshd {
         let child = self
             .command()
             .args(["-D", "-e", "-f", text(&self.path("config"))])
+            .args(if knows { &penalties[..] } else { &[] })
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()
@@ -157,8 +163,9 @@ impl Sshd {
         self.wait().await;
     }
 
-    /// Starts Dropbear instead, which takes the keys of a user from below his home: it gets another there.
-    pub async fn start_dropbear(&mut self) {
+    /// Starts Dropbear instead, which takes the keys of a user from below his home: it gets another there. Its
+    /// version, such as `2022.83`.
+    pub async fn start_dropbear(&mut self) -> String {
         let (home, passwd, key) = (self.path("home"), self.path("passwd"), self.path("dropbear"));
         fs::create_dir_all(home.join(".ssh")).unwrap();
         fs::copy(self.path("authorized"), home.join(".ssh/authorized_keys")).unwrap();
@@ -168,8 +175,11 @@ impl Sshd {
         run("dropbearkey", &["-t", "ed25519", "-f", text(&key)]);
         let script = r#"mount --bind "$1" /etc/passwd && exec dropbear -F -E -s -r "$2" -p "$3" -P "$2.pid""#;
         let log = fs::File::create(self.path("log")).unwrap();
+        // It sets its groups (since 2025.89), which a user namespace of one user may not.
+        let user: &[_] = if geteuid().is_root() { &[] } else { &["--user", "--map-root-user"] };
         let child = Command::new("unshare")
-            .args(["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"])
+            .args(user)
+            .args(["--mount", "sh", "-c", script, "sh"])
             .args([text(&passwd), text(&key), &self.addr.to_string()])
             .stdin(Stdio::null())
             .stderr(log)
@@ -177,6 +187,9 @@ impl Sshd {
             .expect("unshare");
         self.child = Some(child);
         self.wait().await;
+        let version = Command::new("dropbear").arg("-V").output().expect("dropbear");
+        let version = String::from_utf8([version.stdout, version.stderr].concat()).unwrap();
+        version.trim().strip_prefix("Dropbear v").expect("a version of Dropbear").to_owned()
     }
 
     /// Waits until it answers.

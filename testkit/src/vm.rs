@@ -248,17 +248,35 @@ pub fn assert_unharmed(console: &Path) {
     assert!(!said.contains("Kernel panic") || said.contains("Oops: int3"), "{said}");
 }
 
-/// Copies a program of the host into root's home, without what only a debugger reads.
+/// Copies a program of the host into root's home, without what only a debugger reads, and with the libraries
+/// that it was linked with: the machine's may be older.
 #[track_caller]
 pub fn install(port: u16, program: &Path) {
+    const LIBRARIES: &str = "/usr/local/lib/of-the-host";
     let name = program.file_name().expect("a name").to_string_lossy();
-    let stripped = tempfile::NamedTempFile::new().expect("a file");
+    let files = tempfile::tempdir().expect("a directory");
+    let (own, archive) = (files.path().join(&*name), files.path().join("archive"));
     let mut strip = limited("strip", "binutils");
-    strip.arg("-o").args([stripped.path(), program]);
+    strip.arg("-o").args([&own, program]);
     output(strip);
-    let mut ssh = ssh_command(port, "root", &format!("cat >{name} && chmod 755 {name}"));
-    let stripped = File::open(stripped.path()).expect("the stripped program");
-    let copied = ssh.stdin(stripped).status().expect("ssh");
+    let mut ldd = limited("ldd", "libc-bin");
+    ldd.arg(program);
+    let linked = output(ldd);
+    let libraries: Vec<_> = linked.split_whitespace().filter(|word| word.starts_with('/')).collect();
+    let is_loader = |path: &&&str| path.rsplit('/').next().is_some_and(|name| name.starts_with("ld-"));
+    let loader = libraries.iter().find(is_loader).expect("a loader").rsplit('/').next().expect("its name");
+    let mut patchelf = limited("patchelf", "patchelf");
+    patchelf.args(["--set-interpreter", &format!("{LIBRARIES}/{loader}"), "--set-rpath", LIBRARIES]);
+    patchelf.arg(&own);
+    output(patchelf);
+    let mut tar = limited("tar", "tar");
+    tar.args(["-chf", &archive.to_string_lossy(), "--transform", "s,.*/,,", "--absolute-names"]);
+    tar.args(&libraries).arg(&own);
+    output(tar);
+
+    let script = format!("mkdir -p {LIBRARIES} && tar -xf - -C {LIBRARIES} && mv {LIBRARIES}/{name} .");
+    let mut ssh = ssh_command(port, "root", &script);
+    let copied = ssh.stdin(File::open(archive).expect("the archive")).status().expect("ssh");
     assert!(copied.success(), "{name} into the machine: {copied}");
 }
 
