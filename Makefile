@@ -2,7 +2,7 @@
 PROFILE := ci
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # The VM is made as root, beside cargo, whose lines would run over sudo's question.
-ASK_FOR_ROOT := [ "$$(id -u)" = 0 ] || [ -e tests/guest/cache/trixie/stamp ] || sudo -v
+ASK_FOR_ROOT = [ "$$(id -u)" = 0 ] || tests/guest/build.sh --is-there $(1) || sudo -v
 
 .PHONY: help build demo guest test attack ways bench micro instructions pages lint msrv dist dist-test fmt
 
@@ -14,7 +14,7 @@ build: ## target/release/gvproxy
 
 demo: ## a VM under QEMU, and its podman answering on a host socket (KEEP=1 leaves it running)
 	@tests/install.sh demo
-	@$(ASK_FOR_ROOT)
+	@$(call ASK_FOR_ROOT,trixie)
 	@echo 'gvproxy and its VM are made beside each other: two minutes or three'
 	@env --default-signal=INT tests/guest/build.sh trixie & guest=$$!; \
 		cargo build --profile demo --bin gvproxy; built=$$?; \
@@ -28,7 +28,7 @@ guest: ## the VM of the demo and the tests, in tests/guest/cache
 test: ## everything: lint, unit tests, network namespaces, a real VM
 	@tests/install.sh test
 	@$(MAKE) --no-print-directory lint
-	@$(ASK_FOR_ROOT)
+	@$(call ASK_FOR_ROOT)
 	@echo 'the tests and their VMs are made beside each other: minutes, the most of them at "Compiling gvproxy"'
 	@env --default-signal=INT tests/guest/build.sh & guest=$$!; \
 		cargo test --workspace --profile $(PROFILE) --no-run; built=$$?; \
@@ -66,6 +66,8 @@ lint: ## formatting, clippy, documentation, scripts, dependencies, what imports 
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --profile $(PROFILE)
 	shellcheck .ci/run $$(git ls-files '*.sh')
 	@tests/imports.sh >/dev/null
+	@! git ls-files '*.rs' | xargs awk 'length > 110 && /^ *\/\// { print FILENAME ":" FNR ": a comment of more than 110 columns"; wide = 1 } \
+		END { exit !wide }' >&2
 	PATH=$$PATH:tests/guest/cache/bin cargo deny --workspace --log-level error check bans licenses sources
 	cargo package -q --workspace --exclude netstack-bench --exclude testkit --no-verify --allow-dirty --locked
 	cargo test --workspace --profile $(PROFILE) --test pages

@@ -49,7 +49,7 @@ pub enum Refusal {
     Garbage(String),
     /// Its own words.
     #[error("the agent says {0}")]
-    Said(String),
+    Rejected(String),
     /// Whatever it is, it has not proved that.
     #[error("the agent does not prove that it has the secret of -agent-secret-file, but says {0}")]
     NoProof(String),
@@ -86,7 +86,7 @@ impl Question {
     ///
     /// # Errors
     /// The agent is not believed, or does not agree.
-    pub fn hear(&mut self, answer: &[u8]) -> Result<Option<Vec<u8>>, Refusal> {
+    pub fn handle_answer(&mut self, answer: &[u8]) -> Result<Option<Vec<u8>>, Refusal> {
         if let Some(challenge) = &self.challenge {
             let proved = with_end(&challenge.meet(answer, &self.line)?);
             self.challenge = None;
@@ -94,7 +94,7 @@ impl Question {
         }
         match (answer, answer.strip_prefix(b"ERR ")) {
             (b"OK", _) => Ok(None),
-            (_, Some(words)) => Err(Refusal::Said(quote(words))),
+            (_, Some(words)) => Err(Refusal::Rejected(quote(words))),
             (_, None) => Err(Refusal::Garbage(quote(answer))),
         }
     }

@@ -27,6 +27,7 @@ use netstack::{Mac, NetworkConfig};
 
 use crate::addr::{ListenAddress, SSH_PORT, Url};
 use crate::agent::Secret;
+use crate::cli::RawArgs;
 use crate::text::{quote, reason};
 
 use addresses::Addresses;
@@ -140,9 +141,9 @@ impl Config {
 
     /// Whether there are sockets, and each leads to another place than a guest.
     fn only_leads_elsewhere(&self) -> bool {
-        let ways = self.forwards.iter().map(|forward| &forward.dest);
-        let mut ways = ways.chain(self.reverse.iter().map(|reverse| &reverse.socket)).peekable();
-        ways.peek().is_some() && ways.all(|way| !way.is_guests(self.network.subnet))
+        let dests = self.forwards.iter().map(|forward| &forward.dest);
+        let mut dests = dests.chain(self.reverse.iter().map(|reverse| &reverse.socket)).peekable();
+        dests.peek().is_some() && dests.all(|dest| !dest.is_guests(self.network.subnet))
     }
 
     /// Fills in the defaults and checks what was asked for; `resolv_conf` is where search domains come from,
@@ -153,7 +154,7 @@ impl Config {
     pub fn resolve(asked: &Asked, resolv_conf: &Path, check: PathCheck<'_>) -> Result<Self> {
         let raw = &asked.args;
         let text = |value: &OsStr| value.to_string_lossy().into_owned();
-        let Addresses { subnet, gateway, device, host } = Addresses::resolve(
+        let addresses = Addresses::resolve(
             &text(&raw.subnet),
             &text(&raw.gateway_ip),
             &text(&raw.device_ip),
@@ -168,23 +169,8 @@ impl Config {
         );
         let links = LinkConfig::resolve(asked, &machines, check)?;
         let notification = notification_socket(asked).map_err(|error| asked.place("notification", error))?;
-        let mut settings = match asked.stack() {
-            Some(stack) => Settings::new(asked, stack, subnet)?,
-            None => Settings {
-                static_leases: vec![(device, DEVICE_MAC)],
-                zones: zones(gateway, host),
-                search_domains: search_domains(resolv_conf),
-                port_forwards: ssh_port(raw.ssh_port, device)?,
-                vpnkit_macs: vec![(VPNKIT_UUID.to_owned(), DEVICE_MAC)],
-                ..Settings::default()
-            },
-        };
-        if settings.nat.is_empty() {
-            settings.nat.push((host.into(), IpAddr::V4(Ipv4Addr::LOCALHOST)));
-        }
-        if settings.gateway_virtual_ips.is_empty() {
-            settings.gateway_virtual_ips.push(host);
-        }
+        let settings = settings(asked, &addresses, resolv_conf)?;
+        let Addresses { subnet, gateway, device, .. } = addresses;
         let agent_port = u16::try_from(raw.agent_port).ok().filter(|&port| port > 0);
         let agent_port = agent_port.context("agent-port value must be between 1 and 65535")?;
         let agent_secret = Secret::find(raw.agent_secret_file.as_deref())
@@ -193,13 +179,7 @@ impl Config {
         forwards.extend(forwards::typed(raw, device, check)?);
         let mut reverse = reverse::of_file(asked, device)?;
         reverse.extend(reverse::typed(raw, device)?);
-        let endpoint = |flag, index, url| {
-            ListenAddress::parse_url(flag, url).map_err(|error| asked.place_item(flag, index, error))
-        };
-        let listen = raw.listen.iter().enumerate().map(|(index, url)| endpoint("listen", index, url));
-        let listen = listen.collect::<Result<Vec<_>>>()?;
-        let services = Some(&raw.services).filter(|url| !url.is_empty());
-        let services = services.map(|url| endpoint("services", 0, url)).transpose()?;
+        let (listen, services) = apis(asked)?;
         let apis = listen.iter().chain(&services).filter_map(ListenAddress::path);
         let sources = forwards.iter().filter_map(|forward| forward.source.path());
         ensure_distinct(links.iter().filter_map(LinkConfig::path).chain(sources).chain(apis))?;
@@ -254,6 +234,41 @@ impl Config {
         }
         Ok(config)
     }
+}
+
+/// What the network is made of: the file's, or else the flags' and the defaults.
+fn settings(asked: &Asked, addresses: &Addresses, resolv_conf: &Path) -> Result<Settings> {
+    let &Addresses { subnet, gateway, device, host } = addresses;
+    let mut settings = match asked.stack() {
+        Some(stack) => Settings::new(asked, stack, subnet)?,
+        None => Settings {
+            static_leases: vec![(device, DEVICE_MAC)],
+            zones: zones(gateway, host),
+            search_domains: search_domains(resolv_conf),
+            port_forwards: ssh_port(asked.args.ssh_port, device)?,
+            vpnkit_macs: vec![(VPNKIT_UUID.to_owned(), DEVICE_MAC)],
+            ..Settings::default()
+        },
+    };
+    if settings.nat.is_empty() {
+        settings.nat.push((host.into(), IpAddr::V4(Ipv4Addr::LOCALHOST)));
+    }
+    if settings.gateway_virtual_ips.is_empty() {
+        settings.gateway_virtual_ips.push(host);
+    }
+    Ok(settings)
+}
+
+/// Where the API is served: those of `-listen`, and that of `-services`.
+fn apis(asked: &Asked) -> Result<(Vec<ListenAddress>, Option<ListenAddress>)> {
+    let RawArgs { listen, services, .. } = &asked.args;
+    let address = |flag, index, url| {
+        ListenAddress::parse_url(flag, url).map_err(|error| asked.place_item(flag, index, error))
+    };
+    let listen = listen.iter().enumerate().map(|(index, url)| address("listen", index, url));
+    let listen = listen.collect::<Result<_>>()?;
+    let services = Some(services).filter(|url| !url.is_empty());
+    Ok((listen, services.map(|url| address("services", 0, url)).transpose()?))
 }
 
 /// A path at which a socket is to be made.

@@ -75,7 +75,7 @@ impl ControlPlane {
     ///
     /// # Errors
     /// The system has no signal handler to give.
-    pub fn hear_signals(&self, log: &Log) -> Result<()> {
+    pub fn catch_signals(&self, log: &Log) -> Result<()> {
         let _entered = self.runtime.enter();
         let hangup = || log.is_file().then(|| signal(SignalKind::hangup())).transpose();
         let heard = Signals::new().and_then(|signals| Ok((signals, hangup()?)));
@@ -128,7 +128,8 @@ impl ControlPlane {
             }
             exit
         });
-        // What still waits for a file system or a resolver is left alone; where the process goes on, not at once.
+        // What still waits for a file system or a resolver is left alone; where the process goes on, not at
+        // once.
         runtime.shutdown_timeout(if is_own { Duration::ZERO } else { LAST_NOTICES });
         drop(pid_file);
         exit

@@ -40,13 +40,16 @@
 //! A program may run several daemons, beside whatever else it does. A daemon changes nothing that belongs to
 //! the process:
 //!
-//! - It catches no signal. It relies on SIGPIPE being ignored, as Rust's runtime leaves it; with `pcap` under a
-//!   limit of file sizes (RLIMIT_FSIZE) SIGXFSZ has to be ignored too.
-//! - It logs by `tracing`, with the targets `gvproxy`, `netstack` and `qmp`; where the lines go is for the program to say.
-//! - Each connection of a guest is one file descriptor or two, out of the process's RLIMIT_NOFILE. Daemons divide what the limit is at
-//!   their start, each as if it were alone: a program that serves many guests raises it before.
-//! - It reads keys and secrets where flags name them, and the API's token in the environment's GVISOR_API_TOKEN, as
-//!   the program does. Whether a core dump may hold them is for the program to say (RLIMIT_CORE).
+//! - It catches no signal. It relies on SIGPIPE being ignored, as Rust's runtime leaves it; with `pcap` under
+//!   a limit of file sizes (RLIMIT_FSIZE) SIGXFSZ has to be ignored too.
+//! - It logs by `tracing`, with the targets `gvproxy`, `netstack` and `qmp`; where the lines go is for the
+//!   program to say.
+//! - Each connection of a guest is one file descriptor or two, out of the process's RLIMIT_NOFILE. Daemons
+//!   divide what the limit is at their start, each as if it were alone: a program that serves many guests
+//!   raises it before.
+//! - It reads keys and secrets where flags name them, and the API's token in the environment's
+//!   GVISOR_API_TOKEN, as the program does. Whether a core dump may hold them is for the program to say
+//!   (RLIMIT_CORE).
 //! - It writes no pid file and does not use standard input or output: the flags for these are refused.
 //!
 //! What a guest may do is as in the program (`SECURITY.md`, `docs/limits.md`). It reaches whatever listens on

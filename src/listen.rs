@@ -113,7 +113,9 @@ pub fn bind(source: &ListenAddress) -> Result<Bound> {
             (abstract_address(name).and_then(|at| listen_at(&at)).map_err(failed)?, None)
         }
         ListenAddress::Tcp { host, port } => (tcp_listener(host, *port)?, None),
-        ListenAddress::Vsock { cid, port } => (vsock_listener(*cid, *port).map_err(failed)?, None),
+        ListenAddress::Vsock { cid, port } => {
+            (OwnedFd::from(vsock(*cid, *port).map_err(failed)?).into(), None)
+        }
         ListenAddress::Inherited(word) => (inherited::take(word)?, None),
     };
     socket.set_nonblocking(true).with_context(|| format!("listen {source}"))?;
@@ -134,13 +136,31 @@ fn listen_at(address: &SockAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Listens on a port of AF_VSOCK, in a context or in any: vsock(7).
-fn vsock_listener(cid: Option<u32>, port: u32) -> io::Result<Socket> {
+/// Listens on a port of AF_VSOCK, in a context or in any: vsock(7). To be called in a tokio runtime.
+pub(crate) fn vsock(cid: Option<u32>, port: u32) -> io::Result<VsockListener> {
     let listener = VsockListener::bind(VsockAddr::new(cid.unwrap_or(VMADDR_CID_ANY), port))?;
-    let socket = Socket::from(OwnedFd::from(listener));
     // It has a backlog of 128.
+    SockRef::from(&listener).listen(BACKLOG)?;
+    Ok(listener)
+}
+
+/// Listens on a TCP port of an address, of all of them if it is the unspecified one.
+fn listen_tcp(address: SocketAddr, only_v6: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(only_v6)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket)
+}
+
+/// Listens on a TCP port of every address of IPv4. Not blocking.
+pub(crate) fn tcp_v4(port: u16) -> io::Result<std::net::TcpListener> {
+    let socket = listen_tcp((Ipv4Addr::UNSPECIFIED, port).into(), false)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
 }
 
 /// What is wanted is another's.
@@ -341,16 +361,7 @@ fn tcp_listener(host: &str, port: u16) -> Result<Socket> {
         }
     };
     let any = host.is_empty() || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
-    let listen = |address: SocketAddr| {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-        if address.is_ipv6() {
-            socket.set_only_v6(!any)?;
-        }
-        socket.set_reuse_address(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        io::Result::Ok(socket)
-    };
+    let listen = |address: SocketAddr| listen_tcp(address, !any);
     if any {
         return match listen((Ipv6Addr::UNSPECIFIED, port).into()) {
             // A host without IPv6 has no such address.

@@ -1,6 +1,6 @@
 //! gvproxy: the userspace network of a virtual machine, and its sockets on the host. The sequence of a run,
-//! and its exit codes: 0 an orderly end, 1 a failure, 2 a command line that is none, 3 what `-qmp-status`
-//! says of a machine without our card.
+//! and its exit codes. 0: an orderly end. 1: a failure. 2: a usage error. 3: `-qmp-status` found a machine
+//! without our card.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -113,7 +113,7 @@ fn run(raw: RawArgs, argv: &[OsString], log: &mut Log) -> Result<ExitCode, Failu
 /// Runs until the end, unless a signal comes first.
 fn serve(asked: &Asked, config: Config, log: &Log) -> Result<Exit> {
     let control_plane = ControlPlane::new()?;
-    control_plane.hear_signals(log)?;
+    control_plane.catch_signals(log)?;
     asked.warn(config.device_ip);
     // Whoever reads this may end the process with a signal.
     tracing::info!("{VERSION}");

@@ -670,7 +670,7 @@ impl Stack {
         }
         if let Err(reason) = self.admit(port, &header, payload, now, sink) {
             if reason == DropReason::Claimed {
-                self.hear_refused(port, &header, payload, now, sink);
+                self.note_refused(port, &header, payload, now, sink);
             }
             return Err(reason);
         }
@@ -985,7 +985,7 @@ impl Stack {
 
     /// Of what comes from another's address only the DHCP server hears: the sender believes to have the
     /// address, and has to hear that it has not.
-    fn hear_refused(
+    fn note_refused(
         &mut self,
         port: PortId,
         header: &ether::Header,

@@ -1,5 +1,5 @@
-//! Ways in: what the URLs of `-forward-dest`, and of `remote` where a socket is exposed, mean. Mostly in the
-//! original's words.
+//! Where a forward leads: what the URLs of `-forward-dest`, and of `remote` where a socket is exposed, mean.
+//! Mostly in the original's words.
 //! Owns: nothing. May not: know whether anybody is there. Read next: `../forward/mod.rs`, which leads clients
 //! there.
 
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use netstack::Subnet;
 
 use super::url::{Authority, Url, unescape};
-use super::{HostPort, PATH_MAX, Secret};
+use super::{HostPort, Secret, ensure_guest_path};
 use crate::text::quote;
 
 /// The guest's sshd, where the URL has no port.
@@ -153,19 +153,12 @@ impl fmt::Display for Dest {
     }
 }
 
-/// Bytes of a unix socket's path, as Linux bounds it, and no more than a line.
 fn agent_path(path: String) -> Result<String, String> {
-    if path.len() > PATH_MAX {
-        return Err(format!("longer than {PATH_MAX} bytes"));
-    }
-    if path.contains(|c: char| c.is_control()) {
-        return Err("not a plain path".into());
-    }
+    ensure_guest_path(path.as_bytes())?;
     Ok(path)
 }
 
 fn is_loopback(host: &str) -> bool {
-    let host = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
@@ -221,7 +214,7 @@ fn ssh(url: &Url, at: Authority<'_>) -> Result<SshDest, String> {
             Some(value) => matches!(&*value, "1" | "t" | "T" | "true" | "True" | "TRUE"),
             // A machine on this host, or in the virtual network, has a new key with each start from scratch,
             // and nobody is between.
-            None => url.scheme == "ssh" && !is_loopback(at.host),
+            None => url.scheme == "ssh" && !is_loopback(at.bare_host()),
         },
         path: utf8_path(url)?,
     })

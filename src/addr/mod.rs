@@ -24,5 +24,6 @@ pub(crate) use local::{Host, Local, split_host_port};
 pub(crate) use mac::mac;
 pub(crate) use remote::remote_address;
 pub use secret::Secret;
+pub(crate) use unix::ensure_guest_path;
 pub use unix::{PATH_MAX, ensure_fits};
 pub(crate) use url::{Url, unescape};

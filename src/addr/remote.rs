@@ -24,7 +24,7 @@ mod tests {
 
     use super::*;
 
-    /// What the original says, as observed, but for the address that is none.
+    /// What the original says, as observed, but for what is no address.
     #[test]
     fn addresses() {
         assert_eq!(remote_address("192.168.127.2:80"), Ok("192.168.127.2:80".parse().unwrap()));

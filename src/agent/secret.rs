@@ -151,7 +151,7 @@ impl Proof {
         [PROOF, agent, b" ", &hex(secret.mac(AGENT, host, agent, b""))].concat()
     }
 
-    /// The line behind the host's own proof; `None` where that is none.
+    /// The line behind the host's own proof; `None` where the proof is wrong.
     pub(crate) fn check<'a>(&self, said: &'a [u8]) -> Option<&'a [u8]> {
         let (mac, line) = fields::<MAC>(said)?;
         is_mac(self.secret.mac(HOST, &self.host, &self.agent, line), mac).then_some(line)

@@ -6,7 +6,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use socket2::SockRef;
@@ -14,8 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
-use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
+use tokio_vsock::{VMADDR_CID_HOST, VsockListener, VsockStream};
 
 use super::connection::Unsent;
 use super::origin::Names;
@@ -23,7 +22,7 @@ use super::{Api, Client, Peer, Scope, connection, limit};
 use crate::addr::ListenAddress;
 use crate::listen::{self, Bound, RemoveOnDrop, TcpAddress, failed_to_bind};
 use crate::logging::Limited;
-use crate::supervise::ACCEPT_PAUSE;
+use crate::supervise::{ACCEPT_PAUSE, accept_clients};
 use crate::text::reason;
 
 /// Clients of one listener at a time, without those that were taken over. When as many requests are at work
@@ -103,36 +102,30 @@ impl Listener {
         let failures = Limited::new(1, Duration::from_secs(60));
         let refusals = Limited::new(1, Duration::from_secs(60));
         let limit = limit(MAX_CLIENTS);
-        let accepting = async {
-            loop {
-                tokio::select! {
-                    Some(_) = clients.join_next() => {}
-                    accepted = self.socket.accept(self.role) => match accepted {
-                        Ok((stream, scope, peer)) => {
-                            // Never waited for here: others are behind.
-                            let Some(slot) = limit.admit(peer) else {
-                                if let Some(suppressed) = refusals.admit(std::time::Instant::now()) {
-                                    tracing::warn!(url = %self.at, suppressed, "too many clients, closed one");
-                                }
-                                continue;
-                            };
-                            let names = self.socket.names();
-                            let (is_private, unsent) = (self.socket.is_private(), Unsent::default());
-                            let client = Client { scope, is_private, slot, names, unsent };
-                            clients.spawn(connection::serve(Arc::clone(&api), stream, client));
-                        }
-                        Err(error) => {
-                            if let Some(suppressed) = failures.admit(std::time::Instant::now()) {
-                                tracing::warn!(url = %self.at, %error, suppressed, "cannot accept clients, trying again");
-                            }
-                            sleep(if limit.shed() { CLOSE_PAUSE } else { ACCEPT_PAUSE }).await;
-                        }
-                    },
+        let (socket, at) = (&self.socket, &self.at);
+        let accept = || async { socket.accept(self.role).await.map(Some) };
+        let serve = |(stream, scope, peer), _| {
+            // Never waited for here: others are behind.
+            let Some(slot) = limit.admit(peer) else {
+                if let Some(suppressed) = refusals.admit(Instant::now()) {
+                    tracing::warn!(url = %at, suppressed, "too many clients, closed one");
                 }
-            }
+                return None;
+            };
+            let (names, is_private) = (socket.names(), socket.is_private());
+            let client = Client { scope, is_private, slot, names, unsent: Unsent::default() };
+            Some(connection::serve(Arc::clone(&api), stream, client))
         };
+        let failed = |error| {
+            if let Some(suppressed) = failures.admit(Instant::now()) {
+                tracing::warn!(url = %at, %error, suppressed, "cannot accept clients, trying again");
+            }
+            if limit.shed() { CLOSE_PAUSE } else { ACCEPT_PAUSE }
+        };
+        // The limit closes whom it has no slot for: none is left to the backlog.
+        let accepting = accept_clients(&mut clients, usize::MAX, accept, serve, failed);
         tokio::select! {
-            () = accepting => {}
+            never = accepting => match never {},
             // An error says that nobody is left to signal.
             _ = stopped.wait_for(|stop| *stop) => {}
         }
@@ -158,8 +151,7 @@ impl Socket {
                 Ok((Self::Tcp(TcpListener::from_std(listener).map_err(failed)?, names), None))
             }
             ListenAddress::Vsock { cid, port } => {
-                let address = VsockAddr::new(cid.unwrap_or(VMADDR_CID_ANY), *port);
-                Ok((Self::Vsock(VsockListener::bind(address).map_err(failed)?), None))
+                Ok((Self::Vsock(listen::vsock(*cid, *port).map_err(failed)?), None))
             }
             ListenAddress::Abstract(_) | ListenAddress::Inherited(_) => {
                 bail!("listen {at}: the API is served at unix, tcp and vsock URLs")

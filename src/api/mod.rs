@@ -39,7 +39,7 @@ use tokio::net::UnixStream;
 use crate::budget::{Budget, Part};
 use crate::config::Token;
 use crate::engine::Handle;
-use crate::forward::Ways;
+use crate::forward::Connector;
 use crate::forward::registry::{Asker, Registry};
 use crate::limit::{Limit, Slot};
 use crate::link::Framing;
@@ -139,15 +139,20 @@ enum TakeOver {
 }
 
 impl Api {
-    /// Answers by `ways`, `registry` and `statuses`; clients of `/connect` speak `connect_framing`.
-    pub fn new(ways: Arc<Ways>, registry: Registry, connect_framing: Framing, statuses: StatusTable) -> Self {
+    /// Answers by `connector`, `registry` and `statuses`; clients of `/connect` speak `connect_framing`.
+    pub fn new(
+        connector: Arc<Connector>,
+        registry: Registry,
+        connect_framing: Framing,
+        statuses: StatusTable,
+    ) -> Self {
         Self {
-            handle: ways.engine.clone(),
-            relays: Arc::clone(&ways.relays),
+            handle: connector.engine.clone(),
+            relays: Arc::clone(&connector.relays),
             registry,
             connect_framing,
             statuses,
-            tunnels: Owners::new(ways.permits.clone()),
+            tunnels: Owners::new(connector.permits.clone()),
             gateway: limit(MAX_GATEWAY_CONNECTIONS),
             unread: Budget::new(MAX_UNREAD),
             changes: Budget::new(1),

@@ -3,7 +3,7 @@
 
 use form_urlencoded::parse;
 
-/// A path with its escapes decoded; `None` for an escape that is none, or text that is not UTF-8.
+/// A path with its escapes decoded; `None` for an invalid escape, or text that is not UTF-8.
 pub(super) fn decode(path: &str) -> Option<String> {
     let mut bytes = path.bytes();
     let mut decoded = Vec::with_capacity(path.len());

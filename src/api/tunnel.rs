@@ -1,6 +1,6 @@
 //! `/tunnel?ip=A&port=P`: the connection becomes one to a TCP port of a guest. The answer is `OK` and nothing
 //! else, before the guest has been dialled; what the client sent behind its request is the first that the
-//! guest gets. Read next: `crate::engine::Handle::lead`.
+//! guest gets. Read next: `../engine/client.rs`, which dials.
 
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};

@@ -13,7 +13,7 @@ use anyhow::{Result, anyhow, ensure};
 use super::asked::Asked;
 use super::file::{self, Text};
 use super::forwards::{ensure_readable, is_url};
-use crate::addr::{Dest, PATH_MAX, SshDest};
+use crate::addr::{Dest, SshDest, ensure_guest_path};
 use crate::cli::RawArgs;
 use crate::text::quote;
 
@@ -105,12 +105,7 @@ fn guest(typed: &OsStr, login: Login<'_>, device: Ipv4Addr) -> Result<Dest, Stri
     if !path.starts_with('/') || path.ends_with('/') {
         return Err("not an absolute path".into());
     }
-    if path.len() > PATH_MAX {
-        return Err(format!("longer than {PATH_MAX} bytes"));
-    }
-    if path.contains(|c: char| c.is_control()) {
-        return Err("not a plain path".into());
-    }
+    ensure_guest_path(path.as_bytes())?;
     let Dest::Ssh(ssh) = dest else { return Ok(dest) };
     let key = ssh.key.or_else(|| login.identity.map(PathBuf::from));
     let key = key.ok_or("no key: add ?key=/file to it, or -forward-identity /file")?;

@@ -15,7 +15,7 @@ use crate::config::{Config, LinkConfig};
 use crate::engine::{Engine, Handle};
 use crate::forward::loops::OwnSockets;
 use crate::forward::registry::Registry;
-use crate::forward::{Forward, Ways};
+use crate::forward::{Connector, Forward};
 use crate::host::icmp;
 use crate::hypervisor::{Listener, Presence, Terms, connect_framing};
 use crate::listen::{RemoveOnDrop, TcpAddress, at_start};
@@ -37,7 +37,7 @@ pub(super) struct Bound {
     pub(super) engine: Engine,
     pub(super) handle: Handle,
     pub(super) registry: Registry,
-    pub(super) ways: Arc<Ways>,
+    pub(super) connector: Arc<Connector>,
     pub(super) api: Api,
     pub(super) statuses: StatusTable,
     pub(super) terms: Arc<Terms>,
@@ -83,13 +83,13 @@ impl Bound {
             notifier,
             present: Presence::default(),
         });
-        let (mut engine, ways) = network(&config, &terms)?;
-        let registry = Registry::new(Arc::clone(&ways), config.guest_policy.clone());
+        let (mut engine, connector) = network(&config, &terms)?;
+        let registry = Registry::new(Arc::clone(&connector), config.guest_policy.clone());
         for forward in config.port_forwards.clone() {
             registry.configure(&mut engine, forward).context("cannot add network services")?;
         }
         let reverse =
-            config.reverse.iter().map(|reverse| Reverse::new(reverse, &ways)).collect::<Result<_>>()?;
+            config.reverse.iter().map(|reverse| Reverse::new(reverse, &connector)).collect::<Result<_>>()?;
         let Sockets { pid_file, forwards, apis, links, machines } =
             Sockets::bind(&config, &terms, takes_over)?;
         let own = forwards.iter().filter_map(Forward::tcp_address);
@@ -112,15 +112,15 @@ impl Bound {
         };
         let statuses = StatusTable::default();
         let framing = connect_framing(&config.links);
-        let mut api = Api::new(Arc::clone(&ways), registry.clone(), framing, statuses.clone());
+        let mut api = Api::new(Arc::clone(&connector), registry.clone(), framing, statuses.clone());
         if let Some(token) = config.api_token {
             api.ask_for(token, config.api_token_gateway);
         }
         let bound = Self {
-            handle: ways.engine.clone(),
+            handle: connector.engine.clone(),
             engine,
             registry,
-            ways,
+            connector,
             api,
             statuses,
             terms,
@@ -139,8 +139,8 @@ impl Bound {
     }
 }
 
-/// The virtual network, and the ways from the host into it.
-fn network(config: &Config, terms: &Terms) -> Result<(Engine, Arc<Ways>)> {
+/// The virtual network, and what connects from the host into it.
+fn network(config: &Config, terms: &Terms) -> Result<(Engine, Arc<Connector>)> {
     let seed = crate::sys::random_seed().context("cannot get randomness")?;
     let relays = Arc::new(Relays::default());
     let known = relays.max_descriptors() + config.forwards.len() + config.port_forwards.len();
@@ -153,7 +153,7 @@ fn network(config: &Config, terms: &Terms) -> Result<(Engine, Arc<Ways>)> {
     }
     let capture = config.capture.as_deref().map(Capture::create).transpose()?;
     engine.tap(capture, config.frame_log.map(FrameLog::new), config.network.gateway_mac);
-    let ways = Arc::new(Ways {
+    let connector = Arc::new(Connector {
         engine: handle.clone(),
         subnet: config.network.subnet,
         gateway: config.network.gateway,
@@ -165,7 +165,7 @@ fn network(config: &Config, terms: &Terms) -> Result<(Engine, Arc<Ways>)> {
         relays,
         own: OwnSockets::default(),
     });
-    Ok((engine, ways))
+    Ok((engine, connector))
 }
 
 /// The sockets, and the pid file that is older than those with a path.

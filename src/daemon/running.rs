@@ -80,7 +80,7 @@ impl Bound {
             engine,
             engine_end,
             forwarding: forwards
-                .map(|forward| forward.run(Arc::clone(&self.ways), stopped.clone()))
+                .map(|forward| forward.run(Arc::clone(&self.connector), stopped.clone()))
                 .collect(),
             reversing: self.reverse.into_iter().map(|reverse| reverse.run(left.clone())).collect(),
             serving: self
@@ -90,7 +90,7 @@ impl Bound {
                 .collect(),
             linked: self.links.into_iter().map(|link| link.serve(with.clone())).collect(),
             followed: self.machines.into_iter().map(|machine| machine.run(with.clone())).collect(),
-            resolving: tokio::spawn(resolve(handle.clone(), api, self.ways.permits.clone())),
+            resolving: tokio::spawn(resolve(handle.clone(), api, self.connector.permits.clone())),
             following: tokio::spawn(registry.clone().follow_guests()),
             counting,
             handle,

@@ -112,7 +112,7 @@ impl Greeting {
                 let is_said = self.words.is_empty() || flow.phase() == Phase::Aborted;
                 break is_said.then_some(Ok(()))?;
             }
-            flow.recv(|bytes| self.hear(bytes));
+            flow.recv(|bytes| self.take_line(bytes));
             match self.judge(flow.recv_finished())? {
                 Ok(Some(words)) => self.words = words,
                 Ok(None) => break Ok(()),
@@ -129,7 +129,7 @@ impl Greeting {
     }
 
     /// Takes what belongs to the line, and says how much that is.
-    fn hear(&mut self, bytes: &[u8]) -> usize {
+    fn take_line(&mut self, bytes: &[u8]) -> usize {
         if self.answer.ends_with(b"\n") {
             return 0;
         }
@@ -143,7 +143,7 @@ impl Greeting {
     fn judge(&mut self, ended: bool) -> Option<Result<Option<Vec<u8>>, Refused>> {
         let question = self.question.as_mut()?;
         let heard = match self.answer.strip_suffix(b"\n") {
-            Some(line) => question.hear(line),
+            Some(line) => question.handle_answer(line),
             None if self.answer.len() == MAX_LINE => Err(Refusal::Garbage(quote(&self.answer))),
             None if ended => return Some(Err(Refused::Left)),
             None => return None,
@@ -251,7 +251,7 @@ mod tests {
         };
         let mut taken = 0;
         for piece in bytes.chunks(step) {
-            let took = greeting.hear(piece);
+            let took = greeting.take_line(piece);
             taken += took;
             if let Some(over) = judge(&mut greeting, false) {
                 return (over, bytes.len() - taken);
@@ -268,8 +268,8 @@ mod tests {
         for (bytes, over) in [
             ("OK\n", Ok(())),
             ("OK\nhello", Ok(())),
-            ("ERR no\n", Err(Refusal::Said(quote("no")).into())),
-            ("ERR \x1b[2J\r\n", Err(Refusal::Said(r#""\x1b[2J\r""#.into()).into())),
+            ("ERR no\n", Err(Refusal::Rejected(quote("no")).into())),
+            ("ERR \x1b[2J\r\n", Err(Refusal::Rejected(r#""\x1b[2J\r""#.into()).into())),
             ("OK", Err(Refused::Left)),
             ("", Err(Refused::Left)),
             ("OK \n", garbage("OK ")),

@@ -111,8 +111,8 @@ impl Links {
     }
 }
 
-/// A descriptor that does not wait while it is a link's. Others may have it too, as a shell has standard
-/// input: in the end they find it as it was.
+/// A descriptor that is non-blocking while it belongs to a link. Others may have it too, as a shell has
+/// standard input: in the end they find it as it was.
 #[derive(Debug)]
 struct Borrowed {
     fd: OwnedFd,

@@ -19,12 +19,12 @@ impl OwnListeners {
     /// Whether a connection to `to` would come to one of them.
     pub(super) fn are_at(&self, to: SocketAddr) -> bool {
         let mut near = self.0.iter().filter(|own| own.port() == to.port()).peekable();
-        near.peek().is_some() && way_to(to).is_ok_and(|from| near.any(|own| own.takes(from, to)))
+        near.peek().is_some() && source_address(to).is_ok_and(|from| near.any(|own| own.takes(from, to)))
     }
 }
 
 /// The address that the system connects to `to` from. Nothing is sent for it.
-fn way_to(to: SocketAddr) -> io::Result<IpAddr> {
+fn source_address(to: SocketAddr) -> io::Result<IpAddr> {
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0))?;
     socket.connect(to)?;

@@ -80,7 +80,7 @@ impl Engine {
             match self.inbox.receive(&session.socket, MESSAGES) {
                 Ok(()) => {
                     for (number, data) in self.inbox.datagrams().filter_map(icmp::reply) {
-                        session.hearing.hear();
+                        session.replies.note_reply();
                         self.stack.echo_reply(&session.echo, number, data, &mut self.links.batches);
                     }
                 }

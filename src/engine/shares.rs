@@ -3,8 +3,8 @@
 //! Who has its share makes room for its newest by what has been idle for long among its own; where it has
 //! little, by what has been so of whoever has most.
 //!
-//! Owns: the order in which an owner's connections are looked at. May not: close one. Read next: `permits.rs`,
-//! what a share is; `tcp.rs`.
+//! Owns: the order in which an owner's connections are looked at. May not: close one. Read next:
+//! `permits.rs`, what a share is; `tcp.rs`.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;

@@ -132,7 +132,7 @@ impl Engine {
             }
             match self.inbox.receive(&host.socket, room) {
                 Ok(()) => {
-                    host.hear();
+                    host.note_reply();
                     for datagram in self.inbox.datagrams() {
                         taken += 1;
                         self.stack.udp_send(flow, datagram, self.now, &mut self.links.batches);

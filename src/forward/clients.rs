@@ -18,7 +18,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use crate::addr::Dest;
@@ -26,7 +26,7 @@ use crate::dial::stream;
 use crate::listen::{Bound, RemoveOnDrop, has_client};
 use crate::logging::Limited;
 use crate::permits::{Permit, Permits};
-use crate::supervise::ACCEPT_PAUSE;
+use crate::supervise::{ACCEPT_PAUSE, accept_clients};
 use crate::sys::{Watched, is_vsock, vsock_hung_up};
 
 /// Clients of one socket at a time; more wait in its backlog.
@@ -146,41 +146,32 @@ async fn accept<L: Listener, F: Future<Output = ()> + Send + 'static>(
 ) {
     let (failing, full) = (Limited::new(1, LOG_INTERVAL), Limited::new(1, LOG_INTERVAL));
     let mut clients = JoinSet::new();
-    let mut stopped = pin!(async move {
-        // An error says that nobody is left to signal.
-        let _ = shutdown.wait_for(|stop| *stop).await;
-    });
-    loop {
-        if clients.len() == MAX_CLIENTS && full.admit(Instant::now()).is_some() {
+    let accept = || async {
+        let ready = listener.ready().await;
+        // Whoever has no permit yet costs no descriptor: it waits in the backlog.
+        let permit = permits.take(name).await;
+        Ok(ready.and_then(|()| listener.accept())?.map(|client| (client, permit)))
+    };
+    let serve = |(client, permit), others| {
+        if others + 1 == MAX_CLIENTS && full.admit(Instant::now()).is_some() {
             warn!(
                 socket = name,
                 clients = MAX_CLIENTS,
                 "forward: as many clients as one socket may have; others wait until one leaves"
             );
         }
-        let ready = tokio::select! {
-            () = &mut stopped => break,
-            Some(_) = clients.join_next() => continue,
-            ready = listener.ready(), if clients.len() < MAX_CLIENTS => ready,
-        };
-        // Whoever has no permit yet costs no descriptor: it waits in the backlog.
-        let permit = tokio::select! {
-            () = &mut stopped => break,
-            permit = permits.take(name) => permit,
-        };
-        match ready.and_then(|()| listener.accept()) {
-            Ok(Some(client)) => {
-                clients.spawn(serve(client, permit));
-            }
-            Ok(None) => {}
-            Err(error) => {
-                if failing.admit(Instant::now()).is_some() {
-                    warn!(socket = name, %error, "forward: cannot accept, trying again");
-                }
-                drop(permit);
-                sleep(ACCEPT_PAUSE).await;
-            }
+        Some(serve(client, permit))
+    };
+    let failed = |error| {
+        if failing.admit(Instant::now()).is_some() {
+            warn!(socket = name, %error, "forward: cannot accept, trying again");
         }
+        ACCEPT_PAUSE
+    };
+    tokio::select! {
+        never = accept_clients(&mut clients, MAX_CLIENTS, accept, serve, failed) => match never {},
+        // An error says that nobody is left to signal.
+        _ = shutdown.wait_for(|stop| *stop) => {}
     }
     clients.shutdown().await;
     listener.close().await;

@@ -9,11 +9,13 @@
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UnixStream;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::debug;
 
 use super::clients::{ClientLog, has_left, tune};
@@ -70,17 +72,19 @@ impl Direct {
 
 /// Leads clients to one such end.
 #[derive(Debug)]
-pub(super) struct DirectWay {
+pub(super) struct DirectRoute {
     to: Direct,
     own: OwnSocket,
     relays: Arc<Relays>,
     log: ClientLog,
+    /// Of those that wait for room in a full backlog one alone asks for it, in the order of their coming.
+    turn: Mutex<()>,
 }
 
-impl DirectWay {
+impl DirectRoute {
     /// For the clients of `own`.
     pub(super) fn new(to: Direct, own: OwnSocket, relays: Arc<Relays>, log: ClientLog) -> Self {
-        Self { to, own, relays, log }
+        Self { to, own, relays, log, turn: Mutex::new(()) }
     }
 
     /// Waits for the other end for up to `patience`, and carries the client.
@@ -108,6 +112,7 @@ impl DirectWay {
         let deadline = arrival + patience;
         let mut backoff = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
         let mut busy = Backoff::new(FIRST_BUSY_PAUSE, LAST_BUSY_PAUSE);
+        let mut turn = None;
         loop {
             let connected = async {
                 self.own.may_connect()?;
@@ -126,8 +131,17 @@ impl DirectWay {
                 return None;
             }
             self.log.waits(arrival.elapsed(), &reason(&error));
-            let is_busy = error.kind() == io::ErrorKind::WouldBlock;
-            sleep(if is_busy { busy.next_pause() } else { backoff.next_pause() }).await;
+            if error.kind() != io::ErrorKind::WouldBlock {
+                turn = None;
+                sleep(backoff.next_pause()).await;
+            } else if turn.is_some() {
+                sleep(busy.next_pause()).await;
+            } else {
+                let mut free = pin!(self.turn.lock());
+                while turn.is_none() && Instant::now() < deadline && !has_left(client) {
+                    turn = timeout(LAST_PAUSE, free.as_mut()).await.ok();
+                }
+            }
             if has_left(client) {
                 debug!(dest, "forward: client left before anybody answered");
                 return None;

@@ -1,11 +1,11 @@
-//! Ways from the host to guests, and whatever else a host socket can lead to.
+//! Forwards: from a socket on the host to a guest, or to whatever else the host's system connects to.
 //!
-//! A forward is a socket on the host and the way its clients are led: over SSH, through the virtual network,
-//! or straight from descriptor to descriptor. The socket is there before the other end is; a client that
-//! comes early waits for it, for a bounded time, and is then closed.
+//! A client goes over SSH, through the virtual network, or straight from descriptor to descriptor. The socket
+//! is there before the other end is; a client that comes early waits for it, for a bounded time, and is then
+//! closed.
 //!
-//! Owns: which way a [`Dest`] is. May not: know frames or the virtual network's inside; it dials.
-//! Read next: `clients.rs`, where they are accepted; `ssh.rs`, `network.rs`, `direct.rs`, the ways;
+//! Owns: which route a [`Dest`] takes. May not: know frames or the virtual network's inside; it dials.
+//! Read next: `clients.rs`, where they are accepted; `ssh.rs`, `network.rs`, `direct.rs`, the routes;
 //! `registry.rs`, what is exposed.
 
 pub mod clients;
@@ -39,9 +39,9 @@ use crate::relay::Relays;
 use crate::ssh::{Penalties, load_key};
 
 use clients::ClientLog;
-use direct::{Direct, DirectWay};
+use direct::{Direct, DirectRoute};
 use loops::OwnSockets;
-use network::NetworkWay;
+use network::NetworkRoute;
 
 /// How long a client waits for a guest.
 // COMPAT(gvproxy): the original tries for about 235 s from its start, and then ends as a whole; here each
@@ -50,9 +50,9 @@ pub const GUEST_PATIENCE: Duration = Duration::from_secs(240);
 /// How long a client waits for what the host's system connects to.
 const HOST_PATIENCE: Duration = Duration::from_secs(30);
 
-/// What all forwards have in common.
+/// Connects to whatever a [`Dest`] names: what all forwards have in common.
 #[derive(Debug)]
-pub struct Ways {
+pub struct Connector {
     /// Of the virtual network.
     pub engine: Handle,
     /// Whose addresses are guests'.
@@ -76,11 +76,25 @@ pub struct Ways {
     pub own: OwnSockets,
 }
 
-impl Ways {
+impl Connector {
     /// The agent of the guest at this address and port; without one, those of the configuration.
     pub fn agent(&self, guest: Option<Ipv4Addr>, port: Option<u16>) -> SocketAddrV4 {
         let (ip, own) = (*self.agent.ip(), self.agent.port());
         SocketAddrV4::new(guest.unwrap_or(ip), port.unwrap_or(own))
+    }
+
+    fn resolve(&self, dest: Dest) -> Resolved {
+        match dest {
+            Dest::Ssh(to) => Resolved::Ssh(to),
+            Dest::Agent { guest, port, path } => Resolved::Agent(self.agent(guest, port), path),
+            Dest::Tcp(to) => match to.within(self.subnet) {
+                Some(guest) => Resolved::Guest(guest),
+                None => Resolved::Direct(Direct::Tcp(to)),
+            },
+            Dest::Vsock { cid, port } => Resolved::Direct(Direct::Vsock { cid, port }),
+            Dest::HybridVsock { socket, port } => Resolved::Direct(Direct::HybridVsock { socket, port }),
+            Dest::Unix(path) => Resolved::Direct(Direct::Unix(path)),
+        }
     }
 
     /// Connects once, where no guest has to be asked for a unix socket.
@@ -88,43 +102,39 @@ impl Ways {
     /// # Errors
     /// What the system, or the virtual network, answers.
     pub async fn connect(&self, dest: &Dest) -> io::Result<OwnedFd> {
-        let to = match dest.clone() {
-            Dest::Tcp(place) if place.within(self.subnet).is_some() => {
-                return Ok(self.dial(&place, HOST_PATIENCE).await?.into_std()?.into());
+        match self.resolve(dest.clone()) {
+            Resolved::Guest(to) => {
+                Ok(self.engine.dial(self.gateway, to, HOST_PATIENCE).await?.into_std()?.into())
             }
-            Dest::Tcp(place) => Direct::Tcp(place),
-            Dest::Vsock { cid, port } => Direct::Vsock { cid, port },
-            Dest::HybridVsock { socket, port } => Direct::HybridVsock { socket, port },
-            Dest::Unix(path) => Direct::Unix(path),
-            Dest::Ssh(_) | Dest::Agent { .. } => return Err(io::ErrorKind::Unsupported.into()),
-        };
-        to.connect(None).await
+            Resolved::Direct(to) => to.connect(None).await,
+            Resolved::Ssh(_) | Resolved::Agent(..) => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
-    async fn dial_from(&self, from: Ipv4Addr, place: &HostPort, limit: Duration) -> io::Result<UnixStream> {
-        if let Some(guest) = place.within(self.subnet) {
+    async fn dial_from(&self, from: Ipv4Addr, to: &HostPort, limit: Duration) -> io::Result<UnixStream> {
+        if let Some(guest) = to.within(self.subnet) {
             return self.engine.dial(from, guest, limit).await;
         }
-        let socket = timeout(limit, dial::connect(place)).await??;
+        let socket = timeout(limit, dial::connect(to)).await??;
         let socket = socket.into_std()?.into();
         clients::tune(&socket);
         stream(socket)
     }
 }
 
-impl Dial for Ways {
-    async fn dial(&self, place: &HostPort, limit: Duration) -> io::Result<UnixStream> {
-        self.dial_from(self.gateway, place, limit).await
+impl Dial for Connector {
+    async fn dial(&self, to: &HostPort, limit: Duration) -> io::Result<UnixStream> {
+        self.dial_from(self.gateway, to, limit).await
     }
 }
 
 /// How sshds are reached.
 #[derive(Clone, Debug)]
-pub(crate) struct Logins(pub(crate) Arc<Ways>);
+pub(crate) struct Logins(pub(crate) Arc<Connector>);
 
 impl Dial for Logins {
-    async fn dial(&self, place: &HostPort, limit: Duration) -> io::Result<UnixStream> {
-        self.0.dial_from(self.0.login, place, limit).await
+    async fn dial(&self, to: &HostPort, limit: Duration) -> io::Result<UnixStream> {
+        self.0.dial_from(self.0.login, to, limit).await
     }
 }
 
@@ -170,51 +180,57 @@ impl Forward {
     ///
     /// # Errors
     /// The listener cannot be handed to the runtime.
-    pub async fn run(self, ways: Arc<Ways>, shutdown: watch::Receiver<bool>) -> Result<()> {
+    pub async fn run(self, connector: Arc<Connector>, shutdown: watch::Receiver<bool>) -> Result<()> {
         let Self { bound, dest } = self;
         let log = ClientLog::new(&bound.name, &dest);
-        let direct =
-            |to, log| Route::Direct(DirectWay::new(to, ways.own.add(&bound), Arc::clone(&ways.relays), log));
-        let way = match dest.clone() {
-            Dest::Ssh(to) => {
-                let (dialer, penalties) = (Arc::new(Logins(Arc::clone(&ways))), Arc::clone(&ways.penalties));
-                return ssh::run(bound, to, dialer, penalties, &ways.permits, shutdown).await;
+        let to_guest = |to, log| NetworkRoute::new(connector.engine.clone(), to, log);
+        let route = match connector.resolve(dest.clone()) {
+            Resolved::Ssh(to) => {
+                let penalties = Arc::clone(&connector.penalties);
+                let dialer = Arc::new(Logins(Arc::clone(&connector)));
+                return ssh::run(bound, to, dialer, penalties, &connector.permits, shutdown).await;
             }
-            Dest::Agent { guest, port, path } => {
-                let way = NetworkWay::new(ways.engine.clone(), ways.agent(guest, port), log);
-                Route::Network(way.by_agent(path, ways.agent_secret.clone()))
+            Resolved::Agent(at, path) => {
+                Route::Network(to_guest(at, log).by_agent(path, connector.agent_secret.clone()))
             }
-            Dest::Tcp(place) => match place.within(ways.subnet) {
-                Some(guest) => Route::Network(NetworkWay::new(ways.engine.clone(), guest, log)),
-                None => direct(Direct::Tcp(place), log),
-            },
-            Dest::Vsock { cid, port } => direct(Direct::Vsock { cid, port }, log),
-            Dest::HybridVsock { socket, port } => direct(Direct::HybridVsock { socket, port }, log),
-            Dest::Unix(path) => direct(Direct::Unix(path), log),
+            Resolved::Guest(to) => Route::Network(to_guest(to, log)),
+            Resolved::Direct(to) => {
+                let (own, relays) = (connector.own.add(&bound), Arc::clone(&connector.relays));
+                Route::Direct(DirectRoute::new(to, own, relays, log))
+            }
         };
-        let way = Arc::new(way);
-        let serve = |client, place| {
-            let way = Arc::clone(&way);
-            async move { way.serve(client, place).await }
+        let route = Arc::new(route);
+        let serve = |client, permit| {
+            let route = Arc::clone(&route);
+            async move { route.serve(client, permit).await }
         };
-        clients::serve(bound, &dest, &ways.permits, shutdown, serve).await
+        clients::serve(bound, &dest, &connector.permits, shutdown, serve).await
     }
+}
+
+/// What a [`Dest`] is, as this network's guests and this host have it.
+enum Resolved {
+    Ssh(SshDest),
+    /// A guest's agent, and the path that it is asked for.
+    Agent(SocketAddrV4, String),
+    Guest(SocketAddrV4),
+    Direct(Direct),
 }
 
 /// How clients get to a [`Dest`] that is not behind SSH.
 #[derive(Debug)]
 enum Route {
-    Network(NetworkWay),
-    Direct(DirectWay),
+    Network(NetworkRoute),
+    Direct(DirectRoute),
 }
 
 impl Route {
-    async fn serve(&self, client: UnixStream, place: Permit) {
+    async fn serve(&self, client: UnixStream, permit: Permit) {
         match self {
-            Self::Network(way) => way.serve(client, place, GUEST_PATIENCE).await,
-            Self::Direct(way) => {
-                way.serve(client, HOST_PATIENCE).await;
-                drop(place);
+            Self::Network(route) => route.serve(client, permit, GUEST_PATIENCE).await,
+            Self::Direct(route) => {
+                route.serve(client, HOST_PATIENCE).await;
+                drop(permit);
             }
         }
     }

@@ -33,7 +33,7 @@ const BOOT: Duration = Duration::from_secs(30);
 
 /// Where in the virtual network clients are led.
 #[derive(Debug)]
-pub(super) struct NetworkWay {
+pub(super) struct NetworkRoute {
     engine: Handle,
     to: SocketAddrV4,
     /// Of the socket, where `to` is an agent.
@@ -43,7 +43,7 @@ pub(super) struct NetworkWay {
     log: ClientLog,
 }
 
-impl NetworkWay {
+impl NetworkRoute {
     pub(super) fn new(engine: Handle, to: SocketAddrV4, log: ClientLog) -> Self {
         Self { engine, to, path: None, secret: None, log }
     }

@@ -19,7 +19,7 @@ use thiserror::Error;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-use super::{Forward, Ways};
+use super::{Connector, Forward};
 use crate::addr::{Dest, ListenAddress, Local, SshDest, remote_address};
 use crate::config::{Exposed, GuestPolicy, Protocol, SocketForward};
 use crate::disk;
@@ -92,7 +92,7 @@ pub struct Registry(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    ways: Arc<Ways>,
+    connector: Arc<Connector>,
     policy: GuestPolicy,
     /// Descriptors for the operator's ports, and for those of each link's guests.
     ports: Permits,
@@ -181,13 +181,13 @@ enum Running {
 }
 
 impl Registry {
-    /// An empty table. Ports will be the engine's, sockets lead where `ways` knows, and guests may do as
-    /// `policy` says.
-    pub fn new(ways: Arc<Ways>, policy: GuestPolicy) -> Self {
+    /// An empty table. Ports will be the engine's, sockets lead where `connector` connects, and guests may do
+    /// as `policy` says.
+    pub fn new(connector: Arc<Connector>, policy: GuestPolicy) -> Self {
         let (table, followed, changing) = Default::default();
-        let ports = ways.permits.for_ports();
+        let ports = connector.permits.for_ports();
         let ports_of_guests = Owners::new(ports.for_strangers());
-        Self(Arc::new(Inner { ways, policy, ports, ports_of_guests, table, followed, changing }))
+        Self(Arc::new(Inner { connector, policy, ports, ports_of_guests, table, followed, changing }))
     }
 
     /// Exposes a TCP or UDP port while the engine does not run yet, for the operator. May wait for a name.
@@ -236,7 +236,7 @@ impl Registry {
     /// Ends what guests exposed that are gone, and not back within a minute. Runs for ever.
     pub async fn follow_guests(self) {
         let inner = &self.0;
-        let mut links = inner.ways.engine.links();
+        let mut links = inner.connector.engine.links();
         loop {
             let are_gone = inner.look_for_guests().await;
             let again = async {
@@ -343,7 +343,7 @@ impl Inner {
         if guests.is_empty() {
             return false;
         }
-        let found = self.ways.engine.find_guests(guests.clone()).await;
+        let found = self.connector.engine.find_guests(guests.clone()).await;
         let found: HashMap<Guest, Option<Guest>> = guests.into_iter().zip(found).collect();
         let (now, mut left, mut are_gone) = (Instant::now(), Vec::new(), false);
         for (key, entry) in &mut self.table().entries {
@@ -383,7 +383,7 @@ impl Inner {
         if before.address != asker.address || before.is(asker) {
             return None;
         }
-        let is_there = self.ways.engine.find_guests(vec![before]).await.iter().any(Option::is_some);
+        let is_there = self.connector.engine.find_guests(vec![before]).await.iter().any(Option::is_some);
         let left = (!is_there).then(|| self.table().entries.remove(key)).flatten();
         left.map(|entry| entry.running)
     }
@@ -484,7 +484,7 @@ impl Inner {
         to: SocketAddrV4,
         asker: Asker,
     ) -> Result<Running, ExposeError> {
-        match self.ways.engine.add_forward(listener, to, asker.guest()).await {
+        match self.connector.engine.add_forward(listener, to, asker.guest()).await {
             Ok(id) => Ok(Running::Engine(id)),
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => Err(ExposeError::Stopping),
             Err(error) => Err(cannot_watch(wanted, &error)),
@@ -518,7 +518,7 @@ impl Inner {
         let listening = disk::ask(&directory, move || Forward::listen(&SocketForward { source, dest })).await;
         let forward = listening.map_err(anyhow::Error::from).flatten().map_err(failed)?;
         let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(forward.run(Arc::clone(&self.ways), stopped));
+        let task = tokio::spawn(forward.run(Arc::clone(&self.connector), stopped));
         Ok(Running::Socket { stop, task })
     }
 
@@ -582,7 +582,7 @@ impl Inner {
     /// Returns when the listener is closed and its file is gone.
     async fn end(&self, running: Running) {
         match running {
-            Running::Engine(id) => self.ways.engine.remove_forward(id).await,
+            Running::Engine(id) => self.connector.engine.remove_forward(id).await,
             Running::Socket { stop, task } => {
                 let _ = stop.send(true);
                 let _ = task.await;

@@ -31,11 +31,11 @@ pub async fn run<D: Dial>(
 ) -> Result<()> {
     let dest = Dest::Ssh(to.clone());
     let log = ClientLog::new(&bound.name, &dest);
-    let way = Arc::new(SshWay::new(to, dialer, penalties, log)?);
+    let route = Arc::new(SshRoute::new(to, dialer, penalties, log)?);
     let serve = |client, permit| {
-        let way = Arc::clone(&way);
+        let route = Arc::clone(&route);
         async move {
-            way.serve(client).await;
+            route.serve(client).await;
             drop(permit);
         }
     };
@@ -46,13 +46,13 @@ pub async fn run<D: Dial>(
 ///
 /// Each has its own connections: forwards differ in who logs in, and a busy one must not slow another.
 #[derive(Debug)]
-struct SshWay<D> {
+struct SshRoute<D> {
     tunnel: Tunnel<D>,
     path: String,
     log: ClientLog,
 }
 
-impl<D: Dial> SshWay<D> {
+impl<D: Dial> SshRoute<D> {
     /// Does nothing yet.
     fn new(to: SshDest, dialer: Arc<D>, penalties: Arc<Penalties>, log: ClientLog) -> Result<Self> {
         let (target, path) = target(to)?;

@@ -3,12 +3,12 @@
 //!
 //! Owns: the listeners, who may connect, and to what. May not: serve a path that is not on its lists, or
 //! another than the host.
-//! Read next: `offers.rs`; `crate::relay`, which carries the bytes; `crate::engine::lead` and
-//! `crate::reverse::agent`, the other side.
+//! Read next: `offers.rs`; `crate::relay`, which carries the bytes; `../engine/client.rs` and
+//! `../reverse/agent.rs`, the other side.
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -16,26 +16,25 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
-use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
-use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
+use tokio_vsock::{VMADDR_CID_HOST, VsockListener, VsockStream};
 
 use super::offers::{Offers, Unoffered, Waiting};
 use crate::addr::ListenAddress;
 use crate::agent::{ACCEPT, MAX_LINE, ONLY, Secret, next_line, secret, with_end};
 use crate::disk;
+use crate::listen;
 use crate::logging::Limited;
 use crate::relay::Relays;
-use crate::supervise::ACCEPT_PAUSE;
+use crate::supervise::{ACCEPT_PAUSE, accept_clients};
 use crate::text::{quote, reason};
 
 /// Connections at a time; more wait in the backlog.
 const MAX_CLIENTS: usize = 2048;
-/// The system lowers it to what it allows.
-const BACKLOG: i32 = 4096;
 /// How long the line may take to arrive, with the proof if there is to be one, and a socket to accept.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a socket with a full backlog is tried.
@@ -82,7 +81,7 @@ impl Agent {
     /// The TCP port cannot be had.
     pub fn bind(settings: Settings) -> Result<Self> {
         let port = settings.port;
-        let tcp = listen(port).map_err(|error| {
+        let tcp = listen::tcp_v4(port).and_then(TcpListener::from_std).map_err(|error| {
             let hint = match error.kind() {
                 io::ErrorKind::PermissionDenied => {
                     ": a port below 1024 is for root; -agent-port N takes another, here and at the host"
@@ -92,7 +91,7 @@ impl Agent {
             anyhow!("cannot listen for the host on TCP port {port}: {}{hint}", reason(&error))
         })?;
         let vsock = match Path::new("/dev/vsock").exists() {
-            true => VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port.into())),
+            true => listen::vsock(None, port.into()),
             false => Err(io::ErrorKind::NotFound.into()),
         };
         let on_vsock = vsock.as_ref().map_or_else(reason, |_| "listening".into());
@@ -107,26 +106,18 @@ impl Agent {
 
     /// Serves the host.
     pub async fn run(&self) -> std::convert::Infallible {
-        let mut clients = JoinSet::new();
         let failures = Limited::new(1, Duration::from_secs(60));
-        loop {
-            tokio::select! {
-                Some(_) = clients.join_next() => {}
-                accepted = self.accept(), if clients.len() < MAX_CLIENTS => match accepted {
-                    Ok(Some(client)) => {
-                        let server = Arc::clone(&self.server);
-                        clients.spawn(async move { server.serve(client).await });
-                    }
-                    Ok(None) => {}
-                    Err(error) => {
-                        if let Some(suppressed) = failures.admit(Instant::now()) {
-                            tracing::warn!(%error, suppressed, "agent: cannot accept, trying again");
-                        }
-                        sleep(ACCEPT_PAUSE).await;
-                    }
-                },
+        let serve = |client, _| {
+            let server = Arc::clone(&self.server);
+            Some(async move { server.serve(client).await })
+        };
+        let failed = |error| {
+            if let Some(suppressed) = failures.admit(Instant::now()) {
+                tracing::warn!(%error, suppressed, "agent: cannot accept, trying again");
             }
-        }
+            ACCEPT_PAUSE
+        };
+        accept_clients(&mut JoinSet::new(), MAX_CLIENTS, || self.accept(), serve, failed).await
     }
 
     /// The next connection, if it is the host's.
@@ -156,15 +147,6 @@ impl Agent {
         }
         Ok(None)
     }
-}
-
-fn listen(port: u16) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-    socket.set_reuse_address(true)?;
-    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
-    socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
-    TcpListener::from_std(socket.into())
 }
 
 /// A connection from the host.
@@ -251,7 +233,7 @@ impl Server {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let mut early = Vec::with_capacity(MAX_LINE);
-        let bytes = match self.hear(host, &mut early, is_known).await? {
+        let bytes = match self.read_request(host, &mut early, is_known).await? {
             Ok(bytes) => bytes,
             Err(why) => return Ok(Err(why)),
         };
@@ -280,7 +262,7 @@ impl Server {
     }
 
     /// The line of a host that is known, or has proved itself; or why there is none.
-    async fn hear<S>(
+    async fn read_request<S>(
         &self,
         host: &mut S,
         early: &mut Vec<u8>,

@@ -3,11 +3,11 @@
 
 use std::ffi::OsString;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 
 use super::agent;
 use super::endpoint::Endpoint;
-use crate::addr::{self, ListenAddress, PATH_MAX};
+use crate::addr::{self, ListenAddress, ensure_guest_path};
 use crate::agent::Secret;
 use crate::cli::table::{Flag, Kind, flag, flags};
 use crate::cli::{Read, Values, read};
@@ -140,8 +140,7 @@ impl RawArgs {
                 "-agent-allow {}: an absolute path is needed, as in {allow}",
                 shown(path)
             );
-            ensure!(bytes.len() <= PATH_MAX, "-agent-allow {}: longer than {PATH_MAX} bytes", shown(path));
-            ensure!(!bytes.contains(&b'\n'), "-agent-allow {}: not a plain path", shown(path));
+            ensure_guest_path(bytes).map_err(|why| anyhow!("-agent-allow {}: {why}", shown(path)))?;
         }
         let port = u16::try_from(self.agent_port).ok().filter(|&port| port > 0);
         let port = port.with_context(|| format!("-agent-port {}: between 1 and 65535", self.agent_port))?;
@@ -160,8 +159,7 @@ impl RawArgs {
                 let path = source.path().map(|path| path.as_os_str().as_encoded_bytes());
                 let path = path.context("a unix socket with a path is needed")?;
                 ensure!(path.starts_with(b"/"), "an absolute path is needed, as in /run/host/ssh-agent.sock");
-                ensure!(path.len() <= PATH_MAX, "longer than {PATH_MAX} bytes");
-                ensure!(!path.contains(&b'\n'), "not a plain path");
+                ensure_guest_path(path).map_err(Error::msg)?;
                 Ok(source)
             });
             source.with_context(|| format!("-agent-offer {}", shown(text)))

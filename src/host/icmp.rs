@@ -20,7 +20,7 @@ use netstack::{Echo, Instant, PortId};
 use slotmap::SlotMap;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::hearing::Hearing;
+use super::reply_watch::ReplyWatch;
 use crate::sys::descriptor_share;
 
 /// Sessions at a time, of all guests, and the part of the descriptors that they take at most.
@@ -59,7 +59,7 @@ pub(crate) struct Session {
     pub(crate) socket: UdpSocket,
     pub(crate) token: Token,
     used: Instant,
-    pub(crate) hearing: Hearing,
+    pub(crate) replies: ReplyWatch,
 }
 
 /// What one guest has.
@@ -149,12 +149,12 @@ impl Key {
 impl Session {
     pub(crate) fn new(echo: &Echo, target: Ipv4Addr, socket: UdpSocket, token: Token, now: Instant) -> Self {
         let (key, echo) = (Key::new(echo, target), echo.head());
-        Self { key, echo, socket, token, used: now, hearing: Hearing::new(now) }
+        Self { key, echo, socket, token, used: now, replies: ReplyWatch::new(now) }
     }
 
     /// Whether nothing comes back, and the host's way to the target is another by now.
     pub(crate) fn is_astray(&mut self, now: Instant) -> bool {
-        self.hearing.is_astray(now, &self.socket, (self.key.target, 1).into())
+        self.replies.is_astray(now, &self.socket, (self.key.target, 1).into())
     }
 
     /// Asks the target for an echo, with the number and the data of `echo`. A full socket loses it, as a

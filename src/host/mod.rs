@@ -3,8 +3,8 @@
 //! Read next: `tcp.rs`; `dns/`, the host's resolvers.
 
 pub mod dns;
-mod hearing;
 pub(crate) mod icmp;
+mod reply_watch;
 pub(crate) mod stream;
 pub(crate) mod tcp;
 pub(crate) mod udp;

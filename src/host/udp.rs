@@ -11,7 +11,7 @@ use mio::net::UdpSocket;
 use mio::{Interest, Registry, Token};
 use netstack::{Instant, UdpFlowId};
 
-use super::hearing::Hearing;
+use super::reply_watch::ReplyWatch;
 use crate::dial::any_like;
 use crate::permits::Permit;
 use crate::sys::udp::{Client, MAX_MESSAGE, MAX_SEGMENTS, receive_uncut, send_one, send_segments};
@@ -34,7 +34,7 @@ pub(crate) struct HostUdp {
 #[derive(Debug)]
 pub(crate) enum Far {
     /// Whom a guest asked; the socket is this flow's alone, and connected.
-    Remote { to: SocketAddr, hearing: Hearing, untried: bool },
+    Remote { to: SocketAddr, replies: ReplyWatch, untried: bool },
     /// Who asked a guest; the socket is shared with other clients, and answers leave from this address of the
     /// host.
     Client { client: Client, source: Option<IpAddr> },
@@ -53,7 +53,7 @@ impl HostUdp {
         permit: Permit,
     ) -> io::Result<Self> {
         let socket = connect(to, token, registry)?;
-        let far = Far::Remote { to, hearing: Hearing::new(now), untried: true };
+        let far = Far::Remote { to, replies: ReplyWatch::new(now), untried: true };
         Ok(Self { socket: Arc::new(socket), token, far, queued: false, cuts: true, _permit: Some(permit) })
     }
 
@@ -70,16 +70,16 @@ impl HostUdp {
     }
 
     /// Something came from the other end.
-    pub(crate) fn hear(&mut self) {
-        if let Far::Remote { hearing, .. } = &mut self.far {
-            hearing.hear();
+    pub(crate) fn note_reply(&mut self) {
+        if let Far::Remote { replies, .. } = &mut self.far {
+            replies.note_reply();
         }
     }
 
     /// Takes another socket if the host has another way to the other end by now.
     pub(crate) fn follow_route(&mut self, registry: &Registry, now: Instant) {
-        if let Far::Remote { to, hearing, .. } = &mut self.far
-            && hearing.is_astray(now, &self.socket, *to)
+        if let Far::Remote { to, replies, .. } = &mut self.far
+            && replies.is_astray(now, &self.socket, *to)
             && let Ok(socket) = connect(*to, self.token, registry)
         {
             self.socket = Arc::new(socket);

@@ -75,8 +75,8 @@ pub(super) async fn run(to: SocketAddrV4, path: &str, host: &Arc<Host>, shutdown
         let pausing = Instant::now() < resume;
         while !pausing && steps.len() < wanted {
             let only = if steps.is_empty() { ONLY } else { b"" };
-            let (ways, line) = (Arc::clone(&host.ways), [ACCEPT, only, path.as_bytes()].concat());
-            steps.spawn(async move { greet(&*ways, to, line, ways.agent_secret.as_ref()).await });
+            let (connector, line) = (Arc::clone(&host.connector), [ACCEPT, only, path.as_bytes()].concat());
+            steps.spawn(async move { greet(&*connector, to, line, connector.agent_secret.as_ref()).await });
         }
         let step = tokio::select! {
             () = &mut stop => break,
@@ -106,7 +106,7 @@ pub(super) async fn run(to: SocketAddrV4, path: &str, host: &Arc<Host>, shutdown
                     retry.lost(since);
                 }
                 if retry.is_news(&failure) {
-                    say(&failure, to, host.ways.agent_secret.as_ref(), path);
+                    say(&failure, to, host.connector.agent_secret.as_ref(), path);
                 } else {
                     debug!(%failure, path, "reverse: a connection to the agent failed");
                 }
@@ -157,7 +157,7 @@ impl Lines {
         let mut words = Some(question.first());
         while let Some(said) = words {
             self.stream.write_all(&said).await.map_err(|_| Failure::Left)?;
-            words = question.hear(&self.next().await?)?;
+            words = question.handle_answer(&self.next().await?)?;
         }
         Ok(())
     }
@@ -221,7 +221,7 @@ async fn serve_client(client: UnixStream, early: Vec<u8>, host: Arc<Host>) {
     };
     match joined.await {
         Ok((client, socket)) => {
-            let ended = host.ways.relays.carry(client, socket).await;
+            let ended = host.connector.relays.carry(client, socket).await;
             debug!(?ended, dest = %host.dest, "reverse: client ended");
         }
         Err(error) => debug!(%error, dest = %host.dest, "reverse: client failed"),

@@ -6,7 +6,7 @@
 //! there, or is closed, as where nobody listens.
 //!
 //! Owns: when to ask again, how many clients there are. May not: decide what a guest lets be made.
-//! Read next: `ssh.rs` and `agent.rs`, the ways; `crate::forward`, the usual way round.
+//! Read next: `ssh.rs` and `agent.rs`, the two routes; `crate::forward`, the usual way round.
 
 mod agent;
 mod ssh;
@@ -25,7 +25,7 @@ use tracing::{debug, info, warn};
 
 use crate::addr::{Dest, SshDest};
 use crate::config::Reverse as Wanted;
-use crate::forward::{Ways, ssh::target};
+use crate::forward::{Connector, ssh::target};
 use crate::logging::Limited;
 use crate::permits::{Permit, Permits};
 use crate::ssh::load_key;
@@ -70,7 +70,7 @@ impl Reverse {
     ///
     /// # Errors
     /// The identity is not a usable private key.
-    pub fn new(wanted: &Wanted, ways: &Arc<Ways>) -> Result<Self> {
+    pub fn new(wanted: &Wanted, connector: &Arc<Connector>) -> Result<Self> {
         let socket = match wanted.socket.clone() {
             Dest::Ssh(to) => {
                 if let SshDest { key: Some(key), passphrase, .. } = &to {
@@ -79,12 +79,12 @@ impl Reverse {
                 let (target, path) = target(to)?;
                 GuestSocket::Ssh(target, path)
             }
-            Dest::Agent { guest, port, path } => GuestSocket::Agent(ways.agent(guest, port), path),
+            Dest::Agent { guest, port, path } => GuestSocket::Agent(connector.agent(guest, port), path),
             other => bail!("{other} is no socket in a guest"),
         };
         let host = Host {
-            ways: Arc::clone(ways),
-            permits: ways.permits.for_another(),
+            connector: Arc::clone(connector),
+            permits: connector.permits.for_another(),
             dest: wanted.dest.clone(),
             log: Limited::new(1, LOG_WINDOW),
         };
@@ -105,23 +105,23 @@ impl Reverse {
 /// The host's socket.
 #[derive(Debug)]
 struct Host {
-    ways: Arc<Ways>,
+    connector: Arc<Connector>,
     permits: Permits,
     dest: Dest,
     log: Limited,
 }
 
 impl Host {
-    /// Connects for one client, which has a place among the forwards' clients for as long as the second value
-    /// lives; `None` if it is to be closed, and the log has been told.
+    /// Connects for one client, which has a permit among the forwards' clients for as long as the second
+    /// value lives; `None` if it is to be closed, and the log has been told.
     async fn connect(&self) -> Option<(OwnedFd, Permit)> {
-        let Some(place) = self.permits.try_take() else {
+        let Some(permit) = self.permits.try_take() else {
             self.say("there are as many clients as the limit of open files allows");
             return None;
         };
         let connected = timeout(CONNECT_LIMIT, async {
             loop {
-                match self.ways.connect(&self.dest).await {
+                match self.connector.connect(&self.dest).await {
                     // Its backlog is full.
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(BUSY_PAUSE).await,
                     connected => return connected,
@@ -130,7 +130,7 @@ impl Host {
         });
         let connected = connected.await;
         match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-            Ok(socket) => Some((socket, place)),
+            Ok(socket) => Some((socket, permit)),
             Err(error) => {
                 self.say(&reason(&error));
                 None

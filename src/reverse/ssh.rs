@@ -20,7 +20,7 @@ pub(super) async fn run(target: &Target, path: &str, host: &Arc<Host>, shutdown:
     let mut clients = JoinSet::new();
     let mut retry = Retry::default();
     let (dialer, penalties, mut record) =
-        (Logins(Arc::clone(&host.ways)), &host.ways.penalties, Record::default());
+        (Logins(Arc::clone(&host.connector)), &host.connector.penalties, Record::default());
     let exchanges = Exchanges::new();
     let mut stop = pin!(stopped(shutdown));
     loop {

@@ -13,7 +13,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use russh::client::{self, AuthResult, ChannelOpenHandle, Handle, Msg};
-use russh::keys::{HashAlg, PrivateKeyWithHashAlg, PublicKeyOrCertificate, check_known_hosts_path};
+use russh::keys::{
+    HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate, check_known_hosts_path,
+};
 
 use russh::{ChannelId, MethodKind, Names, Preferred, cipher, kex};
 use rustix::net::{RecvFlags, recv};
@@ -209,7 +211,7 @@ impl Connection {
         let life = Arc::new(Life::new());
         let handle = timeout(HANDSHAKE_LIMIT, async {
             let mut words = None;
-            let _ = timeout(FIRST_WORDS, hear_version(&stream, &mut words)).await;
+            let _ = timeout(FIRST_WORDS, read_version(&stream, &mut words)).await;
             let known_hosts = target.known_hosts.clone().map(|file| (file, target.addr.clone()));
             let events = Events {
                 life: Arc::clone(&life),
@@ -234,33 +236,8 @@ impl Connection {
                 }
                 (error, ..) => ConnectError::unreachable(error),
             })?;
-            ticket.cost = REFUSED;
-            let hash = if key.algorithm().is_rsa() { rsa_hash(&handle).await? } else { None };
-            let key = PrivateKeyWithHashAlg::new(key, hash);
-            let mut result =
-                handle.authenticate_publickey(&target.user, key).await.map_err(ConnectError::unreachable)?;
-            if let (AuthResult::Failure { remaining_methods, .. }, Some(Secret(password))) =
-                (&result, &target.password)
-                && remaining_methods.contains(&MethodKind::Password)
-            {
-                let asked = handle.authenticate_password(&target.user, password);
-                result = asked.await.map_err(ConnectError::unreachable)?;
-            }
-            match result {
-                AuthResult::Success => {
-                    ticket.cost = Duration::ZERO;
-                    Ok(handle)
-                }
-                // russh reports a lost connection as a refusal that names no method.
-                AuthResult::Failure { remaining_methods, .. } if remaining_methods.is_empty() => {
-                    Err(ConnectError::unreachable("the guest hung up during authentication"))
-                }
-                AuthResult::Failure { partial_success: true, remaining_methods } => {
-                    let wanted = remaining_methods.iter().map(<&str>::from).collect::<Vec<_>>().join(", ");
-                    Err(ConnectError::MoreWanted { user: target.user.clone(), wanted })
-                }
-                AuthResult::Failure { .. } => Err(ConnectError::Auth { user: target.user.clone() }),
-            }
+            log_in(&mut handle, target, key, ticket).await?;
+            Ok(handle)
         })
         .await
         .map_err(|_| ConnectError::unreachable("the guest's sshd did not finish the handshake in time"))??;
@@ -412,7 +389,7 @@ const LINE_MAX: usize = 255;
 
 /// Waits for the other end's version, and takes the lines that may come before (RFC 4253, 4.2). Until it is
 /// there `words` are the first of them, quoted, without its end: what was said instead.
-async fn hear_version(stream: &UnixStream, words: &mut Option<String>) {
+async fn read_version(stream: &UnixStream, words: &mut Option<String>) {
     let mut start = [0; LINE_MAX];
     loop {
         let peek = || Ok(recv(stream, &mut start, RecvFlags::PEEK)?.0);
@@ -429,6 +406,42 @@ async fn hear_version(stream: &UnixStream, words: &mut Option<String>) {
         if recv(stream, line, RecvFlags::empty()).is_err() {
             return;
         }
+    }
+}
+
+/// Logs in with the key, or else the password.
+async fn log_in(
+    handle: &mut Handle<Events>,
+    target: &Target,
+    key: Arc<PrivateKey>,
+    ticket: &mut Ticket<'_>,
+) -> Result<(), ConnectError> {
+    ticket.cost = REFUSED;
+    let hash = if key.algorithm().is_rsa() { rsa_hash(handle).await? } else { None };
+    let key = PrivateKeyWithHashAlg::new(key, hash);
+    let mut result =
+        handle.authenticate_publickey(&target.user, key).await.map_err(ConnectError::unreachable)?;
+    if let (AuthResult::Failure { remaining_methods, .. }, Some(Secret(password))) =
+        (&result, &target.password)
+        && remaining_methods.contains(&MethodKind::Password)
+    {
+        let asked = handle.authenticate_password(&target.user, password);
+        result = asked.await.map_err(ConnectError::unreachable)?;
+    }
+    match result {
+        AuthResult::Success => {
+            ticket.cost = Duration::ZERO;
+            Ok(())
+        }
+        // russh reports a lost connection as a refusal that names no method.
+        AuthResult::Failure { remaining_methods, .. } if remaining_methods.is_empty() => {
+            Err(ConnectError::unreachable("the guest hung up during authentication"))
+        }
+        AuthResult::Failure { partial_success: true, remaining_methods } => {
+            let wanted = remaining_methods.iter().map(<&str>::from).collect::<Vec<_>>().join(", ");
+            Err(ConnectError::MoreWanted { user: target.user.clone(), wanted })
+        }
+        AuthResult::Failure { .. } => Err(ConnectError::Auth { user: target.user.clone() }),
     }
 }
 

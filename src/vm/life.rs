@@ -18,6 +18,7 @@ use super::session::{self, Session};
 use super::status::{Connection, Entry, state};
 use super::{Environment, VmChange};
 use crate::logging::Limited;
+use crate::supervise::Backoff;
 
 /// The pause before the card is looked after again, which doubles each time that it was in vain.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
@@ -131,7 +132,7 @@ impl Life<'_> {
         if let Err(error) = client.execute(migrate_set_capabilities { capabilities: vec![events] }).await {
             tracing::debug!(%error, "no events of migrations");
         }
-        let mut pause = PAUSE.0;
+        let mut backoff = Backoff::new(PAUSE.0, PAUSE.1);
         let mut look = Some(Instant::now());
         let mut well_since = None;
         loop {
@@ -142,11 +143,12 @@ impl Life<'_> {
                         Ok(event) => event,
                         Err(lost) => return lost.into(),
                     };
-                    if self.hear(client, &event).await {
+                    if self.handle_event(client, &event).await {
                         if well_since.is_some_and(|since: Clock| since.elapsed() > LASTING) {
-                            pause = PAUSE.0;
+                            backoff.reset();
                         }
-                        look = Some(Instant::now() + if well_since.take().is_some() { pause } else { Duration::ZERO });
+                        let pause = well_since.take().map_or(Duration::ZERO, |_| backoff.pause());
+                        look = Some(Instant::now() + pause);
                     }
                 }
                 () = sleep_until(due), if look.is_some() => {
@@ -154,8 +156,8 @@ impl Life<'_> {
                         Ok(is_well) => is_well,
                         Err(error) => return End::Session(error),
                     };
-                    pause = (pause * 2).min(PAUSE.1);
-                    look = (!is_well).then(|| Instant::now() + pause);
+                    backoff.next_pause();
+                    look = (!is_well).then(|| Instant::now() + backoff.pause());
                     well_since = is_well.then(Clock::now);
                 }
             }
@@ -197,7 +199,7 @@ impl Life<'_> {
     }
 
     /// What happened; whether the card is to be looked after.
-    async fn hear(&mut self, client: &mut Client, event: &Event) -> bool {
+    async fn handle_event(&mut self, client: &mut Client, event: &Event) -> bool {
         let is_missing = !self.taken_out && self.entry.read().device.is_none();
         let text = |field: &str| event.data.get(field).and_then(|value| value.as_str());
         match event.name.as_str() {

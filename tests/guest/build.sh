@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# build.sh [SUITE...]: the virtual machines of the demo and the tests, made from Debian packages into
-# tests/guest/cache, one for each suite (trixie and bookworm without arguments):
+# build.sh [--is-there] [SUITE...]: the virtual machines of the demo and the tests, made from Debian packages
+# into tests/guest/cache, one for each suite (trixie and bookworm without arguments):
 #   SUITE/vmlinuz, SUITE/initrd.img   for QEMU's -kernel and -initrd
 #   SUITE/root.img                    ext4, label "guest"; boot.sh never writes to it
 #   SUITE/root                        the same system as a tree, for programs of the host: the tests run its
@@ -8,13 +8,16 @@
 #   id_ed25519                        the key that the users core (uid 1000) and root accept
 #   busybox.tar                       a container image, localhost/busybox:test, for `podman load`
 # podman's API sockets are /run/user/1000/podman/podman.sock and /run/podman/podman.sock; `podman machine` can
-# boot it as well. Makes nothing when everything is up to date. MIRROR=URL replaces the mirror: that of this
-# machine's apt on Debian, deb.debian.org elsewhere. Read next: boot.sh.
+# boot it as well. Makes nothing when everything is up to date; --is-there only says by its status whether it
+# is. MIRROR=URL replaces the mirror: that of this machine's apt on Debian, deb.debian.org elsewhere. Read
+# next: boot.sh.
 set -euo pipefail
 umask 022
 
 here=$(cd "$(dirname "$0")" && pwd)
 out=$here/cache
+is_there=
+if [ "${1:-}" = --is-there ]; then is_there=1; shift; fi
 # The demo boots trixie, and so do the tests but for those that want podman 4.3, QEMU 7.2, or vsock.
 [ $# -gt 0 ] || set -- trixie bookworm
 packages() {
@@ -40,6 +43,7 @@ for suite; do
     [ "$(cat "$out/$suite/stamp" 2>/dev/null)" = "$stamp" ] || stale+=("$suite")
 done
 [ ${#stale[@]} -gt 0 ] || exit 0
+[ -z "$is_there" ] || exit 1
 if [ "$(id -u)" != 0 ]; then
     exec sudo --preserve-env=MIRROR "$0" "${stale[@]}"
 fi
@@ -139,7 +143,8 @@ settings() {
     chown -R 1000:1000 "$root/home/core"
 }
 
-# boot_files VERSION DIRECTORY: the kernel, and an initrd of busybox and the modules that reach the disk and the settings of `podman machine`.
+# boot_files VERSION DIRECTORY: the kernel, and an initrd of busybox and the modules that reach the disk and
+# the settings of `podman machine`.
 boot_files() {
     local initrd=$work/initrd modules module
     rm -rf "$initrd"

@@ -36,7 +36,7 @@ impl Keepalive {
     }
 
     /// A segment of the flow came, or it begins.
-    pub(super) fn hear(&mut self, now: Instant) {
+    pub(super) fn note_segment(&mut self, now: Instant) {
         self.heard = now;
         (self.asked, self.ignored) = (0, 0);
     }

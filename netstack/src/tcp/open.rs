@@ -40,7 +40,7 @@ impl Table {
         Ipv4Packet::new_unchecked(&mut syn[..])
             .set_total_len(u16::try_from(len).map_err(|_| DropReason::Tcp)?);
         let mut flow = Flow::new(guest, remote, route, Stage::Held(syn));
-        flow.keepalive.hear(now);
+        flow.keepalive.note_segment(now);
         flow.window.handle_syn(&parsed, self.mtu);
         flow.recovery.handle_syn(&parsed);
         let id = self.insert(flow);
@@ -117,7 +117,7 @@ impl Table {
         let is_taken = |remote| keys.contains_key(&Ends { guest, remote });
         let remote = self.ports.free(guest, local, EPHEMERAL, is_taken).ok_or(DropReason::Flows)?;
         let mut flow = Flow::new(guest, remote, Route::NOWHERE, Stage::Resolving);
-        flow.keepalive.hear(now);
+        flow.keepalive.note_segment(now);
         Ok(self.insert(flow))
     }
 

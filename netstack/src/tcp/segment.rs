@@ -117,7 +117,7 @@ impl Table {
             return Ok(Admitted::New);
         }
         flow.route = route;
-        flow.keepalive.hear(now);
+        flow.keepalive.note_segment(now);
         Ok(Admitted::Flow(id))
     }
 

@@ -23,7 +23,7 @@ const GRACE: Duration = Duration::from_millis(100);
 /// the client does when there is none, and how often it is asked meanwhile.
 const RESTART: Duration = Duration::from_secs(1);
 const LONG_RESTART: Duration = Duration::from_secs(2);
-const KNOCK: Duration = Duration::from_millis(100);
+const REFUSED_RETRY: Duration = Duration::from_millis(100);
 
 /// A question on its way.
 #[derive(Debug)]
@@ -136,7 +136,7 @@ impl Race {
                 tracing::debug!(server = %entrant.server, %error, "resolver did not answer");
                 match entrant.dead || now >= self.start + LONG_RESTART {
                     true => State::Out,
-                    false => State::Refused(now + KNOCK),
+                    false => State::Refused(now + REFUSED_RETRY),
                 }
             }
         };

@@ -1,6 +1,6 @@
-//! Whether a flow of datagrams is heard. A connected socket keeps the source address that it was given, also
-//! when the host's way to the other end changes, as a VPN comes up: what it sends is lost then, and whoever
-//! sends it is not told.
+//! Whether a flow of datagrams is answered. A connected socket keeps the source address that it was given,
+//! also when the host's way to the other end changes, as a VPN comes up: what it sends is lost then, and
+//! whoever sends it is not told.
 //! Owns: nothing. Read next: `udp.rs` and `icmp.rs`, which look before they send.
 
 use std::io;
@@ -15,21 +15,21 @@ use crate::dial::any_like;
 /// How long nothing comes back before the way is looked up again.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// What was heard of the other end lately.
+/// Whether something came back lately.
 #[derive(Debug)]
-pub(crate) struct Hearing {
-    heard: bool,
+pub(crate) struct ReplyWatch {
+    has_reply: bool,
     since: Instant,
 }
 
-impl Hearing {
+impl ReplyWatch {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { heard: true, since: now }
+        Self { has_reply: true, since: now }
     }
 
     /// Something came back.
-    pub(crate) fn hear(&mut self) {
-        self.heard = true;
+    pub(crate) fn note_reply(&mut self) {
+        self.has_reply = true;
     }
 
     /// Whether nothing came back for a while, and a new socket to `to` would have another source address than
@@ -40,7 +40,7 @@ impl Hearing {
             return false;
         }
         self.since = now;
-        if std::mem::replace(&mut self.heard, false) {
+        if std::mem::replace(&mut self.has_reply, false) {
             return false;
         }
         let own = socket.local_addr().map(|own| own.ip());
