@@ -136,7 +136,9 @@ impl Manager {
             Err(error) if self.removes_link() => panic!("the ssh port does not take a connection: {error}"),
             Err(_) => None,
         });
-        assert_eq!(fs::metadata(self.file("m-api.sock")).unwrap().permissions().mode() & 0o777, 0o600);
+        let made = || fs::metadata(self.file("m-api.sock")).ok();
+        let socket = eventually("the forward's socket", PATIENCE, made);
+        assert_eq!(socket.permissions().mode() & 0o777, 0o600);
         daemon
     }
 
