@@ -76,8 +76,8 @@
 //!   not in a VM that has no system running or is stopped: there it comes with the next reset. To ask again
 //!   meanwhile is an error. [`Client::unplug`] is the whole of it.
 //! - **`netdev_del` under a card that is still there**: the card loses its link and lists the dead netdev
-//!   until it goes, while the id is free again. The socket is closed at once by QEMU 7.2, and with the card by
-//!   QEMU 10.
+//!   until it goes, while the id is free again. The socket is closed at once by QEMU 7.2, and with the card
+//!   by QEMU 10.
 //! - **`info network` after the other end of a stream has closed** says nothing of it with QEMU 10, which the
 //!   event `NETDEV_STREAM_DISCONNECTED` does: see [`Netdev::info`].
 //! - **`query-pci` hides what is behind a port** until firmware has numbered the buses, and **a second device

@@ -67,9 +67,9 @@ pub struct Netdev {
     /// `stream`, `socket`, `user`, `tap` and so on.
     pub kind: String,
     /// What QEMU says of it, for people. A stream: empty until it is connected, then the address of the other
-    /// end as `unix:PATH` or `tcp:HOST:PORT`; `connection error`, or `error: ` and why, when it could not connect. When the other end
-    /// closes, QEMU 7.2 empties it, and QEMU 10 leaves it as it was. A socket given as a descriptor says
-    /// `socket: fd=N`.
+    /// end as `unix:PATH` or `tcp:HOST:PORT`; `connection error`, or `error: ` and why, when it could not
+    /// connect. When the other end closes, QEMU 7.2 empties it, and QEMU 10 leaves it as it was. A socket
+    /// given as a descriptor says `socket: fd=N`.
     pub info: String,
 }
 

@@ -133,7 +133,8 @@ async fn a_card_for_a_running_i440fx() {
         let unplugged = client.unplug("nic0", short).await;
         assert!(matches!(unplugged, Err(UnplugError::NoAnswer { .. })), "{unplugged:?}");
     }
-    // The stream ends at once or, since QEMU 10, with the card, which keeps it in the list until it goes itself.
+    // The stream ends at once or, since QEMU 10, with the card, which keeps it in the list until it goes
+    // itself.
     client.execute(api::netdev_del { id: "vlan".into() }).await.unwrap();
     let ends_at_once = client.version().qemu.major < 10;
     link.set_read_timeout(Some(LONG)).unwrap();

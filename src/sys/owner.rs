@@ -63,8 +63,8 @@ pub fn of_socket(path: &Path) -> Vec<Owner> {
     of_socket_but(path, std::process::id())
 }
 
-/// Whether there is a unix socket that was bound to `path`, listening or connected, whosever it is; true where
-/// the system does not tell. Of another network namespace it tells nothing.
+/// Whether there is a unix socket that was bound to `path`, listening or connected, whosever it is; true
+/// where the system does not tell. Of another network namespace it tells nothing.
 pub fn is_bound(path: &Path) -> bool {
     #[cfg(target_os = "linux")]
     return linux::is_bound(path);

@@ -81,13 +81,15 @@ impl Card {
     }
 }
 
-/// What the machine has. Of a stream whose other end is gone QEMU 10 still says where it led: it says nothing
-/// here.
+/// What the machine has. Of a stream whose other end is gone QEMU 10 still says where it led: of a gvproxy's
+/// it says nothing here. Whoever made another one may name its socket as we cannot see it: relative, or in
+/// another namespace.
 pub(super) async fn network(client: &mut Client) -> Result<Network, ExecuteError> {
     let mut network = client.network().await?;
     let behind = network.nics.iter_mut().filter_map(|nic| nic.netdev.as_mut());
     for netdev in behind.chain(&mut network.unused) {
-        if target(netdev).is_some_and(|path| !is_bound(Path::new(path))) {
+        let is_ours = netdev.id.starts_with(NETDEV);
+        if is_ours && target(netdev).is_some_and(|path| !is_bound(Path::new(path))) {
             netdev.info.clear();
         }
     }

@@ -163,8 +163,8 @@ impl Sshd {
         self.wait().await;
     }
 
-    /// Starts Dropbear instead, which takes the keys of a user from below his home: it gets another there. Its
-    /// version, such as `2022.83`.
+    /// Starts Dropbear instead, which takes the keys of a user from below his home: it gets another there.
+    /// Its version, such as `2022.83`.
     pub async fn start_dropbear(&mut self) -> String {
         let (home, passwd, key) = (self.path("home"), self.path("passwd"), self.path("dropbear"));
         fs::create_dir_all(home.join(".ssh")).unwrap();
