@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use crate::text::{quote, shown};
 use secret::Challenge;
-pub use secret::Secret;
+pub use secret::SharedSecret;
 
 /// Where the agent listens, for TCP and on vsock: a port that only a privileged program may have, so that no
 /// other program of the guest can be taken for it.
@@ -72,7 +72,7 @@ impl Question {
     ///
     /// # Errors
     /// The system has no source of randomness.
-    pub fn new(line: Vec<u8>, secret: Option<&Secret>) -> io::Result<Self> {
+    pub fn new(line: Vec<u8>, secret: Option<&SharedSecret>) -> io::Result<Self> {
         Ok(Self { line, challenge: secret.map(Challenge::new).transpose()? })
     }
 
@@ -106,7 +106,7 @@ pub(crate) fn with_end(line: &[u8]) -> Vec<u8> {
 
 /// What has to run in the guest, so that the agent at `port` serves `path` by `flag`, to a host that has a
 /// secret or none.
-pub(crate) fn command(port: u16, secret: Option<&Secret>, flag: &str, path: &str) -> String {
+pub(crate) fn command(port: u16, secret: Option<&SharedSecret>, flag: &str, path: &str) -> String {
     let port = match port {
         PORT => String::new(),
         port => format!(" -agent-port {port}"),

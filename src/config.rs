@@ -26,7 +26,7 @@ use netstack::dns::{Record, Zone};
 use netstack::{Mac, NetworkConfig};
 
 use crate::addr::{ListenAddress, SSH_PORT, Url};
-use crate::agent::Secret;
+use crate::agent::SharedSecret;
 use crate::cli::RawArgs;
 use crate::text::{quote, reason};
 
@@ -112,7 +112,7 @@ pub struct Config {
     /// The TCP port at which the guest's agent listens.
     pub agent_port: u16,
     /// What every agent has to have too.
-    pub agent_secret: Option<Secret>,
+    pub agent_secret: Option<SharedSecret>,
 }
 
 impl Config {
@@ -173,7 +173,7 @@ impl Config {
         let Addresses { subnet, gateway, device, .. } = addresses;
         let agent_port = u16::try_from(raw.agent_port).ok().filter(|&port| port > 0);
         let agent_port = agent_port.context("agent-port value must be between 1 and 65535")?;
-        let agent_secret = Secret::find(raw.agent_secret_file.as_deref())
+        let agent_secret = SharedSecret::find(raw.agent_secret_file.as_deref())
             .map_err(|error| asked.place("agent-secret-file", error))?;
         let mut forwards = forwards::of_file(asked, device, check)?;
         forwards.extend(forwards::typed(raw, device, check)?);

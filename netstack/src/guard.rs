@@ -43,7 +43,7 @@ const MAX_KEPT: usize = 64;
 /// Addresses kept of machines that are gone; the oldest of the port that has most makes room.
 const MAX_ABSENT: usize = 1024;
 /// Addresses that one port may want of others at a time; so it has others asked 16 times in a second at most.
-const MAX_CONTESTS: usize = 4;
+const MAX_CONFLICTS: usize = 4;
 
 /// What a port wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +92,7 @@ pub(crate) struct Guard {
     ports: HashMap<PortId, VecDeque<Ipv4Addr>, FixedState>,
     /// What those had who are gone, and behind which port, in the order of that; some may be used by now.
     absent: VecDeque<(PortId, Ipv4Addr)>,
-    contests: Contests,
+    conflicts: Conflicts,
     /// Ports that lost an address and said nothing at all after they were asked for it; to whom, and when.
     /// Such a port may have spoken by now.
     silent: HashMap<PortId, (PortId, Instant), FixedState>,
@@ -132,7 +132,7 @@ impl Guard {
             claims: HashMap::with_hasher(hasher()),
             ports: HashMap::with_hasher(hasher()),
             absent: VecDeque::new(),
-            contests: Contests(Vec::new()),
+            conflicts: Conflicts(Vec::new()),
             silent: HashMap::with_hasher(hasher()),
             epoch: 1,
         }
@@ -170,7 +170,7 @@ impl Guard {
             Title::Open if owner.and_then(home_of) == Some(port) => mac,
             Title::Open if from.is_none() => owner.unwrap_or(mac),
             Title::Open => {
-                let ask = self.contests.begin(Address::Ip(ip), (port, mac), PATIENCE, now);
+                let ask = self.conflicts.begin(Address::Ip(ip), (port, mac), PATIENCE, now);
                 // From now on its use is noted.
                 self.epoch += u64::from(ask);
                 return Claimed::Refused { holder: from, ask };
@@ -184,23 +184,23 @@ impl Guard {
     /// one now.
     pub(crate) fn want(&mut self, mac: Mac, by: PortId, can_be_asked: bool, now: Instant) -> bool {
         let patience = if can_be_asked { PATIENCE } else { LONG_PATIENCE };
-        self.contests.begin(Address::Hardware(mac), (by, mac), patience, now)
+        self.conflicts.begin(Address::Hardware(mac), (by, mac), patience, now)
     }
 
-    /// The next contest that has something to do, until there is none.
-    pub(crate) fn poll_contest(&mut self, now: Instant) -> Option<Due> {
-        self.contests.poll(now)
+    /// The next conflict that has something to do, until there is none.
+    pub(crate) fn poll_conflict(&mut self, now: Instant) -> Option<Due> {
+        self.conflicts.poll(now)
     }
 
-    /// When [`Self::poll_contest`] has the next one.
+    /// When [`Self::poll_conflict`] has the next one.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        self.contests.0.iter().map(|contest| contest.next).min()
+        self.conflicts.0.iter().map(|conflict| conflict.next).min()
     }
 
-    /// Whether another one has the address, and said nothing since the contest began.
-    pub(crate) fn is_lost(&self, ip: Ipv4Addr, contest: &Contest) -> bool {
-        let claim = self.claims.get(&ip).filter(|claim| claim.seen < contest.since);
-        claim.and_then(|claim| claim.port).is_some_and(|from| from != contest.by)
+    /// Whether another one has the address, and said nothing since the conflict began.
+    pub(crate) fn is_lost(&self, ip: Ipv4Addr, conflict: &Conflict) -> bool {
+        let claim = self.claims.get(&ip).filter(|claim| claim.seen < conflict.since);
+        claim.and_then(|claim| claim.port).is_some_and(|from| from != conflict.by)
     }
 
     /// Gives the address to `mac` behind `by`, from whoever has it: that port comes back.
@@ -276,7 +276,7 @@ impl Guard {
     }
 
     pub(crate) fn detach(&mut self, port: PortId, now: Instant) {
-        self.contests.0.retain(|contest| contest.by != port);
+        self.conflicts.0.retain(|conflict| conflict.by != port);
         self.silent.retain(|from, (by, _)| ![*from, *by].contains(&port));
         let mut kept = 0;
         for ip in self.ports.remove(&port).into_iter().flatten() {
@@ -321,13 +321,13 @@ impl Guard {
     }
 }
 
-/// Addresses that ports want of others.
+/// Address conflicts (RFC 5227): what ports want of others.
 #[derive(Debug)]
-struct Contests(Vec<Contest>);
+struct Conflicts(Vec<Conflict>);
 
 /// One of them.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Contest {
+pub(crate) struct Conflict {
     pub(crate) address: Address,
     pub(crate) by: PortId,
     /// Who wants it.
@@ -339,16 +339,16 @@ pub(crate) struct Contest {
     until: Instant,
 }
 
-/// What there is to do about a contest.
+/// What there is to do about a conflict.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Due {
     /// Whoever has the address is asked again: the question before or its answer may have been lost.
-    Ask(Contest),
+    Ask(Conflict),
     /// Its time is over: see [`Guard::is_lost`].
-    Settle(Contest),
+    Settle(Conflict),
 }
 
-impl Contests {
+impl Conflicts {
     /// Whether it is a new one.
     fn begin(
         &mut self,
@@ -357,23 +357,23 @@ impl Contests {
         patience: Duration,
         now: Instant,
     ) -> bool {
-        let mut own = self.0.iter().filter(|contest| contest.by == by);
-        let is_new = own.clone().count() < MAX_CONTESTS && own.all(|contest| contest.address != address);
+        let mut own = self.0.iter().filter(|conflict| conflict.by == by);
+        let is_new = own.clone().count() < MAX_CONFLICTS && own.all(|conflict| conflict.address != address);
         if is_new {
             let next = now + patience / QUESTIONS;
-            self.0.push(Contest { address, by, mac, since: now, next, until: now + patience });
+            self.0.push(Conflict { address, by, mac, since: now, next, until: now + patience });
         }
         is_new
     }
 
     fn poll(&mut self, now: Instant) -> Option<Due> {
-        let at = self.0.iter().position(|contest| contest.next <= now)?;
-        let contest = self.0.get_mut(at)?;
-        if contest.until <= now {
+        let at = self.0.iter().position(|conflict| conflict.next <= now)?;
+        let conflict = self.0.get_mut(at)?;
+        if conflict.until <= now {
             return Some(Due::Settle(self.0.swap_remove(at)));
         }
-        contest.next = (now + (contest.until - contest.since) / QUESTIONS).min(contest.until);
-        Some(Due::Ask(*contest))
+        conflict.next = (now + (conflict.until - conflict.since) / QUESTIONS).min(conflict.until);
+        Some(Due::Ask(*conflict))
     }
 }
 
@@ -406,11 +406,11 @@ mod tests {
     /// Who loses which address.
     fn settle(guard: &mut Guard, now: Instant) -> Vec<(Address, Option<PortId>)> {
         let mut all = Vec::new();
-        while let Some(due) = guard.poll_contest(now) {
-            let Due::Settle(contest) = due else { continue };
-            let Address::Ip(ip) = contest.address else { panic!("{contest:?}") };
-            let from = guard.is_lost(ip, &contest).then(|| guard.take(ip, (contest.by, contest.mac), now));
-            all.push((contest.address, from.flatten()));
+        while let Some(due) = guard.poll_conflict(now) {
+            let Due::Settle(conflict) = due else { continue };
+            let Address::Ip(ip) = conflict.address else { panic!("{conflict:?}") };
+            let from = guard.is_lost(ip, &conflict).then(|| guard.take(ip, (conflict.by, conflict.mac), now));
+            all.push((conflict.address, from.flatten()));
         }
         all
     }
@@ -437,8 +437,8 @@ mod tests {
         assert_eq!(settle(&mut guard, at(6000)), lost(None), "it was heard");
         assert_eq!(claim(&mut guard, IP, B, Title::Open, at(6000)), refused(A, true));
         assert_eq!(guard.poll_timeout(), Some(at(6250)));
-        assert!(matches!(guard.poll_contest(at(6250)), Some(Due::Ask(_))), "once more");
-        assert!(guard.poll_contest(at(6250)).is_none());
+        assert!(matches!(guard.poll_conflict(at(6250)), Some(Due::Ask(_))), "once more");
+        assert!(guard.poll_conflict(at(6250)).is_none());
         assert_eq!(settle(&mut guard, at(7000)), lost(Some(A)));
         assert_eq!(claim(&mut guard, IP, B, Title::Open, at(7100)), Claimed::Held);
         assert_eq!(claim(&mut guard, IP, C, Title::Open, at(7200)), refused(B, true));
@@ -535,7 +535,7 @@ mod tests {
         let asked = (0..3 * MAX_ADDRESSES)
             .filter(|number| claim(&mut guard, ip(*number), A, Title::Open, at(1)) == refused(B, true))
             .count();
-        assert_eq!((asked, guard.contests.0.len()), (MAX_CONTESTS, MAX_CONTESTS));
+        assert_eq!((asked, guard.conflicts.0.len()), (MAX_CONFLICTS, MAX_CONFLICTS));
         // Who has claimed everything owns nothing that it does not use.
         settle(&mut guard, at(1001));
         let taken = ip(3 * MAX_ADDRESSES - MAX_ADDRESSES);

@@ -127,7 +127,7 @@ pub use udp::{Datagram, UdpFlowId};
 
 use arp::{Due, Neighbours, Resolved, Waiter, WaitingFlow};
 use ether::EtherType;
-use guard::{Claimed, Contest, Guard, Title};
+use guard::{Claimed, Conflict, Guard, Title};
 use ipv4::{Header, Reassembly, Route};
 use keys::Keys;
 use limit::Limit;
@@ -370,10 +370,10 @@ impl Stack {
                 Due::Failed(flows) => flows.into_iter().for_each(|flow| self.resolved(flow, None, now, sink)),
             }
         }
-        while let Some(due) = self.guard.poll_contest(now) {
+        while let Some(due) = self.guard.poll_conflict(now) {
             match due {
-                guard::Due::Ask(contest) => self.ask_about(contest.address, sink),
-                guard::Due::Settle(contest) => self.settle(&contest, now, sink),
+                guard::Due::Ask(conflict) => self.ask_about(conflict.address, sink),
+                guard::Due::Settle(conflict) => self.settle(&conflict, now, sink),
             }
         }
     }
@@ -896,25 +896,25 @@ impl Stack {
     }
 
     /// Who had an address that another one wants has had its time: if it said nothing, the other has it.
-    fn settle(&mut self, contest: &Contest, now: Instant, sink: &mut impl FrameSink) {
-        let Contest { address, by, mac, .. } = *contest;
+    fn settle(&mut self, conflict: &Conflict, now: Instant, sink: &mut impl FrameSink) {
+        let Conflict { address, by, mac, .. } = *conflict;
         match address {
             Address::Hardware(_) => {
                 let unheard = |holder: &PortId| {
-                    *holder != by && self.switch.seen(mac).is_some_and(|seen| seen < contest.since)
+                    *holder != by && self.switch.seen(mac).is_some_and(|seen| seen < conflict.since)
                 };
                 let Some(from) = self.switch.port_of(mac).filter(unheard) else { return };
                 self.switch.take(mac, by, now);
                 self.events.push_back(Event::AddressMoved { address, from, to: by });
-                self.note_silence(from, contest);
+                self.note_silence(from, conflict);
             }
             Address::Ip(ip) if self.title(ip, by, now) == Title::Anothers => {}
             Address::Ip(ip) => {
-                if !self.guard.is_lost(ip, contest) {
+                if !self.guard.is_lost(ip, conflict) {
                     return;
                 }
                 if let Some(from) = self.take_ip(ip, (by, mac), now, sink) {
-                    self.note_silence(from, contest);
+                    self.note_silence(from, conflict);
                 }
             }
         }
@@ -942,10 +942,10 @@ impl Stack {
         Some(from)
     }
 
-    /// Who lost the contest may have said nothing of anything else either.
-    fn note_silence(&mut self, from: PortId, contest: &Contest) {
-        if self.switch.heard(from).is_none_or(|heard| heard < contest.since) {
-            self.guard.note_silent(from, contest.by, contest.since);
+    /// Who lost the conflict may have said nothing of anything else either.
+    fn note_silence(&mut self, from: PortId, conflict: &Conflict) {
+        if self.switch.heard(from).is_none_or(|heard| heard < conflict.since) {
+            self.guard.note_silent(from, conflict.by, conflict.since);
         }
     }
 

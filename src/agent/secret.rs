@@ -49,9 +49,9 @@ const AGENT: &[u8] = b"gvproxy agent 1 agent";
 /// What the host and its guests' agents have and nobody else, as the key that its type wipes. No log shows
 /// it.
 #[derive(Clone)]
-pub struct Secret(Arc<Hmac<Sha256>>);
+pub struct SharedSecret(Arc<Hmac<Sha256>>);
 
-impl Secret {
+impl SharedSecret {
     /// That of `file`, where one is named.
     ///
     /// # Errors
@@ -97,9 +97,9 @@ impl Secret {
     }
 }
 
-impl fmt::Debug for Secret {
+impl fmt::Debug for SharedSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(..)")
+        f.write_str("SharedSecret(..)")
     }
 }
 
@@ -111,12 +111,12 @@ pub(crate) fn is_challenge(line: &[u8]) -> bool {
 /// What the host says to an agent that is to prove itself, on one connection.
 #[derive(Debug)]
 pub(super) struct Challenge {
-    secret: Secret,
+    secret: SharedSecret,
     nonce: Vec<u8>,
 }
 
 impl Challenge {
-    pub(super) fn new(secret: &Secret) -> io::Result<Self> {
+    pub(super) fn new(secret: &SharedSecret) -> io::Result<Self> {
         Ok(Self { secret: secret.clone(), nonce: nonce()? })
     }
 
@@ -139,7 +139,7 @@ impl Challenge {
 /// What an agent says to a host that is to prove itself in turn, on one connection.
 #[derive(Debug)]
 pub(crate) struct Proof {
-    secret: Secret,
+    secret: SharedSecret,
     host: Vec<u8>,
     agent: Vec<u8>,
 }
@@ -189,8 +189,8 @@ mod tests {
 
     use super::*;
 
-    fn secret(text: &str) -> Secret {
-        Secret::of(text.as_bytes()).unwrap()
+    fn secret(text: &str) -> SharedSecret {
+        SharedSecret::of(text.as_bytes()).unwrap()
     }
 
     #[test]
@@ -200,9 +200,9 @@ mod tests {
         let read = |text: &str, mode| {
             fs::write(&path, text).unwrap();
             fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
-            Secret::find(Some(path.as_os_str())).map_err(|error| format!("{error:#}"))
+            SharedSecret::find(Some(path.as_os_str())).map_err(|error| format!("{error:#}"))
         };
-        let of = |secret: &Secret| hex(secret.mac(b"", b"", b"", b""));
+        let of = |secret: &SharedSecret| hex(secret.mac(b"", b"", b"", b""));
         let (shortest, longest) = ("x".repeat(16), "x".repeat(4096));
         for text in [&shortest, &longest, &format!("{longest}\n"), &format!(" {shortest}\r\n")] {
             assert_eq!(of(&read(text, 0o600).unwrap().unwrap()), of(&secret(text.trim())));
@@ -224,11 +224,11 @@ mod tests {
         for (file, why) in
             [(dir.path().as_os_str(), "not a regular file"), (OsStr::new(""), "agent-secret-file is empty")]
         {
-            let said = format!("{:#}", Secret::find(Some(file)).unwrap_err());
+            let said = format!("{:#}", SharedSecret::find(Some(file)).unwrap_err());
             assert!(said.contains(why), "{said}");
         }
-        assert!(Secret::find(None).unwrap().is_none());
-        assert_eq!(format!("{:?}", secret(&shortest)), "Secret(..)");
+        assert!(SharedSecret::find(None).unwrap().is_none());
+        assert_eq!(format!("{:?}", secret(&shortest)), "SharedSecret(..)");
     }
 
     #[test]
@@ -281,7 +281,7 @@ mod tests {
     /// RFC 4231, 4.4: the MAC is HMAC-SHA256, over the parts one behind the other.
     #[test]
     fn a_mac_is_that_of_the_standard() {
-        let mac = || Secret::of(&[0xaa; 20]).unwrap().mac(&[0xdd; 20], &[0xdd; 10], &[], &[0xdd; 20]);
+        let mac = || SharedSecret::of(&[0xaa; 20]).unwrap().mac(&[0xdd; 20], &[0xdd; 10], &[], &[0xdd; 20]);
         let expected = b"773ea91e36800e46854db8ebd09181a72959098b3ef8c122d9635514ced565fe";
         assert_eq!(hex(mac()), expected);
         assert!(is_mac(mac(), expected) && !is_mac(mac(), &expected[..62]) && !is_mac(mac(), b""));

@@ -53,7 +53,7 @@ impl Role {
 
 /// A socket of the API, bound; clients may connect from now on.
 #[derive(Debug)]
-pub struct Listener {
+pub struct ApiListener {
     /// Before the socket, as it must be dropped first.
     file: Option<RemoveOnDrop>,
     socket: Socket,
@@ -68,7 +68,7 @@ enum Socket {
     Vsock(VsockListener),
 }
 
-impl Listener {
+impl ApiListener {
     /// Binds `at`: a unix socket with mode 0600, in place of a dead one.
     ///
     /// # Errors

@@ -52,7 +52,7 @@ use crate::vm::status::StatusTable;
 use connection::Unsent;
 use dns::Change;
 use listener::Stream;
-pub use listener::{Listener, Role};
+pub use listener::{ApiListener, Role};
 use origin::Names;
 use reply::{Refusal, Reply};
 use tunnel::Tunnel;

@@ -10,14 +10,14 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 
 use crate::addr::ListenAddress;
-use crate::api::{Api, Listener as ApiListener, Role};
+use crate::api::{Api, ApiListener, Role};
 use crate::config::{Config, LinkConfig};
 use crate::engine::{Engine, Handle};
 use crate::forward::loops::OwnSockets;
 use crate::forward::registry::Registry;
 use crate::forward::{Connector, Forward};
 use crate::host::icmp;
-use crate::hypervisor::{Listener, Presence, Terms, connect_framing};
+use crate::hypervisor::{HypervisorListener, Presence, Terms, connect_framing};
 use crate::listen::{RemoveOnDrop, TcpAddress, at_start};
 use crate::logging::frames::FrameLog;
 use crate::notify::Notifier;
@@ -233,14 +233,14 @@ fn bind_links(config: &Config, terms: &Terms) -> Result<(Vec<Link>, Vec<Machine>
 /// A way in for hypervisors.
 pub(super) enum Link {
     Qemu(QemuLink),
-    Other(Listener),
+    Other(HypervisorListener),
 }
 
 impl Link {
     fn bind(config: &LinkConfig) -> Result<Self> {
         match config {
             LinkConfig::Qemu(ListenAddress::Unix { path, .. }) => QemuLink::bind(path).map(Self::Qemu),
-            other => Listener::bind(other).map(Self::Other),
+            other => HypervisorListener::bind(other).map(Self::Other),
         }
     }
 

@@ -189,11 +189,11 @@ impl Engine {
     /// Gives the client of a greeting that failed back to who asked.
     pub(super) fn turn_away(&mut self, flow: FlowId, why: Refused) {
         let Some(connection) = self.tcp.connections.remove(flow) else { return };
-        self.forget(connection.relay.token);
+        self.forget(connection.host.token);
         if let Opening::Led(greeting) = connection.opening
             && let Some(reply) = greeting.reply
         {
-            let client = connection.relay.into_stream(self.poll.registry()).ok();
+            let client = connection.host.into_stream(self.poll.registry()).ok();
             let _ = reply.send(Err(Rejected { client: client.map(OwnedFd::from), why }));
         }
         self.stack.tcp_release(flow, true);

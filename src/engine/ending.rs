@@ -43,7 +43,7 @@ impl Engine {
         });
         if ending.next <= now {
             let taken = self.stack.flow(flow).map_or(0, |flow| flow.progress());
-            let progress = taken.wrapping_sub(connection.relay.unsettled());
+            let progress = taken.wrapping_sub(connection.host.unsettled());
             if progress != ending.progress {
                 (ending.until, ending.progress) = (now + LIMIT, progress);
             }

@@ -41,7 +41,7 @@ slotmap::new_key_type! {
 
 /// A bound socket whose clients are to reach a guest.
 #[derive(Debug)]
-pub enum Listener {
+pub enum PortSocket {
     /// A TCP port.
     Tcp(std::net::TcpListener),
     /// A UDP port.
@@ -55,7 +55,7 @@ enum Socket {
 }
 
 #[derive(Debug)]
-struct Forward {
+struct PortForward {
     socket: Socket,
     token: Token,
     remote: SocketAddrV4,
@@ -72,7 +72,7 @@ struct Forward {
 /// All forwards.
 #[derive(Debug, Default)]
 pub(super) struct Forwards {
-    table: SlotMap<ForwardId, Forward>,
+    table: SlotMap<ForwardId, PortForward>,
     /// Those that may have a client, or datagrams: of the guest that exposed them, or the operator's.
     accepting: Turns<ForwardId, Option<PortId>>,
     receiving: Turns<ForwardId, Option<PortId>>,
@@ -136,20 +136,20 @@ impl Engine {
     /// The socket cannot be watched.
     pub fn forward(
         &mut self,
-        listener: Listener,
+        listener: PortSocket,
         remote: SocketAddrV4,
         of: Option<Guest>,
     ) -> io::Result<ForwardId> {
         let token = self.sources.vacant_key();
         let (token, registry) = (Token(token), self.poll.registry());
         let socket = match listener {
-            Listener::Tcp(listener) => {
+            PortSocket::Tcp(listener) => {
                 listener.set_nonblocking(true)?;
                 let mut listener = TcpListener::from_std(listener);
                 registry.register(&mut listener, token, Interest::READABLE)?;
                 Socket::Tcp(listener)
             }
-            Listener::Udp(socket) => {
+            PortSocket::Udp(socket) => {
                 socket.set_nonblocking(true)?;
                 let mut socket = UdpSocket::from_std(socket);
                 receive_uncut(&socket);
@@ -161,7 +161,7 @@ impl Engine {
             }
         };
         let (clients, latest) = (HashMap::new(), None);
-        let forward = Forward { socket, token, remote, of, queued: false, clients, latest };
+        let forward = PortForward { socket, token, remote, of, queued: false, clients, latest };
         let id = self.forwards.table.insert(forward);
         self.sources.insert(Source::Forward(id));
         Ok(id)
@@ -321,7 +321,7 @@ impl Engine {
 #[derive(Debug)]
 pub(super) enum ForwardCommand {
     Add {
-        listener: Listener,
+        listener: PortSocket,
         remote: SocketAddrV4,
         of: Option<Guest>,
         reply: oneshot::Sender<io::Result<ForwardId>>,
@@ -359,7 +359,7 @@ impl Handle {
     /// The socket cannot be watched, or the engine has ended (`ConnectionAborted`).
     pub async fn add_forward(
         &self,
-        listener: Listener,
+        listener: PortSocket,
         remote: SocketAddrV4,
         of: Option<Guest>,
     ) -> io::Result<ForwardId> {
@@ -385,9 +385,9 @@ mod tests {
 
     use super::*;
 
-    fn forward(of: Option<Guest>) -> Forward {
+    fn forward(of: Option<Guest>) -> PortForward {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-        Forward {
+        PortForward {
             socket: Socket::Udp(Arc::new(socket)),
             token: Token(0),
             remote: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9),

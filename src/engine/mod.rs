@@ -40,7 +40,7 @@ use tokio::sync::mpsc;
 pub use attach::Attachment;
 pub use client::{Preface, Refused, Rejected};
 pub use command::Handle;
-pub use forwards::{ForwardId, Listener};
+pub use forwards::{ForwardId, PortSocket};
 pub use readout::Counters;
 pub use requests::Request;
 
@@ -225,7 +225,7 @@ impl Engine {
         }
         for (id, connection) in &mut self.tcp.connections {
             if self.stack.flow(id).is_some_and(|flow| flow.can_recv()) {
-                connection.relay.stream().reset_on_close();
+                connection.host.stream().reset_on_close();
             }
         }
         Ok(())

@@ -24,7 +24,7 @@ use super::own::OwnListeners;
 use super::shares::{Owner, Shares};
 use super::{Engine, Request, Source};
 use crate::host::stream::HostStream;
-use crate::host::tcp::{Outcome, Relay};
+use crate::host::tcp::{HostConnection, Outcome};
 use crate::logging::Limited;
 use crate::permits::{Permit, Permits};
 use crate::sys::descriptor_limit;
@@ -35,7 +35,7 @@ pub(super) type Charge = Option<(Owner, Permit)>;
 /// The other end of a flow.
 #[derive(Debug)]
 pub(super) struct Connection {
-    pub(super) relay: Relay,
+    pub(super) host: HostConnection,
     /// What is missing before bytes can move.
     pub(super) opening: Opening,
     /// One side has ended, and the other has not yet had everything.
@@ -219,10 +219,10 @@ impl Engine {
     pub(super) fn handle_tcp_event(&mut self, flow: FlowId, event: &Readiness) {
         let Some(connection) = self.tcp.connections.get_mut(flow) else { return };
         if let Opening::Host(to) = connection.opening {
-            match connection.relay.is_connected(event) {
+            match connection.host.is_connected(event) {
                 Ok(true) => {
                     connection.opening = Opening::Done;
-                    connection.relay.handle_event(event);
+                    connection.host.handle_event(event);
                     self.tcp.connecting.end(flow);
                     self.stack.tcp_accept(flow, self.now, &mut self.links.batches);
                 }
@@ -230,7 +230,7 @@ impl Engine {
                 Err(error) => self.handle_unconnected(flow, to, &error),
             }
         } else {
-            connection.relay.handle_event(event);
+            connection.host.handle_event(event);
             self.stack.mark_ready(flow);
         }
     }
@@ -270,13 +270,13 @@ impl Engine {
                     }
                 }
                 let before = self.carried;
-                let outcome = connection.relay.move_bytes(flow, self.poll.registry(), &mut self.carried);
+                let outcome = connection.host.move_bytes(flow, self.poll.registry(), &mut self.carried);
                 if self.carried != before {
                     connection.used = self.now;
                 }
                 match outcome {
                     outcome @ (Outcome::Going | Outcome::Failing) => {
-                        if connection.relay.wants_turn(flow) {
+                        if connection.host.wants_turn(flow) {
                             self.stack.mark_ready(id);
                         }
                         if outcome == Outcome::Failing && !self.look_again(id) {
@@ -318,10 +318,10 @@ impl Engine {
             }
             Opening::Guest(None) | Opening::Host(_) | Opening::Done => {}
         }
-        let delivered = connection.relay.deliver(flow, self.poll.registry(), &mut self.carried);
+        let delivered = connection.host.deliver(flow, self.poll.registry(), &mut self.carried);
         if delivered || !self.look_again(id) {
             if let Some(connection) = self.tcp.connections.get_mut(id) {
-                connection.relay.stream().reset_on_close();
+                connection.host.stream().reset_on_close();
             }
             self.close_tcp(id, false);
         }
@@ -355,7 +355,7 @@ impl Engine {
         })?;
         tracing::debug!(?owner, "a connection that was idle makes room");
         if let Some(connection) = self.tcp.connections.get_mut(idle) {
-            connection.relay.stream().reset_on_close();
+            connection.host.stream().reset_on_close();
         }
         self.close_tcp(idle, true);
         self.tcp.shares.try_take(owner).map(|permit| (owner, permit))
@@ -365,11 +365,11 @@ impl Engine {
     pub(super) fn adopt(&mut self, flow: FlowId, stream: HostStream, opening: Opening, charge: Charge) {
         let token = Token(self.sources.insert(Source::Tcp(flow)));
         let connected = !matches!(opening, Opening::Host(_));
-        match Relay::new(stream, token, connected, self.poll.registry()) {
-            Ok(relay) => {
+        match HostConnection::new(stream, token, connected, self.poll.registry()) {
+            Ok(host) => {
                 let (owner, permit) = charge.unzip();
                 let used = self.now;
-                self.tcp.connections.insert(flow, Connection { relay, opening, ending: None, permit, used });
+                self.tcp.connections.insert(flow, Connection { host, opening, ending: None, permit, used });
                 if let Some(owner) = owner {
                     let there = &self.tcp.connections;
                     self.tcp.shares.add(owner, flow, |flow| there.contains_key(flow));
@@ -409,7 +409,7 @@ impl Engine {
     fn drop_connection(&mut self, flow: FlowId) {
         self.tcp.connecting.end(flow);
         if let Some(connection) = self.tcp.connections.remove(flow) {
-            self.forget(connection.relay.token);
+            self.forget(connection.host.token);
         }
     }
 }

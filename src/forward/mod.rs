@@ -29,7 +29,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::addr::{Dest, HostPort, SshDest};
-use crate::agent::Secret;
+use crate::agent::SharedSecret;
 use crate::config::SocketForward;
 use crate::dial::{self, Dial, stream};
 use crate::engine::Handle;
@@ -67,7 +67,7 @@ pub struct Connector {
     /// Where the guest's agent listens.
     pub agent: SocketAddrV4,
     /// What every agent has to have too.
-    pub agent_secret: Option<Secret>,
+    pub agent_secret: Option<SharedSecret>,
     /// What carries bytes between two descriptors.
     pub relays: Arc<Relays>,
     /// How many clients there may be.

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 use tracing::debug;
 
 use super::clients::{ClientLog, has_left};
-use crate::agent::{self, Question, Secret};
+use crate::agent::{self, Question, SharedSecret};
 use crate::dial::stream;
 use crate::engine::{Handle, Preface, Refused};
 use crate::permits::Permit;
@@ -39,7 +39,7 @@ pub(super) struct NetworkRoute {
     /// Of the socket, where `to` is an agent.
     path: Option<String>,
     /// The agent has to have it too.
-    secret: Option<Secret>,
+    secret: Option<SharedSecret>,
     log: ClientLog,
 }
 
@@ -49,7 +49,7 @@ impl NetworkRoute {
     }
 
     /// To a socket behind the agent at `to`.
-    pub(super) fn by_agent(self, path: String, secret: Option<Secret>) -> Self {
+    pub(super) fn by_agent(self, path: String, secret: Option<SharedSecret>) -> Self {
         Self { path: Some(path), secret, ..self }
     }
 

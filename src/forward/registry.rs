@@ -23,7 +23,7 @@ use super::{Connector, Forward};
 use crate::addr::{Dest, ListenAddress, Local, SshDest, remote_address};
 use crate::config::{Exposed, GuestPolicy, Protocol, SocketForward};
 use crate::disk;
-use crate::engine::{Engine, ForwardId, Listener};
+use crate::engine::{Engine, ForwardId, PortSocket};
 use crate::listen::{BindAddress, is_in_use, patiently, resolve, resolve_at_once};
 use crate::permits::{Owners, Permit, Permits};
 use crate::sys::descriptor_limit;
@@ -432,11 +432,11 @@ impl Inner {
     /// A socket of the host that was bound, or why it could not be.
     fn told(
         &self,
-        bound: Result<Listener, (String, io::Error)>,
+        bound: Result<PortSocket, (String, io::Error)>,
         wanted: &Exposed,
         address: BindAddress,
         asker: Asker,
-    ) -> Result<Listener, ExposeError> {
+    ) -> Result<PortSocket, ExposeError> {
         let protocol = wanted.protocol;
         let listener = bound.map_err(|(why, error)| {
             let owner = match (error.kind(), asker) {
@@ -448,8 +448,8 @@ impl Inner {
         })?;
         if address.port() == 0 {
             let address = match &listener {
-                Listener::Tcp(listener) => listener.local_addr(),
-                Listener::Udp(socket) => socket.local_addr(),
+                PortSocket::Tcp(listener) => listener.local_addr(),
+                PortSocket::Udp(socket) => socket.local_addr(),
             };
             let address = address.ok().map(|address| address.to_string());
             match asker {
@@ -480,7 +480,7 @@ impl Inner {
     async fn add(
         &self,
         wanted: &Exposed,
-        listener: Listener,
+        listener: PortSocket,
         to: SocketAddrV4,
         asker: Asker,
     ) -> Result<Running, ExposeError> {
@@ -592,10 +592,10 @@ impl Inner {
 }
 
 /// A socket of the host.
-fn bind(protocol: Protocol, address: BindAddress) -> Result<Listener, (String, io::Error)> {
+fn bind(protocol: Protocol, address: BindAddress) -> Result<PortSocket, (String, io::Error)> {
     match protocol {
-        Protocol::Udp => address.receive().map(Listener::Udp),
-        _ => address.listen().map(Listener::Tcp),
+        Protocol::Udp => address.receive().map(PortSocket::Udp),
+        _ => address.listen().map(PortSocket::Tcp),
     }
 }
 

@@ -25,7 +25,7 @@ use tokio_vsock::{VMADDR_CID_HOST, VsockListener, VsockStream};
 
 use super::offers::{Offers, Unoffered, Waiting};
 use crate::addr::ListenAddress;
-use crate::agent::{ACCEPT, MAX_LINE, ONLY, Secret, next_line, secret, with_end};
+use crate::agent::{ACCEPT, MAX_LINE, ONLY, SharedSecret, next_line, secret, with_end};
 use crate::disk;
 use crate::listen;
 use crate::logging::Limited;
@@ -55,7 +55,7 @@ pub struct Settings {
     /// Whose TCP connections are taken, if not those of the default route's gateway.
     pub(super) from: Option<Ipv4Addr>,
     /// What the host proves itself by, but on vsock, where its address cannot be another's.
-    pub(super) secret: Option<Secret>,
+    pub(super) secret: Option<SharedSecret>,
 }
 
 /// A guest's agent, listening.

@@ -26,7 +26,7 @@ use anyhow::{Context, Result, anyhow};
 
 use dhcp::{Client, Event};
 use netlink::Netlink;
-use relay::{End, MAX_FRAME, Relay};
+use relay::{End, MAX_FRAME, TapRelay};
 use settings::Settings;
 use tap::Tap;
 
@@ -97,7 +97,7 @@ impl Guest {
             Some(tap) => tap,
             None => self.tap.insert(Tap::open(&self.settings)?),
         };
-        let relay = Relay::start(tap.frames()?, connection, !self.settings.preexisting)?;
+        let relay = TapRelay::start(tap.frames()?, connection, !self.settings.preexisting)?;
         tracing::info!(interface = self.settings.interface, "linked to the host");
         let result = match self.settings.preexisting {
             true => {
@@ -123,7 +123,7 @@ impl Guest {
     }
 
     /// Keeps the interface configured until the link ends.
-    async fn lease(&mut self, relay: &Relay) -> Result<()> {
+    async fn lease(&mut self, relay: &TapRelay) -> Result<()> {
         let tap = self.tap.as_mut().ok_or_else(|| anyhow!("no interface"))?;
         let client = match &mut self.client {
             Some(client) => {
@@ -150,7 +150,7 @@ impl Guest {
     }
 }
 
-async fn apply(event: Event, tap: &mut Tap, relay: &Relay, settings: &Settings) -> Result<()> {
+async fn apply(event: Event, tap: &mut Tap, relay: &TapRelay, settings: &Settings) -> Result<()> {
     match event {
         Event::Send(frame) => relay.send(&frame).await,
         Event::Configure(lease) => {

@@ -56,7 +56,7 @@ struct State {
 }
 
 /// What a socket is to do next.
-enum Outlook {
+enum Next {
     Accept,
     /// Clients stay in the backlog.
     Stay(Instant),
@@ -115,7 +115,7 @@ impl Offers {
     /// Whether the offer is over, and then nobody can join it any more.
     fn end(&self, path: &[u8], offer: &Offer) -> bool {
         let mut made = self.made();
-        let is_over = matches!(offer.state().outlook(), Outlook::End);
+        let is_over = matches!(offer.state().next_step(), Next::End);
         if is_over {
             made.remove(path);
         }
@@ -136,14 +136,14 @@ pub(super) enum Unoffered {
 }
 
 impl State {
-    fn outlook(&self) -> Outlook {
+    fn next_step(&self) -> Next {
         let until = self.given + GRACE;
         if !self.waiting.is_empty() {
-            Outlook::Accept
+            Next::Accept
         } else if self.is_left || until <= Instant::now() {
-            Outlook::End
+            Next::End
         } else {
-            Outlook::Stay(until)
+            Next::Stay(until)
         }
     }
 }
@@ -156,15 +156,15 @@ impl Offer {
             let mut changed = pin!(self.changed.notified());
             changed.as_mut().enable();
             held = held.and_then(|client| self.give(client));
-            let outlook = self.state().outlook();
-            match outlook {
-                Outlook::End if is_over() => return,
-                Outlook::End => {}
-                Outlook::Stay(until) => tokio::select! {
+            let next_step = self.state().next_step();
+            match next_step {
+                Next::End if is_over() => return,
+                Next::End => {}
+                Next::Stay(until) => tokio::select! {
                     () = changed => {}
                     () = sleep_until(until) => {}
                 },
-                Outlook::Accept => tokio::select! {
+                Next::Accept => tokio::select! {
                     () = changed => {}
                     accepted = listener.accept() => match accepted {
                         Ok((client, _)) => held = self.give(client),

@@ -43,7 +43,7 @@ pub(super) enum End {
 
 /// A running relay. It ends when either side does, or when it is dropped.
 #[derive(Debug)]
-pub(super) struct Relay {
+pub(super) struct TapRelay {
     port: UnixDatagram,
     flags: Arc<Flags>,
     threads: Vec<JoinHandle<End>>,
@@ -57,7 +57,7 @@ struct Flags {
     over: AtomicBool,
 }
 
-impl Relay {
+impl TapRelay {
     /// `tap` must not block. With `dhcp` the replies of DHCP servers go to the port instead of the tap. To be
     /// called in a tokio runtime.
     ///
@@ -131,7 +131,7 @@ impl Relay {
     }
 }
 
-impl Drop for Relay {
+impl Drop for TapRelay {
     fn drop(&mut self) {
         self.stop();
     }
@@ -327,11 +327,11 @@ mod tests {
     }
 
     /// A relay between a host and a tap which are both sockets here, where a message is a frame as on a tap.
-    fn relay() -> (UnixStream, OwnedFd, Relay) {
+    fn relay() -> (UnixStream, OwnedFd, TapRelay) {
         let (host, ours) = UnixStream::pair().unwrap();
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (tap, far) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
-        let relay = Relay::start(File::from(tap), Connection::of(ours), true).unwrap();
+        let relay = TapRelay::start(File::from(tap), Connection::of(ours), true).unwrap();
         (host, far, relay)
     }
 

@@ -8,7 +8,7 @@ use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use super::agent;
 use super::endpoint::Endpoint;
 use crate::addr::{self, ListenAddress, ensure_guest_path};
-use crate::agent::Secret;
+use crate::agent::SharedSecret;
 use crate::cli::table::{Flag, Kind, flag, flags};
 use crate::cli::{Read, Values, read};
 use crate::config::Token;
@@ -165,7 +165,7 @@ impl RawArgs {
             source.with_context(|| format!("-agent-offer {}", shown(text)))
         });
         let offer = offer.collect::<Result<_>>()?;
-        let secret = Secret::find(self.agent_secret_file.as_deref())?;
+        let secret = SharedSecret::find(self.agent_secret_file.as_deref())?;
         Ok(Some(agent::Settings { allow, offer, port, from, secret }))
     }
 

@@ -30,7 +30,7 @@ pub(crate) enum Outcome {
 /// The descriptor of one flow. Readiness is edge-triggered: a flag is cleared by the call that found nothing,
 /// or less than it asked for.
 #[derive(Debug)]
-pub(crate) struct Relay {
+pub(crate) struct HostConnection {
     stream: HostStream,
     is_vsock: bool,
     pub(crate) token: Token,
@@ -57,7 +57,7 @@ pub(crate) struct Relay {
     lost: bool,
 }
 
-impl Relay {
+impl HostConnection {
     /// Starts to watch `stream`. One that still has to be `connected` is watched for that.
     pub(crate) fn new(
         mut stream: HostStream,

@@ -102,7 +102,7 @@ impl Terms {
 
 /// A way in for hypervisors, bound; who connects waits.
 #[derive(Debug)]
-pub struct Listener {
+pub struct HypervisorListener {
     /// Before the socket, as it must be dropped first.
     file: Option<RemoveOnDrop>,
     endpoint: Endpoint,
@@ -123,7 +123,7 @@ enum Guests {
     Vpnkit,
 }
 
-impl Listener {
+impl HypervisorListener {
     /// Makes the socket.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use rustix::io::{Errno, read, write};
 use rustix::net::{Shutdown, shutdown};
 
-use super::pool::{Loan, SIZE};
+use super::pool::{PooledPipe, SIZE};
 use super::{End, Relays};
 use crate::sys::pipe::is_unsupported;
 
@@ -49,7 +49,7 @@ pub(super) struct Direction<'a> {
 enum Held<'a> {
     #[default]
     Nothing,
-    Pipe(Loan<'a>),
+    Pipe(PooledPipe<'a>),
     Buffer {
         bytes: Box<[u8]>,
         from: usize,

@@ -43,7 +43,7 @@ impl Pool {
     }
 
     /// An empty pipe, if one is to be had.
-    pub(super) fn lend(&self) -> Option<Loan<'_>> {
+    pub(super) fn lend(&self) -> Option<PooledPipe<'_>> {
         let mut pipes = self.pipes();
         let pipe = match pipes.spare.pop() {
             Some(pipe) => pipe,
@@ -54,7 +54,7 @@ impl Pool {
             }
             None => return None,
         };
-        Some(Loan { pipe: Some(pipe), pool: self })
+        Some(PooledPipe { pipe: Some(pipe), pool: self })
     }
 
     fn pipes(&self) -> MutexGuard<'_, Pipes> {
@@ -64,19 +64,19 @@ impl Pool {
 
 /// A pipe that is given back when this is dropped, or closed if it holds bytes that nobody wants.
 #[derive(Debug)]
-pub(super) struct Loan<'a> {
+pub(super) struct PooledPipe<'a> {
     pipe: Option<Pipe>,
     pool: &'a Pool,
 }
 
-impl Loan<'_> {
+impl PooledPipe<'_> {
     /// Always there.
     pub(super) fn pipe(&mut self) -> Option<&mut Pipe> {
         self.pipe.as_mut()
     }
 }
 
-impl Drop for Loan<'_> {
+impl Drop for PooledPipe<'_> {
     fn drop(&mut self) {
         let mut pipes = self.pool.pipes();
         match self.pipe.take() {

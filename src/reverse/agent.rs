@@ -20,8 +20,8 @@ use tracing::{debug, info, warn};
 
 use super::{FAREWELL, Host, MAX_CLIENTS, Retry, stopped};
 use crate::agent::{
-    ACCEPT, ANSWER_TIME, CLIENT, MAX_LINE, ONLY, Question, Refusal, SIGN_EVERY, SIGN_LIMIT, Secret, command,
-    next_line,
+    ACCEPT, ANSWER_TIME, CLIENT, MAX_LINE, ONLY, Question, Refusal, SIGN_EVERY, SIGN_LIMIT, SharedSecret,
+    command, next_line,
 };
 use crate::dial::{Dial, stream};
 use crate::text::quote;
@@ -125,7 +125,7 @@ pub(super) async fn run(to: SocketAddrV4, path: &str, host: &Arc<Host>, shutdown
 }
 
 /// What there is to do about it.
-fn say(failure: &Failure, agent: SocketAddrV4, secret: Option<&Secret>, path: &str) {
+fn say(failure: &Failure, agent: SocketAddrV4, secret: Option<&SharedSecret>, path: &str) {
     let start = command(agent.port(), secret, "-agent-offer", path);
     match failure {
         Failure::Agent(_) => {
@@ -164,7 +164,7 @@ impl Lines {
 }
 
 /// Has the agent make the socket.
-async fn greet<D: Dial>(dialer: &D, to: SocketAddrV4, line: Vec<u8>, secret: Option<&Secret>) -> Step {
+async fn greet<D: Dial>(dialer: &D, to: SocketAddrV4, line: Vec<u8>, secret: Option<&SharedSecret>) -> Step {
     let greeted = async {
         let stream = dialer.dial(&to.into(), DIAL_LIMIT).await.map_err(Failure::Unreachable)?;
         let question = Question::new(line, secret).map_err(Failure::Unasked)?;

@@ -223,7 +223,7 @@ impl Connection {
             };
             let mut handle = client::connect_stream(
                 Arc::new(config()),
-                Fair { stream: BufReader::with_capacity(READ_AHEAD, stream), reads: 0 },
+                Yielding { stream: BufReader::with_capacity(READ_AHEAD, stream), reads: 0 },
                 events,
             )
             .await
@@ -823,12 +823,12 @@ fn ensure_agreed(data: &[u8]) -> Result<(), russh::Error> {
 /// A stream that lets others have a turn however much is there to be read: what is buffered counts as no work
 /// in tokio.
 #[derive(Debug)]
-struct Fair<S> {
+struct Yielding<S> {
     stream: S,
     reads: u32,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Fair<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for Yielding<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -844,7 +844,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Fair<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Fair<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Yielding<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -922,7 +922,7 @@ mod tests {
     #[tokio::test]
     async fn others_have_a_turn_however_much_is_there() {
         const THERE: usize = 4 * READS_IN_A_ROW as usize;
-        let mut stream = Fair { stream: [0; THERE].as_slice(), reads: 0 };
+        let mut stream = Yielding { stream: [0; THERE].as_slice(), reads: 0 };
         let mut all = pin!(async {
             let mut reads = 0;
             while stream.read(&mut [0]).await.unwrap() > 0 {

@@ -28,7 +28,7 @@ use tokio::time::timeout;
 use crate::addr::ListenAddress;
 use crate::config::{LinkConfig, MachineConfig};
 use crate::engine::Handle;
-use crate::hypervisor::{Listener, Presence, Terms};
+use crate::hypervisor::{HypervisorListener, Presence, Terms};
 use crate::notify::{Notice, VmChange};
 
 use attach::Card;
@@ -94,7 +94,7 @@ pub struct Machine {
     qmp: qmp::Address,
     card: Card,
     /// `None` where that is the socket of `-listen-qemu`.
-    listener: Option<Listener>,
+    listener: Option<HypervisorListener>,
 }
 
 impl Machine {
@@ -139,8 +139,8 @@ impl Machine {
 }
 
 /// A private socket for the link of the machine that has this QMP socket.
-fn bind_beside(qmp: &qmp::Address) -> Result<(PathBuf, Option<Listener>)> {
+fn bind_beside(qmp: &qmp::Address) -> Result<(PathBuf, Option<HypervisorListener>)> {
     let path = place::of_link(qmp)?;
-    let listener = Listener::bind(&LinkConfig::Qemu(ListenAddress::private(path.clone())));
+    let listener = HypervisorListener::bind(&LinkConfig::Qemu(ListenAddress::private(path.clone())));
     Ok((path, Some(listener.with_context(|| format!("cannot make a socket for the machine of {qmp}"))?)))
 }

@@ -25,7 +25,7 @@ use super::{Environment, VmChange, bind_beside};
 use crate::addr::ListenAddress;
 use crate::config::{DEVICE_MAC, LinkConfig};
 use crate::disk;
-use crate::hypervisor::{Listener, Presence, Terms};
+use crate::hypervisor::{HypervisorListener, Presence, Terms};
 use crate::listen::{Made, RemoveOnDrop, ensure_vacant};
 use crate::supervise::{Backoff, LastFailure};
 use crate::sys::follow::NameWatch;
@@ -112,7 +112,7 @@ impl Owner {
 pub struct QemuLink {
     path: PathBuf,
     /// `None` where QEMU serves the path.
-    listener: Option<Listener>,
+    listener: Option<HypervisorListener>,
 }
 
 impl QemuLink {
@@ -121,10 +121,11 @@ impl QemuLink {
     /// # Errors
     /// It cannot be made.
     pub fn bind(path: &Path) -> Result<Self> {
-        let listener = match Listener::bind(&LinkConfig::Qemu(ListenAddress::private(path.to_owned()))) {
-            Err(_) if ensure_vacant(path).is_err() && serves_qmp(path) => None,
-            listener => Some(listener?),
-        };
+        let listener =
+            match HypervisorListener::bind(&LinkConfig::Qemu(ListenAddress::private(path.to_owned()))) {
+                Err(_) if ensure_vacant(path).is_err() && serves_qmp(path) => None,
+                listener => Some(listener?),
+            };
         Ok(Self { path: path.to_owned(), listener })
     }
 
@@ -192,7 +193,7 @@ fn has_no_room(error: &anyhow::Error) -> bool {
 }
 
 /// Waits until the socket of somebody who may be connected to is in the place of the listener's own.
-async fn taken_over(listener: &Listener, path: &Path) {
+async fn taken_over(listener: &HypervisorListener, path: &Path) {
     let Some(file) = listener.file().map(RemoveOnDrop::made) else { return std::future::pending().await };
     replaced(file, path).await;
     let (mut backoff, mut is_told) = (Backoff::new(PAUSE.0, PAUSE.1), false);

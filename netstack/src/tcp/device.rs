@@ -160,11 +160,11 @@ pub(super) fn finish_segment(
 }
 
 /// The device that exists while the interface is made: it has capabilities and nothing else.
-pub(super) struct Blueprint {
+pub(super) struct CapabilitiesOnly {
     pub(super) mtu: usize,
 }
 
-impl Device for Blueprint {
+impl Device for CapabilitiesOnly {
     type RxToken<'t> = Rx<'t>;
     type TxToken<'t> = Never;
 

@@ -11,7 +11,7 @@ use super::FlowId;
 use super::blocked::Blocked;
 use super::device::OneCall;
 use super::keepalive::Keepalive;
-use super::memory::Plenty;
+use super::memory::Pressure;
 use super::recovery::Recovery;
 use super::socket::{ACK_DELAY, Interface, RINGS, RX_RING, Socket, State, TX_RING};
 use super::window::WindowLimit;
@@ -151,7 +151,7 @@ pub struct Flow {
     /// It may use all of the ring to the guest.
     pub(super) deep: bool,
     /// How freely it may, as of its port.
-    pub(super) plenty: Plenty,
+    pub(super) pressure: Pressure,
     /// What its port was charged for.
     pub(super) charged: usize,
     /// In the list of those that hold something.
@@ -209,7 +209,7 @@ impl Flow {
             unread: 0,
             given_back: 0,
             deep: false,
-            plenty: Plenty::Ample,
+            pressure: Pressure::Low,
             charged: 0,
             is_listed: false,
             guest_sent: None,
@@ -319,10 +319,10 @@ impl Flow {
     /// Bytes that may be written to the ring to the guest.
     fn send_room(&self) -> usize {
         let Some(socket) = self.socket().filter(|socket| socket.can_send()) else { return 0 };
-        let allowance = self.plenty.allowance();
+        let allowance = self.pressure.allowance();
         match socket.send_queue() {
             0 => allowance,
-            _ if !self.deep || self.plenty != Plenty::Ample => allowance.saturating_sub(self.filled),
+            _ if !self.deep || self.pressure != Pressure::Low => allowance.saturating_sub(self.filled),
             held if self.filled - held >= STEADY && self.recovery.is_near() => TX_RING - held,
             held => STEADY.saturating_sub(held),
         }

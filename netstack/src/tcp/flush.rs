@@ -5,7 +5,7 @@
 use super::ack::{acknowledge, keep_alive};
 use super::blocked::Blocked;
 use super::flow::Stage;
-use super::memory::Plenty;
+use super::memory::Pressure;
 use super::timers::FlowTimer;
 use super::{Budgets, Flow, FlowId, Table};
 use crate::{FrameSink, Instant, Mac};
@@ -101,8 +101,8 @@ impl Budgets {
         if core::mem::take(&mut flow.has_moved) {
             self.held.note(id, flow, all, now);
         }
-        flow.plenty = self.held.plenty(*all);
-        self.window.share(&mut flow.window, flow.plenty, now);
+        flow.pressure = self.held.pressure(*all);
+        self.window.share(&mut flow.window, flow.pressure, now);
     }
 }
 
@@ -127,7 +127,7 @@ impl Table {
         if step == Step::Send {
             if let Some(budget) = self.budgets.get_mut(flow.route.port) {
                 budget.account(id, flow, &mut self.held, now);
-                if flow.plenty != Plenty::Ample {
+                if flow.pressure != Pressure::Low {
                     if flow.is_littered() {
                         self.littered.push_back((id, 0));
                     }

@@ -40,28 +40,28 @@ pub(super) struct Held {
 
 /// How freely flows may fill their rings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Plenty {
+pub(super) enum Pressure {
     /// As much as helps.
-    Ample,
+    Low,
     /// A little.
-    Scarce,
+    High,
     /// Enough to go on.
-    Dire,
+    Critical,
 }
 
 /// Whether some port's flows may not have what helps, where `all` ports take so much.
 #[inline]
-pub(super) fn may_be_scarce(all: usize) -> bool {
+pub(super) fn may_have_pressure(all: usize) -> bool {
     all >= MUCH
 }
 
-impl Plenty {
+impl Pressure {
     /// Bytes that a flow may write to the ring to its guest before that is empty again.
     pub(super) fn allowance(self) -> usize {
         match self {
-            Self::Ample => SHALLOW,
-            Self::Scarce => 64 << 10,
-            Self::Dire => 16 << 10,
+            Self::Low => SHALLOW,
+            Self::High => 64 << 10,
+            Self::Critical => 16 << 10,
         }
     }
 }
@@ -95,15 +95,15 @@ impl Held {
 
     /// How freely its flows may hold more.
     #[inline]
-    pub(super) fn plenty(&self, all: usize) -> Plenty {
-        if !may_be_scarce(all) {
-            return Plenty::Ample;
+    pub(super) fn pressure(&self, all: usize) -> Pressure {
+        if !may_have_pressure(all) {
+            return Pressure::Low;
         }
         match self.bytes {
-            VERY_MUCH.. => Plenty::Dire,
-            MUCH.. => Plenty::Scarce,
-            bytes if all >= MUCH_OF_ALL && bytes >= MUCH / 8 => Plenty::Scarce,
-            _ => Plenty::Ample,
+            VERY_MUCH.. => Pressure::Critical,
+            MUCH.. => Pressure::High,
+            bytes if all >= MUCH_OF_ALL && bytes >= MUCH / 8 => Pressure::High,
+            _ => Pressure::Low,
         }
     }
 
@@ -170,15 +170,15 @@ mod tests {
             let flow = flows.get_mut(*id).unwrap();
             flow.is_listed = true;
             note(&mut held, &mut all, flow, 4 << 20);
-            let plenty = held.plenty(all);
+            let pressure = held.pressure(all);
             let expected = match number + 1 {
-                ..16 => Plenty::Ample,
-                16..32 => Plenty::Scarce,
-                _ => Plenty::Dire,
+                ..16 => Pressure::Low,
+                16..32 => Pressure::High,
+                _ => Pressure::Critical,
             };
-            assert_eq!(plenty, expected, "{number}");
+            assert_eq!(pressure, expected, "{number}");
         }
-        assert!(held.is_too_much() && may_be_scarce(all));
+        assert!(held.is_too_much() && may_have_pressure(all));
         assert_eq!(held.surplus(&mut flows, Instant::ZERO), None, "all have just moved");
         // One of those that are looked at holds nothing any more.
         note(&mut held, &mut all, flows.get_mut(ids[16]).unwrap(), 0);
@@ -192,6 +192,6 @@ mod tests {
         assert_eq!((held.bytes, all), (0, 0));
         assert!(held.order.len() <= LOOKED_AT, "{}", held.order.len());
         // A port is not the less free for what others hold, but where it holds some itself.
-        assert_eq!(held.plenty(MUCH_OF_ALL), Plenty::Ample);
+        assert_eq!(held.pressure(MUCH_OF_ALL), Pressure::Low);
     }
 }

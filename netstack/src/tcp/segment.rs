@@ -166,7 +166,7 @@ impl Table {
         if arrival.has_data
             && let Some(budget) = self.budgets.get_mut(flow.route.port)
         {
-            budget.window.count(&mut flow.window, flow.plenty, now);
+            budget.window.count(&mut flow.window, flow.pressure, now);
         }
         let freshness = if is_open { freshness(flow, arrival) } else { Freshness::New };
         let verdict = flow.recovery.handle_ack(segment, freshness != Freshness::New, now);

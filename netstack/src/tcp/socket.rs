@@ -12,7 +12,7 @@ use smoltcp::iface::{
 use smoltcp::socket::tcp;
 use smoltcp::wire::{HardwareAddress, IpEndpoint, IpListenEndpoint, TcpSeqNumber};
 
-use super::device::{Blueprint, OneCall};
+use super::device::{CapabilitiesOnly, OneCall};
 use super::sequence;
 use crate::buffer::{IdleMemory, RingMemory};
 use crate::{FrameSink, Instant};
@@ -248,7 +248,7 @@ impl Interface {
     pub(super) fn new(mtu: usize, number: TcpSeqNumber, now: Instant) -> Self {
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = sequence::seed(number);
-        let mut interface = iface::Interface::new(config, &mut Blueprint { mtu }, now.to_smoltcp());
+        let mut interface = iface::Interface::new(config, &mut CapabilitiesOnly { mtu }, now.to_smoltcp());
         interface.set_any_ip(true);
         Self(interface)
     }
@@ -314,7 +314,7 @@ impl Interface {
     /// sends nothing yet, and starts its timer when it does.
     pub(super) fn rewind(&mut self, mtu: usize, socket: &mut Socket, now: Instant) {
         // A device that takes nothing.
-        let mut nothing = Blueprint { mtu };
+        let mut nothing = CapabilitiesOnly { mtu };
         let past = (now + PAST_TIMERS).to_smoltcp();
         let _: PollResult = self.0.poll_egress(past, &mut nothing, &mut socket.set);
     }

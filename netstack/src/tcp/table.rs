@@ -145,10 +145,10 @@ impl Table {
     #[inline]
     pub(crate) fn get_mut(&mut self, id: FlowId) -> Option<&mut Flow> {
         let flow = self.flows.get_mut(id)?;
-        if memory::may_be_scarce(self.held)
+        if memory::may_have_pressure(self.held)
             && let Some(budget) = self.budgets.get(flow.route.port)
         {
-            flow.plenty = budget.held.plenty(self.held);
+            flow.pressure = budget.held.pressure(self.held);
         }
         Some(flow)
     }

@@ -11,7 +11,7 @@ use core::time::Duration;
 
 use smoltcp::wire::{TcpPacket, TcpRepr, TcpSeqNumber};
 
-use super::memory::Plenty;
+use super::memory::Pressure;
 
 use crate::Instant;
 
@@ -50,23 +50,23 @@ impl WindowBudget {
     }
 
     /// Counts the flow that `limit` belongs to as busy.
-    pub(super) fn count(&mut self, limit: &mut WindowLimit, plenty: Plenty, now: Instant) {
+    pub(super) fn count(&mut self, limit: &mut WindowLimit, pressure: Pressure, now: Instant) {
         self.roll(now);
         if limit.epoch != Some(self.epoch) {
             let is_first = limit.epoch.replace(self.epoch).is_none();
             self.busy += 1;
             if is_first {
                 // What the answer to it offers is never taken back.
-                self.share(limit, plenty, now);
+                self.share(limit, pressure, now);
             }
         }
     }
 
     /// Gives the flow that `limit` belongs to its share, which is all if it never sent something.
     #[inline]
-    pub(super) fn share(&mut self, limit: &mut WindowLimit, plenty: Plenty, now: Instant) {
-        if plenty != Plenty::Ample {
-            limit.share = plenty.allowance().min(MIN_SHARE);
+    pub(super) fn share(&mut self, limit: &mut WindowLimit, pressure: Pressure, now: Instant) {
+        if pressure != Pressure::Low {
+            limit.share = pressure.allowance().min(MIN_SHARE);
         } else if limit.epoch.is_none() {
             limit.share = limit.capacity;
         } else {

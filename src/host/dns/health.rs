@@ -1,5 +1,5 @@
-//! Which servers are known to be dead. Owns: what each owes. May not: change the order of servers: that is
-//! `resolv.conf`'s for every question. Read next: `race.rs`, which waits less for the dead.
+//! Which servers are known to be dead. Owns: since when each is silent. May not: change the order of servers:
+//! that is `resolv.conf`'s for every question. Read next: `race.rs`, which waits less for the dead.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,10 +14,10 @@ const FORGET: Duration = Duration::from_secs(60);
 
 /// Servers that left questions unanswered since they answered last. No longer than the list of servers.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Health(Arc<Mutex<Vec<Debt>>>);
+pub(super) struct Health(Arc<Mutex<Vec<Silence>>>);
 
 #[derive(Debug)]
-struct Debt {
+struct Silence {
     server: SocketAddr,
     /// When the first of these questions was asked.
     since: Instant,
@@ -29,29 +29,29 @@ struct Debt {
 impl Health {
     /// Forgets all but `servers`.
     pub(super) fn retain(&self, servers: &[SocketAddr]) {
-        self.lock().retain(|debt| servers.contains(&debt.server));
+        self.lock().retain(|silence| servers.contains(&silence.server));
     }
 
     /// Whether two questions in a row had no answer. One may be slow, lost, or about a name that nobody
     /// answers for.
     pub(super) fn is_dead(&self, server: SocketAddr) -> bool {
-        self.lock().iter().any(|debt| debt.server == server && debt.dead)
+        self.lock().iter().any(|silence| silence.server == server && silence.dead)
     }
 
     /// It answered, whatever.
     pub(super) fn heard(&self, server: SocketAddr) {
-        self.lock().retain(|debt| debt.server != server);
+        self.lock().retain(|silence| silence.server != server);
     }
 
     /// A question asked at `asked` was given up after `patience`.
     pub(super) fn missed(&self, server: SocketAddr, asked: Instant, patience: Duration) {
-        let mut debts = self.lock();
-        match debts.iter_mut().find(|debt| debt.server == server) {
-            None => debts.push(Debt { server, since: asked, dead: false, probed: false }),
-            Some(debt) if debt.dead || asked < debt.since + patience => {}
-            Some(debt) if asked > debt.since + FORGET => debt.since = asked,
-            Some(debt) => {
-                debt.dead = true;
+        let mut silences = self.lock();
+        match silences.iter_mut().find(|silence| silence.server == server) {
+            None => silences.push(Silence { server, since: asked, dead: false, probed: false }),
+            Some(silence) if silence.dead || asked < silence.since + patience => {}
+            Some(silence) if asked > silence.since + FORGET => silence.since = asked,
+            Some(silence) => {
+                silence.dead = true;
                 tracing::debug!(%server, "resolver is dead");
             }
         }
@@ -63,7 +63,7 @@ impl Health {
         let unprobed = self
             .lock()
             .iter_mut()
-            .any(|debt| debt.server == server && !std::mem::replace(&mut debt.probed, true));
+            .any(|silence| silence.server == server && !std::mem::replace(&mut silence.probed, true));
         if !unprobed {
             return;
         }
@@ -74,13 +74,13 @@ impl Health {
                 _ => health
                     .lock()
                     .iter_mut()
-                    .filter(|debt| debt.server == server)
-                    .for_each(|debt| debt.probed = false),
+                    .filter(|silence| silence.server == server)
+                    .for_each(|silence| silence.probed = false),
             }
         });
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Debt>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Silence>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -32,12 +32,12 @@ pub(super) struct Race {
     health: Health,
     start: Instant,
     end: Instant,
-    entrants: Vec<Entrant>,
+    candidates: Vec<Candidate>,
     exchanges: JoinSet<(usize, std::io::Result<Vec<u8>>)>,
 }
 
 #[derive(Debug)]
-struct Entrant {
+struct Candidate {
     server: SocketAddr,
     dead: bool,
     asked: Option<Instant>,
@@ -62,7 +62,7 @@ impl Race {
     /// Asks `servers` for at most `limit`.
     pub(super) fn new(question: Question, servers: &[SocketAddr], health: &Health, limit: Duration) -> Self {
         health.retain(servers);
-        let entrants = servers.iter().map(|&server| Entrant {
+        let candidates = servers.iter().map(|&server| Candidate {
             server,
             dead: health.is_dead(server),
             asked: None,
@@ -70,7 +70,7 @@ impl Race {
         });
         let start = Instant::now();
         Self {
-            entrants: entrants.collect(),
+            candidates: candidates.collect(),
             question: Arc::new(question),
             health: health.clone(),
             start,
@@ -87,7 +87,7 @@ impl Race {
             let until = match self.find(now) {
                 Ok(until) => until,
                 Err(found) => {
-                    self.note_missing(found.unwrap_or(self.entrants.len()));
+                    self.note_missing(found.unwrap_or(self.candidates.len()));
                     return self.take(found?);
                 }
             };
@@ -102,18 +102,18 @@ impl Race {
 
     fn ask_those_due(&mut self, now: Instant) {
         let mut due = true;
-        for (index, entrant) in self.entrants.iter_mut().enumerate() {
-            let again = matches!(entrant.state, State::Refused(again) if again <= now);
-            if again || due && matches!(entrant.state, State::Waiting) {
-                let (server, question) = (entrant.server, Arc::clone(&self.question));
+        for (index, candidate) in self.candidates.iter_mut().enumerate() {
+            let again = matches!(candidate.state, State::Refused(again) if again <= now);
+            if again || due && matches!(candidate.state, State::Waiting) {
+                let (server, question) = (candidate.server, Arc::clone(&self.question));
                 self.exchanges.spawn(async move { (index, exchange::ask(server, &question).await) });
-                entrant.asked.get_or_insert(now);
-                entrant.state = State::Asked;
+                candidate.asked.get_or_insert(now);
+                candidate.state = State::Asked;
             }
-            due = match entrant.state {
+            due = match candidate.state {
                 State::Waiting => false,
                 State::Asked => {
-                    entrant.dead || entrant.asked.is_some_and(|asked| now >= asked + self.question.hedge)
+                    candidate.dead || candidate.asked.is_some_and(|asked| now >= asked + self.question.hedge)
                 }
                 _ => true,
             };
@@ -122,10 +122,10 @@ impl Race {
 
     fn note(&mut self, index: usize, result: std::io::Result<Vec<u8>>) {
         let now = Instant::now();
-        let Some(entrant) = self.entrants.get_mut(index) else { return };
-        entrant.state = match result {
+        let Some(candidate) = self.candidates.get_mut(index) else { return };
+        candidate.state = match result {
             Ok(answer) => {
-                self.health.heard(entrant.server);
+                self.health.heard(candidate.server);
                 let cut = self.question.transport == Transport::Tcp && exchange::is_truncated(&answer);
                 match cut || exchange::is_refusal(&answer) {
                     true => State::Weak(answer),
@@ -133,8 +133,8 @@ impl Race {
                 }
             }
             Err(error) => {
-                tracing::debug!(server = %entrant.server, %error, "resolver did not answer");
-                match entrant.dead || now >= self.start + LONG_RESTART {
+                tracing::debug!(server = %candidate.server, %error, "resolver did not answer");
+                match candidate.dead || now >= self.start + LONG_RESTART {
                     true => State::Out,
                     false => State::Refused(now + REFUSED_RETRY),
                 }
@@ -146,14 +146,14 @@ impl Race {
     fn find(&self, now: Instant) -> Result<Instant, Option<usize>> {
         let mut weak = None;
         let mut under_way = false;
-        for (index, entrant) in self.entrants.iter().enumerate() {
-            match &entrant.state {
+        for (index, candidate) in self.candidates.iter().enumerate() {
+            match &candidate.state {
                 State::Answered(_) => return Err(Some(index)),
                 State::Weak(_) => weak = weak.or(Some(index)),
                 State::Out => {}
                 State::Waiting | State::Asked | State::Refused(_) => {
                     under_way = true;
-                    if now < self.end.min(self.start + self.patience(entrant)) {
+                    if now < self.end.min(self.start + self.patience(candidate)) {
                         return Ok(self.next_event(now));
                     }
                 }
@@ -167,23 +167,23 @@ impl Race {
 
     /// When something is due if no server answers.
     fn next_event(&self, now: Instant) -> Instant {
-        let events = self.entrants.iter().flat_map(|entrant| {
-            let again = match entrant.state {
+        let events = self.candidates.iter().flat_map(|candidate| {
+            let again = match candidate.state {
                 State::Refused(again) => Some(again),
                 _ => None,
             };
-            let hedge = entrant.asked.map(|asked| asked + self.question.hedge);
-            [again, hedge, Some(self.start + self.patience(entrant))]
+            let hedge = candidate.asked.map(|asked| asked + self.question.hedge);
+            [again, hedge, Some(self.start + self.patience(candidate))]
         });
         events.flatten().filter(|&at| at > now).min().unwrap_or(self.end).min(self.end)
     }
 
     /// How long after the start the answers of later servers wait for this one's.
-    fn patience(&self, entrant: &Entrant) -> Duration {
+    fn patience(&self, candidate: &Candidate) -> Duration {
         // Clients give up after the same time as the library would: what they get has to be there before.
         let whole = self.question.timeout * 9 / 10;
-        match entrant.state {
-            _ if entrant.dead => GRACE.min(whole),
+        match candidate.state {
+            _ if candidate.dead => GRACE.min(whole),
             State::Refused(_) | State::Out => RESTART.min(whole),
             _ => whole,
         }
@@ -191,12 +191,12 @@ impl Race {
 
     /// Notes that those before `found` have not answered.
     fn note_missing(&self, found: usize) {
-        for entrant in self.entrants.iter().take(found) {
-            let Some(asked) = entrant.asked else { continue };
-            match entrant.state {
-                State::Asked if entrant.dead => self.health.probe(entrant.server, &self.question),
+        for candidate in self.candidates.iter().take(found) {
+            let Some(asked) = candidate.asked else { continue };
+            match candidate.state {
+                State::Asked if candidate.dead => self.health.probe(candidate.server, &self.question),
                 State::Asked | State::Refused(_) | State::Out => {
-                    self.health.missed(entrant.server, asked, self.patience(entrant));
+                    self.health.missed(candidate.server, asked, self.patience(candidate));
                 }
                 State::Waiting | State::Weak(_) | State::Answered(_) => {}
             }
@@ -204,7 +204,7 @@ impl Race {
     }
 
     fn take(self, index: usize) -> Option<Vec<u8>> {
-        match self.entrants.into_iter().nth(index)?.state {
+        match self.candidates.into_iter().nth(index)?.state {
             State::Weak(answer) | State::Answered(answer) => Some(answer),
             State::Waiting | State::Asked | State::Refused(_) | State::Out => None,
         }
