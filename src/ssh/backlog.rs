@@ -22,6 +22,8 @@ use crate::sys::memory::give_back_much;
 pub(super) const MAX_BACKLOG: usize = 8 << 20;
 /// The same of a connection beside many others.
 const MAX_SMALL_BACKLOG: usize = 512 << 10;
+/// Bytes that a client's socket takes before it is full: the system's usual 208 KiB, and some more.
+const SOCKET: usize = 256 << 10;
 /// What a packet costs beside its bytes.
 const PACKET_COST: usize = 256;
 /// The most packets that can wait, so that they never do by their number.
@@ -72,6 +74,8 @@ struct Client {
     held: usize,
     /// When it last took something of that, or first had something to take.
     moved: Instant,
+    /// When it last took something, or came.
+    last_took: Instant,
     answer: Answer,
     given_up: Arc<Notify>,
 }
@@ -89,14 +93,14 @@ enum Answer {
 
 impl Client {
     fn new(answer: Answer) -> Self {
-        Self { held: 0, moved: Instant::now(), answer, given_up: Arc::default() }
+        let now = Instant::now();
+        Self { held: 0, moved: now, last_took: now, answer, given_up: Arc::default() }
     }
 
-    /// Since when it waits for its answer. Behind so much of others' there is none to come: sshd and TCP had
-    /// no more on its way before.
-    fn awaits(&mut self, came: u64) -> Option<Instant> {
+    /// Since when it waits for its answer. Behind `most` bytes of others' there is none to come.
+    fn awaits(&mut self, came: u64, most: u64) -> Option<Instant> {
         match self.answer {
-            Answer::Awaited(_, before) if came - before >= MAX_BACKLOG as u64 => {
+            Answer::Awaited(_, before) if came - before >= most => {
                 self.answer = Answer::Over;
                 None
             }
@@ -110,8 +114,10 @@ impl State {
     /// Gives up those that somebody has waited for, while there is too much. Others, who may have nothing to
     /// come, wait `since` then.
     fn make_room(&mut self, since: Option<Instant>) {
-        let came = self.came;
-        let asked = self.clients.values_mut().filter_map(|client| client.awaits(came)).min();
+        // So much may be on its way before an answer: in sshd and TCP, and what the sockets of others take in
+        // no time.
+        let (came, most) = (self.came, MAX_BACKLOG + self.clients.len() * SOCKET);
+        let asked = self.clients.values_mut().filter_map(|client| client.awaits(came, most as u64)).min();
         let entering = asked.into_iter().chain(self.waiting.first().copied()).min();
         let is_one_given_up = self.give_up(entering, ENTERING) | self.give_up(since, OTHERS);
         if is_one_given_up {
@@ -306,8 +312,16 @@ impl Share {
             let taken = (bytes + packets * PACKET_COST).min(client.held);
             client.held -= taken;
             client.moved = Instant::now();
+            client.last_took = client.moved;
             state.held -= taken;
         });
+    }
+
+    /// The client's socket has no room for what has just come: there was something to take all along.
+    pub(super) fn socket_is_full(&self) {
+        if let Some(client) = self.backlog.state().clients.get_mut(&self.channel) {
+            client.moved = client.last_took;
+        }
     }
 
     /// Waits until the client is given up for the others of its connection.
@@ -461,6 +475,27 @@ mod tests {
         assert!(state.waiting.is_empty() && matches!(state.clients[&4].answer, Answer::Over));
     }
 
+    /// As the sockets of many others are filled faster than a service answers.
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_let_in_is_still_waited_for_after_a_burst() {
+        let (backlog, shares) = backlog(50).await;
+        backlog.enter(50);
+        let new = backlog.share(50);
+        new.asked();
+        for share in &shares {
+            for _ in 0..6 {
+                backlog.add(share.channel, PACKET).await;
+                share.took(1, PACKET);
+            }
+        }
+        fill(&backlog, 0).await;
+        let mut more = pin!(backlog.add(1, PACKET));
+        tokio::select! {
+            () = &mut more => panic!("there is no room"),
+            given_up = timeout(ENTERING + 2 * LOOK, shares[0].given_up()) => given_up.expect("one waits"),
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn one_that_pauses_goes_on_while_nobody_waits_for_it() {
         let (backlog, shares) = backlog(2).await;
@@ -493,6 +528,35 @@ mod tests {
             () = &mut more => panic!("there is no room"),
             given_up = timeout(ENTERING + 2 * LOOK, shares[0].given_up()) => given_up.expect("one waits"),
         }
+    }
+
+    /// What comes in the place of the first that are given up is for others whose sockets are as full.
+    #[tokio::test(start_paused = true)]
+    async fn many_whose_sockets_are_full_are_waited_for_once() {
+        const AT_ONCE: usize = MAX_SMALL_BACKLOG / (PACKET + PACKET_COST);
+        let (backlog, shares) = backlog(4 * AT_ONCE as u32).await;
+        backlog.change(|state| state.most = MAX_SMALL_BACKLOG);
+        let start = Instant::now();
+        let _waiting = backlog.waiting();
+        for shares in shares.chunks(AT_ONCE) {
+            for share in shares {
+                backlog.add(share.channel, PACKET).await;
+                share.socket_is_full();
+            }
+            let more = backlog.add(shares[0].channel, PACKET);
+            let given_up = async {
+                for share in shares {
+                    share.given_up().await;
+                }
+            };
+            tokio::select! {
+                () = more => panic!("there is no room"),
+                () = given_up => {}
+            }
+            // What they hold is gone with them.
+            shares.iter().for_each(|share| share.took(CAPACITY, MAX_BACKLOG));
+        }
+        assert!(start.elapsed() < ENTERING + 8 * LOOK, "{:?}", start.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

@@ -22,6 +22,7 @@ use tokio::time::{sleep, timeout};
 
 use super::backlog::Share;
 use super::chunk::Chunks;
+use super::lagging::Laggards;
 use super::tunnel::Lease;
 use crate::relay::{PATIENCE, VSOCK_LOOK, settle};
 use crate::sys::{is_vsock, unsent, vsock_hung_up};
@@ -70,8 +71,8 @@ impl Channel {
         let result = {
             let mut up = pin!(client_to_guest(&client, &to_guest, &share, &lease.connection().chunks, &sent));
             let mut down = pin!(async {
-                let lagging = &lease.connection().lagging;
-                let end = guest_to_client(&mut from_guest, &client, &ended, &share, lagging).await;
+                let laggards = &lease.connection().laggards;
+                let end = guest_to_client(&mut from_guest, &client, &ended, &share, laggards).await;
                 if end.is_err() && sending.load(Ordering::Relaxed) {
                     lost.store(true, Ordering::Relaxed);
                     closed(&mut from_guest, Some(&share)).await;
@@ -221,7 +222,7 @@ async fn guest_to_client(
     client: &UnixStream,
     ended: &AtomicBool,
     share: &Share,
-    lagging: &AtomicUsize,
+    laggards: &Laggards,
 ) -> io::Result<()> {
     let mut batch = Batch { packets: Vec::new(), bytes: 0, share };
     loop {
@@ -243,7 +244,7 @@ async fn guest_to_client(
                 Poll::Pending => break,
             };
         }
-        write_all(client, &mut batch.packets, share, lagging).await?;
+        write_all(client, &mut batch.packets, share, laggards).await?;
         batch.clear();
         match end {
             None => {}
@@ -299,16 +300,21 @@ async fn write_all(
     client: &UnixStream,
     batch: &mut [Bytes],
     share: &Share,
-    lagging: &AtomicUsize,
+    laggards: &Laggards,
 ) -> io::Result<()> {
     let mut first = 0;
-    let mut lag = None;
+    let (mut lag, mut has_written) = (None, false);
     while first < batch.len() {
         let slices: Vec<IoSlice<'_>> = batch[first..].iter().map(|data| IoSlice::new(data)).collect();
         let write = || writev(client, &slices).map_err(io::Error::from);
         let written = match write() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                lag.get_or_insert_with(|| Lagging::new(lagging));
+                if lag.is_none() {
+                    if !has_written {
+                        share.socket_is_full();
+                    }
+                    lag = Some(laggards.one());
+                }
                 let left = unsent(client.as_fd());
                 let Ok(written) = timeout(LAG_LOOK, client.async_io(Interest::WRITABLE, write)).await else {
                     if unsent(client.as_fd()) < left {
@@ -322,6 +328,7 @@ async fn write_all(
         };
         match written {
             Ok(mut written) => {
+                has_written = true;
                 if lag.is_some() {
                     // Slow is not still.
                     share.took(0, 0);
@@ -342,22 +349,6 @@ async fn write_all(
     Ok(())
 }
 
-/// Counts a client that reads slower than the guest sends.
-struct Lagging<'a>(&'a AtomicUsize);
-
-impl<'a> Lagging<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for Lagging<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Read as _;
@@ -375,8 +366,8 @@ mod tests {
     async fn one_that_reads_slowly_is_not_given_up() {
         let (near, mut far) = std::os::unix::net::UnixStream::pair().unwrap();
         near.set_nonblocking(true).unwrap();
-        let (near, backlog, lagging) =
-            (UnixStream::from_std(near).unwrap(), Backlog::large(), AtomicUsize::new(0));
+        let (near, backlog, laggards) =
+            (UnixStream::from_std(near).unwrap(), Backlog::large(), Laggards::default());
         backlog.enter(1);
         let share = backlog.share(1);
         let packets = MAX_BACKLOG / PACKET;
@@ -396,7 +387,7 @@ mod tests {
         let _waiting = backlog.waiting();
         tokio::select! {
             () = fill => panic!("there is no room"),
-            written = write_all(&near, &mut batch, &share, &lagging) => panic!("written: {written:?}"),
+            written = write_all(&near, &mut batch, &share, &laggards) => panic!("written: {written:?}"),
             () = share.given_up() => panic!("given up after {:?}", start.elapsed()),
             () = read => {}
         }

@@ -28,6 +28,7 @@ use tracing::{debug, info};
 
 use super::backlog::{Backlog, CAPACITY, Share, Waiting};
 use super::chunk::Chunks;
+use super::lagging::Laggards;
 use super::penalties::{NO_LOGIN, REFUSED, Ticket};
 use super::{Secret, Target, key};
 use crate::addr::HostPort;
@@ -153,8 +154,8 @@ pub(super) struct Connection {
     /// Channels that we have closed, and the guest has not: its sshd may have something for a service that
     /// hangs.
     closing: AtomicUsize,
-    /// Clients that the guest is sending faster than they read, just now.
-    pub(super) lagging: AtomicUsize,
+    /// Clients that the guest is sending faster than they read.
+    pub(super) laggards: Laggards,
     /// For what its clients send.
     pub(super) chunks: Chunks,
     /// What they have still to take.
@@ -168,7 +169,7 @@ impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection")
             .field("channels", &self.channels)
-            .field("lagging", &self.lagging)
+            .field("laggards", &self.laggards)
             .field("closed", &self.handle.is_closed())
             .finish_non_exhaustive()
     }
@@ -247,7 +248,7 @@ impl Connection {
             life,
             channels: AtomicUsize::new(0),
             closing: AtomicUsize::new(0),
-            lagging: AtomicUsize::new(0),
+            laggards: Laggards::default(),
             chunks: Chunks::default(),
             backlog,
             aborted: AtomicUsize::new(0),
@@ -293,6 +294,11 @@ impl Connection {
             && self.aborted.load(Ordering::Relaxed) < MAX_ABORTED
             && self.refused.load(Ordering::Relaxed) < MAX_REFUSED
             && self.backlog.being_opened() < MAX_OPENING
+    }
+
+    /// Whether new clients would wait here for others. One without clients holds nothing of theirs.
+    pub(super) fn lags(&self) -> bool {
+        self.laggards.any() || self.laggards.any_lately() && self.channels.load(Ordering::Relaxed) > 0
     }
 
     /// It is beside few others now, and may hold as much as one that was made so.
@@ -349,14 +355,13 @@ impl Connection {
                 sleep(KEEPALIVE_AFTER - silence).await;
                 continue;
             }
-            let lagging = || self.lagging.load(Ordering::Relaxed) > 0;
-            let Some(_asking) = Asking::begin(&self.asking).filter(|_| !lagging()) else {
+            let Some(_asking) = Asking::begin(&self.asking).filter(|_| !self.laggards.any()) else {
                 sleep(KEEPALIVE_AFTER).await;
                 continue;
             };
             let asked = Instant::now();
             let answer = timeout(KEEPALIVE_LIMIT, self.handle.send_ping()).await;
-            if answer.is_err() && !lagging() && self.silence() >= asked.elapsed() {
+            if answer.is_err() && !self.laggards.any() && self.silence() >= asked.elapsed() {
                 info!("ssh: the guest does not answer, closing the connection");
                 self.kill();
                 return;

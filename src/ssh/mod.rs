@@ -19,6 +19,7 @@ mod channel;
 mod chunk;
 mod connection;
 mod key;
+mod lagging;
 mod offer;
 mod penalties;
 mod tunnel;

@@ -22,8 +22,8 @@ use super::{Channel, ConnectError, Penalties, Record, Target};
 use crate::dial::Dial;
 use crate::supervise::Backoff;
 
-/// Connections to one guest of which none waits for a slow client. Each costs the guest two sshd processes
-/// while it is busy. Of those made beside as many less may wait for the clients.
+/// Connections to one guest of which none waits for a slow client, or did a moment ago. Each costs the guest
+/// two sshd processes while it is busy. Of those made beside as many less may wait for the clients.
 pub const MAX_CONNECTIONS: usize = 8;
 /// Connections to one guest at most, with those that do, and those that its sshd has left with too much to
 /// close. One that waits for a slow client keeps the others on it waiting as well, since russh gives back a
@@ -162,7 +162,7 @@ impl<D: Dial> Tunnel<D> {
                     OpenError::Lost
                 }
                 // A connection that waits for a slow client is alive, and others use it.
-                Err(_) if connection.lagging.load(Ordering::Relaxed) > 0 => OpenError::Slow,
+                Err(_) if connection.lags() => OpenError::Slow,
                 Err(_) => {
                     debug!(?limit, "ssh: no answer to a channel request");
                     connection.pass_over();
@@ -331,7 +331,7 @@ impl State {
             keep
         });
         let is_usable = |spare: &Spare| spare.connection.is_usable();
-        let lags = |spare: &Spare| spare.connection.lagging.load(Ordering::Relaxed) > 0;
+        let lags = |spare: &Spare| spare.connection.lags();
         let at_work = self.connections.iter().filter(|spare| is_usable(spare) && !lags(spare)).count();
         let full = self.connections.len() >= MAX_LOGINS
             || at_work >= MAX_CONNECTIONS
