@@ -33,7 +33,7 @@ test: ## everything: lint, unit tests, network namespaces, a real VM
 	@env --default-signal=INT tests/guest/build.sh & guest=$$!; \
 		cargo test --workspace --profile $(PROFILE) --no-run; built=$$?; \
 		wait $$guest && exit $$built
-	cargo test --workspace --profile $(PROFILE) --no-fail-fast
+	@tests/run.sh $(PROFILE)
 	@benches/netstack/instructions.sh
 
 attack: ## a guest that means harm beside one that works, each attack alone (GVPROXY=/path names another daemon)

@@ -165,9 +165,9 @@ install_packages() {
 [ ${#missing[@]} = 0 ] || install_packages
 for crate in "${crates[@]}"; do
     say "building $crate (a minute or two)"
-    settings=()
-    # It runs for seconds: what its own slow link gains is lost in building.
-    [[ $crate != cargo-deny@* ]] || settings=(CARGO_PROFILE_RELEASE_{LTO=off,CODEGEN_UNITS=16,OPT_LEVEL=0})
+    # They run for seconds: what their own slow links gain is lost in building.
+    settings=(CARGO_PROFILE_RELEASE_{LTO=off,CODEGEN_UNITS=16,OPT_LEVEL=0})
+    [[ $crate == cargo-deny@* ]] || settings+=(CARGO_PROFILE_RELEASE_OPT_LEVEL=1)
     quietly env "${settings[@]}" cargo install --locked --root "$cache" "$crate"
 done
 if [ ${#wheels[@]} -gt 0 ]; then
