@@ -31,6 +31,7 @@ use testkit::net::plug;
 use testkit::ns::Namespace;
 use testkit::streams;
 use testkit::traffic::{check, send_from};
+use testkit::uninterrupted;
 
 testkit::agent_in_a_namespace!();
 
@@ -68,7 +69,7 @@ impl Services {
 /// Sends back what comes, and then the end.
 fn echo(mut stream: UnixStream) {
     let mut bytes = [0; 64 << 10];
-    while let Ok(read @ 1..) = stream.read(&mut bytes) {
+    while let Ok(read @ 1..) = uninterrupted(|| stream.read(&mut bytes)) {
         if stream.write_all(&bytes[..read]).is_err() {
             return;
         }

@@ -22,6 +22,7 @@ use testkit::guest::Guest;
 use testkit::http::{ask, ask_and_keep};
 use testkit::net::{GATEWAY, HOST, Host};
 use testkit::traffic::{accept, impatient, transfer};
+use testkit::uninterrupted;
 use testkit::{eventually, free_port};
 
 testkit::agent_in_a_namespace!();
@@ -428,7 +429,7 @@ fn what_a_guest_asks_without_end_keeps_nobody_waiting() {
                     poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 100_000_000 })).unwrap();
                     let ready: Vec<bool> = polled.iter().map(|one| !one.revents().is_empty()).collect();
                     for (stream, _) in streams.iter_mut().zip(ready).filter(|(_, ready)| *ready) {
-                        match stream.read(&mut buffer) {
+                        match uninterrupted(|| stream.read(&mut buffer)) {
                             Ok(read @ 1..) => answers += read,
                             // It may ask so much on one connection.
                             _ => *stream = connect(),
@@ -633,7 +634,7 @@ fn what_a_guest_exposed_leads_to_nobody_else() {
         if let Ok(client) = network.host.connect(at) {
             let mut client = impatient(client);
             let _ = client.write_all(b"a secret");
-            let ended = client.read(&mut [0]);
+            let ended = uninterrupted(|| client.read(&mut [0]));
             assert!(!matches!(ended, Ok(1..)), "{ended:?}");
         }
         let socket = network.host.udp("127.0.0.1:0".parse().unwrap());
@@ -718,7 +719,7 @@ fn clients_that_made_room_are_served_again() {
         socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
         socket
     };
-    let is_served = |socket: &std::net::UdpSocket| {
+    let is_served = |socket: &testkit::udp::UdpSocket| {
         (0..5).any(|_| socket.send(b"x").is_ok() && socket.recv(&mut [0; 8]).is_ok())
     };
     let first: Vec<_> = (0..10).map(|_| client()).collect();
@@ -763,7 +764,7 @@ fn idle_connections_leave_descriptors_to_others() {
     let mut new = impatient(eventually("room", 2 * PATIENCE, another));
     new.write_all(b"x").unwrap();
     let first = &mut impatient(held.into_iter().next().unwrap());
-    let ended = first.read(&mut [0]);
+    let ended = uninterrupted(|| first.read(&mut [0]));
     assert!(ended.is_err(), "the one that was idle for the longest ends: {ended:?}");
     assert_others_work(&network, "what is new");
     // To the gateway, which answers names and exposes ports there.

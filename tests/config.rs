@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use testkit::daemon::Daemon;
 use testkit::eventually;
+use testkit::uninterrupted;
 
 testkit::agent_in_a_namespace!();
 
@@ -88,7 +89,7 @@ mod ours {
             client.set_read_timeout(Some(PATIENCE)).unwrap();
             client.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
             // It serves, and has told what it had to.
-            let _answer_or_end = client.read(&mut [0; 16]).unwrap();
+            let _answer_or_end = uninterrupted(|| client.read(&mut [0; 16])).unwrap();
             assert!(daemon.terminate().success(), "{line}: {}", daemon.stderr());
             assert!(!daemon.stderr().contains(told), "{line}: {}", daemon.stderr());
         }

@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use gvproxy::docker_sock::launchd;
 use testkit::ns::Namespace;
 use testkit::tool;
+use testkit::uninterrupted;
 
 testkit::agent_in_a_namespace!();
 
@@ -61,7 +62,7 @@ fn serve(mut client: UnixStream) {
     let mut head = Vec::new();
     let mut chunk = [0; 1024];
     while !head.ends_with(b"\r\n\r\n") {
-        match client.read(&mut chunk) {
+        match uninterrupted(|| client.read(&mut chunk)) {
             Ok(n @ 1..) => head.extend(&chunk[..n]),
             _ => return,
         }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use testkit::net::{BLACK_HOLE, ELSEWHERE, HOST, Host, Net, plug};
 use testkit::ns::Namespace;
 use testkit::streams::{Server, assert_echo_while_read, at, connect};
 use testkit::traffic::{accept, impatient, transfer};
+use testkit::udp::UdpSocket;
 use testkit::{eventually, tool};
 
 testkit::agent_in_a_namespace!();

@@ -5,13 +5,14 @@
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use testkit::eventually;
 use testkit::machine::{Suite, User};
 use testkit::net::ELSEWHERE;
+use testkit::udp::UdpSocket;
 use testkit::vm::{image, step};
 
 testkit::agent_in_a_namespace!();

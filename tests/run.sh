@@ -9,7 +9,6 @@ alone=(attack podman_machine qmp_vm ssh_backlog vm vm_apart vm_ways)
 processors=$(nproc)
 at_once=$((processors < 4 ? 2 * processors : 8))
 work=$(mktemp -d)
-programs=()
 
 # A shell has its jobs ignore Ctrl-C, and what they start would too.
 cargo_test() { env --default-signal=INT,QUIT cargo test --workspace --profile "$profile" "$@"; }

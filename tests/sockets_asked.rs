@@ -22,6 +22,7 @@ use socket2::SockAddr;
 use testkit::daemon::{Builder, Daemon};
 use testkit::http::{Answer, ask};
 use testkit::streams::{PATIENCE, Server, assert_closed, assert_echo, at, connect, echo};
+use testkit::uninterrupted;
 use testkit::{eventually, free_port};
 
 testkit::agent_in_a_namespace!();
@@ -79,10 +80,10 @@ fn vmm(mut client: UnixStream) {
         return;
     }
     client.set_read_timeout(Some(NOTICE)).unwrap();
-    if client.read(&mut [0]).is_err() && client.write_all(&said).is_ok() {
+    if uninterrupted(|| client.read(&mut [0])).is_err() && client.write_all(&said).is_ok() {
         client.set_read_timeout(None).unwrap();
         // Until the client has gone for good.
-        let _ = client.read(&mut [0]);
+        let _ = uninterrupted(|| client.read(&mut [0]));
     }
 }
 

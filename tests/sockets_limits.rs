@@ -26,6 +26,7 @@ use testkit::guest::{self, Guest};
 use testkit::net::plug;
 use testkit::streams::{PATIENCE, Server, assert_closed, assert_echo, at, connect, echo, exchange};
 use testkit::traffic::{check, send_from};
+use testkit::uninterrupted;
 use testkit::{eventually, free_port, raise_descriptor_limit};
 
 testkit::agent_in_a_namespace!();
@@ -304,7 +305,7 @@ fn who_vanishes_is_missed() {
                 b'u' => {
                     let mut bytes = vec![0; 1 << 16];
                     loop {
-                        match stream.read(&mut bytes) {
+                        match uninterrupted(|| stream.read(&mut bytes)) {
                             Ok(0) => break None,
                             Ok(_) => {}
                             Err(error) => break Some(error.kind()),
@@ -395,7 +396,7 @@ fn a_reset_is_carried() {
     };
     let reset = |socket: Socket| socket.set_linger(Some(Duration::ZERO)).unwrap();
     let assert_reset = |mut socket: &Socket| {
-        let end = socket.read(&mut [0; 16]);
+        let end = uninterrupted(|| socket.read(&mut [0; 16]));
         assert!(
             end.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset),
             "a reset arrives as {end:?}"

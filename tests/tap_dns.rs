@@ -467,8 +467,9 @@ fn burst(questions: u16, builder: Builder) {
         let mut missing: std::collections::BTreeSet<u16> = ids.iter().copied().collect();
         while !missing.is_empty() {
             let mut answer = [0; 512];
-            let length =
-                socket.recv(&mut answer).unwrap_or_else(|_| panic!("{answered} answers; {missing:?}"));
+            let length = socket
+                .recv(&mut answer)
+                .unwrap_or_else(|error| panic!("{error} after {answered} answers; missing: {missing:?}"));
             assert_eq!((code(&answer[..length]), count(&answer[..length])), (NOERROR, 1), "after {answered}");
             answered += u32::from(missing.remove(&u16::from_be_bytes([answer[0], answer[1]])));
         }

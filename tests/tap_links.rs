@@ -15,6 +15,7 @@ use testkit::eventually;
 use testkit::guest::{Guest, MAC};
 use testkit::net::{GATEWAY, HOST, Host};
 use testkit::traffic::{accept, impatient, transfer};
+use testkit::uninterrupted;
 
 testkit::agent_in_a_namespace!();
 
@@ -287,7 +288,7 @@ fn a_guest_that_dies_costs_only_itself() {
         dies.switch_off();
         works.join().expect("the others' transfer");
     });
-    let end = outside.read(&mut [0; 16]);
+    let end = uninterrupted(|| outside.read(&mut [0; 16]));
     assert!(!matches!(end, Ok(1..)), "{end:?}");
     eventually("the link and its flow are closed", AT_ONCE, || (daemon.fds() <= fds - 2).then_some(()));
     assert!(!one.ping(gone, 56), "nobody has its address");
@@ -296,7 +297,7 @@ fn a_guest_that_dies_costs_only_itself() {
     let mut nonsense = UnixStream::connect(daemon.qemu_socket()).unwrap();
     nonsense.write_all(&[0xff; 64]).unwrap();
     nonsense.set_read_timeout(Some(AT_ONCE)).unwrap();
-    assert_eq!(nonsense.read(&mut [0; 16]).expect("it is shown out"), 0);
+    assert_eq!(uninterrupted(|| nonsense.read(&mut [0; 16])).expect("it is shown out"), 0);
     talks(&two, &host, 1 << 20);
     assert!(daemon.is_running());
 }
@@ -326,7 +327,7 @@ fn a_guest_that_reconnects_keeps_lease_and_forwards() {
                 // It ends with the old link or reaches the guest by the new one.
                 listener.set_nonblocking(true).unwrap();
                 late.set_nonblocking(true).unwrap();
-                let ended = || match (&late).read(&mut [0]) {
+                let ended = || match uninterrupted(|| (&late).read(&mut [0])) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
                     ended => Some(ended),
                 };
@@ -413,7 +414,7 @@ fn a_link_too_many_is_closed_and_the_others_stay() {
     links.iter().for_each(|link| link.set_nonblocking(true).unwrap());
     // Frames to everybody come before.
     let has_ended = |mut link: &UnixStream| loop {
-        match link.read(&mut [0; 4096]) {
+        match uninterrupted(|| link.read(&mut [0; 4096])) {
             Ok(0) => return true,
             Ok(_) => {}
             Err(_) => return false,

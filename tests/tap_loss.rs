@@ -20,6 +20,7 @@ use testkit::daemon::Daemon;
 use testkit::guest::{self, Guest};
 use testkit::net::{HOST, Host, plug};
 use testkit::traffic::{accept, check, send_from};
+use testkit::uninterrupted;
 use testkit::wire::{Quality, Wire};
 
 testkit::agent_in_a_namespace!();
@@ -108,7 +109,7 @@ impl Stream {
             std::thread::spawn(move || while from.write_all(&[0x5a; 32 * 1024]).is_ok() {}),
             std::thread::spawn(move || {
                 let mut buffer = vec![0; 256 * 1024];
-                while let Ok(read @ 1..) = to.read(&mut buffer) {
+                while let Ok(read @ 1..) = uninterrupted(|| to.read(&mut buffer)) {
                     count.fetch_add(read as u64, Ordering::Relaxed);
                 }
             }),
@@ -213,7 +214,7 @@ impl Read for Slow<'_> {
         self.asker.write_all(&[1])?;
         self.asker.read_exact(&mut [0])?;
         self.piece = (self.piece + 977) % 20_000;
-        self.from.read(&mut buffer[..=self.piece])
+        uninterrupted(|| self.from.read(&mut buffer[..=self.piece]))
     }
 }
 

@@ -2,7 +2,7 @@
 //! nothing is lost, and no frame is longer than the guest's card would take.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use testkit::daemon::Daemon;
@@ -10,6 +10,7 @@ use testkit::free_port;
 use testkit::guest::{Guest, MAC, NIC};
 use testkit::net::{GATEWAY, HOST, Host, Net, plug};
 use testkit::traffic::{accept, impatient, transfer};
+use testkit::udp::UdpSocket;
 
 testkit::agent_in_a_namespace!();
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use testkit::eventually;
 use testkit::net::{HOST, Net};
 use testkit::traffic::{accept, check, impatient, send_from, transfer};
+use testkit::uninterrupted;
 
 testkit::agent_in_a_namespace!();
 
@@ -191,7 +192,7 @@ fn a_slow_reader_gets_every_byte() {
             fn read(&mut self, space: &mut [u8]) -> std::io::Result<usize> {
                 std::thread::yield_now();
                 let most = space.len().min(777);
-                self.0.read(&mut space[..most])
+                uninterrupted(|| self.0.read(&mut space[..most]))
             }
         }
         assert_eq!(check(Slow(reader)).unwrap(), LENGTH);
@@ -240,7 +241,7 @@ fn an_open_flow_gives_back_what_it_held() {
                 let mut left = filled;
                 let mut buffer = vec![0; 1 << 20];
                 while left > 0 {
-                    left -= reader.read(&mut buffer).unwrap() as u64;
+                    left -= uninterrupted(|| reader.read(&mut buffer)).unwrap() as u64;
                 }
                 (reader, writer)
             })

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use socket2::{SockRef, Socket};
 use testkit::net::{BLACK_HOLE, ELSEWHERE, HOST, Net, UNREACHABLE};
 use testkit::traffic::{accept, answer_each, impatient, transfer};
+use testkit::uninterrupted;
 use testkit::{eventually, ns::Namespace};
 
 testkit::agent_in_a_namespace!();
@@ -72,7 +73,11 @@ fn makes_2000_short_connections() {
                     stream.write_all(&[number as u8]).unwrap();
                     stream.read_exact(&mut answer).unwrap_or_else(|error| panic!("{number}: {error}"));
                     assert_eq!(answer, [number as u8]);
-                    assert_eq!(stream.read(&mut answer).unwrap(), 0, "the server has closed");
+                    assert_eq!(
+                        uninterrupted(|| stream.read(&mut answer)).unwrap(),
+                        0,
+                        "the server has closed"
+                    );
                 }
                 server.join().unwrap().unwrap();
             });
@@ -112,7 +117,7 @@ fn carries_resets() {
         let (aborter, mut other) = if aborter_is_guest { (guest, host) } else { (host, guest) };
         SockRef::from(&aborter).set_linger(Some(Duration::ZERO)).unwrap();
         drop(aborter);
-        let end = other.read(&mut [0; 16]);
+        let end = uninterrupted(|| other.read(&mut [0; 16]));
         let who = if aborter_is_guest { "guest" } else { "host" };
         assert!(
             matches!(&end, Err(error) if error.kind() == ErrorKind::ConnectionReset),

@@ -3,12 +3,13 @@
 
 use std::collections::HashSet;
 use std::io::ErrorKind;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use testkit::daemon::Daemon;
 use testkit::eventually;
 use testkit::net::{ELSEWHERE, HOST, Host, Net};
+use testkit::udp::UdpSocket;
 
 testkit::agent_in_a_namespace!();
 
@@ -28,27 +29,17 @@ fn client(net: &Net) -> UdpSocket {
     socket
 }
 
-/// The next datagram. A receive with a time limit ends at any signal (signal(7)).
-fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> std::io::Result<(usize, SocketAddr)> {
-    loop {
-        match socket.recv_from(buffer) {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            received => return received,
-        }
-    }
-}
-
 /// Sends one datagram from the guest, answers it with the same on the host, and compares all four.
 #[track_caller]
 fn echo(client: &UdpSocket, service: &UdpSocket, to: SocketAddr, payload: &[u8]) -> SocketAddr {
     let mut buffer = vec![0; 65536];
     client.send_to(payload, to).unwrap();
     let (length, from) =
-        receive(service, &mut buffer).unwrap_or_else(|e| panic!("{} bytes: {e}", payload.len()));
+        service.recv_from(&mut buffer).unwrap_or_else(|e| panic!("{} bytes: {e}", payload.len()));
     assert!(buffer[..length] == *payload, "{length} of {} bytes reach the host", payload.len());
     service.send_to(&buffer[..length], from).unwrap();
     let (length, answerer) =
-        receive(client, &mut buffer).unwrap_or_else(|e| panic!("{} bytes: {e}", payload.len()));
+        client.recv_from(&mut buffer).unwrap_or_else(|e| panic!("{} bytes: {e}", payload.len()));
     assert_eq!(answerer, to, "the answer comes from who was asked");
     assert!(buffer[..length] == *payload, "{length} of {} bytes come back", payload.len());
     from

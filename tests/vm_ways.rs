@@ -33,6 +33,7 @@ use std::time::{Duration, Instant};
 use testkit::archive::Archive;
 use testkit::daemon::Daemon;
 use testkit::strace::{CALLS, Calls};
+use testkit::uninterrupted;
 use testkit::vm::{Client, Vm, identity, install, output, step};
 use testkit::{eventually, free_port, tool};
 
@@ -406,7 +407,7 @@ fn megabytes_per_second(socket: &Path, up: bool) -> f64 {
     stream.set_write_timeout(Some(LIMIT)).expect("a timeout");
     let mut buffer = vec![0; 256 << 10];
     let mut some = || {
-        let moved = if up { stream.write(&buffer) } else { stream.read(&mut buffer) };
+        let moved = if up { stream.write(&buffer) } else { uninterrupted(|| stream.read(&mut buffer)) };
         let moved = moved.unwrap_or_else(|error| panic!("{}: {error}", socket.display()));
         assert_ne!(moved, 0, "{}", socket.display());
         moved

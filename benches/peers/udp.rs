@@ -2,7 +2,7 @@
 //! Read next: `measure.rs`.
 
 use std::io::IoSlice;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use crate::setup::Setup;
 use testkit::eventually;
 use testkit::guest::NIC;
 use testkit::ns::Namespace;
+use testkit::udp::UdpSocket;
 
 /// Datagrams of one system call.
 const BATCH: usize = 64;

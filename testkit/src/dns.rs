@@ -2,7 +2,7 @@
 //! Read next: `tests/tap_dns.rs`.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use rustix::net::sockopt;
 
 use crate::ns::Namespace;
-use crate::{eventually, tool, traffic::impatient, uninterrupted};
+use crate::udp::UdpSocket;
+use crate::{eventually, tool, traffic::impatient};
 
 /// What the server knows, all of it under `test.`; `big.test.` does not fit a datagram.
 const ZONE: &[&str] = &[
@@ -206,7 +207,7 @@ pub fn try_ask_udp(
     socket.set_read_timeout(Some(patience)).unwrap();
     socket.send_to(question, to).unwrap();
     let mut answer = vec![0; 65536];
-    match uninterrupted(|| socket.recv(&mut answer)) {
+    match socket.recv(&mut answer) {
         Ok(length) => answer.truncate(length),
         Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return None,
         Err(error) => panic!("asking {to}: {error}"),

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::{File, Permissions};
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
@@ -13,7 +13,8 @@ use socket2::Socket;
 use crate::cable::Cable;
 use crate::ns::Namespace;
 use crate::relay::Relay;
-use crate::{tool, uninterrupted};
+use crate::tool;
+use crate::udp::UdpSocket;
 
 /// The hardware address that the daemon reserves the first address for.
 pub const MAC: &str = "5a:94:ef:e4:0c:ee";
@@ -128,7 +129,7 @@ impl Guest {
         request.extend((0..length).map(|i| i as u8));
         socket.send_to(&request, SocketAddr::from((to, 0))).unwrap();
         let mut answer = vec![0; 65536];
-        let Ok((got, from)) = uninterrupted(|| socket.recv_from(&mut answer)) else { return false };
+        let Ok((got, from)) = socket.recv_from(&mut answer) else { return false };
         assert_eq!(from.ip(), to, "the answer comes from who was asked");
         assert_eq!(answer[0], 0, "an echo reply");
         answer[8..got] == request[8..]

@@ -34,6 +34,7 @@ pub mod sshd;
 pub mod strace;
 pub mod streams;
 pub mod traffic;
+pub mod udp;
 pub mod vm;
 pub mod wire;
 

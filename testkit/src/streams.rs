@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use crate::uninterrupted;
+
 /// Longest silence that an end puts up with.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -19,7 +21,7 @@ pub fn connect(to: &SockAddr) -> io::Result<Socket> {
     // Linux lets a connect to a unix socket wait for this long too.
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.set_write_timeout(Some(PATIENCE))?;
-    socket.connect(to)?;
+    uninterrupted(|| socket.connect(to))?;
     Ok(socket)
 }
 
@@ -96,7 +98,7 @@ pub fn assert_closed(mut socket: &Socket) {
 /// Sends back what comes, and then the end.
 pub fn echo(mut stream: UnixStream) {
     let mut bytes = [0; 64 << 10];
-    while let Ok(read @ 1..) = stream.read(&mut bytes) {
+    while let Ok(read @ 1..) = uninterrupted(|| stream.read(&mut bytes)) {
         if stream.write_all(&bytes[..read]).is_err() {
             return;
         }

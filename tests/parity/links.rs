@@ -16,6 +16,7 @@ use testkit::frames::{BROADCAST, GATEWAY_MAC, ICMP, IP, IPV4, MAC, Wire, arp, ec
 use testkit::guest::{Guest, MAC as MAC_TEXT};
 use testkit::net::{GATEWAY, HOST, Host};
 use testkit::traffic::{accept, impatient, transfer};
+use testkit::uninterrupted;
 use testkit::{eventually, free_port};
 
 const API: [&str; 2] = ["-listen", "unix://{dir}/api"];
@@ -260,8 +261,12 @@ fn ending(table: &mut Table) {
             let frame = framed(Framing::Little16, &arp(1, MAC, IP, [0; 6], GATEWAY));
             stream.write_all(&[CONNECT, frame.as_slice()].concat()).unwrap();
             stream.set_read_timeout(Some(if on.is_ours { PATIENCE } else { SILENCE })).unwrap();
-            if stream.read(&mut [0; 64]).is_ok_and(|length| length > 0) { "answered" } else { "lost" }
-                .to_owned()
+            if uninterrupted(|| stream.read(&mut [0; 64])).is_ok_and(|length| length > 0) {
+                "answered"
+            } else {
+                "lost"
+            }
+            .to_owned()
         },
     );
 }
@@ -525,7 +530,7 @@ fn clients(table: &mut Table) {
             let mut silent = eventually("the socket", PATIENCE, || UnixStream::connect(&path).ok());
             silent.write_all(b"VMN3T").unwrap();
             silent.set_read_timeout(Some(Duration::from_secs(if on.is_ours { 30 } else { 12 }))).unwrap();
-            match silent.read(&mut [0; 64]) {
+            match uninterrupted(|| silent.read(&mut [0; 64])) {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => "stays",
                 Ok(1..) => "is answered",
                 _ => "is closed after 10 s",

@@ -21,6 +21,7 @@ use testkit::guest::{Guest, MAC as MAC_TEXT};
 use testkit::http::request;
 use testkit::net::{BLACK_HOLE, ELSEWHERE, GATEWAY, HOST, Host, UNREACHABLE, plug};
 use testkit::traffic::{accept, impatient};
+use testkit::uninterrupted;
 
 /// How long a thing is waited for that the original does not do.
 const IN_VAIN: Duration = Duration::from_secs(3);
@@ -247,7 +248,7 @@ fn tcp(table: &mut Table) {
             }
             SockRef::from(&aborter).set_linger(Some(Duration::ZERO)).unwrap();
             drop(aborter);
-            match other.read(&mut [0; 16]) {
+            match uninterrupted(|| other.read(&mut [0; 16])) {
                 Ok(0) => "end".to_owned(),
                 Ok(1..) => "bytes".to_owned(),
                 Err(error) => format!("{:?}", error.kind()),
@@ -386,7 +387,7 @@ fn tcp(table: &mut Table) {
             let mut stream = accept(&listener);
             tcp.reset(&mut wire);
             stream.set_read_timeout(Some(IN_VAIN)).unwrap();
-            let end = match stream.read(&mut [0; 4]) {
+            let end = match uninterrupted(|| stream.read(&mut [0; 4])) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => "is left open",
                 _ => "is closed",
             };
@@ -421,7 +422,7 @@ fn tcp(table: &mut Table) {
         let port = testkit::free_port();
         let _daemon = on.daemon().args(["-ssh-port", &port.to_string()]).through(host.prefix()).start();
         let mut early = impatient(host.connect(([127, 0, 0, 1], port).into()).expect("the ssh port"));
-        match early.read(&mut [0; 16]) {
+        match uninterrupted(|| early.read(&mut [0; 16])) {
             Ok(1..) => "made, then answered",
             Err(error) if error.kind() == ErrorKind::WouldBlock => "made, then nothing",
             _ => "made, then closed",

@@ -15,6 +15,7 @@ use testkit::guest::{Guest, MAC};
 use testkit::net::{Host, plug};
 use testkit::sshd::Sshd;
 use testkit::traffic::lead;
+use testkit::uninterrupted;
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut table = Table::new("ssh");
@@ -103,7 +104,7 @@ pub(crate) fn cases() -> Vec<Case> {
         client.write_all(b"Ex").unwrap();
         client.read_exact(&mut [0]).unwrap();
         post(&net.daemon, UNEXPOSE, &body);
-        if matches!(client.read(&mut [0]), Ok(0)) { "closed" } else { "open" }.to_owned()
+        if matches!(uninterrupted(|| client.read(&mut [0])), Ok(0)) { "closed" } else { "open" }.to_owned()
     });
     table.same("an ssh-tunnel with a key that there is not", "200, \"\"", |on| {
         let machine = Machine::new();

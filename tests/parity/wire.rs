@@ -10,6 +10,7 @@ use socket2::SockRef;
 use testkit::cable::{Cable, Framing};
 use testkit::frames::{GATEWAY_MAC, IP, MAC, arp};
 use testkit::net::GATEWAY;
+use testkit::uninterrupted;
 
 /// Longest that the gateway may take to answer, on a slow machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -58,7 +59,7 @@ impl Plug {
             }
             SockRef::from(&self.input).set_read_timeout(Some(left)).unwrap();
             let mut bytes = vec![0; 1 << 17];
-            let length = match self.input.read(&mut bytes) {
+            let length = match uninterrupted(|| self.input.read(&mut bytes)) {
                 Ok(length) => length,
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                     continue;
