@@ -354,6 +354,8 @@ pub struct Client {
     program: Program,
     url: String,
     limit: Duration,
+    /// Neither the settings nor the known hosts of whoever runs the test. podman has to have `.ssh` in it.
+    home: tempfile::TempDir,
 }
 
 #[derive(Debug)]
@@ -366,11 +368,16 @@ enum Program {
 
 impl Client {
     pub fn podman(url: impl Into<String>) -> Self {
-        Self { program: Program::Podman, url: url.into(), limit: COMMAND }
+        Self::new(Program::Podman, url.into())
     }
 
     pub fn docker(url: impl Into<String>) -> Self {
-        Self { program: Program::Docker, url: url.into(), limit: COMMAND }
+        Self::new(Program::Docker, url.into())
+    }
+
+    fn new(program: Program, url: String) -> Self {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        Self { program, url, limit: COMMAND, home }
     }
 
     /// Gives each of its commands as long.
@@ -391,13 +398,10 @@ impl Client {
             Program::Podman => limited_to(self.limit, "podman", "podman"),
             Program::Docker => limited_to(self.limit, "docker", "docker-cli (docker.io before Debian 13)"),
         };
-        // Neither the settings nor the known hosts of whoever runs the test.
-        command.env("HOME", "/nonexistent");
+        command.env("HOME", self.home.path());
         match self.program {
             Program::Podman => command.env("CONTAINER_SSHKEY", identity()).args(["--url", &self.url]),
-            Program::Docker => {
-                command.env("DOCKER_CONFIG", "/nonexistent/docker").args(["--host", &self.url])
-            }
+            Program::Docker => command.env_remove("DOCKER_CONFIG").args(["--host", &self.url]),
         };
         command.args(args);
         command
