@@ -29,6 +29,7 @@ table() {
                  systemd-socket-activate systemd
                  strace strace
                  patchelf patchelf
+                 pivot_root util-linux-extra
                  unbound unbound
                  tcpdump tcpdump
                  vhost-device-vsock cargo:vhost-device-vsock@0.3.0'; table instructions ;;
@@ -73,6 +74,7 @@ their() {
     pacman:docker-cli*) echo docker ;;
     pacman:python3) echo python ;;
     *:dropbear-bin) echo dropbear ;;
+    *:util-linux-extra) echo util-linux ;;
     *:udhcpc) ;;
     *) echo "$2" ;;
     esac
