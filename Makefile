@@ -4,7 +4,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # The VM is made as root, beside cargo, whose lines would run over sudo's question.
 ASK_FOR_ROOT = [ "$$(id -u)" = 0 ] || tests/guest/build.sh --is-there $(1) || sudo -v
 
-.PHONY: help build demo guest test attack ways bench micro instructions pages lint msrv dist dist-test fmt
+.PHONY: help build demo guest test attack ways bench micro instructions pages lint msrv cross dist dist-test fmt
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -66,6 +66,8 @@ lint: ## formatting, clippy, documentation, scripts, dependencies, what imports 
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --profile $(PROFILE)
 	shellcheck .ci/run $$(git ls-files '*.sh')
 	@tests/imports.sh >/dev/null
+	@! git grep -nE '(cfg|cfg_attr|cfg!)\(.*(target_os|unix|windows)' -- '*.rs' ':!src/sys' || \
+		{ echo 'the operating system is the matter of src/sys' >&2; exit 1; }
 	@! git ls-files '*.rs' | xargs awk 'length > 110 && /^ *\/\// { print FILENAME ":" FNR ": a comment of more than 110 columns"; wide = 1 } \
 		END { exit !wide }' >&2
 	PATH=$$PATH:tests/guest/cache/bin cargo deny --workspace --log-level error check bans licenses sources
@@ -84,6 +86,10 @@ msrv: ## cargo check with the oldest Rust that Cargo.toml names: rustup has to h
 dist: ## target/dist: static programs with manual pages, completions and units, as .tar.gz and .deb
 	@tests/install.sh dist
 	@share/dist.sh
+
+cross: ## the programs for macOS and for Linux on arm64, and what of their tests can be run here (TARGETS=..., some of them)
+	@tests/install.sh cross
+	@tests/cross.sh $(TARGETS)
 
 dist-test: dist ## what `make dist` made, installed in a new Debian, tried there, and removed (MIRROR=URL, SUITE=bookworm)
 	@tests/dist.sh

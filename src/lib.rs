@@ -89,7 +89,6 @@ pub mod docker_sock;
 mod engine;
 #[doc(hidden)]
 pub mod forward;
-#[cfg(target_os = "linux")]
 #[doc(hidden)]
 pub mod guest;
 #[doc(hidden)]

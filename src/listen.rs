@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid, chownat, fchmod};
+use rustix::fs::{AtFlags, CWD, Gid, Uid, chownat};
 use rustix::process::geteuid;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use thiserror::Error;
@@ -26,7 +26,7 @@ use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
 use crate::addr::{ListenAddress, PATH_MAX, Shown, ensure_fits};
 use crate::disk;
-use crate::sys::mode::set_mode;
+use crate::sys::mode::{set_before_bind, set_mode};
 use crate::sys::owner::{Owner, by_whom, of_socket};
 use crate::sys::sockets::abstract_address;
 use crate::text::{quote, reason};
@@ -326,7 +326,7 @@ fn bind_file(
     prepare(&socket);
     // Linux gives the file the mode of the socket's own inode. Where a system does not, the check below sets
     // it; a socket that is bound and does not listen yet refuses everyone.
-    let _ = fchmod(&socket, Mode::from_raw_mode(mode));
+    set_before_bind(socket.as_fd(), mode);
     socket.bind(&address(path)?).map_err(failed("bind"))?;
     let made = fs::symlink_metadata(path).map_err(failed("stat"))?;
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());

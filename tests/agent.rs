@@ -1,6 +1,5 @@
 //! Sockets of a guest on the host by way of the guest's agent: no user, no key. The guest is a Linux stack in
 //! a namespace with gvforwarder as its agent, and a server on a unix socket behind that.
-#![cfg(target_os = "linux")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -543,7 +543,6 @@ fn pages_of_others_bring_no_machine_and_open_nothing() {
 
 /// A local process that sends descriptors to the socket of vfkit.
 #[test]
-#[cfg(target_os = "linux")]
 fn descriptors_that_are_sent_along_are_closed() {
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg_addr};
     use std::os::fd::AsFd;

@@ -3,7 +3,6 @@
 //! beside the same with nothing between.
 //!
 //! `ENDS="WORD,WORD"` plays only those ways in whose names one of the words is.
-#![cfg(target_os = "linux")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,5 +1,4 @@
 //! The daemon's sockets on a host whose ports, addresses and routes are not what a daemon would like.
-#![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};

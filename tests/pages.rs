@@ -8,26 +8,17 @@ use std::process::{Command, Stdio};
 use gvproxy::cli::manual::GVPROXY;
 use gvproxy::cli::pages::{self, Program};
 use gvproxy::docker_sock::manual::DOCKER_SOCK;
-#[cfg(target_os = "linux")]
 use gvproxy::guest::manual::GVFORWARDER;
 
 /// The programs, each with its page in docs/.
-const PROGRAMS: &[(Program, &str)] = &[
-    (GVPROXY, "cli.md"),
-    (DOCKER_SOCK, "docker-sock.md"),
-    #[cfg(target_os = "linux")]
-    (GVFORWARDER, "gvforwarder.md"),
-];
+const PROGRAMS: &[(Program, &str)] =
+    &[(GVPROXY, "cli.md"), (DOCKER_SOCK, "docker-sock.md"), (GVFORWARDER, "gvforwarder.md")];
 
 /// Each file that is made as a whole, and what is to be in it.
 fn files() -> Vec<(String, String)> {
     let manual = |(program, _): &(Program, _)| (format!("man/man1/{}.1", program.name), pages::man(program));
     let mut files: Vec<_> = PROGRAMS.iter().map(manual).collect();
-    for (program, commands) in [
-        (GVPROXY, &[DOCKER_SOCK][..]),
-        #[cfg(target_os = "linux")]
-        (GVFORWARDER, &[]),
-    ] {
+    for (program, commands) in [(GVPROXY, &[DOCKER_SOCK][..]), (GVFORWARDER, &[])] {
         let name = program.name;
         files.extend([
             (format!("bash-completion/completions/{name}"), pages::bash(&program, commands)),

@@ -1,6 +1,5 @@
 //! Sockets of guests that lead to the host: what passes through them, and what happens when one end goes,
 //! over SSH and by way of gvforwarder's agent.
-#![cfg(target_os = "linux")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

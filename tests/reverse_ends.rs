@@ -1,6 +1,5 @@
 //! Sockets of guests that lead to the host: where they may be, how they are asked for, and guests that vanish
 //! or lie.
-#![cfg(target_os = "linux")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,7 +1,6 @@
 //! Where a forward may listen: unix sockets with a mode and an owner, abstract ones, TCP, and what systemd
 //! passes. The other end is a unix socket of the host with an echo behind it, and there is no virtual
 //! network.
-#![cfg(target_os = "linux")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,6 +1,5 @@
 //! The words for a forward of a socket, which are the same as flags, in the file, and in the API; and what a
 //! VMM at the other end may say. The other ends are of the host, and there is no virtual network.
-#![cfg(target_os = "linux")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

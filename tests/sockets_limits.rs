@@ -1,6 +1,5 @@
 //! Forwards from a socket of the host to another, without a network: ends that come, go, vanish and stall,
 //! and more clients than there are descriptors for.
-#![cfg(target_os = "linux")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,6 +1,5 @@
 //! What the daemon's system calls move while it forwards: all of the payload by splice, none of it through
 //! the daemon's memory.
-#![cfg(target_os = "linux")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

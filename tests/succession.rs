@@ -1,6 +1,5 @@
 //! A gvproxy that was left over from a run before, and the next one with the same paths, as a machine manager
 //! that was killed and started again makes them; and who else has a path.
-#![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
 
 use std::fs;

@@ -2,7 +2,6 @@
 //! image whose bytes are compared. One machine; one daemon with its network and all forwards, one without a
 //! network, and one inside, where alone vsock is to be had everywhere. `ARCHIVE_MB` is the image's size,
 //! `WAYS="ssh hybrid"` picks some of the ways (`make ways`).
-#![cfg(target_os = "linux")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

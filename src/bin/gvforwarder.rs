@@ -2,124 +2,106 @@
 //! a run, and its exit codes: 0 after a signal or with nothing to do, 1 a failure, 2 a command line that is
 //! none.
 
+use std::ffi::OsString;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
-#[cfg(not(target_os = "linux"))]
+use anyhow::{Context, Result};
+use gvproxy::guest::agent::Agent;
+use gvproxy::guest::settings::{Parsed, RawArgs, Settings, parse};
+use gvproxy::guest::{Guest, existing};
+use gvproxy::logging::Log;
+use gvproxy::sys::UnlessIgnored;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::level_filters::LevelFilter;
+
+const VERSION: &str = concat!("gvforwarder version v", env!("CARGO_PKG_VERSION"));
+/// What Go's `flag` package exits with.
+const BAD_USAGE: u8 = 2;
+
 fn main() -> ExitCode {
-    let _ =
-        std::io::Write::write_all(&mut std::io::stderr(), b"gvforwarder: the guest's side is for Linux\n");
-    ExitCode::FAILURE
+    gvproxy::sys::own_process();
+    let argv: Vec<OsString> = std::env::args_os().collect();
+    let raw = match parse(&argv) {
+        Parsed::Run(raw) => raw,
+        Parsed::Help(text) => return print(io::stderr(), &text, ExitCode::SUCCESS),
+        Parsed::Usage(text) => return print(io::stderr(), &text, BAD_USAGE.into()),
+    };
+    if raw.version {
+        return print(io::stdout(), &format!("{VERSION}\n"), ExitCode::SUCCESS);
+    }
+    let log = match Log::stderr() {
+        Ok(log) => log,
+        Err(error) => return print(io::stderr(), &format!("{error:#}\n"), ExitCode::FAILURE),
+    };
+    let level = if raw.debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
+    match log.install(level).and_then(|()| run(&raw)) {
+        Ok(()) => {
+            log.flush();
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            log.last_words("fatal", &format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
 }
 
-#[cfg(target_os = "linux")]
-fn main() -> ExitCode {
-    linux::main()
+fn run(raw: &RawArgs) -> Result<()> {
+    if let Some(word) = &raw.ignored {
+        tracing::warn!(word = %word.display(), "the flags end at this word: it and what follows is ignored");
+    }
+    let settings = raw.agent()?;
+    let mut guest = None;
+    if raw.has_tap() {
+        match existing(raw.stops())? {
+            Some(name) if settings.is_none() => {
+                tracing::info!("interface {name} prevented this program to run");
+                return Ok(());
+            }
+            Some(name) => tracing::info!("interface {name} exists: no tap is made"),
+            None => guest = Some(Guest::new(Settings::resolve(raw)?)),
+        }
+    }
+    tracing::info!("{VERSION}");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("runtime")?;
+    let ended = runtime.block_on(async {
+        let mut end = signal(SignalKind::terminate())?;
+        let mut interrupt = UnlessIgnored::new(SignalKind::interrupt())?;
+        let mut hangup = UnlessIgnored::new(SignalKind::hangup())?;
+        let agent = settings.map(Agent::bind).transpose()?;
+        if agent.is_some() {
+            gvproxy::sys::prepare_process();
+        }
+        let tap = async {
+            match &mut guest {
+                Some(guest) => guest.run().await,
+                None => std::future::pending().await,
+            }
+        };
+        let agent = async {
+            match &agent {
+                Some(agent) => agent.run().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            never = tap => match never {},
+            never = agent => match never {},
+            _ = end.recv() => anyhow::Ok("terminated"),
+            () = interrupt.recv() => Ok("interrupt"),
+            () = hangup.recv() => Ok("hangup"),
+        }
+    })?;
+    drop(guest);
+    // A host that is being asked for a link may take its time.
+    runtime.shutdown_background();
+    tracing::info!("gvforwarder exiting: {ended}");
+    Ok(())
 }
 
-#[cfg(target_os = "linux")]
-mod linux {
-    use std::ffi::OsString;
-    use std::io::{self, Write};
-    use std::process::ExitCode;
-
-    use anyhow::{Context, Result};
-    use gvproxy::guest::agent::Agent;
-    use gvproxy::guest::settings::{Parsed, RawArgs, Settings, parse};
-    use gvproxy::guest::{Guest, existing};
-    use gvproxy::logging::Log;
-    use gvproxy::sys::UnlessIgnored;
-    use tokio::signal::unix::{SignalKind, signal};
-    use tracing::level_filters::LevelFilter;
-
-    const VERSION: &str = concat!("gvforwarder version v", env!("CARGO_PKG_VERSION"));
-    /// What Go's `flag` package exits with.
-    const BAD_USAGE: u8 = 2;
-
-    pub(super) fn main() -> ExitCode {
-        gvproxy::sys::own_process();
-        let argv: Vec<OsString> = std::env::args_os().collect();
-        let raw = match parse(&argv) {
-            Parsed::Run(raw) => raw,
-            Parsed::Help(text) => return print(io::stderr(), &text, ExitCode::SUCCESS),
-            Parsed::Usage(text) => return print(io::stderr(), &text, BAD_USAGE.into()),
-        };
-        if raw.version {
-            return print(io::stdout(), &format!("{VERSION}\n"), ExitCode::SUCCESS);
-        }
-        let log = match Log::stderr() {
-            Ok(log) => log,
-            Err(error) => return print(io::stderr(), &format!("{error:#}\n"), ExitCode::FAILURE),
-        };
-        let level = if raw.debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
-        match log.install(level).and_then(|()| run(&raw)) {
-            Ok(()) => {
-                log.flush();
-                ExitCode::SUCCESS
-            }
-            Err(error) => {
-                log.last_words("fatal", &format!("{error:#}"));
-                ExitCode::FAILURE
-            }
-        }
-    }
-
-    fn run(raw: &RawArgs) -> Result<()> {
-        if let Some(word) = &raw.ignored {
-            tracing::warn!(word = %word.display(), "the flags end at this word: it and what follows is ignored");
-        }
-        let settings = raw.agent()?;
-        let mut guest = None;
-        if raw.has_tap() {
-            match existing(raw.stops())? {
-                Some(name) if settings.is_none() => {
-                    tracing::info!("interface {name} prevented this program to run");
-                    return Ok(());
-                }
-                Some(name) => tracing::info!("interface {name} exists: no tap is made"),
-                None => guest = Some(Guest::new(Settings::resolve(raw)?)),
-            }
-        }
-        tracing::info!("{VERSION}");
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().context("runtime")?;
-        let ended = runtime.block_on(async {
-            let mut end = signal(SignalKind::terminate())?;
-            let mut interrupt = UnlessIgnored::new(SignalKind::interrupt())?;
-            let mut hangup = UnlessIgnored::new(SignalKind::hangup())?;
-            let agent = settings.map(Agent::bind).transpose()?;
-            if agent.is_some() {
-                gvproxy::sys::prepare_process();
-            }
-            let tap = async {
-                match &mut guest {
-                    Some(guest) => guest.run().await,
-                    None => std::future::pending().await,
-                }
-            };
-            let agent = async {
-                match &agent {
-                    Some(agent) => agent.run().await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                never = tap => match never {},
-                never = agent => match never {},
-                _ = end.recv() => anyhow::Ok("terminated"),
-                () = interrupt.recv() => Ok("interrupt"),
-                () = hangup.recv() => Ok("hangup"),
-            }
-        })?;
-        drop(guest);
-        // A host that is being asked for a link may take its time.
-        runtime.shutdown_background();
-        tracing::info!("gvforwarder exiting: {ended}");
-        Ok(())
-    }
-
-    /// A reader that went away is no failure of ours.
-    fn print(mut to: impl Write, text: &str, code: ExitCode) -> ExitCode {
-        let _ = to.write_all(text.as_bytes());
-        code
-    }
+/// A reader that went away is no failure of ours.
+fn print(mut to: impl Write, text: &str, code: ExitCode) -> ExitCode {
+    let _ = to.write_all(text.as_bytes());
+    code
 }

@@ -18,6 +18,7 @@ use socket2::{SockAddr, SockRef};
 
 use crate::listen::{Bound, TcpAddress};
 use crate::sys::peer_pid;
+use crate::sys::sockets::vsock_address;
 
 /// How long a socket that leads back to itself is not tried again: the attempt that shows it is its next
 /// client.
@@ -104,7 +105,7 @@ impl Listening {
             return at.takes(local.ip(), peer);
         }
         let Some(at) = &self.at else { return false };
-        if let (Some((_, at)), Some((cid, port))) = (at.as_vsock_address(), peer.as_vsock_address()) {
+        if let (Some((_, at)), Some((cid, port))) = (vsock_address(at), vsock_address(peer)) {
             return at == port && cid == CID_LOCAL;
         }
         at == peer

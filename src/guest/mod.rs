@@ -12,7 +12,6 @@ pub mod agent;
 mod dhcp;
 mod endpoint;
 pub mod manual;
-mod netlink;
 mod offers;
 mod relay;
 mod resolvers;
@@ -25,12 +24,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 
 use dhcp::{Client, Event};
-use netlink::Netlink;
 use relay::{End, MAX_FRAME, TapRelay};
 use settings::Settings;
 use tap::Tap;
 
 use crate::supervise::{Backoff, LastFailure};
+use crate::sys::interfaces::Interfaces;
 
 /// The first pause after a link that could not be had, or was lost; it doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -41,8 +40,8 @@ const LAST_PAUSE: Duration = Duration::from_secs(4);
 /// # Errors
 /// The system does not tell.
 pub fn existing<'a>(mut names: impl Iterator<Item = &'a str>) -> Result<Option<&'a str>> {
-    let netlink = Netlink::open().context("netlink")?;
-    let exists = |name: &&str| matches!(netlink.link(name), Ok(Some(_)));
+    let interfaces = Interfaces::open().context("interfaces")?;
+    let exists = |name: &&str| matches!(interfaces.link(name), Ok(Some(_)));
     Ok(names.find(|name| !name.is_empty() && exists(name)))
 }
 

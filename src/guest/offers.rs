@@ -15,7 +15,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, oneshot};
@@ -25,6 +24,7 @@ use crate::addr::ListenAddress;
 use crate::agent::{CLIENT, SIGN_EVERY, SIGN_LIMIT};
 use crate::listen::{self, Bound};
 use crate::supervise::ACCEPT_PAUSE;
+use crate::sys::sockets::set_user_timeout;
 use crate::text::quote;
 
 /// How long a socket stays after the host's last connection got a client: the host opens the next one then.
@@ -228,7 +228,7 @@ impl Waiting {
     {
         let limit = |time| {
             // vsock has none, and tells when the other side is gone.
-            let _ = SockRef::from(&*host).set_tcp_user_timeout(time);
+            set_user_timeout(host.as_fd(), time);
         };
         limit(Some(SIGN_LIMIT));
         let mut signs = interval(SIGN_EVERY);
@@ -245,7 +245,7 @@ impl Waiting {
             }
         };
         // A client, or a host's socket, may take nothing for as long as it wants.
-        let _ = SockRef::from(&*host).set_tcp_user_timeout(None);
+        set_user_timeout(host.as_fd(), None);
         host.write_all(&[CLIENT, b"\n"].concat()).await?;
         Ok(client)
     }

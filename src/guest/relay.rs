@@ -13,14 +13,13 @@ use std::thread::JoinHandle;
 use anyhow::{Result, anyhow};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, read, write};
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, recv, send, shutdown, socketpair,
-};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use tokio::net::UnixDatagram;
 
 use super::dhcp;
 use super::endpoint::Connection;
 use crate::config::TOKEN_WANTED;
+use crate::sys::sockets::packet_pair;
 
 /// Bytes of the length.
 const PREFIX: usize = 2;
@@ -64,10 +63,7 @@ impl TapRelay {
     /// # Errors
     /// The system has no more descriptors or threads.
     pub(super) fn start(tap: File, connection: Connection, dhcp: bool) -> Result<Self> {
-        // Sequenced packets: one message is one frame as with datagrams, and each end can tell that the other
-        // is closed.
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (port, inner) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        let (port, inner) = packet_pair()?;
         let (from_host, to_host, program) = connection.into_parts();
         let (tap, inner) = (Arc::new(tap), Arc::new(inner));
         let port = UnixDatagram::from_std(port.into())?;
@@ -245,7 +241,7 @@ fn to_the_guest(host: &OwnedFd, tap: &File, port: &OwnedFd, dhcp: bool, flags: &
             flags.heard.store(true, Ordering::Relaxed);
             if dhcp && dhcp::message(frame).is_some() {
                 // If there is no room, the client asks again.
-                let _ = send(port, frame, SendFlags::NOSIGNAL);
+                let _ = send(port, frame, SendFlags::empty());
             } else if let Err(error) = hand_over(tap.as_fd(), frame) {
                 return End::Tap(error.into());
             }
@@ -329,8 +325,7 @@ mod tests {
     /// A relay between a host and a tap which are both sockets here, where a message is a frame as on a tap.
     fn relay() -> (UnixStream, OwnedFd, TapRelay) {
         let (host, ours) = UnixStream::pair().unwrap();
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (tap, far) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        let (tap, far) = packet_pair().unwrap();
         let relay = TapRelay::start(File::from(tap), Connection::of(ours), true).unwrap();
         (host, far, relay)
     }

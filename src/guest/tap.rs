@@ -1,28 +1,25 @@
 //! The guest's interface: a tap and what is set up on it. Owns: the tap, its addresses and routes, the
 //! resolvers of the lease; all of it goes when it is dropped. What a persistent tap was like before is noted
 //! in its alias, so that the next one here can put it back after a kill.
-//! May not: move frames. Read next: `netlink.rs`.
+//! May not: move frames. Read next: `sys/interfaces.rs`.
 
 use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, anyhow};
-use netlink_packet_route::link::LinkAttribute;
-use tun_rs::{DeviceBuilder, Layer};
 
 use super::dhcp::Lease;
-use super::netlink::{Link, Netlink};
 use super::resolvers::Resolvers;
 use super::settings::{Mac, Settings};
+use crate::sys::interfaces::{Interfaces, Link, open_tap};
 use crate::text::reason;
 
 /// A tap that is open. A persistent one of somebody else's is used as it is, and stays.
 #[derive(Debug)]
 pub(super) struct Tap {
     frames: File,
-    netlink: Netlink,
+    interfaces: Interfaces,
     index: u32,
     name: String,
     mac: Mac,
@@ -37,25 +34,25 @@ impl Tap {
     /// on.
     pub(super) fn open(settings: &Settings) -> Result<Self> {
         let name = &settings.interface;
-        let netlink = Netlink::open().map_err(said)?;
-        let before = netlink.link(name).map_err(said)?.filter(|_| !settings.preexisting).map(Before::of);
-        let frames = frames(name).map_err(said).with_context(|| format!("tap {name}"))?;
-        let link = netlink.link(name).map_err(said)?.ok_or_else(|| anyhow!("tap {name} is gone"))?;
+        let interfaces = Interfaces::open().map_err(said)?;
+        let before = interfaces.link(name).map_err(said)?.filter(|_| !settings.preexisting).map(Before::of);
+        let frames = open_tap(name).map_err(said).with_context(|| format!("tap {name}"))?;
+        let link = interfaces.link(name).map_err(said)?.ok_or_else(|| anyhow!("tap {name} is gone"))?;
         let is_ours = !settings.preexisting;
         let mac = settings.mac.filter(|_| is_ours).or(link.mac);
         let mac = mac.ok_or_else(|| anyhow!("{name} has no hardware address"))?;
         let (index, name) = (link.index, name.clone());
         // From here on it puts back what was there, whatever fails.
-        let tap = Self { frames, netlink, index, name, mac, before, lease: None, resolvers: None };
+        let tap = Self { frames, interfaces, index, name, mac, before, lease: None, resolvers: None };
         if let Some(before) = &tap.before {
-            note(&tap.netlink, index, before, None);
+            note(&tap.interfaces, index, before, None);
         }
         if is_ours {
             if link.mac != Some(mac) {
-                let set = tap.netlink.set_link(index, vec![LinkAttribute::Address(mac.to_vec())]);
+                let set = tap.interfaces.set_mac(index, mac);
                 set.map_err(|error| anyhow!("cannot set mac address: {}", reason(&error)))?;
             }
-            let set = tap.netlink.set_up(index, true);
+            let set = tap.interfaces.set_up(index, true);
             set.map_err(|error| anyhow!("cannot switch {} on: {}", tap.name, reason(&error)))?;
         }
         Ok(tap)
@@ -76,16 +73,16 @@ impl Tap {
             self.deconfigure();
         }
         if let Some(before) = &self.before {
-            note(&self.netlink, self.index, before, Some(&lease));
+            note(&self.interfaces, self.index, before, Some(&lease));
         }
         if let Some(mtu) = lease.mtu.map(|mtu| mtu.min(mtu_limit.unwrap_or(u16::MAX))) {
-            let set = self.netlink.set_link(self.index, vec![LinkAttribute::Mtu(mtu.into())]);
+            let set = self.interfaces.set_mtu(self.index, mtu.into());
             set.map_err(|error| anyhow!("cannot set the MTU {mtu}: {}", reason(&error)))?;
         }
-        let added = self.netlink.add_address(self.index, lease.address, lease.prefix);
+        let added = self.interfaces.add_address(self.index, lease.address, lease.prefix);
         added.map_err(|error| anyhow!("cannot add the address {}: {}", lease.address, reason(&error)))?;
         if let Some(router) = lease.router {
-            let added = self.netlink.add_default_route(self.index, router);
+            let added = self.interfaces.add_default_route(self.index, router);
             added.map_err(|error| anyhow!("cannot add the route by {router}: {}", reason(&error)))?;
         }
         // The ones of before are restored first.
@@ -99,7 +96,7 @@ impl Tap {
     pub(super) fn deconfigure(&mut self) {
         self.resolvers = None;
         if let Some(lease) = self.lease.take() {
-            remove(&self.netlink, self.index, lease.router, lease.address, lease.prefix);
+            remove(&self.interfaces, self.index, lease.router, lease.address, lease.prefix);
         }
     }
 }
@@ -108,7 +105,7 @@ impl Drop for Tap {
     fn drop(&mut self) {
         self.deconfigure();
         if let Some(before) = &self.before {
-            before.put_back(&self.netlink, self.index);
+            before.put_back(&self.interfaces, self.index);
         }
     }
 }
@@ -116,17 +113,17 @@ impl Drop for Tap {
 /// Puts back what one that was killed has left here, where nobody is at work. To be called before anything is
 /// changed.
 pub(super) fn recover(settings: &Settings) {
-    let Ok(netlink) = Netlink::open() else { return };
-    let link = |name: &str| netlink.link(name).ok().flatten();
+    let Ok(interfaces) = Interfaces::open() else { return };
+    let link = |name: &str| interfaces.link(name).ok().flatten();
     Resolvers::recover(|interface| link(interface).is_some_and(|link| link.has_carrier));
     if let Some(link) = link(&settings.interface).filter(|link| !link.has_carrier)
         && let Some((before, lease)) = link.alias.as_deref().and_then(Before::noted)
     {
         tracing::info!(interface = settings.interface, "puts back what one that was killed has changed");
         if let Some((address, prefix, router)) = lease {
-            remove(&netlink, link.index, router, address, prefix);
+            remove(&interfaces, link.index, router, address, prefix);
         }
-        before.put_back(&netlink, link.index);
+        before.put_back(&interfaces, link.index);
     }
 }
 
@@ -166,27 +163,27 @@ impl Before {
     }
 
     /// Each for itself: what cannot be put back does not keep the rest from it.
-    fn put_back(&self, netlink: &Netlink, index: u32) {
+    fn put_back(&self, interfaces: &Interfaces, index: u32) {
         let failed = |what: &str, result: io::Result<()>| {
             if let Err(error) = result {
                 tracing::warn!(reason = reason(&error), "cannot restore the interface's {what}");
             }
         };
         if !self.is_up {
-            failed("state", netlink.set_up(index, false));
+            failed("state", interfaces.set_up(index, false));
         }
         if let Some(mac) = self.mac {
-            failed("hardware address", netlink.set_link(index, vec![LinkAttribute::Address(mac.to_vec())]));
+            failed("hardware address", interfaces.set_mac(index, mac));
         }
         if let Some(mtu) = self.mtu {
-            failed("MTU", netlink.set_link(index, vec![LinkAttribute::Mtu(mtu)]));
+            failed("MTU", interfaces.set_mtu(index, mtu));
         }
-        failed("alias", netlink.set_link(index, vec![LinkAttribute::IfAlias(self.alias.clone())]));
+        failed("alias", interfaces.set_alias(index, self.alias.clone()));
     }
 }
 
 /// Has the interface's alias say what it was like before, and what is about to be set up.
-fn note(netlink: &Netlink, index: u32, before: &Before, lease: Option<&Lease>) {
+fn note(interfaces: &Interfaces, index: u32, before: &Before, lease: Option<&Lease>) {
     let none = || "-".to_owned();
     let mac = before.mac.map_or_else(none, |mac| netstack::Mac(mac).to_string());
     let mtu = before.mtu.map_or_else(none, |mtu| mtu.to_string());
@@ -195,28 +192,21 @@ fn note(netlink: &Netlink, index: u32, before: &Before, lease: Option<&Lease>) {
     let prefix = lease.map_or_else(none, |lease| lease.prefix.to_string());
     let router = lease.and_then(|lease| lease.router).map_or_else(none, |router| router.to_string());
     let alias = format!("{NOTE} {mac} {mtu} {up} {address} {prefix} {router} {}", before.alias);
-    if let Err(error) = netlink.set_link(index, vec![LinkAttribute::IfAlias(alias)]) {
+    if let Err(error) = interfaces.set_alias(index, alias) {
         tracing::warn!(reason = reason(&error), "cannot record the interface's former state in its alias");
     }
 }
 
 /// Removes what a lease has set up; what is gone already is no failure.
-fn remove(netlink: &Netlink, index: u32, router: Option<Ipv4Addr>, address: Ipv4Addr, prefix: u8) {
-    if let Some(Err(error)) = router.map(|router| netlink.remove_default_route(index, router)) {
+fn remove(interfaces: &Interfaces, index: u32, router: Option<Ipv4Addr>, address: Ipv4Addr, prefix: u8) {
+    if let Some(Err(error)) = router.map(|router| interfaces.remove_default_route(index, router)) {
         tracing::debug!(reason = reason(&error), "the route is gone already");
     }
-    if let Err(error) = netlink.remove_address(index, address, prefix) {
+    if let Err(error) = interfaces.remove_address(index, address, prefix) {
         tracing::debug!(reason = reason(&error), "the address is gone already");
     }
 }
 
 fn said(error: io::Error) -> anyhow::Error {
     anyhow!("{}", reason(&error))
-}
-
-/// Opens the tap `name`, which is made if there is none, and goes with the last descriptor then.
-fn frames(name: &str) -> io::Result<File> {
-    let device = DeviceBuilder::new().name(name).layer(Layer::L2).inherit_enable_state().build_sync()?;
-    device.set_nonblocking(true)?;
-    Ok(File::from(device.as_fd().try_clone_to_owned()?))
 }

@@ -33,6 +33,8 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 /// How long until it is looked again whether somebody has a machine's socket whose process has ended: at
 /// first, and at most.
 const LOOK: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
+/// How often it is looked whether a machine is there whose process the system does not tell of.
+const LOOK_UNTOLD: Duration = Duration::from_secs(1);
 /// The least time between two log lines about those whom nobody can answer.
 const REFUSED_LOG: Duration = Duration::from_secs(30);
 
@@ -99,17 +101,14 @@ async fn first(socket: &Socket) -> io::Result<(SocketAddrAny, Option<OwnedFd>)> 
 }
 
 /// Waits until the virtual machine's process has ended, and nobody else has its name or its socket, as a
-/// child may: the socket itself tells only who sends.
+/// child may: the socket itself tells only who sends. Where the system does not tell of the process, what has
+/// its name has to do.
 async fn gone(socket: &Socket, guest: &SocketAddrAny, process: Option<OwnedFd>) {
-    if let Some(process) = process
-        && let Ok(process) = watch(process, Interest::READABLE)
-        && process.readable().await.is_ok()
-    {
-        let mut backoff = Backoff::new(LOOK.0, LOOK.1);
-        while connect(socket, guest).is_ok() {
-            sleep(backoff.next_pause()).await;
-        }
-        return;
+    let mut backoff = match process.and_then(|process| watch(process, Interest::READABLE).ok()) {
+        Some(process) if process.readable().await.is_ok() => Backoff::new(LOOK.0, LOOK.1),
+        _ => Backoff::new(LOOK_UNTOLD, LOOK_UNTOLD),
+    };
+    while connect(socket, guest).is_ok() {
+        sleep(backoff.next_pause()).await;
     }
-    std::future::pending().await
 }

@@ -4,12 +4,11 @@
 use std::io;
 use std::path::Path;
 
+use super::os;
+
 /// Tells when it may be worth to look again. Nobody is woken by a watch of which nothing happens.
 #[derive(Debug)]
-pub struct NameWatch {
-    #[cfg(target_os = "linux")]
-    events: Option<super::Watched>,
-}
+pub struct NameWatch(os::follow::Names);
 
 impl NameWatch {
     /// Of nothing yet. To be made in a tokio runtime.
@@ -17,16 +16,7 @@ impl NameWatch {
     /// # Errors
     /// The runtime cannot watch it.
     pub fn new() -> io::Result<Self> {
-        #[cfg(target_os = "linux")]
-        {
-            use rustix::fs::inotify::{CreateFlags, init};
-            // A user has few of them, and a filter may keep them from the process.
-            let events = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).ok();
-            let watch = |fd| super::watch(fd, tokio::io::Interest::READABLE);
-            Ok(Self { events: events.map(watch).transpose()? })
-        }
-        #[cfg(not(target_os = "linux"))]
-        Ok(Self {})
+        os::follow::Names::new().map(Self)
     }
 
     /// That alone that a name comes to be in `directory`.
@@ -52,14 +42,7 @@ impl NameWatch {
     /// # Errors
     /// There is no such directory, or the user has too many watches.
     pub fn add_directory(&self, directory: &Path) -> io::Result<()> {
-        #[cfg(target_os = "linux")]
-        {
-            use rustix::fs::inotify::WatchFlags;
-            let gone = WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF;
-            self.add(directory, WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR | gone)
-        }
-        #[cfg(not(target_os = "linux"))]
-        std::fs::metadata(directory).map(drop)
+        self.0.add_directory(directory)
     }
 
     /// Tells too when the file that is at `path` now loses that name, among other things.
@@ -67,60 +50,13 @@ impl NameWatch {
     /// # Errors
     /// There is no such file, or the user has too many watches.
     pub fn add_file(&self, path: &Path) -> io::Result<()> {
-        #[cfg(target_os = "linux")]
-        {
-            use rustix::fs::inotify::WatchFlags;
-            self.add(path, WatchFlags::ATTRIB | WatchFlags::MOVE_SELF | WatchFlags::DELETE_SELF)
-        }
-        #[cfg(not(target_os = "linux"))]
-        std::fs::metadata(path).map(drop)
-    }
-
-    #[cfg(target_os = "linux")]
-    fn add(&self, path: &Path, flags: rustix::fs::inotify::WatchFlags) -> io::Result<()> {
-        match &self.events {
-            Some(fd) => Ok(rustix::fs::inotify::add_watch(fd.get_ref(), path, flags).map(drop)?),
-            None => std::fs::metadata(path).map(drop),
-        }
+        self.0.add_file(path)
     }
 
     /// Waits. Where the system tells nothing, a second.
     pub async fn changed(&self) {
-        #[cfg(target_os = "linux")]
-        if let Some(events) = &self.events {
-            // Room for many events; what does not fit comes with the next call.
-            let mut buffer = [0; 4096];
-            let read = |fd: &std::os::fd::OwnedFd| rustix::io::read(fd, &mut buffer).map_err(io::Error::from);
-            if events.async_io(tokio::io::Interest::READABLE, read).await.is_ok() {
-                return;
-            }
+        if !self.0.changed().await {
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
         }
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-    }
-}
-
-#[cfg(all(test, target_os = "linux"))]
-mod tests {
-    use std::time::Duration;
-
-    use tokio::time::timeout;
-
-    use super::*;
-
-    const PATIENCE: Duration = Duration::from_secs(5);
-
-    #[tokio::test]
-    async fn names_that_come_and_go() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("s");
-        assert!(NameWatch::of_file(&path).is_err());
-        let directory = NameWatch::of_directory(dir.path()).unwrap();
-        let socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        timeout(PATIENCE, directory.changed()).await.unwrap();
-        let file = NameWatch::of_file(&path).unwrap();
-        assert!(timeout(Duration::from_millis(20), file.changed()).await.is_err());
-        std::fs::remove_file(&path).unwrap();
-        timeout(PATIENCE, file.changed()).await.unwrap();
-        drop(socket);
     }
 }

@@ -13,14 +13,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use netstack::IdleMemory;
 
+use super::os;
+
 /// Allocations of at least this many bytes get pages of their own.
 const LARGE: usize = 64 << 10;
-
-/// Freed memory at the heap's end that is kept, in bytes: more than the packets of one connection that are
-/// read but not yet written. glibc's own 128 KiB would go back to the system and come again, page by page,
-/// with each batch.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-const KEEP_FREED: libc::c_int = 2 << 20;
 
 /// Freed memory that is worth looking for, in bytes.
 const MUCH_KEPT: usize = 16 << 20;
@@ -58,12 +54,10 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
-#[cfg(unix)]
 fn is_paged(layout: Layout) -> bool {
     layout.size() >= LARGE && layout.align() <= 4096
 }
 
-#[cfg(unix)]
 fn map(size: usize) -> *mut u8 {
     use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
@@ -75,32 +69,14 @@ fn map(size: usize) -> *mut u8 {
 
 /// # Safety
 /// `pointer` came from [`map`] with the same `size`, and nothing uses it any more.
-#[cfg(unix)]
 unsafe fn unmap(pointer: *mut u8, size: usize) {
     // SAFETY: the caller's promise. A failure would leave the pages mapped, which harms nobody.
     let _ = unsafe { rustix::mm::munmap(pointer.cast(), size) };
 }
 
-#[cfg(not(unix))]
-fn is_paged(_: Layout) -> bool {
-    false
-}
-
-#[cfg(not(unix))]
-fn map(_: usize) -> *mut u8 {
-    std::ptr::null_mut()
-}
-
-/// # Safety
-/// Never called.
-#[cfg(not(unix))]
-unsafe fn unmap(_: *mut u8, _: usize) {}
-
 /// Makes the system's allocator keep a little of what is freed.
 pub(super) fn keep_freed() {
-    // SAFETY: it sets a number, and a refusal changes nothing.
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    let _ = unsafe { libc::mallopt(libc::M_TRIM_THRESHOLD, KEEP_FREED) };
+    os::memory::keep_freed();
 }
 
 /// What was kept when it was given back last, or less since. Its addresses still count as free.
@@ -109,48 +85,31 @@ static BEFORE: AtomicUsize = AtomicUsize::new(0);
 /// Gives back to the system what its allocator keeps of what was freed, wherever that lies: to be called
 /// after peaks, as it looks at all of it.
 pub fn give_back() {
-    // SAFETY: it gives pages back that nothing lies on.
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    let _ = unsafe { libc::malloc_trim(0) };
-    BEFORE.store(kept(), Ordering::Relaxed);
+    os::memory::give_back();
+    BEFORE.store(os::memory::kept(), Ordering::Relaxed);
 }
 
 /// The same, if it is much more than when it was given back last. What came and went since then is not seen.
 pub fn give_back_much() {
-    let kept = kept();
+    let kept = os::memory::kept();
     let before = BEFORE.fetch_min(kept, Ordering::Relaxed);
     if kept > before + MUCH_KEPT {
         give_back();
     }
 }
 
-fn kept() -> usize {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: it only counts: up to 4 GiB, and then from 0 again. What counts further is in no glibc before
-    // 2.33.
-    return unsafe { libc::mallinfo() }.fordblks.cast_unsigned() as usize;
-    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-    0
-}
-
-/// Gives the pages of an empty ring back to the system; they read as zeroes from now on, and cost nothing
-/// until they are written. Only pages that lie in it whole.
+/// Gives the pages of an empty ring back to the system; what they hold from now on is not said, and they cost
+/// nothing until they are written. Only pages that lie in it whole.
 pub fn discard(memory: IdleMemory<'_>) {
-    #[cfg(target_os = "linux")]
-    {
-        use rustix::mm::{Advice, madvise};
-        let page = rustix::param::page_size();
-        let start = memory.start().as_ptr();
-        let skip = start.align_offset(page);
-        let len = memory.len().saturating_sub(skip) / page * page;
-        if len > 0 {
-            // SAFETY: an `IdleMemory` is an exclusive borrow of bytes that may become anything, and these are
-            // among them.
-            let _ = unsafe { madvise(start.wrapping_add(skip).cast(), len, Advice::LinuxDontNeed) };
-        }
+    let page = rustix::param::page_size();
+    let start = memory.start().as_ptr();
+    let skip = start.align_offset(page);
+    let len = memory.len().saturating_sub(skip) / page * page;
+    if len > 0 {
+        // SAFETY: an `IdleMemory` is an exclusive borrow of bytes that may become anything, and these are
+        // among them.
+        unsafe { os::memory::discard(start.wrapping_add(skip), len) };
     }
-    #[cfg(not(target_os = "linux"))]
-    let _ = memory;
 }
 
 #[cfg(test)]

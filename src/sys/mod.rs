@@ -1,11 +1,17 @@
 //! What differs between operating systems. Owns: all `unsafe`, all `cfg(target_os)`. May not: know of frames
 //! or flows.
+//!
+//! The files here are the face that the rest of the program sees, with its documentation and tests; `linux/`
+//! and `macos/` have under the same names what each system does.
 
 pub mod datagram;
 pub mod follow;
+pub mod interfaces;
+#[cfg(all(target_os = "linux", not(feature = "sys-macos")))]
+mod linux;
+#[cfg(not(all(target_os = "linux", not(feature = "sys-macos"))))]
+mod macos;
 pub mod memory;
-#[cfg(target_os = "linux")]
-mod messages;
 pub mod mode;
 pub mod owner;
 pub mod pipe;
@@ -17,6 +23,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use mio::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+#[cfg(all(target_os = "linux", not(feature = "sys-macos")))]
+use linux as os;
+#[cfg(not(all(target_os = "linux", not(feature = "sys-macos"))))]
+use macos as os;
 
 /// Whether this process is a program of this package's, as [`own_process`] says: else what is the whole
 /// process's is left alone.
@@ -47,11 +58,9 @@ pub fn own_process() {
         let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
         libc::sigemptyset(none.as_mut_ptr());
         libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut());
-        for signal in IGNORED {
-            libc::signal(signal, libc::SIG_IGN);
+        for signal in IGNORED.iter().chain(os::IGNORED) {
+            libc::signal(*signal, libc::SIG_IGN);
         }
-        #[cfg(target_os = "linux")]
-        libc::signal(libc::SIGPWR, libc::SIG_IGN);
     }
 }
 
@@ -61,32 +70,16 @@ pub fn own_process() {
 /// A refusal is no failure: the daemon then serves fewer flows, or slower.
 pub fn prepare_process() {
     memory::keep_freed();
-    #[cfg(unix)]
-    {
-        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-        let limit = getrlimit(Resource::Nofile);
-        let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-        if let Err(error) = raised {
-            tracing::debug!(%error, "cannot raise the limit of open files");
-        }
+    if let Err(error) = os::raise_descriptor_limit() {
+        tracing::debug!(%error, "cannot raise the limit of open files");
     }
-    // The rings of many flows lie side by side. A huge page under a ring of which one page is used would cost
-    // 2 MiB.
-    #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
-        tracing::debug!(%error, "cannot turn off transparent huge pages");
-    }
+    os::prepare_process();
 }
 
 /// How many descriptors the process may have open.
 pub fn descriptor_limit() -> usize {
-    #[cfg(unix)]
-    {
-        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
-    }
-    #[cfg(not(unix))]
-    usize::MAX
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
 }
 
 /// That part of [`descriptor_limit`]: one, and `most` at most.
@@ -96,14 +89,11 @@ pub fn descriptor_share(part: usize, most: usize) -> usize {
 
 /// Whether an event can tell of urgent data on a stream. Only then does a read of less than asked for mean
 /// that there is no more: it also ends at urgent data, and what is behind that brings no event of its own.
-pub const TELLS_URGENT: bool = cfg!(target_os = "linux");
+pub const TELLS_URGENT: bool = os::TELLS_URGENT;
 
 /// `interest`, and urgent data, where an event can tell of that.
 pub fn with_urgent(interest: Interest) -> Interest {
-    #[cfg(target_os = "linux")]
-    return interest | Interest::PRIORITY;
-    #[cfg(not(target_os = "linux"))]
-    interest
+    os::with_urgent(interest)
 }
 
 /// A descriptor whose readiness the control plane waits for. Nothing lends it to be replaced.
@@ -140,7 +130,6 @@ pub fn watch(fd: std::os::fd::OwnedFd, interest: tokio::io::Interest) -> std::io
 /// package's. Linux takes a limit of one byte as that also where dumps go to a program, as systemd-coredump
 /// (core(5)).
 pub fn leave_no_core_dump() {
-    #[cfg(unix)]
     if IS_OWN.load(Ordering::Relaxed) {
         use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
         let before = getrlimit(Resource::Core);
@@ -153,24 +142,12 @@ pub fn leave_no_core_dump() {
 /// The process that connected a unix socket, or that listens where this one connected, as far as the system
 /// tells.
 pub fn peer_pid(socket: std::os::fd::BorrowedFd<'_>) -> Option<u32> {
-    #[cfg(target_os = "linux")]
-    return rustix::net::sockopt::socket_peercred(socket)
-        .ok()
-        .and_then(|peer| u32::try_from(peer.pid.as_raw_pid()).ok())
-        .filter(|pid| *pid != 0);
-    #[cfg(not(target_os = "linux"))]
-    {
-        let _ = socket;
-        None
-    }
+    os::peer_pid(socket)
 }
 
 /// Lets a pipe hold `bytes`, where the system can; a refusal leaves it as it is.
 pub fn grow_pipe(pipe: std::os::fd::BorrowedFd<'_>, bytes: usize) {
-    #[cfg(target_os = "linux")]
-    let _ = rustix::pipe::fcntl_setpipe_size(pipe, bytes);
-    #[cfg(not(target_os = "linux"))]
-    let _ = (pipe, bytes);
+    os::grow_pipe(pipe, bytes);
 }
 
 /// A signal that is heard, unless it was ignored at the start. That is the parent's word, as nohup(1) and a
@@ -211,59 +188,19 @@ fn is_ignored(signal: SignalKind) -> bool {
 /// Bytes that a stream socket was given and its peer's system has not yet taken; `None` where the system does
 /// not tell.
 pub fn unsent(socket: std::os::fd::BorrowedFd<'_>) -> Option<usize> {
-    #[cfg(target_os = "linux")]
-    #[expect(unsafe_code, reason = "rustix has no SIOCOUTQ, which tcp(7) has")]
-    {
-        use std::os::fd::AsRawFd as _;
-        let mut bytes: libc::c_int = 0;
-        // SAFETY: the descriptor is open, and the call writes one int to where it is told.
-        let told = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
-        (told == 0).then(|| usize::try_from(bytes).unwrap_or(0))
-    }
-    #[cfg(not(target_os = "linux"))]
-    {
-        let _ = socket;
-        None
-    }
+    os::unsent(socket)
 }
 
 /// Whether a stream is vsock's.
 pub fn is_vsock(socket: std::os::fd::BorrowedFd<'_>) -> bool {
-    #[cfg(target_os = "linux")]
-    {
-        use rustix::net::{AddressFamily, sockopt::socket_domain};
-        socket_domain(socket).is_ok_and(|domain| domain == AddressFamily::VSOCK)
-    }
-    #[cfg(not(target_os = "linux"))]
-    {
-        let _ = socket;
-        false
-    }
+    os::is_vsock(socket)
 }
 
 /// Whether a vsock stream is closed both ways by its peer, or one way by each. vsock tells EPOLLHUP only once
 /// this side has shut down as well, and no event at all where its buffers were full, either way, when the
 /// peer closed.
 pub fn vsock_hung_up(socket: std::os::fd::BorrowedFd<'_>) -> bool {
-    #[cfg(target_os = "linux")]
-    {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        use rustix::net::{SendFlags, send};
-        let mut asked = [PollFd::from_borrowed_fd(socket, PollFlags::RDHUP)];
-        let polled = poll(&mut asked, Some(&Timespec::default()));
-        let [events] = asked.map(|fd| fd.revents());
-        // An error is for who reads: a send would take it.
-        let takes_no_more =
-            || send(socket, &[], SendFlags::NOSIGNAL | SendFlags::DONTWAIT) == Err(rustix::io::Errno::PIPE);
-        polled.is_ok()
-            && !events.contains(PollFlags::ERR)
-            && (events.contains(PollFlags::HUP) || events.contains(PollFlags::RDHUP) && takes_no_more())
-    }
-    #[cfg(not(target_os = "linux"))]
-    {
-        let _ = socket;
-        false
-    }
+    os::vsock_hung_up(socket)
 }
 
 /// Whether the system has no such call, or a filter keeps it from this process, as a container's does
@@ -291,7 +228,6 @@ pub fn random_seed() -> std::io::Result<u128> {
 
 #[cfg(test)]
 mod tests {
-    #[cfg(unix)]
     #[test]
     fn no_core_dump_is_left_by_a_program_of_ours() {
         use rustix::process::{Resource, getrlimit};

@@ -2,12 +2,8 @@
 //! than on Linux there are none.
 
 use std::io;
-use std::os::fd::BorrowedFd;
 
-#[cfg(target_os = "linux")]
-pub use linux::Pipe;
-#[cfg(not(target_os = "linux"))]
-pub use none::Pipe;
+pub use super::os::pipe::{Pipe, SPLICES};
 
 /// Whether the failure says that descriptors of this kind, or any, cannot be spliced at all.
 pub fn is_unsupported(error: &io::Error) -> bool {
@@ -15,103 +11,4 @@ pub fn is_unsupported(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Unsupported
         || super::is_withheld(error)
         || matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::OPNOTSUPP))
-}
-
-#[cfg(target_os = "linux")]
-mod linux {
-    use std::os::fd::{AsFd, OwnedFd};
-
-    use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
-
-    use super::{BorrowedFd, io};
-
-    /// A pipe, its ends closed on exec.
-    #[derive(Debug)]
-    pub struct Pipe {
-        read: OwnedFd,
-        write: OwnedFd,
-        held: usize,
-    }
-
-    impl Pipe {
-        /// A pipe that holds `size` bytes, or what the system lets it.
-        ///
-        /// # Errors
-        /// There are no more descriptors.
-        pub fn new(size: usize) -> io::Result<Self> {
-            let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-            crate::sys::grow_pipe(write.as_fd(), size);
-            Ok(Self { read, write, held: 0 })
-        }
-
-        /// Bytes that it holds.
-        pub fn held(&self) -> usize {
-            self.held
-        }
-
-        /// Moves up to `most` bytes from a stream, which must not block, into the pipe, which must be empty:
-        /// 0 is the stream's end.
-        ///
-        /// # Errors
-        /// `WouldBlock` if there are none yet; what reading gives; see [`super::is_unsupported`].
-        pub fn fill(&mut self, from: BorrowedFd<'_>, most: usize) -> io::Result<usize> {
-            let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
-            let moved = splice(from, None, &self.write, None, most, flags)?;
-            self.held += moved;
-            Ok(moved)
-        }
-
-        /// Moves what it holds to a stream, as far as that takes it.
-        ///
-        /// # Errors
-        /// `WouldBlock` if that takes nothing yet; what writing gives; see [`super::is_unsupported`].
-        pub fn drain(&mut self, to: BorrowedFd<'_>) -> io::Result<usize> {
-            let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
-            let moved = splice(&self.read, None, to, None, self.held, flags)?;
-            self.held -= moved.min(self.held);
-            Ok(moved)
-        }
-
-        /// Copies what it holds, up to the space that there is.
-        ///
-        /// # Errors
-        /// What reading gives.
-        pub fn read(&mut self, space: &mut [u8]) -> io::Result<usize> {
-            let read = rustix::io::read(&self.read, space)?;
-            self.held -= read.min(self.held);
-            Ok(read)
-        }
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-mod none {
-    use super::{BorrowedFd, io};
-
-    /// None can be had.
-    #[derive(Debug)]
-    pub enum Pipe {}
-
-    #[expect(missing_docs, reason = "as on Linux")]
-    impl Pipe {
-        pub fn new(_size: usize) -> io::Result<Self> {
-            Err(io::ErrorKind::Unsupported.into())
-        }
-
-        pub fn held(&self) -> usize {
-            match *self {}
-        }
-
-        pub fn fill(&mut self, _from: BorrowedFd<'_>, _most: usize) -> io::Result<usize> {
-            match *self {}
-        }
-
-        pub fn drain(&mut self, _to: BorrowedFd<'_>) -> io::Result<usize> {
-            match *self {}
-        }
-
-        pub fn read(&mut self, _space: &mut [u8]) -> io::Result<usize> {
-            match *self {}
-        }
-    }
 }

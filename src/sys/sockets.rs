@@ -1,34 +1,25 @@
 //! Addresses that not every system has, and sockets that were opened for this process. Owns: the descriptors
 //! that systemd passes, until they are taken. May not: bind. Read next: `../listen.rs`.
 
-use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use socket2::SockAddr;
+
+use super::os;
 
 /// The address of the abstract unix socket `name`: unix(7).
 ///
 /// # Errors
 /// The system has none, or the name is longer than 107 bytes.
 pub fn abstract_address(name: &[u8]) -> io::Result<SockAddr> {
-    if cfg!(not(target_os = "linux")) {
-        return Err(io::Error::new(io::ErrorKind::Unsupported, "only Linux has abstract sockets"));
-    }
-    SockAddr::unix(Path::new(OsStr::from_bytes(&[b"\0", name].concat())))
+    os::sockets::abstract_address(name)
 }
 
 /// Whether a socket listens; `None` where the system does not tell.
 pub fn is_listening(socket: &socket2::Socket) -> Option<bool> {
-    #[cfg(target_os = "linux")]
-    return socket.is_listener().ok();
-    #[cfg(not(target_os = "linux"))]
-    {
-        let _ = socket;
-        None
-    }
+    os::sockets::is_listening(socket)
 }
 
 /// A descriptor that systemd passed.
@@ -47,25 +38,25 @@ pub struct Passed {
 /// # Errors
 /// The variables contradict each other, or name a descriptor that is not open.
 pub fn passed() -> io::Result<Vec<Passed>> {
-    #[cfg(target_os = "linux")]
-    {
-        use std::os::fd::FromRawFd as _;
-        use std::sync::atomic::{AtomicBool, Ordering};
+    os::sockets::passed()
+}
 
-        static TAKEN: AtomicBool = AtomicBool::new(false);
-        if TAKEN.swap(true, Ordering::Relaxed) {
-            return Ok(Vec::new());
-        }
-        let passed = sd_notify::listen_fds_with_names()?;
-        #[expect(unsafe_code, reason = "the environment is all that says whose these descriptors are")]
-        let own = |number| {
-            // SAFETY: whoever started this process says so with its id in LISTEN_PID, sd-notify has found the
-            // descriptor open, and nobody gets it a second time.
-            unsafe { OwnedFd::from_raw_fd(number) }
-        };
-        let passed = passed.map(|(fd, name)| Passed { number: fd.unsigned_abs(), name, fd: own(fd) });
-        Ok(passed.collect())
-    }
-    #[cfg(not(target_os = "linux"))]
-    Ok(Vec::new())
+/// The context and the port of a vsock address; `None` for one of another family.
+pub fn vsock_address(address: &SockAddr) -> Option<(u32, u32)> {
+    os::sockets::vsock_address(address)
+}
+
+/// Two sockets, connected to each other, that do not wait. One message is one frame, as with datagrams, and
+/// each end can tell that the other is closed.
+///
+/// # Errors
+/// There are no more descriptors.
+pub fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    os::sockets::packet_pair()
+}
+
+/// How long data that was sent may go unacknowledged before the connection ends, where it is one of TCP and
+/// the system can: RFC 5482.
+pub fn set_user_timeout(socket: BorrowedFd<'_>, limit: Option<Duration>) {
+    os::sockets::set_user_timeout(socket, limit);
 }

@@ -1,10 +1,10 @@
-//! The few requests of rtnetlink(7) that an interface needs: its link, addresses, default route. Owns: one
-//! socket.
-//! Read next: `tap.rs`.
+//! The few requests of rtnetlink(7) that an interface needs: its link, addresses, default route; and taps.
+//! Owns: one socket.
 
+use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
@@ -16,39 +16,26 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
+use tun_rs::{DeviceBuilder, Layer};
 
-use super::settings::Mac;
+use crate::sys::interfaces::Link;
 
 /// Room for the longest answer in bytes: a link with all that it has to tell.
 const ANSWER: usize = 32 << 10;
 
 /// A socket to the kernel.
 #[derive(Debug)]
-pub(super) struct Netlink(OwnedFd);
+pub(crate) struct Interfaces(OwnedFd);
 
-/// What there is to know of an interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Link {
-    pub(super) index: u32,
-    pub(super) mac: Option<Mac>,
-    /// In bytes.
-    pub(super) mtu: Option<u32>,
-    /// What somebody has noted about it.
-    pub(super) alias: Option<String>,
-    pub(super) is_up: bool,
-    /// A tap has it while somebody carries its frames.
-    pub(super) has_carrier: bool,
-}
-
-impl Netlink {
-    pub(super) fn open() -> io::Result<Self> {
+impl Interfaces {
+    pub(crate) fn open() -> io::Result<Self> {
         let family = rustix::net::AddressFamily::NETLINK;
         // Protocol 0 is NETLINK_ROUTE.
         Ok(Self(socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, None)?))
     }
 
     /// The interface `name`, if there is one.
-    pub(super) fn link(&self, name: &str) -> io::Result<Option<Link>> {
+    pub(crate) fn link(&self, name: &str) -> io::Result<Option<Link>> {
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.into()));
         let answer = match self.request(RouteNetlinkMessage::GetLink(message), 0) {
@@ -75,15 +62,26 @@ impl Netlink {
         Ok(Some(Link { index, mac, mtu, alias, is_up, has_carrier }))
     }
 
-    /// Changes what the attributes name.
-    pub(super) fn set_link(&self, index: u32, attributes: Vec<LinkAttribute>) -> io::Result<()> {
+    pub(crate) fn set_mac(&self, index: u32, mac: [u8; 6]) -> io::Result<()> {
+        self.set_link(index, LinkAttribute::Address(mac.to_vec()))
+    }
+
+    pub(crate) fn set_mtu(&self, index: u32, mtu: u32) -> io::Result<()> {
+        self.set_link(index, LinkAttribute::Mtu(mtu))
+    }
+
+    pub(crate) fn set_alias(&self, index: u32, alias: String) -> io::Result<()> {
+        self.set_link(index, LinkAttribute::IfAlias(alias))
+    }
+
+    fn set_link(&self, index: u32, attribute: LinkAttribute) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = index;
-        message.attributes = attributes;
+        message.attributes.push(attribute);
         self.request(RouteNetlinkMessage::SetLink(message), 0).map(drop)
     }
 
-    pub(super) fn set_up(&self, index: u32, up: bool) -> io::Result<()> {
+    pub(crate) fn set_up(&self, index: u32, up: bool) -> io::Result<()> {
         let mut message = LinkMessage::default();
         message.header.index = index;
         message.header.change_mask = LinkFlags::Up;
@@ -92,19 +90,19 @@ impl Netlink {
     }
 
     /// Adds an address and the route to its subnet; one that is there stays.
-    pub(super) fn add_address(&self, index: u32, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
+    pub(crate) fn add_address(&self, index: u32, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
         let message = RouteNetlinkMessage::NewAddress(address_message(index, address, prefix));
         self.request(message, NLM_F_CREATE | NLM_F_REPLACE).map(drop)
     }
 
     /// Removes an address, and with it the routes that need it.
-    pub(super) fn remove_address(&self, index: u32, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
+    pub(crate) fn remove_address(&self, index: u32, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
         self.request(RouteNetlinkMessage::DelAddress(address_message(index, address, prefix)), 0).map(drop)
     }
 
     /// Adds a default route in front of any other, which is used again when this one is gone with its
     /// interface.
-    pub(super) fn add_default_route(&self, index: u32, router: Ipv4Addr) -> io::Result<()> {
+    pub(crate) fn add_default_route(&self, index: u32, router: Ipv4Addr) -> io::Result<()> {
         match self.request(RouteNetlinkMessage::NewRoute(default_route(index, router)), NLM_F_CREATE) {
             // The very same is there.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -113,7 +111,7 @@ impl Netlink {
     }
 
     /// Removes what [`Self::add_default_route`] has added.
-    pub(super) fn remove_default_route(&self, index: u32, router: Ipv4Addr) -> io::Result<()> {
+    pub(crate) fn remove_default_route(&self, index: u32, router: Ipv4Addr) -> io::Result<()> {
         self.request(RouteNetlinkMessage::DelRoute(default_route(index, router)), 0).map(drop)
     }
 
@@ -174,23 +172,29 @@ fn default_route(index: u32, router: Ipv4Addr) -> RouteMessage {
     message
 }
 
+pub(crate) fn open_tap(name: &str) -> io::Result<File> {
+    let device = DeviceBuilder::new().name(name).layer(Layer::L2).inherit_enable_state().build_sync()?;
+    device.set_nonblocking(true)?;
+    Ok(File::from(device.as_fd().try_clone_to_owned()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn finds_interfaces_by_name() {
-        let netlink = Netlink::open().unwrap();
-        let link = netlink.link("lo").unwrap().unwrap();
+        let interfaces = Interfaces::open().unwrap();
+        let link = interfaces.link("lo").unwrap().unwrap();
         assert_eq!((link.index, link.mac), (1, Some([0; 6])));
-        assert_eq!(netlink.link("no-such-link").unwrap(), None);
-        assert_eq!(netlink.link("lo").unwrap(), Some(link));
+        assert_eq!(interfaces.link("no-such-link").unwrap(), None);
+        assert_eq!(interfaces.link("lo").unwrap(), Some(link));
     }
 
     #[test]
     fn a_refusal_is_an_error() {
-        let netlink = Netlink::open().unwrap();
-        let error = netlink.remove_address(u32::MAX >> 1, Ipv4Addr::new(192, 0, 2, 1), 24).unwrap_err();
+        let interfaces = Interfaces::open().unwrap();
+        let error = interfaces.remove_address(u32::MAX >> 1, Ipv4Addr::new(192, 0, 2, 1), 24).unwrap_err();
         assert!(error.raw_os_error().is_some(), "{error}");
     }
 }

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::is_withheld;
+use crate::sys::is_withheld;
 
 static RECEIVES_ONE: AtomicBool = AtomicBool::new(false);
 static SENDS_ONE: AtomicBool = AtomicBool::new(false);

@@ -1,0 +1,25 @@
+//! The permissions of a file that was made by its name. Owns: nothing.
+
+use std::fs::{self, File, Metadata, Permissions};
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags, fchmod, openat};
+
+use crate::sys::mode::another;
+
+pub(crate) fn set_mode(path: &Path, mode: u32, is_it: impl Fn(&Metadata) -> bool) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let held = File::from(openat(CWD, path, flags, Mode::empty())?);
+    if !is_it(&held.metadata()?) {
+        return Err(another());
+    }
+    // Such a descriptor has no access of its own, but leads to the file by proc(5).
+    fs::set_permissions(format!("/proc/self/fd/{}", held.as_raw_fd()), Permissions::from_mode(mode))
+}
+
+pub(crate) fn set_before_bind(socket: BorrowedFd<'_>, mode: u32) {
+    let _ = fchmod(socket, Mode::from_raw_mode(mode));
+}
