@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # install.sh GROUP...: the Debian packages that a make target needs, as far as their commands are missing, and
 # what cargo has to build and pip to fetch for it, in tests/guest/cache. Groups: demo, test, bench,
-# instructions, lint, dist. Quiet when nothing is missing; asks for root through sudo otherwise. Without apt
+# instructions, lint, dist, cross. Quiet when nothing is missing; asks for root through sudo otherwise. Without apt
 # it says what is missing; up to there it is written for bash 3.2, as macOS has it.
 set -euo pipefail
 cache=$(cd "$(dirname "$0")" && pwd)/guest/cache
@@ -36,16 +36,17 @@ table() {
     instructions) table build; echo 'valgrind valgrind' ;;
     lint) table build; echo 'shellcheck shellcheck
                              cargo-deny cargo:cargo-deny@0.20.2' ;;
-    dist) table build; echo '/usr/lib/rustlib/src/rust/library/std rust-web-src
-                             /usr/bin/cargo cargo-web
-                             /usr/bin/rustc rustc-web
-                             dpkg-deb dpkg
-                             debootstrap debootstrap
-                             systemd-nspawn systemd-container
-                             python3 python3
-                             /var/lib/dpkg/info/python3-venv.list python3-venv
-                             cargo-zigbuild pip:cargo-zigbuild==0.24.0
-                             python-zig pip:ziglang==0.17.1' ;;
+    zig) table build; echo '/usr/lib/rustlib/src/rust/library/std rust-web-src
+                            /usr/bin/cargo cargo-web
+                            /usr/bin/rustc rustc-web
+                            python3 python3
+                            /var/lib/dpkg/info/python3-venv.list python3-venv
+                            cargo-zigbuild pip:cargo-zigbuild==0.24.0
+                            python-zig pip:ziglang==0.17.1' ;;
+    dist) table zig; echo 'dpkg-deb dpkg
+                           debootstrap debootstrap
+                           systemd-nspawn systemd-container' ;;
+    cross) table zig; echo 'qemu-aarch64 qemu-user' ;;
     bench) table build; echo 'ip iproute2
                  ssh-keygen openssh-client
                  sshd openssh-server
@@ -54,7 +55,7 @@ table() {
                  systemd-socket-activate systemd
                  passt passt
                  slirp4netns slirp4netns' ;;
-    *) echo "install.sh: no group named '$1' (demo, test, bench, instructions, lint, dist)" >&2; exit 2 ;;
+    *) echo "install.sh: no group named '$1' (demo, test, bench, instructions, lint, dist, cross)" >&2; exit 2 ;;
     esac
 }
 
@@ -106,7 +107,7 @@ To install: $words$names${none:+
 Without a package there:$none}"
 }
 
-[[ " $* " == *" dist "* ]] || command -v cargo >/dev/null || { echo "install.sh: there is no cargo; https://rustup.rs installs it" >&2; exit 1; }
+[[ " $* " == *" dist "* || " $* " == *" cross "* ]] || command -v cargo >/dev/null || { echo "install.sh: there is no cargo; https://rustup.rs installs it" >&2; exit 1; }
 [ "$(uname -s)" = Linux ] || give_up "the demo and the tests need Linux: namespaces, and QEMU of that system"
 
 PATH=$PATH:/usr/sbin:/sbin:$cache/bin:$cache/python/bin
