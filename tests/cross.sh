@@ -26,7 +26,13 @@ for target in "${targets[@]}"; do
     echo "cross: $target (${SECONDS} s)"
     zigbuild zigbuild -p gvproxy --bins
     case $target in
-    *-linux-*) zigbuild test -p gvproxy-netstack -p gvproxy-qmp -p gvproxy --lib ;;
+    *-linux-*)
+        zigbuild test --profile ci -p gvproxy-netstack -p gvproxy-qmp
+        # Without what QEMU does not do as the kernel would: SO_ACCEPTCONN, names of abstract sockets, credentials,
+        # reads that may not wait, splice.
+        zigbuild test --profile ci -p gvproxy --lib -- --skip listen:: --skip relay:: \
+            --skip a_peek_tells_who_it_was_and_takes_nothing --skip of_a_huge_file_so_much_is_read
+        ;;
     esac
 done
 echo "cross: done (${SECONDS} s)"

@@ -198,6 +198,20 @@ fn the_run_ends_with_vfkits_process() {
     assert!(daemon.wait(AT_ONCE).expect("the end of the daemon").success());
 }
 
+/// As where /tmp is swept of what nobody has touched for days.
+#[test]
+fn a_vfkit_whose_socket_loses_its_name_goes_on() {
+    let mut daemon = Kind::Vfkit(true).builder().start();
+    let socket = Kind::Vfkit(true).socket(&daemon);
+    eventually("the socket", AT_ONCE, || socket.exists().then_some(()));
+    let process = testkit::ns::Namespace::new();
+    let name = daemon.dir().with_file_name("other.sock");
+    let _theirs = process.open(&format!("vfkit {} {}", name.display(), socket.display())).expect("a socket");
+    eventually("the guest", AT_ONCE, || daemon.stderr().contains("connected").then_some(()));
+    std::fs::remove_file(&name).unwrap();
+    assert!(daemon.wait(AT_ONCE).is_none(), "{}", daemon.stderr());
+}
+
 #[test]
 fn two_guests_on_one_daemon_reach_each_other() {
     // VPNKit's clients come and go in any case.

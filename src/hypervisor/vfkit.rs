@@ -12,8 +12,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use rustix::io::Errno;
 use rustix::net::{RecvFlags, SocketAddrAny, connect, connect_unspec, recv};
-use socket2::Socket;
+use socket2::{Domain, Socket, Type};
 use tokio::io::Interest;
 use tokio::time::sleep;
 
@@ -101,14 +102,27 @@ async fn first(socket: &Socket) -> io::Result<(SocketAddrAny, Option<OwnedFd>)> 
 }
 
 /// Waits until the virtual machine's process has ended, and nobody else has its name or its socket, as a
-/// child may: the socket itself tells only who sends. Where the system does not tell of the process, what has
-/// its name has to do.
+/// child may: the socket itself tells only who sends. Where the system does not tell of the process, its
+/// socket has to be closed, and still to have its name; else the next frame to it tells.
 async fn gone(socket: &Socket, guest: &SocketAddrAny, process: Option<OwnedFd>) {
-    let mut backoff = match process.and_then(|process| watch(process, Interest::READABLE).ok()) {
-        Some(process) if process.readable().await.is_ok() => Backoff::new(LOOK.0, LOOK.1),
-        _ => Backoff::new(LOOK_UNTOLD, LOOK_UNTOLD),
-    };
-    while connect(socket, guest).is_ok() {
-        sleep(backoff.next_pause()).await;
+    match process.and_then(|process| watch(process, Interest::READABLE).ok()) {
+        Some(process) if process.readable().await.is_ok() => {
+            let mut backoff = Backoff::new(LOOK.0, LOOK.1);
+            while connect(socket, guest).is_ok() {
+                sleep(backoff.next_pause()).await;
+            }
+        }
+        _ => {
+            while !is_closed(guest) {
+                sleep(LOOK_UNTOLD).await;
+            }
+        }
     }
+}
+
+/// Whether the socket with this name is there, and closed. Asked by a socket of its own: macOS takes the old
+/// peer away before it looks for the new one.
+fn is_closed(name: &SocketAddrAny) -> bool {
+    Socket::new(Domain::UNIX, Type::DGRAM, None)
+        .is_ok_and(|own| connect(own, name) == Err(Errno::CONNREFUSED))
 }
