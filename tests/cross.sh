@@ -27,7 +27,7 @@ for target in "${targets[@]}"; do
     zigbuild zigbuild -p gvproxy --bins
     case $target in
     *-linux-*)
-        zigbuild test --profile ci -p gvproxy-netstack -p gvproxy-qmp
+        zigbuild test --profile ci -p gvproxy-netstack -p gvproxy-qmp --lib
         # Without what QEMU does not do as the kernel would: SO_ACCEPTCONN, names of abstract sockets, credentials,
         # reads that may not wait, splice.
         zigbuild test --profile ci -p gvproxy --lib -- --skip listen:: --skip relay:: \
