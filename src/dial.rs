@@ -3,26 +3,27 @@
 //! May not: know the engine, or who dials.
 //! Read next: `ssh`, its main user; `forward/mod.rs`, the daemon's way.
 
+use rustix::fd::AsFd;
 use std::future::Future;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use socket2::{Domain, SockRef, Socket, Type};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 
 use crate::addr::HostPort;
+use crate::sys::stream::Stream;
 
 /// Opens TCP streams.
 pub trait Dial: Send + Sync + 'static {
-    /// Connects to `to` within `limit`; the stream, see [`stream`], carries half-close both ways.
+    /// Connects to `to` within `limit`; the stream carries half-close both ways.
     ///
     /// # Errors
     /// What the peer or the network answered: refused, unreachable, or timed out.
-    fn dial(&self, to: &HostPort, limit: Duration) -> impl Future<Output = io::Result<UnixStream>> + Send;
+    fn dial(&self, to: &HostPort, limit: Duration) -> impl Future<Output = io::Result<Stream>> + Send;
 }
 
 /// Connects over the host's own network, to the first address of `to` that answers.
@@ -99,25 +100,15 @@ pub(crate) fn any_like(to: SocketAddr) -> SocketAddr {
     }
 }
 
-/// A connected stream socket of any family: all of them read, write, shut down and tell their readiness by
-/// the same calls. Only its addresses are to be asked of the descriptor.
-///
-/// # Errors
-/// The runtime cannot watch it.
-pub fn stream(socket: OwnedFd) -> io::Result<UnixStream> {
-    let socket = std::os::unix::net::UnixStream::from(socket);
-    socket.set_nonblocking(true)?;
-    UnixStream::from_std(socket)
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
     use std::net::TcpListener;
-    use std::os::unix::net;
 
     use tokio::io::AsyncReadExt as _;
     use tokio::net::TcpStream;
+
+    use crate::sys::stream::pair;
 
     use super::{Domain, Duration, SockRef, Socket, Type, connect_to, connected, io, refuse_self};
 
@@ -151,6 +142,6 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         refuse_self(std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap()).unwrap();
         // Neither end has an address and a port, as those of vsock have not.
-        refuse_self(net::UnixStream::pair().unwrap().0).unwrap();
+        refuse_self(pair().unwrap().0).unwrap();
     }
 }

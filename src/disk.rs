@@ -19,11 +19,10 @@ use std::time::Duration;
 
 use rustix::fs::OFlags;
 use socket2::{Domain, SockAddr, Socket, Type};
-use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use crate::dial;
+use crate::sys::stream::{self, Stream};
 
 /// How long a file system may take that works.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -117,12 +116,12 @@ async fn ask_within<T: Send + 'static>(
     }
 }
 
-/// Connects to the unix socket at `path`, as [`UnixStream::connect`] does but for what the file system may
+/// Connects to the unix socket at `path`, as [`Stream::connect`] does but for what the file system may
 /// take.
 ///
 /// # Errors
 /// The system's, and as [`ask`].
-pub async fn connect(path: &Path) -> io::Result<UnixStream> {
+pub async fn connect(path: &Path) -> io::Result<Stream> {
     let to = SockAddr::unix(path)?;
     let connected = ask(path, move || {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
@@ -131,7 +130,7 @@ pub async fn connect(path: &Path) -> io::Result<UnixStream> {
         socket.connect(&to)?;
         Ok(socket)
     });
-    dial::stream(connected.await.flatten()?.into())
+    stream::watch(connected.await.flatten()?.into())
 }
 
 /// Does `work` while the caller waits, as there is nothing else to do; what takes longer than `limit` is left

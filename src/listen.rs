@@ -7,10 +7,10 @@
 mod inherited;
 mod port;
 
+use rustix::fd::{AsFd, BorrowedFd};
 use std::fs::{self, Metadata};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -22,13 +22,15 @@ use rustix::fs::{AtFlags, CWD, Gid, Uid, chownat};
 use rustix::process::geteuid;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use thiserror::Error;
-use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
+use tokio::io::Interest;
 
 use crate::addr::{ListenAddress, PATH_MAX, Shown, ensure_fits};
 use crate::disk;
 use crate::sys::mode::{set_before_bind, set_mode};
 use crate::sys::owner::{Owner, by_whom, of_socket};
-use crate::sys::sockets::abstract_address;
+use crate::sys::sockets::{VMADDR_CID_ANY, abstract_address, to_vsock_address};
+use crate::sys::stream::{self, Stream};
+use crate::sys::watched::Watched;
 use crate::text::{quote, reason};
 
 pub use inherited::{claim, warn_of_unclaimed};
@@ -95,7 +97,7 @@ impl TcpAddress {
     }
 }
 
-/// Listens where `source` says. For vsock it has to be called in a tokio runtime.
+/// Listens where `source` says.
 ///
 /// # Errors
 /// The place is taken, is not to be had on this system or for this user, or systemd has passed no such
@@ -113,9 +115,7 @@ pub fn bind(source: &ListenAddress) -> Result<Bound> {
             (abstract_address(name).and_then(|at| listen_at(&at)).map_err(failed)?, None)
         }
         ListenAddress::Tcp { host, port } => (tcp_listener(host, *port)?, None),
-        ListenAddress::Vsock { cid, port } => {
-            (OwnedFd::from(vsock(*cid, *port).map_err(failed)?).into(), None)
-        }
+        ListenAddress::Vsock { cid, port } => (vsock(*cid, *port).map_err(failed)?, None),
         ListenAddress::Inherited(word) => (inherited::take(word)?, None),
     };
     socket.set_nonblocking(true).with_context(|| format!("listen {source}"))?;
@@ -136,12 +136,19 @@ fn listen_at(address: &SockAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Listens on a port of AF_VSOCK, in a context or in any: vsock(7). To be called in a tokio runtime.
-pub(crate) fn vsock(cid: Option<u32>, port: u32) -> io::Result<VsockListener> {
-    let listener = VsockListener::bind(VsockAddr::new(cid.unwrap_or(VMADDR_CID_ANY), port))?;
-    // It has a backlog of 128.
-    SockRef::from(&listener).listen(BACKLOG)?;
-    Ok(listener)
+/// Listens on a port of AF_VSOCK, in a context or in any: vsock(7).
+pub(crate) fn vsock(cid: Option<u32>, port: u32) -> io::Result<Socket> {
+    listen_at(&to_vsock_address(cid.unwrap_or(VMADDR_CID_ANY), port)?)
+}
+
+/// Waits for the next client of a listening stream socket, and takes it; and who it is.
+///
+/// # Errors
+/// The system's.
+pub(crate) async fn accept(listener: &Watched) -> io::Result<(Stream, SockAddr)> {
+    let accept = |socket: BorrowedFd<'_>| SockRef::from(&socket).accept();
+    let (client, from) = listener.async_io(Interest::READABLE, accept).await?;
+    Ok((stream::watch(client.into())?, from))
 }
 
 /// Listens on a TCP port of an address, of all of them if it is the unspecified one.

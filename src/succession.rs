@@ -76,7 +76,7 @@ pub(crate) fn of_gvproxy(path: &Path) -> Option<(Made, u32)> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None).ok()?;
     socket.set_nonblocking(true).ok()?;
     socket.connect(&SockAddr::unix(path).ok()?).ok()?;
-    let pid = peer_pid(std::os::fd::AsFd::as_fd(&socket))?;
+    let pid = peer_pid(rustix::fd::AsFd::as_fd(&socket))?;
     owners.iter().any(|owner| owner.pid == pid).then(|| (Made { path: path.to_owned(), file: found }, pid))
 }
 

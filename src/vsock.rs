@@ -4,14 +4,16 @@
 //!
 //! Owns: that greeting. May not: try again. Read next: `forward/direct.rs`, which does.
 
+use rustix::fd::OwnedFd;
 use std::io;
-use std::os::fd::OwnedFd;
 
+use rustix::io::Errno;
 use rustix::net::RecvFlags;
+use socket2::{Socket, Type};
 use tokio::io::{AsyncWriteExt as _, Interest};
-use tokio::net::UnixStream;
-use tokio_vsock::{VsockAddr, VsockStream};
 
+use crate::sys::sockets::to_vsock_address;
+use crate::sys::stream::{self, Stream};
 use crate::text::quote;
 
 /// Bytes of the VMM's answer, with the end of the line.
@@ -22,7 +24,19 @@ const MAX_ANSWER: usize = 64;
 /// # Errors
 /// There is no such machine, or it refuses, or this system has no vsock.
 pub async fn connect(cid: u32, port: u32) -> io::Result<OwnedFd> {
-    Ok(VsockStream::connect(VsockAddr::new(cid, port)).await?.into())
+    let to = to_vsock_address(cid, port)?;
+    let socket = Socket::new(to.domain(), Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&to) {
+        Err(error) if Errno::from_io_error(&error) != Some(Errno::INPROGRESS) => return Err(error),
+        _ => {}
+    }
+    let stream = stream::watch(socket.into())?;
+    stream.writable().await?;
+    match stream.take_error()? {
+        Some(error) => Err(error),
+        None => Ok(stream.into_std()?.into()),
+    }
 }
 
 /// Asks the VMM at the other end of `stream` for `port` of its machine. It may wait as long as the VMM does.
@@ -30,7 +44,7 @@ pub async fn connect(cid: u32, port: u32) -> io::Result<OwnedFd> {
 /// # Errors
 /// Nobody is at the port: the VMM then closes the connection (`ConnectionRefused`); or the answer is none of
 /// a VMM (`InvalidData`).
-pub async fn ask_hybrid(mut stream: UnixStream, port: u32) -> io::Result<OwnedFd> {
+pub async fn ask_hybrid(mut stream: Stream, port: u32) -> io::Result<OwnedFd> {
     let said = stream.write_all(format!("CONNECT {port}\n").as_bytes()).await;
     let heard = match said {
         Ok(()) => answer(&stream).await,
@@ -56,7 +70,7 @@ pub async fn ask_hybrid(mut stream: UnixStream, port: u32) -> io::Result<OwnedFd
 }
 
 /// One line, without its end. What stands behind it stays in the socket.
-async fn answer(stream: &UnixStream) -> io::Result<Vec<u8>> {
+async fn answer(stream: &Stream) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
     loop {
         stream.readable().await?;
@@ -94,7 +108,7 @@ mod tests {
 
     /// What becomes of a VMM that answers with `pieces`, then `hello`, then ends.
     async fn connect_to(pieces: &[&str]) -> Result<String, (io::ErrorKind, String)> {
-        let (client, vmm) = UnixStream::pair().unwrap();
+        let (client, vmm) = stream::watched_pair();
         let vmm = async {
             let mut client = BufReader::new(vmm);
             let mut asked = String::new();
@@ -109,7 +123,7 @@ mod tests {
         let (connected, ()) = tokio::join!(ask_hybrid(client, 1024), vmm);
         let connected = connected.map_err(|error| (error.kind(), error.to_string()))?;
         let mut rest = String::new();
-        crate::dial::stream(connected).unwrap().read_to_string(&mut rest).await.unwrap();
+        stream::watch(connected).unwrap().read_to_string(&mut rest).await.unwrap();
         Ok(rest)
     }
 

@@ -34,15 +34,15 @@ while read -r part may; do
         esac
     done
 done <<'MAY'
-addr text
+addr sys text
 config addr agent cli disk text
-dial addr
+dial addr sys
 link sys
 listen addr disk sys text
 permits logging sys
 relay sys
 supervise
-vsock text
+vsock sys text
 MAY
 if ! circle=$(echo "$arrows" | tsort 2>&1 >/dev/null); then
     echo "$circle" | sed 's/^tsort: -: input contains a loop:/imports: a circle:/; s/^tsort: /    /' >&2

@@ -3,9 +3,11 @@
 //! Owns: connecting sockets, the pauses between attempts. Read next: `client.rs`.
 
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
-use tokio::net::{TcpStream, UnixStream, lookup_host};
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{Address, Client, ConnectError, HandshakeError, Timeouts};
@@ -18,10 +20,9 @@ impl Client {
     pub async fn connect(address: &Address, timeouts: Timeouts) -> Result<Self, ConnectError> {
         let after = timeouts.connect;
         let connected = match address {
-            Address::Unix(path) => match timeout(after, UnixStream::connect(path)).await {
-                Ok(Ok(stream)) => Ok(Self::handshake(stream, timeouts).await),
-                Ok(Err(source)) => Err(source),
-                Err(_) => return Err(ConnectError::Timeout { address: address.clone(), after }),
+            Address::Unix(path) => match connect_unix(path) {
+                Ok(stream) => Ok(Self::handshake(stream, timeouts).await),
+                Err(source) => Err(source),
             },
             Address::Tcp(target) => match timeout(after, connect_tcp(target)).await {
                 Ok(Ok(stream)) => Ok(Self::handshake(stream, timeouts).await),
@@ -72,6 +73,15 @@ impl Client {
             pause = (pause * 2).min(PAUSE.1);
         }
     }
+}
+
+/// Connects to the unix socket at `path`. It never waits: a full backlog refuses at once. What the runtime has
+/// for TCP reads, writes and watches streams of every family, also where it has nothing for unix sockets.
+fn connect_unix(path: &Path) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.connect(&SockAddr::unix(path)?)?;
+    TcpStream::from_std(socket.into())
 }
 
 /// Connects to the first address of `target` that answers. A connect to a port of the host's own on which

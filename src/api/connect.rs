@@ -3,18 +3,17 @@
 //! `crate::engine::Handle::attach`.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
 
-use super::listener::Stream;
 use super::{Api, Peer};
 use crate::hypervisor::{report, report_begin, report_refusal};
 use crate::limit::Slot;
 use crate::link::Framing;
+use crate::sys::stream::Stream;
 
 /// How long a client may take to show its framing. A guest's first frame follows its link at once.
 const FRAMING_TIME: Duration = Duration::from_secs(10);
@@ -29,7 +28,7 @@ pub(super) async fn run(api: &Api, slot: Slot<Peer>, mut stream: Stream, early: 
         () = slot.told_to_close() => return,
     };
     drop(slot);
-    let attached = match framing.and_then(|framing| Ok((stream.into_fd()?, framing))) {
+    let attached = match framing.and_then(|framing| Ok((stream.into_std()?, framing))) {
         Ok((stream, framing)) => api.handle.attach_after(stream, framing, early).await,
         Err(error) => Err(error),
     };
@@ -55,15 +54,4 @@ async fn framing(expected: Framing, stream: &mut Stream, early: &mut Vec<u8>) ->
         Ok(if matches!(early[..], [0, 0, ..] | [] | [_]) { Framing::Qemu } else { Framing::Hyperkit })
     };
     timeout(FRAMING_TIME, first).await.unwrap_or(Ok(expected))
-}
-
-impl Stream {
-    /// The descriptor, which the runtime forgets.
-    pub(super) fn into_fd(self) -> io::Result<OwnedFd> {
-        match self {
-            Self::Unix(stream) => Ok(stream.into_std()?.into()),
-            Self::Tcp(stream) => Ok(stream.into_std()?.into()),
-            Self::Vsock(stream) => Ok(stream.into()),
-        }
-    }
 }

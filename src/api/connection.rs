@@ -21,10 +21,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::listener::Stream;
 use super::{Answer, Api, Client, TakeOver};
 use crate::budget::Part;
 use crate::relay::discard;
+use crate::sys::stream::Stream;
 
 /// Bytes of a request's head, and of what is read with it.
 pub(super) const MAX_HEAD: usize = 64 << 10;
@@ -109,7 +109,7 @@ pub(super) async fn serve(api: Arc<Api>, stream: Stream, client: Client) {
     let endpoint = lock(&taken_over).take();
     match endpoint {
         Some(endpoint) => endpoint.run(&api, client.slot, stream, read_buf).await,
-        None if close_by.is_some() => stream.into_fd().map_or((), discard),
+        None if close_by.is_some() => stream.into_std().map_or((), discard),
         None => linger(stream).await,
     }
 }

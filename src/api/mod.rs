@@ -24,7 +24,6 @@ mod tunnel;
 mod unexpose;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,7 +33,6 @@ use hyper::header::{AUTHORIZATION, HOST};
 use hyper::{Method, Request, StatusCode, Version};
 use netstack::{Guest, Mac, PortId};
 use socket2::SockRef;
-use tokio::net::UnixStream;
 
 use crate::budget::{Budget, Part};
 use crate::config::Token;
@@ -47,11 +45,11 @@ use crate::logging::Limited;
 use crate::permits::Owners;
 use crate::relay::Relays;
 use crate::sys::descriptor_share;
+use crate::sys::stream::{StdStream, Stream};
 use crate::vm::status::StatusTable;
 
 use connection::Unsent;
 use dns::Change;
-use listener::Stream;
 pub use listener::{ApiListener, Role};
 use origin::Names;
 use reply::{Refusal, Reply};
@@ -169,8 +167,8 @@ impl Api {
     }
 
     /// Serves a connection that `guest` made to the gateway's port.
-    pub async fn serve_guest(self: Arc<Self>, guest: Guest, stream: StdUnixStream) {
-        let (Some(slot), Ok(stream)) = (self.gateway.admit(Peer(guest.port.0)), UnixStream::from_std(stream))
+    pub async fn serve_guest(self: Arc<Self>, guest: Guest, stream: StdStream) {
+        let (Some(slot), Ok(stream)) = (self.gateway.admit(Peer(guest.port.0)), Stream::from_std(stream))
         else {
             return tracing::debug!(guest = %guest.address, "too many requests at the gateway");
         };
@@ -179,7 +177,7 @@ impl Api {
         let scope = Scope::Gateway(guest);
         let names = Some(Arc::default());
         let client = Client { scope, is_private: false, names, slot, unsent: Unsent::default() };
-        connection::serve(self, Stream::Unix(stream), client).await;
+        connection::serve(self, stream, client).await;
     }
 
     /// Whether the client has the token, where it needs one (RFC 6750, 2.1).

@@ -10,12 +10,12 @@ use hyper::StatusCode;
 use tokio::io::AsyncWriteExt as _;
 
 use super::Api;
-use super::listener::Stream;
 use super::path::value;
 use super::reply::Refusal;
 use crate::engine::{Preface, Rejected};
 use crate::permits::Permit;
 use crate::relay::discard;
+use crate::sys::stream::Stream;
 use crate::text::quote;
 
 /// How long the client may take to read the two bytes.
@@ -51,11 +51,11 @@ impl Tunnel {
             Ok(Err(error)) => tracing::debug!(%to, %error, "tunnel: the client left before the answer"),
             Err(_) => return,
         }
-        let client = match client.into_fd() {
+        let client = match client.into_std() {
             Ok(client) => client,
             Err(error) => return tracing::debug!(%to, %error, "tunnel failed"),
         };
-        match api.handle.forward_client(client, permit, to, Preface::Early(early.into())).await {
+        match api.handle.forward_client(client.into(), permit, to, Preface::Early(early.into())).await {
             Ok(()) => tracing::debug!(%to, "tunnel connected"),
             Err(Rejected { client, why }) => {
                 if let Some(suppressed) = api.failed_dials.admit(Instant::now()) {

@@ -2,10 +2,10 @@
 //! May not: change what belongs to the process: its signals, limits, log, standard input and output. Read
 //! next: `../daemon.rs`, which runs it.
 
+use rustix::fd::OwnedFd;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use netstack::PortId;
 use netstack::dns::{Transport, Verdict, server_failure};
-use tokio::net::UnixStream;
 use tokio::time::sleep_until;
 
 use crate::api::Api;
@@ -24,6 +23,7 @@ use crate::logging::Limited;
 use crate::permits::{Owners, Permits};
 use crate::sys::descriptor_share;
 use crate::sys::memory::{give_back, give_back_much};
+use crate::sys::stream::Stream;
 
 const HOSTS: &str = "/etc/hosts";
 /// Questions of guests to the host's resolvers at a time, those that wait for descriptors among them; and as
@@ -140,7 +140,7 @@ pub(super) async fn resolve(handle: Handle, api: Arc<Api>, permits: Permits) {
             }
             Request::DnsStream { link, stream } => {
                 let Some(slot) = streams.admit(link) else { continue };
-                let Ok(stream) = UnixStream::from_std(stream) else { continue };
+                let Ok(stream) = Stream::from_std(stream) else { continue };
                 let budget = Arc::clone(&budget);
                 tokio::spawn(async move {
                     let turn = async |bytes| {

@@ -1,8 +1,8 @@
 //! How a link gets to the engine, and how its end gets back. Owns: nothing. May not: read or write a frame.
 //! Read next: `links.rs`; `hypervisor/mod.rs`, which attaches.
 
+use rustix::fd::OwnedFd;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
 use netstack::PortId;
@@ -110,7 +110,6 @@ impl Handle {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::os::unix::net::UnixStream;
     use std::time::Duration;
 
     use netstack::{Mac, NetworkConfig, Subnet};
@@ -119,6 +118,7 @@ mod tests {
     use super::super::Engine;
     use super::*;
     use crate::permits::Permits;
+    use crate::sys::stream::blocking_pair;
 
     const GATEWAY: [u8; 4] = [192, 168, 127, 1];
 
@@ -149,7 +149,7 @@ mod tests {
         let (engine, handle) = Engine::new(network(1500), 1, Permits::new(0)).unwrap();
         let running = std::thread::spawn(|| engine.run());
         for early in [0, 1, 20, 44] {
-            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let (ours, mut theirs) = blocking_pair();
             theirs.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             let question = question();
             let (first, rest) = question.split_at(early);
@@ -165,7 +165,7 @@ mod tests {
         }
         handle.stop().await;
         running.join().unwrap().unwrap();
-        assert!(handle.attach(UnixStream::pair().unwrap().0, Framing::Qemu).await.is_err());
+        assert!(handle.attach(blocking_pair().0, Framing::Qemu).await.is_err());
     }
 
     #[tokio::test]
@@ -173,7 +173,7 @@ mod tests {
         let is_waiting = |fd: &OwnedFd| !rustix::fs::fcntl_getfl(fd).unwrap().contains(OFlags::NONBLOCK);
         let (engine, handle) = Engine::new(network(1500), 1, Permits::new(0)).unwrap();
         let running = std::thread::spawn(|| engine.run());
-        let pairs = [true, false].map(|ends_first| (ends_first, UnixStream::pair().unwrap()));
+        let pairs = [true, false].map(|ends_first| (ends_first, blocking_pair()));
         for (ends_first, (ours, theirs)) in pairs {
             let [input, output, shared] = [(); 3].map(|()| OwnedFd::from(ours.try_clone().unwrap()));
             let mut attachment = handle.attach_pair(input, output, Framing::Hyperkit).await.unwrap();
@@ -186,7 +186,7 @@ mod tests {
             }
             assert!(is_waiting(&shared));
         }
-        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let (ours, _theirs) = blocking_pair();
         let shared = OwnedFd::from(ours.try_clone().unwrap());
         let _attachment = handle.attach(ours, Framing::Hyperkit).await.unwrap();
         handle.stop().await;
@@ -198,7 +198,7 @@ mod tests {
     async fn packets_that_the_framing_cannot_carry_are_refused() {
         let (engine, handle) = Engine::new(network(65_535), 1, Permits::new(0)).unwrap();
         let running = std::thread::spawn(|| engine.run());
-        let attach = |framing| handle.attach(UnixStream::pair().unwrap().0, framing);
+        let attach = |framing| handle.attach(blocking_pair().0, framing);
         let error = attach(Framing::Hyperkit).await.unwrap_err().to_string();
         assert_eq!(error, "this link carries packets of up to 65521 bytes");
         let attachment = attach(Framing::Qemu).await.unwrap();

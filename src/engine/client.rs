@@ -6,8 +6,8 @@
 //! that was turned away.
 //! Read next: `tcp.rs`; `../forward/network.rs`, who asks for it; `../guest/agent.rs`, the agent.
 
+use rustix::fd::OwnedFd;
 use std::net::SocketAddrV4;
-use std::os::fd::OwnedFd;
 
 use netstack::FlowId;
 use netstack::tcp::{Abort, Flow, Phase};

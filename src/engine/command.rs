@@ -3,7 +3,6 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -19,6 +18,8 @@ use super::forwards::ForwardCommand;
 use super::readout::Readout;
 use super::requests::{Request, Requests};
 
+use crate::sys::stream::{StdStream, Stream};
+
 /// Commands that may be under way at once.
 pub(super) const COMMANDS: usize = 512;
 
@@ -26,7 +27,7 @@ pub(super) const COMMANDS: usize = 512;
 #[derive(Debug)]
 pub(super) enum Command {
     /// Connects to a guest from an address of the gateway's; the stream is one end of a socket pair.
-    Connect { from: Ipv4Addr, to: SocketAddrV4, reply: oneshot::Sender<io::Result<UnixStream>> },
+    Connect { from: Ipv4Addr, to: SocketAddrV4, reply: oneshot::Sender<io::Result<StdStream>> },
     /// Leads a client to a socket in a guest.
     ForwardClient(ConnectRequest),
     /// Asks the gateway's own zones.
@@ -125,16 +126,11 @@ impl Handle {
     ///
     /// # Errors
     /// What the guest or the network answered: refused, unreachable, or timed out.
-    pub async fn dial(
-        &self,
-        from: Ipv4Addr,
-        to: SocketAddrV4,
-        limit: Duration,
-    ) -> io::Result<tokio::net::UnixStream> {
+    pub async fn dial(&self, from: Ipv4Addr, to: SocketAddrV4, limit: Duration) -> io::Result<Stream> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Connect { from, to, reply }).await;
         match tokio::time::timeout(limit, answer).await {
-            Ok(Ok(Ok(stream))) => tokio::net::UnixStream::from_std(stream),
+            Ok(Ok(Ok(stream))) => Stream::from_std(stream),
             Ok(Ok(Err(error))) => Err(error),
             Ok(Err(_)) => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the network is down")),
             Err(_) => Err(io::ErrorKind::TimedOut.into()),

@@ -2,8 +2,8 @@
 //! what a frame means.
 //! Read next: `link/mod.rs`, the framings; `attach.rs`, how a link gets here.
 
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use anyhow::Context as _;

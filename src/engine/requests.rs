@@ -7,12 +7,13 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use netstack::{DnsClient, Guest, PortId, Turns};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::yield_now;
+
+use crate::sys::stream::StdStream;
 
 /// Requests that may wait for their turn: those of a port as many as are free.
 const MAX_REQUESTS: usize = MAX_QUESTIONS + 512;
@@ -35,14 +36,14 @@ pub enum Request {
         /// The port that the guest is behind: unlike its address it cannot be forged.
         link: PortId,
         /// The near end for the control plane.
-        stream: UnixStream,
+        stream: StdStream,
     },
     /// A guest connected to the gateway's HTTP port.
     HttpStream {
         /// Who did; its port cannot be forged.
         guest: Guest,
         /// The near end for the control plane.
-        stream: UnixStream,
+        stream: StdStream,
     },
 }
 
@@ -156,6 +157,7 @@ impl Waiting {
 
 #[cfg(test)]
 mod tests {
+    use crate::sys::stream::pair;
     use std::future::Future as _;
     use std::net::Ipv4Addr;
     use std::pin::pin;
@@ -167,7 +169,7 @@ mod tests {
 
     fn connection(port: u32) -> Request {
         let guest = Guest { address: Ipv4Addr::LOCALHOST, port: PortId(port), mac: Mac([0; 6]) };
-        Request::HttpStream { guest, stream: UnixStream::pair().unwrap().0 }
+        Request::HttpStream { guest, stream: pair().unwrap().0 }
     }
 
     #[tokio::test]

@@ -5,13 +5,10 @@ use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream as StdUnixStream;
 use std::time::{Duration, Instant as Clock};
 
 use mio::Token;
 use mio::event::Event as Readiness;
-use mio::net::UnixStream;
 use netstack::tcp::{Abort, Phase};
 use netstack::{FlowId, Guest, Instant, PortId, Refusal};
 use slotmap::SecondaryMap;
@@ -28,6 +25,7 @@ use crate::host::tcp::{HostConnection, Outcome};
 use crate::logging::Limited;
 use crate::permits::{Permit, Permits};
 use crate::sys::descriptor_limit;
+use crate::sys::stream::{PollStream, StdStream, pair};
 
 /// Who is charged for a connection's descriptors; nobody, where the control plane bounds them.
 pub(super) type Charge = Option<(Owner, Permit)>;
@@ -89,7 +87,7 @@ pub(super) enum Opening {
     /// The host's side of a flow that a guest dialled, which is connected to this.
     Host(SocketAddr),
     /// The guest's side of a flow that this side dialled; whoever asked for it gets the far end of the pair.
-    Guest(Option<(oneshot::Sender<io::Result<StdUnixStream>>, StdUnixStream)>),
+    Guest(Option<(oneshot::Sender<io::Result<StdStream>>, StdStream)>),
     /// The same for a client that comes back if it fails; and perhaps the word of the guest's agent.
     Led(Box<Greeting>),
 }
@@ -161,7 +159,7 @@ impl Engine {
             Ok(near)
         });
         match served {
-            Ok(near) => self.accept(flow, HostStream::Unix(near), charge),
+            Ok(near) => self.accept(flow, HostStream::Other(near), charge),
             Err(error) => self.refuse(flow, &error),
         }
     }
@@ -177,7 +175,7 @@ impl Engine {
         &mut self,
         from: Ipv4Addr,
         to: SocketAddrV4,
-        reply: oneshot::Sender<io::Result<StdUnixStream>>,
+        reply: oneshot::Sender<io::Result<StdStream>>,
     ) {
         let dialled = socket_pair().and_then(|(near, far)| {
             let flow = self
@@ -188,7 +186,7 @@ impl Engine {
         });
         match dialled {
             Ok((near, far, flow)) => {
-                self.adopt(flow, HostStream::Unix(near), Opening::Guest(Some((reply, far))), None);
+                self.adopt(flow, HostStream::Other(near), Opening::Guest(Some((reply, far))), None);
             }
             Err(error) => {
                 let _ = reply.send(Err(error));
@@ -424,7 +422,7 @@ fn is_exhausted(error: &io::Error) -> bool {
 }
 
 /// A pair of streams: one for the engine, one for the control plane.
-fn socket_pair() -> io::Result<(UnixStream, StdUnixStream)> {
-    let (near, far) = UnixStream::pair()?;
-    Ok((near, StdUnixStream::from(OwnedFd::from(far))))
+fn socket_pair() -> io::Result<(PollStream, StdStream)> {
+    let (near, far) = pair()?;
+    Ok((PollStream::from_std(near), far))
 }

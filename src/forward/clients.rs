@@ -4,9 +4,9 @@
 //! Owns: the listeners, their files, how many clients there are. May not: know where they are led.
 //! Read next: `mod.rs`, which leads them.
 
+use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::pin::pin;
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -15,19 +15,19 @@ use anyhow::{Context as _, Result};
 use rustix::net::{RecvFlags, recv};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::Interest;
-use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use crate::addr::Dest;
-use crate::dial::stream;
 use crate::listen::{Bound, RemoveOnDrop, has_client};
 use crate::logging::Limited;
 use crate::permits::{Permit, Permits};
 use crate::supervise::{ACCEPT_PAUSE, accept_clients};
-use crate::sys::{Watched, is_vsock, vsock_hung_up};
+use crate::sys::stream::{self, Stream};
+use crate::sys::watched::Watched;
+use crate::sys::{is_vsock, vsock_hung_up};
 
 /// Clients of one socket at a time; more wait in its backlog.
 const MAX_CLIENTS: usize = 4096;
@@ -65,30 +65,30 @@ impl ListeningSocket {
     /// To be called in a tokio runtime.
     fn new(bound: Bound) -> Result<Self> {
         let Bound { socket, file, name, .. } = bound;
-        let socket = crate::sys::watch(socket.into(), Interest::READABLE)
+        let socket = Watched::new(socket.into(), Interest::READABLE)
             .with_context(|| format!("cannot listen on {name}"))?;
         Ok(Self { file, socket })
     }
 }
 
 impl Listener for ListeningSocket {
-    type Client = UnixStream;
+    type Client = Stream;
 
     async fn ready(&self) -> io::Result<()> {
-        let waits = |socket: &OwnedFd| match has_client(socket)? {
+        let waits = |socket: BorrowedFd<'_>| match has_client(socket)? {
             true => Ok(()),
             false => Err(io::ErrorKind::WouldBlock.into()),
         };
         self.socket.async_io(Interest::READABLE, waits).await
     }
 
-    fn accept(&self) -> io::Result<Option<UnixStream>> {
-        let accepted = self.socket.try_io(Interest::READABLE, |socket| SockRef::from(socket).accept());
+    fn accept(&self) -> io::Result<Option<Stream>> {
+        let accepted = self.socket.try_io(Interest::READABLE, |socket| SockRef::from(&socket).accept());
         match accepted {
             Ok((client, _)) => {
                 let client = client.into();
                 tune(&client);
-                stream(client).map(Some)
+                stream::watch(client).map(Some)
             }
             // There is nothing wrong but the moment.
             Err(error)
@@ -128,7 +128,7 @@ pub(super) async fn serve<F: Future<Output = ()> + Send + 'static>(
     dest: &Dest,
     permits: &Permits,
     shutdown: watch::Receiver<bool>,
-    serve: impl Fn(UnixStream, Permit) -> F,
+    serve: impl Fn(Stream, Permit) -> F,
 ) -> Result<()> {
     let (name, permits) = (bound.name.clone(), permits.for_another());
     let listener = ListeningSocket::new(bound)?;
@@ -180,7 +180,7 @@ async fn accept<L: Listener, F: Future<Output = ()> + Send + 'static>(
 
 /// Whether the client has closed both ways, as far as the runtime has heard or vsock tells, and has said
 /// nothing. Takes nothing from the socket.
-pub(super) fn has_left(client: &UnixStream) -> bool {
+pub(super) fn has_left(client: &Stream) -> bool {
     let ready = pin!(client.ready(Interest::READABLE | Interest::WRITABLE));
     let ready = ready.poll(&mut TaskContext::from_waker(Waker::noop()));
     let is_closed = matches!(ready, Poll::Ready(Ok(ready)) if ready.is_write_closed());

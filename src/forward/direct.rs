@@ -6,14 +6,13 @@
 //! Owns: the clients that wait. May not: carry bytes (`crate::relay`). Read next: `crate::relay`;
 //! `crate::vsock`.
 
+use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::debug;
@@ -25,6 +24,7 @@ use crate::dial;
 use crate::disk;
 use crate::relay::{Relays, discard};
 use crate::supervise::Backoff;
+use crate::sys::stream::Stream;
 use crate::text::reason;
 use crate::vsock;
 
@@ -88,7 +88,7 @@ impl DirectRoute {
     }
 
     /// Waits for the other end for up to `patience`, and carries the client.
-    pub(super) async fn serve(&self, client: UnixStream, patience: Duration) {
+    pub(super) async fn serve(&self, client: Stream, patience: Duration) {
         let dest = self.log.dest();
         let Some(other) = self.connect(&client, patience).await else {
             return client.into_std().map_or((), discard);
@@ -106,7 +106,7 @@ impl DirectRoute {
     }
 
     /// `None` when it is given up.
-    async fn connect(&self, client: &UnixStream, patience: Duration) -> Option<OwnedFd> {
+    async fn connect(&self, client: &Stream, patience: Duration) -> Option<OwnedFd> {
         let dest = self.log.dest();
         let arrival = Instant::now();
         let deadline = arrival + patience;

@@ -8,9 +8,9 @@
 //!
 //! Owns: the table. May not: connect. Read next: `direct.rs`, which asks before and after.
 
+use rustix::fd::{AsFd as _, BorrowedFd};
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 

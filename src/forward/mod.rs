@@ -16,27 +16,27 @@ pub mod policy;
 pub mod registry;
 pub mod ssh;
 
+use rustix::fd::OwnedFd;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use netstack::Subnet;
-use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::addr::{Dest, HostPort, SshDest};
 use crate::agent::SharedSecret;
 use crate::config::SocketForward;
-use crate::dial::{self, Dial, stream};
+use crate::dial::{self, Dial};
 use crate::engine::Handle;
 use crate::listen::{self, Bound, RemoveOnDrop, TcpAddress};
 use crate::permits::{Permit, Permits};
 use crate::relay::Relays;
 use crate::ssh::{Penalties, load_key};
+use crate::sys::stream::{self, Stream};
 
 use clients::ClientLog;
 use direct::{Direct, DirectRoute};
@@ -111,19 +111,19 @@ impl Connector {
         }
     }
 
-    async fn dial_from(&self, from: Ipv4Addr, to: &HostPort, limit: Duration) -> io::Result<UnixStream> {
+    async fn dial_from(&self, from: Ipv4Addr, to: &HostPort, limit: Duration) -> io::Result<Stream> {
         if let Some(guest) = to.within(self.subnet) {
             return self.engine.dial(from, guest, limit).await;
         }
         let socket = timeout(limit, dial::connect(to)).await??;
         let socket = socket.into_std()?.into();
         clients::tune(&socket);
-        stream(socket)
+        stream::watch(socket)
     }
 }
 
 impl Dial for Connector {
-    async fn dial(&self, to: &HostPort, limit: Duration) -> io::Result<UnixStream> {
+    async fn dial(&self, to: &HostPort, limit: Duration) -> io::Result<Stream> {
         self.dial_from(self.gateway, to, limit).await
     }
 }
@@ -133,7 +133,7 @@ impl Dial for Connector {
 pub(crate) struct Logins(pub(crate) Arc<Connector>);
 
 impl Dial for Logins {
-    async fn dial(&self, to: &HostPort, limit: Duration) -> io::Result<UnixStream> {
+    async fn dial(&self, to: &HostPort, limit: Duration) -> io::Result<Stream> {
         self.0.dial_from(self.0.login, to, limit).await
     }
 }
@@ -225,7 +225,7 @@ enum Route {
 }
 
 impl Route {
-    async fn serve(&self, client: UnixStream, permit: Permit) {
+    async fn serve(&self, client: Stream, permit: Permit) {
         match self {
             Self::Network(route) => route.serve(client, permit, GUEST_PATIENCE).await,
             Self::Direct(route) => {

@@ -11,17 +11,16 @@ use std::io;
 use std::net::SocketAddrV4;
 use std::time::Duration;
 
-use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep};
 use tracing::debug;
 
 use super::clients::{ClientLog, has_left};
 use crate::agent::{self, Question, SharedSecret};
-use crate::dial::stream;
 use crate::engine::{Handle, Preface, Refused};
 use crate::permits::Permit;
 use crate::relay::discard;
 use crate::supervise::Backoff;
+use crate::sys::stream::{self, Stream};
 
 /// The pause after a guest that was not there; it doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -54,7 +53,7 @@ impl NetworkRoute {
     }
 
     /// Waits for the guest for up to `patience`, and leads the client there.
-    pub(super) async fn serve(&self, mut client: UnixStream, permit: Permit, patience: Duration) {
+    pub(super) async fn serve(&self, mut client: Stream, permit: Permit, patience: Duration) {
         let (to, path) = (self.to, self.path.as_deref());
         let arrival = Instant::now();
         let deadline = arrival + patience;
@@ -88,7 +87,7 @@ impl NetworkRoute {
                 return rejected.client.as_ref().map_or((), discard);
             }
             self.log.waits(arrival.elapsed(), &rejected.why.to_string());
-            let Some(Ok(back)) = rejected.client.map(stream) else { return };
+            let Some(Ok(back)) = rejected.client.map(stream::watch) else { return };
             client = back;
             sleep(backoff.next_pause()).await;
             if has_left(&client) {

@@ -5,7 +5,6 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tracing::debug;
 
@@ -16,6 +15,7 @@ use crate::dial::Dial;
 use crate::listen::Bound;
 use crate::permits::Permits;
 use crate::ssh::{OpenError, Penalties, Target, Tunnel};
+use crate::sys::stream::Stream;
 
 /// Serves the clients of `bound` until `shutdown` turns true or its sender is gone.
 ///
@@ -60,7 +60,7 @@ impl<D: Dial> SshRoute<D> {
     }
 
     /// Carries one client, which waits for the guest for a bounded time; its socket is closed at any end.
-    async fn serve(&self, client: UnixStream) {
+    async fn serve(&self, client: Stream) {
         let dest = &self.path;
         match self.tunnel.open(dest, GUEST_PATIENCE, || !has_left(&client)).await {
             Ok(channel) => {

@@ -6,22 +6,20 @@
 //! Read next: `offers.rs`; `crate::relay`, which carries the bytes; `../engine/client.rs` and
 //! `../reverse/agent.rs`, the other side.
 
+use rustix::fd::OwnedFd;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
-use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use socket2::{SockRef, Socket, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, Interest};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
-use tokio_vsock::{VMADDR_CID_HOST, VsockListener, VsockStream};
 
 use super::offers::{Offers, Unoffered, Waiting};
 use crate::addr::ListenAddress;
@@ -31,6 +29,9 @@ use crate::listen;
 use crate::logging::Limited;
 use crate::relay::Relays;
 use crate::supervise::{ACCEPT_PAUSE, accept_clients};
+use crate::sys::sockets::{VMADDR_CID_HOST, vsock_address};
+use crate::sys::stream::Stream;
+use crate::sys::watched::Watched;
 use crate::text::{quote, reason};
 
 /// Connections at a time; more wait in the backlog.
@@ -61,8 +62,8 @@ pub struct Settings {
 /// A guest's agent, listening.
 #[derive(Debug)]
 pub struct Agent {
-    tcp: TcpListener,
-    vsock: Option<VsockListener>,
+    tcp: Watched,
+    vsock: Option<Watched>,
     server: Arc<Server>,
 }
 
@@ -81,7 +82,7 @@ impl Agent {
     /// The TCP port cannot be had.
     pub fn bind(settings: Settings) -> Result<Self> {
         let port = settings.port;
-        let tcp = listen::tcp_v4(port).and_then(TcpListener::from_std).map_err(|error| {
+        let tcp = listen::tcp_v4(port).and_then(watched).map_err(|error| {
             let hint = match error.kind() {
                 io::ErrorKind::PermissionDenied => {
                     ": a port below 1024 is for root; -agent-port N takes another, here and at the host"
@@ -91,7 +92,7 @@ impl Agent {
             anyhow!("cannot listen for the host on TCP port {port}: {}{hint}", reason(&error))
         })?;
         let vsock = match Path::new("/dev/vsock").exists() {
-            true => listen::vsock(None, port.into()),
+            true => listen::vsock(None, port.into()).and_then(watched),
             false => Err(io::ErrorKind::NotFound.into()),
         };
         let on_vsock = vsock.as_ref().map_or_else(reason, |_| "listening".into());
@@ -124,35 +125,43 @@ impl Agent {
     async fn accept(&self) -> io::Result<Option<Client>> {
         let vsock = async {
             match &self.vsock {
-                Some(listener) => listener.accept().await,
+                Some(listener) => listen::accept(listener).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
-            accepted = self.tcp.accept() => {
+            accepted = listen::accept(&self.tcp) => {
                 let (stream, from) = accepted?;
-                if self.server.is_host(from.ip()) {
-                    return Ok(Some(Client::Tcp(stream)));
+                if from.as_socket().is_some_and(|from| self.server.is_host(from.ip())) {
+                    return Ok(Some(Client { stream, is_known: false }));
                 }
-                self.server.refuse(&from);
+                self.server.refuse(&from.as_socket());
                 let _ = stream.set_zero_linger();
             }
             accepted = vsock => {
                 let (stream, from) = accepted?;
-                if from.cid() == VMADDR_CID_HOST {
-                    return Ok(Some(Client::Vsock(stream)));
+                let cid = vsock_address(&from).map(|(cid, _)| cid);
+                if cid == Some(VMADDR_CID_HOST) {
+                    return Ok(Some(Client { stream, is_known: true }));
                 }
-                self.server.refuse(&from);
+                self.server.refuse(&cid);
             }
         }
         Ok(None)
     }
 }
 
+fn watched(listener: impl Into<OwnedFd>) -> io::Result<Watched> {
+    let socket = Socket::from(listener.into());
+    socket.set_nonblocking(true)?;
+    Watched::new(socket.into(), Interest::READABLE)
+}
+
 /// A connection from the host.
-enum Client {
-    Tcp(TcpStream),
-    Vsock(VsockStream),
+struct Client {
+    stream: Stream,
+    /// Its address tells, so that it has nothing to prove.
+    is_known: bool,
 }
 
 impl Server {
@@ -169,26 +178,12 @@ impl Server {
     }
 
     async fn serve(&self, client: Client) {
-        let opened = match client {
-            Client::Tcp(mut stream) => {
-                // It is slower without, not wrong.
-                let _ = stream.set_nodelay(true);
-                let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
-                let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
-                match self.greet(&mut stream, self.settings.secret.is_none()).await {
-                    Ok(near) => stream.into_std().map(|stream| (OwnedFd::from(stream), near)),
-                    Err(error) => Err(error),
-                }
-            }
-            Client::Vsock(mut stream) => match self.greet(&mut stream, true).await {
-                // It cannot be taken out of the runtime's hands: a second descriptor, and the first is
-                // closed.
-                Ok(near) => stream.as_fd().try_clone_to_owned().map(|stream| (stream, near)),
-                Err(error) => Err(error),
-            },
-        };
-        let carried = opened.and_then(|(stream, near)| Ok((stream, near.into_std()?)));
-        match carried {
+        let Client { mut stream, is_known } = client;
+        // It is slower without, not wrong; and only TCP has them.
+        let _ = stream.set_nodelay(true);
+        let _ = SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
+        let opened = self.greet(&mut stream, is_known || self.settings.secret.is_none()).await;
+        match opened.and_then(|near| Ok((stream.into_std()?, near.into_std()?))) {
             Ok((stream, socket)) => {
                 let ended = self.relays.carry(stream, socket).await;
                 tracing::debug!(?ended, "agent: connection ended");
@@ -199,10 +194,7 @@ impl Server {
 
     /// Hears what is asked for, and answers. A socket that is made for the host has a client then. The host
     /// has to prove that it is the host unless it is known already.
-    async fn greet<S>(&self, host: &mut S, is_known: bool) -> io::Result<UnixStream>
-    where
-        S: AsyncRead + AsyncWrite + AsFd + Unpin,
-    {
+    async fn greet(&self, host: &mut Stream, is_known: bool) -> io::Result<Stream> {
         let opened = match timeout(PATIENCE, self.open(host, is_known)).await {
             Ok(opened) => opened?,
             Err(_) => Err("no answer from the socket, or no line, within 10 s".to_owned()),
@@ -320,7 +312,7 @@ impl Server {
 /// What the host asked for.
 enum Opened {
     /// A connection, and what is for it already.
-    Socket(UnixStream, Vec<u8>),
+    Socket(Stream, Vec<u8>),
     /// A client of a socket, which is still to come.
     Offer(Waiting),
 }

@@ -2,10 +2,10 @@
 //! `stdio:` URL.
 //! May not: look into frames. Read next: `relay.rs`, which the connection is for.
 
+use rustix::fd::OwnedFd;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::net::ToSocketAddrs;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};

@@ -5,18 +5,16 @@
 //! what the guest does not offer.
 //! Read next: `agent.rs`, whose connections these are; `crate::agent`, what is said on them.
 
+use rustix::fd::AsFd;
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::net::UnixListener as StdUnixListener;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Interest};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
@@ -25,6 +23,8 @@ use crate::agent::{CLIENT, SIGN_EVERY, SIGN_LIMIT};
 use crate::listen::{self, Bound};
 use crate::supervise::ACCEPT_PAUSE;
 use crate::sys::sockets::set_user_timeout;
+use crate::sys::stream::Stream;
+use crate::sys::watched::Watched;
 use crate::text::quote;
 
 /// How long a socket stays after the host's last connection got a client: the host opens the next one then.
@@ -47,7 +47,7 @@ struct Offer {
 #[derive(Debug)]
 struct State {
     /// The host's connections that have no client yet.
-    waiting: Vec<(u64, oneshot::Sender<UnixStream>)>,
+    waiting: Vec<(u64, oneshot::Sender<Stream>)>,
     next: u64,
     /// The last connection that waited was given up without a client.
     is_left: bool,
@@ -87,8 +87,7 @@ impl Offers {
         }
         let bound = listen::bind(source).and_then(|bound| {
             let Bound { file, socket, .. } = bound;
-            let listener =
-                UnixListener::from_std(StdUnixListener::from(socket)).context("cannot watch it")?;
+            let listener = Watched::new(socket.into(), Interest::READABLE).context("cannot watch it")?;
             Ok((listener, file))
         });
         let (listener, file) = bound.map_err(|error| Unoffered::Now(format!("{error:#}")))?;
@@ -150,7 +149,7 @@ impl State {
 
 impl Offer {
     /// Gives clients away until `is_over` agrees that it is over.
-    async fn run(&self, listener: &UnixListener, is_over: impl Fn() -> bool) {
+    async fn run(&self, listener: &Watched, is_over: impl Fn() -> bool) {
         let mut held = None;
         loop {
             let mut changed = pin!(self.changed.notified());
@@ -166,7 +165,7 @@ impl Offer {
                 },
                 Next::Accept => tokio::select! {
                     () = changed => {}
-                    accepted = listener.accept() => match accepted {
+                    accepted = listen::accept(listener) => match accepted {
                         Ok((client, _)) => held = self.give(client),
                         Err(error) => {
                             tracing::debug!(%error, "agent: cannot accept, trying again");
@@ -179,7 +178,7 @@ impl Offer {
     }
 
     /// Gives a client to a connection; without one it comes back.
-    fn give(&self, mut client: UnixStream) -> Option<UnixStream> {
+    fn give(&self, mut client: Stream) -> Option<Stream> {
         let mut state = self.state();
         while let Some((_, to)) = state.waiting.pop() {
             match to.send(client) {
@@ -203,7 +202,7 @@ impl Offer {
 pub(super) struct Waiting {
     offer: Arc<Offer>,
     number: u64,
-    client: oneshot::Receiver<UnixStream>,
+    client: oneshot::Receiver<Stream>,
 }
 
 impl Waiting {
@@ -222,7 +221,7 @@ impl Waiting {
     ///
     /// # Errors
     /// The connection ended, or the host said something.
-    pub(super) async fn client<S>(mut self, host: &mut S) -> io::Result<UnixStream>
+    pub(super) async fn client<S>(mut self, host: &mut S) -> io::Result<Stream>
     where
         S: AsyncRead + AsyncWrite + AsFd + Unpin,
     {

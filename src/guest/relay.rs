@@ -3,9 +3,9 @@
 //! into a frame further than to tell a DHCP reply.
 //! Read next: `dhcp/mod.rs`, which is plugged into the port.
 
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;

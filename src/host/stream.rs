@@ -1,16 +1,16 @@
 //! The descriptor at the other end of a flow. Owns: the differences between a TCP connection and a socket
 //! pair.
 
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use mio::event::{Event, Source};
-use mio::net::{TcpStream, UnixStream};
 use socket2::{SockRef, TcpKeepalive};
 
 use crate::dial::refuse_self;
+use crate::sys::stream::PollStream;
 
 /// As the original's: a peer that vanished is noticed though nobody writes.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -18,14 +18,14 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 /// A stream of either kind, non-blocking.
 #[derive(Debug)]
 pub(crate) enum HostStream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
+    Tcp(PollStream),
+    Other(PollStream),
 }
 
 impl HostStream {
     /// Starts to connect, and whether that is done already, as on the loopback interface.
     pub(crate) fn connect(to: SocketAddr) -> io::Result<(Self, bool)> {
-        let stream = TcpStream::connect(to)?;
+        let stream = PollStream::connect(to)?;
         let connected = to.ip().is_loopback() && stream.peer_addr().is_ok();
         let stream = if connected { refuse_self(stream)? } else { stream };
         tune(&stream);
@@ -33,7 +33,7 @@ impl HostStream {
     }
 
     /// A connection that somebody else made.
-    pub(crate) fn accepted(stream: TcpStream) -> Self {
+    pub(crate) fn accepted(stream: PollStream) -> Self {
         tune(&stream);
         Self::Tcp(stream)
     }
@@ -42,9 +42,9 @@ impl HostStream {
     pub(crate) fn from_client(client: OwnedFd) -> Self {
         let is_tcp = SockRef::from(&client).local_addr().is_ok_and(|address| address.as_socket().is_some());
         match is_tcp {
-            true => Self::accepted(TcpStream::from_std(client.into())),
+            true => Self::accepted(PollStream::from_std(client.into())),
             // All others are used by the same calls.
-            false => Self::Unix(UnixStream::from_std(client.into())),
+            false => Self::Other(PollStream::from_std(client.into())),
         }
     }
 
@@ -68,7 +68,7 @@ impl HostStream {
     pub(crate) fn shutdown_write(&self) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
-            Self::Unix(stream) => stream.shutdown(Shutdown::Write),
+            Self::Other(stream) => stream.shutdown(Shutdown::Write),
         }
     }
 
@@ -82,7 +82,7 @@ impl HostStream {
     pub(crate) fn source(&mut self) -> &mut dyn Source {
         match self {
             Self::Tcp(stream) => stream,
-            Self::Unix(stream) => stream,
+            Self::Other(stream) => stream,
         }
     }
 }
@@ -91,7 +91,7 @@ impl AsFd for HostStream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Tcp(stream) => stream.as_fd(),
-            Self::Unix(stream) => stream.as_fd(),
+            Self::Other(stream) => stream.as_fd(),
         }
     }
 }
@@ -100,13 +100,13 @@ impl From<HostStream> for OwnedFd {
     fn from(stream: HostStream) -> Self {
         match stream {
             HostStream::Tcp(stream) => stream.into(),
-            HostStream::Unix(stream) => stream.into(),
+            HostStream::Other(stream) => stream.into(),
         }
     }
 }
 
 /// A socket without these is slower, not wrong.
-fn tune(stream: &TcpStream) {
+fn tune(stream: &PollStream) {
     let _ = stream.set_nodelay(true);
     let _ = SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
 }
@@ -115,7 +115,7 @@ impl Read for HostStream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.read(buffer),
-            Self::Unix(stream) => stream.read(buffer),
+            Self::Other(stream) => stream.read(buffer),
         }
     }
 }
@@ -124,7 +124,7 @@ impl Write for HostStream {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.write(buffer),
-            Self::Unix(stream) => stream.write(buffer),
+            Self::Other(stream) => stream.write(buffer),
         }
     }
 

@@ -3,8 +3,8 @@
 //! May not: touch the stack. Read next: `engine/tcp.rs`, which calls it; `netstack/src/tcp/flow.rs`, the
 //! other side.
 
+use rustix::fd::AsFd as _;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd as _;
 
 use mio::{Interest, Registry, Token};
 use netstack::tcp::Flow;

@@ -11,10 +11,10 @@
 mod vfkit;
 mod vpnkit;
 
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::fmt::Display;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -34,7 +34,7 @@ use crate::listen::{self, Bound, RemoveOnDrop, TcpAddress, as_made, unix_socket}
 use crate::logging::Limited;
 use crate::notify::{Notice, Notifier};
 use crate::supervise::ACCEPT_PAUSE;
-use crate::sys::watch;
+use crate::sys::watched::Watched;
 
 /// The mode of the sockets that hypervisors connect to.
 const MODE: u32 = 0o600;
@@ -193,7 +193,7 @@ impl HypervisorListener {
     /// The socket cannot be watched.
     pub async fn wait_readable(&self) -> io::Result<()> {
         if let Endpoint::Accept(_, socket) = &self.endpoint {
-            let _ready = watch(socket.try_clone()?.into(), Interest::READABLE)?.readable().await?;
+            Watched::new(socket.try_clone()?.into(), Interest::READABLE)?.readable().await?;
         }
         Ok(())
     }
@@ -278,7 +278,7 @@ async fn accept(guests: Guests, listener: &Socket, engine: &Handle, terms: &Arc<
     static AGAIN: Limited = Limited::new(10, Duration::from_secs(60));
     listener.set_nonblocking(true)?;
     let is_single = !terms.keep_running && guests != Guests::Vpnkit;
-    let readiness = watch(listener.try_clone()?.into(), Interest::READABLE)?;
+    let readiness = Watched::new(listener.try_clone()?.into(), Interest::READABLE)?;
     let mut following = JoinSet::new();
     let clients = Limit::new(MAX_GUESTS, Duration::ZERO);
     let mut failing = false;

@@ -7,8 +7,8 @@
 //! Owns: whom the socket is connected to. May not: read a frame. Read next: `../sys/datagram.rs`,
 //! `../link/datagram.rs`.
 
+use rustix::fd::{AsFd, OwnedFd};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -24,7 +24,7 @@ use crate::link::Framing;
 use crate::logging::Limited;
 use crate::supervise::Backoff;
 use crate::sys::datagram::{Sender, pass_senders, peek};
-use crate::sys::watch;
+use crate::sys::watched::Watched;
 
 /// The datagram with which vfkit greets; other launchers begin with a frame.
 const MAGIC: [u8; 4] = *b"VFKT";
@@ -77,7 +77,7 @@ pub(super) async fn serve(socket: &Socket, engine: &Handle, terms: &Terms) -> Re
 
 /// Waits for a virtual machine and connects to it: its name, and its process where the system tells.
 async fn first(socket: &Socket) -> io::Result<(SocketAddrAny, Option<OwnedFd>)> {
-    let readiness = watch(socket.try_clone()?.into(), Interest::READABLE)?;
+    let readiness = Watched::new(socket.try_clone()?.into(), Interest::READABLE)?;
     let refused = Limited::new(1, REFUSED_LOG);
     loop {
         let sender = readiness.async_io(Interest::READABLE, |_| peek(socket.as_fd())).await?;
@@ -105,7 +105,7 @@ async fn first(socket: &Socket) -> io::Result<(SocketAddrAny, Option<OwnedFd>)> 
 /// child may: the socket itself tells only who sends. Where the system does not tell of the process, its
 /// socket has to be closed, and still to have its name; else the next frame to it tells.
 async fn gone(socket: &Socket, guest: &SocketAddrAny, process: Option<OwnedFd>) {
-    match process.and_then(|process| watch(process, Interest::READABLE).ok()) {
+    match process.and_then(|process| Watched::new(process, Interest::READABLE).ok()) {
         Some(process) if process.readable().await.is_ok() => {
             let mut backoff = Backoff::new(LOOK.0, LOOK.1);
             while connect(socket, guest).is_ok() {

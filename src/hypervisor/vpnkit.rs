@@ -2,8 +2,9 @@
 //! not: read a frame.
 //! Read next: `mod.rs`.
 
+use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,6 @@ use anyhow::{Context, Result, anyhow, bail};
 use netstack::Mac;
 use socket2::Socket;
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
 use super::{Terms, follow, report_begin};
@@ -19,7 +19,7 @@ use crate::engine::Handle;
 use crate::limit::Slot;
 use crate::link::Framing;
 use crate::logging::Limited;
-use crate::sys::watch;
+use crate::sys::watched::Watched;
 
 /// Bytes of the greeting, `VMN3T`, a version and a commit, which is answered with itself.
 const GREETING: usize = 49;
@@ -62,7 +62,7 @@ pub(super) async fn serve(stream: Socket, slot: Slot<()>, engine: Handle, terms:
 
 async fn greet(stream: Socket, slot: &Slot<()>, terms: &Terms) -> Result<OwnedFd> {
     stream.set_nonblocking(true)?;
-    let stream = watch(OwnedFd::from(stream), Interest::READABLE | Interest::WRITABLE)?;
+    let stream = Watched::new(stream.into(), Interest::READABLE | Interest::WRITABLE)?;
     let mut greeting = [0; GREETING];
     read_exact(&stream, &mut greeting, slot).await.context("cannot read VPNKit's greeting")?;
     write_all(&stream, &greeting).await.context("cannot answer VPNKit's greeting")?;
@@ -75,7 +75,7 @@ async fn greet(stream: Socket, slot: &Slot<()>, terms: &Terms) -> Result<OwnedFd
         None => random_mac()?,
     };
     write_all(&stream, &answer(terms.mtu, mac)).await.context("cannot answer VPNKit's command")?;
-    Ok(stream.into_inner())
+    Ok(stream.into_inner()?)
 }
 
 fn answer(mtu: u16, mac: Mac) -> [u8; ANSWER] {
@@ -100,9 +100,9 @@ fn random_mac() -> Result<Mac> {
 
 /// Fills the buffer. Each part that comes keeps the client's `slot` before those of clients that say
 /// nothing.
-async fn read_exact(stream: &AsyncFd<OwnedFd>, mut buffer: &mut [u8], slot: &Slot<()>) -> Result<()> {
+async fn read_exact(stream: &Watched, mut buffer: &mut [u8], slot: &Slot<()>) -> Result<()> {
     while !buffer.is_empty() {
-        let read = |stream: &OwnedFd| rustix::io::read(stream, &mut *buffer).map_err(io::Error::from);
+        let read = |stream: BorrowedFd<'_>| Ok(recv(stream, &mut *buffer, RecvFlags::empty())?.1);
         let read = stream.async_io(Interest::READABLE, read).await?;
         if read == 0 {
             bail!("the client left");
@@ -113,9 +113,9 @@ async fn read_exact(stream: &AsyncFd<OwnedFd>, mut buffer: &mut [u8], slot: &Slo
     Ok(())
 }
 
-async fn write_all(stream: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> io::Result<()> {
+async fn write_all(stream: &Watched, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
-        let write = |stream: &OwnedFd| rustix::io::write(stream, bytes).map_err(io::Error::from);
+        let write = |stream: BorrowedFd<'_>| Ok(send(stream, bytes, SendFlags::empty())?);
         let written = stream.async_io(Interest::WRITABLE, write).await?;
         bytes = bytes.get(written..).unwrap_or_default();
     }

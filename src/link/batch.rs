@@ -1,10 +1,10 @@
 //! Frames for a link: collected in place, written together. Owns: the frames not yet written. Read next:
 //! `engine/links.rs`.
 
+use rustix::fd::BorrowedFd;
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
 
@@ -243,10 +243,11 @@ impl<'a> Iterator for Frames<'a> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
+    use rustix::fd::AsFd;
     use std::os::unix::net::UnixDatagram;
 
     use super::*;
+    use crate::sys::stream::blocking_pair;
 
     #[test]
     fn a_full_batch_refuses() {
@@ -264,7 +265,7 @@ mod tests {
 
     #[test]
     fn frames_of_others_wait_in_small_number() {
-        let (near, mut far) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (near, mut far) = blocking_pair();
         let unsent = || crate::sys::unsent(near.as_fd()).unwrap();
         let mut batch = Batch::new(Framing::Qemu);
         let cross = |batch: &mut Batch| {

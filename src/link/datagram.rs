@@ -2,8 +2,8 @@
 //! and not yet taken.
 //! Read next: `sys/datagram.rs`.
 
+use rustix::fd::BorrowedFd;
 use std::io;
-use std::os::fd::BorrowedFd;
 
 use super::{MAX_FRAME, Progress};
 use crate::sys::datagram::{MESSAGES, TAKES_ALL, receive};
@@ -63,7 +63,7 @@ impl Reader {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
+    use rustix::fd::AsFd;
 
     use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
 

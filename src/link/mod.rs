@@ -6,8 +6,8 @@ mod batch;
 mod datagram;
 mod stream;
 
+use rustix::fd::BorrowedFd;
 use std::io::{self, Read, Write};
-use std::os::fd::BorrowedFd;
 
 pub use batch::Batch;
 

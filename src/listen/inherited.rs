@@ -105,8 +105,8 @@ fn ensure_listening(socket: &Socket) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fd::OwnedFd;
     use std::net::{TcpListener, UdpSocket};
-    use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
 
     use super::*;

@@ -1,12 +1,13 @@
 //! One direction of a relay. Owns: the bytes that are on their way. Read next: `pool.rs`.
 
+use rustix::fd::BorrowedFd;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
-use rustix::io::{Errno, read, write};
-use rustix::net::{Shutdown, shutdown};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+use tokio::io::Interest;
 
 use super::pool::{PooledPipe, SIZE};
 use super::{End, Relays};
@@ -77,7 +78,7 @@ impl<'a> Held<'a> {
             Self::Pipe(loan) => loan.pipe().map_or(Ok(0), |pipe| pipe.fill(fd, SIZE)),
             Self::Buffer { bytes, from, to } => {
                 (*from, *to) = (0, 0);
-                *to = read(fd, &mut **bytes)?;
+                *to = recv(fd, &mut **bytes, RecvFlags::empty())?.1;
                 Ok(*to)
             }
         }
@@ -89,7 +90,7 @@ impl<'a> Held<'a> {
             Self::Nothing => Ok(0),
             Self::Pipe(loan) => loan.pipe().map_or(Ok(0), |pipe| pipe.drain(fd)),
             Self::Buffer { bytes, from, to } => {
-                let written = write(fd, bytes.get(*from..*to).unwrap_or_default())?;
+                let written = send(fd, bytes.get(*from..*to).unwrap_or_default(), SendFlags::empty())?;
                 *from += written;
                 Ok(written)
             }
@@ -153,7 +154,7 @@ impl<'a> Direction<'a> {
                     self.state = State::Done;
                     if from.failed.is_none() && to.halves {
                         // A receiver that is gone needs no telling.
-                        let _ = shutdown(to.fd.get_ref(), Shutdown::Write);
+                        let _ = shutdown(to.fd.fd(), Shutdown::Write);
                     }
                     return;
                 }
@@ -174,30 +175,26 @@ impl<'a> Direction<'a> {
 
     fn poll_fill(&mut self, context: &mut Context<'_>, relays: &'a Relays, from: &mut End) -> Poll<usize> {
         loop {
-            let mut ready = match ready!(from.fd.poll_read_ready(context)) {
-                Ok(ready) => ready,
-                Err(error) => return self.fail(from, error),
-            };
+            if let Err(error) = ready!(from.fd.poll_readable(context)) {
+                return self.fail(from, error);
+            }
             if matches!(self.held, Held::Nothing) {
                 let loan = if self.copies { None } else { relays.pool.lend() };
                 self.held = loan.map_or_else(Held::buffer, Held::Pipe);
             }
-            match ready.try_io(|fd| self.held.fill(fd.as_fd())) {
-                Err(_would_block) => {}
-                Ok(Ok(0)) => {
+            match from.fd.try_io(Interest::READABLE, |fd| self.held.fill(fd)) {
+                Ok(0) => {
                     self.state = State::Ended;
                     return Poll::Ready(0);
                 }
                 // Counted when it is written.
-                Ok(Ok(_)) => return Poll::Ready(0),
-                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(Err(error)) if is_unsupported(&error) && !self.copies => {
+                Ok(_) => return Poll::Ready(0),
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(error) if is_unsupported(&error) && !self.copies => {
                     (self.copies, self.held) = (true, Held::Nothing);
                 }
-                Ok(Err(error)) => {
-                    drop(ready);
-                    return self.fail(from, error);
-                }
+                Err(error) => return self.fail(from, error),
             }
         }
     }
@@ -211,17 +208,14 @@ impl<'a> Direction<'a> {
 
     fn poll_drain(&mut self, context: &mut Context<'_>, relays: &Relays, to: &mut End) -> Poll<usize> {
         loop {
-            let drained = if self.blocked {
-                let mut ready = match ready!(to.fd.poll_write_ready(context)) {
-                    Ok(ready) => ready,
-                    Err(error) => return self.refuse(to, error),
-                };
-                match ready.try_io(|fd| self.held.drain(fd.as_fd())) {
-                    Err(_would_block) => continue,
-                    Ok(drained) => drained,
-                }
-            } else {
-                self.held.drain(to.fd.get_ref().as_fd())
+            if self.blocked
+                && let Err(error) = ready!(to.fd.poll_writable(context))
+            {
+                return self.refuse(to, error);
+            }
+            let drained = match self.blocked {
+                true => to.fd.try_io(Interest::WRITABLE, |fd| self.held.drain(fd)),
+                false => self.held.drain(to.fd.fd()),
             };
             match drained {
                 Ok(moved) => {
@@ -260,15 +254,16 @@ impl<'a> Direction<'a> {
     fn poll_discard(&mut self, context: &mut Context<'_>, from: &mut End) -> Poll<usize> {
         let mut bytes = [0; 4 << 10];
         loop {
-            let Ok(mut ready) = ready!(from.fd.poll_read_ready(context)) else {
+            if ready!(from.fd.poll_readable(context)).is_err() {
                 self.state = State::Done;
                 return Poll::Ready(0);
-            };
-            match ready.try_io(|fd| Ok(read(fd, &mut bytes)?)) {
-                Ok(Ok(read @ 1..)) => return Poll::Ready(read),
-                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_would_block) => {}
-                Ok(_) => {
+            }
+            let read = |fd: BorrowedFd<'_>| Ok(recv(fd, &mut bytes, RecvFlags::empty())?.1);
+            match from.fd.try_io(Interest::READABLE, read) {
+                Ok(read @ 1..) => return Poll::Ready(read),
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Ok(_) | Err(_) => {
                     self.state = State::Done;
                     return Poll::Ready(0);
                 }
@@ -279,10 +274,11 @@ impl<'a> Direction<'a> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fd::AsFd as _;
     use std::io::{Read as _, Write as _};
-    use std::os::unix::net::UnixStream;
 
     use super::*;
+    use crate::sys::stream::pair;
 
     /// A receiver that cannot be spliced into gets what is in the pipe by way of a buffer.
     #[test]
@@ -291,14 +287,14 @@ mod tests {
             return;
         }
         let relays = Relays::default();
-        let (mut near, far) = UnixStream::pair().unwrap();
+        let (mut near, far) = pair().unwrap();
         let bytes: Vec<u8> = (0..150_000_u32).map(|i| (i / 7) as u8).collect();
         near.write_all(&bytes).unwrap();
         let mut held = Held::Pipe(relays.pool.lend().unwrap());
         let filled = held.fill(far.as_fd()).unwrap();
         assert!(filled > 0);
         held.copy_out().unwrap();
-        let (mut near, far) = UnixStream::pair().unwrap();
+        let (mut near, far) = pair().unwrap();
         let mut drained = 0;
         while !held.is_empty() {
             drained += held.drain(far.as_fd()).unwrap();

@@ -15,19 +15,20 @@ mod pool;
 #[cfg(test)]
 mod tests;
 
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustix::net::{RecvFlags, recv};
 use socket2::SockRef;
-use tokio::io::{Interest, Ready};
+use tokio::io::Interest;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
-use crate::sys::Watched;
+use crate::sys::watched::Watched;
 use direction::{Direction, State};
 use pool::Pool;
 
@@ -147,38 +148,27 @@ struct End {
 
 impl End {
     fn new(fd: OwnedFd) -> io::Result<Self> {
-        rustix::io::ioctl_fionbio(&fd, true)?;
+        SockRef::from(&fd).set_nonblocking(true)?;
         // Other kinds of streams know nothing of it.
         let _ = SockRef::from(&fd).set_tcp_nodelay(true);
-        let fd = crate::sys::watch(fd, Interest::READABLE | Interest::WRITABLE)?;
-        let is_vsock = crate::sys::is_vsock(fd.get_ref().as_fd());
+        let fd = Watched::new(fd, Interest::READABLE | Interest::WRITABLE)?;
+        let is_vsock = crate::sys::is_vsock(fd.fd());
         Ok(Self { fd, failed: None, halves: true, is_vsock })
     }
 
     /// As a vsock stream whose buffers are full does not tell by itself.
     fn vsock_hung_up(&self) -> bool {
-        self.is_vsock && crate::sys::vsock_hung_up(self.fd.get_ref().as_fd())
+        self.is_vsock && crate::sys::vsock_hung_up(self.fd.fd())
     }
 
     /// Makes the close a reset, where it is TCP.
     fn reset_on_close(&self) {
-        let _ = SockRef::from(self.fd.get_ref()).set_linger(Some(Duration::ZERO));
+        let _ = SockRef::from(&self.fd.fd()).set_linger(Some(Duration::ZERO));
     }
 
-    /// Whether the other side has closed both ways. It is looked for only while nothing is to be written,
-    /// since it takes the note of there being room: whoever writes next tries first, and waits only then.
+    /// Whether the other side has closed both ways; see [`Watched::poll_hung_up`].
     fn poll_hung_up(&self, context: &mut Context<'_>) -> bool {
-        while let Poll::Ready(ready) = self.fd.poll_write_ready(context) {
-            if self.vsock_hung_up() {
-                return true;
-            }
-            match ready {
-                Ok(guard) if guard.ready().is_write_closed() => return true,
-                Ok(mut guard) => guard.clear_ready_matching(Ready::WRITABLE),
-                Err(_) => return true,
-            }
-        }
-        false
+        self.fd.poll_hung_up(context).is_ready() || self.vsock_hung_up()
     }
 }
 
@@ -195,7 +185,7 @@ pub(crate) fn unsettled(fd: BorrowedFd<'_>) -> usize {
 pub(crate) fn discard(socket: impl AsFd) {
     let mut unread = [0; 16 << 10];
     for _ in 0..64 {
-        if !rustix::io::read(&socket, &mut unread).is_ok_and(|len| len > 0) {
+        if !recv(&socket, &mut unread, RecvFlags::empty()).is_ok_and(|(_, len)| len > 0) {
             break;
         }
     }
@@ -289,7 +279,7 @@ impl<'a> Relay<'a> {
         for ((end, reset), lost) in self.ends.iter().zip(resets).zip(lost) {
             if (reset || lost)
                 && end.failed.is_none()
-                && let left @ 1.. = unsettled(end.fd.get_ref().as_fd())
+                && let left @ 1.. = unsettled(end.fd.fd())
             {
                 ready!(self.settling.get_or_insert_with(|| Settling::new(left)).poll(context, left));
                 break;

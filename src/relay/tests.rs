@@ -1,7 +1,6 @@
+use rustix::fd::AsFd;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::pin::pin;
 use std::sync::Arc;
 use std::thread::{JoinHandle, spawn};
@@ -11,6 +10,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::sys::pipe::SPLICES;
+use crate::sys::stream::{StdStream, Stream, blocking_pair};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const MIB: usize = 1 << 20;
@@ -18,7 +18,7 @@ const MIB: usize = 1 << 20;
 /// A stream of either kind, blocking, that fails instead of waiting for good.
 #[derive(Debug)]
 enum Peer {
-    Unix(UnixStream),
+    Unix(StdStream),
     Tcp(TcpStream),
 }
 
@@ -68,7 +68,7 @@ impl Write for Peer {
 }
 
 fn unix() -> (Peer, OwnedFd) {
-    let (peer, end) = UnixStream::pair().unwrap();
+    let (peer, end) = blocking_pair();
     peer.set_read_timeout(Some(PATIENCE)).unwrap();
     peer.set_write_timeout(Some(PATIENCE)).unwrap();
     (Peer::Unix(peer), end.into())
@@ -446,13 +446,13 @@ async fn a_thousand_share_a_few_pipes() {
     let relays = Arc::new(Relays::new(PIPES));
     let (mut running, mut clients) = (tokio::task::JoinSet::new(), tokio::task::JoinSet::new());
     for number in 0..COUNT {
-        let (one, first) = UnixStream::pair().unwrap();
-        let (other, second) = UnixStream::pair().unwrap();
+        let (one, first) = blocking_pair();
+        let (other, second) = blocking_pair();
         let shared = Arc::clone(&relays);
         running.spawn(async move { shared.carry(first, second).await });
         for (stream, seed) in [(one, number), (other, number + COUNT)] {
             stream.set_nonblocking(true).unwrap();
-            let stream = tokio::net::UnixStream::from_std(stream).unwrap();
+            let stream = Stream::from_std(stream).unwrap();
             let shared = Arc::clone(&relays);
             clients.spawn(async move {
                 let bytes = pattern(300_000, seed as u32);

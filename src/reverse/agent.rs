@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -23,7 +22,8 @@ use crate::agent::{
     ACCEPT, ANSWER_TIME, CLIENT, MAX_LINE, ONLY, Question, Refusal, SIGN_EVERY, SIGN_LIMIT, SharedSecret,
     command, next_line,
 };
-use crate::dial::{Dial, stream};
+use crate::dial::Dial;
+use crate::sys::stream::{self, Stream};
 use crate::text::quote;
 
 /// Connections that wait for a client.
@@ -54,7 +54,7 @@ enum Step {
     /// The agent has the socket, and the connection waits.
     Waits(Lines),
     /// It has a client, of which these bytes have come already.
-    Client(UnixStream, Vec<u8>),
+    Client(Stream, Vec<u8>),
     /// It never waited, or since then and not to the end.
     Failed(Failure, Option<Instant>),
     /// It was closed in order.
@@ -137,7 +137,7 @@ fn say(failure: &Failure, agent: SocketAddrV4, secret: Option<&SharedSecret>, pa
 
 /// A connection, and what was heard on it and not yet understood.
 struct Lines {
-    stream: UnixStream,
+    stream: Stream,
     heard: Vec<u8>,
     since: Instant,
 }
@@ -210,10 +210,10 @@ async fn wait(mut lines: Lines, shutdown: watch::Receiver<bool>) -> Step {
 }
 
 /// Joins one client with the host's socket.
-async fn serve_client(client: UnixStream, early: Vec<u8>, host: Arc<Host>) {
+async fn serve_client(client: Stream, early: Vec<u8>, host: Arc<Host>) {
     let Some((socket, _place)) = host.connect().await else { return };
     let joined = async {
-        let mut socket = stream(socket)?;
+        let mut socket = stream::watch(socket)?;
         // A new one takes that much at once. One that takes nothing may have answered: what carries the bytes
         // finds out.
         let _ = socket.write_all(&early).await;
@@ -236,7 +236,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn signs_without_end_are_heard_slowly() {
-        let (near, mut far) = UnixStream::pair().unwrap();
+        let (near, mut far) = stream::watched_pair();
         let signs = [b'\n'; 100];
         far.write_all(&[&signs[..], CLIENT, b"\n"].concat()).await.unwrap();
         let (_stop, shutdown) = watch::channel(false);

@@ -11,10 +11,10 @@
 mod agent;
 mod ssh;
 
+use rustix::fd::OwnedFd;
 use std::fmt::Display;
 use std::io;
 use std::net::SocketAddrV4;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -11,9 +11,9 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::{FAREWELL, Host, MAX_CLIENTS, Retry, stopped};
-use crate::dial::stream;
 use crate::forward::Logins;
 use crate::ssh::{Arrival, ConnectError, Exchanges, Offer, OfferError, Record, Target};
+use crate::sys::stream;
 
 /// Keeps a socket at `path` in the guest of `target`.
 pub(super) async fn run(target: &Target, path: &str, host: &Arc<Host>, shutdown: watch::Receiver<bool>) {
@@ -105,7 +105,7 @@ fn say(error: &OfferError, target: &Target, path: &str) {
 /// Joins one client with the host's socket.
 async fn serve_client(client: Arrival, host: Arc<Host>) {
     let Some((socket, _place)) = host.connect().await else { return client.refuse().await };
-    let ended = match stream(socket) {
+    let ended = match stream::watch(socket) {
         Ok(socket) => client.accept().await.relay(socket).await,
         Err(error) => Err(error),
     };

@@ -2,10 +2,10 @@
 //! Owns: the copying between a host socket and a channel. May not: reconnect; a channel dies with its
 //! connection.
 
+use rustix::fd::AsFd as _;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::mem;
-use std::os::fd::AsFd as _;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -17,7 +17,6 @@ use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use rustix::io::writev;
 use rustix::net::{Shutdown, shutdown};
 use tokio::io::{Interest, Ready};
-use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
 use super::backlog::Share;
@@ -25,6 +24,7 @@ use super::chunk::Chunks;
 use super::lagging::Laggards;
 use super::tunnel::Lease;
 use crate::relay::{PATIENCE, VSOCK_LOOK, settle};
+use crate::sys::stream::Stream;
 use crate::sys::{is_vsock, unsent, vsock_hung_up};
 
 /// How long it may take to close a channel whose both ways have ended.
@@ -59,7 +59,7 @@ impl Channel {
     ///
     /// # Errors
     /// The client's socket failed; the channel is closed then, as it is at any other end.
-    pub async fn relay(self, client: UnixStream) -> io::Result<()> {
+    pub async fn relay(self, client: Stream) -> io::Result<()> {
         let Self { channel, share, lease } = self;
         let (mut from_guest, to_guest) = channel.split();
 
@@ -156,7 +156,7 @@ async fn closed(from_guest: &mut ChannelReadHalf, share: Option<&Share>) {
 
 /// Waits until the client has closed both ways, or one of them where the other was closed here. It takes the
 /// note of there being room from the runtime: whoever writes tries first.
-async fn hung_up(client: &UnixStream) {
+async fn hung_up(client: &Stream) {
     let is_vsock = is_vsock(client.as_fd());
     loop {
         let room = client.ready(Interest::WRITABLE);
@@ -185,7 +185,7 @@ async fn stands_still(sending: &AtomicBool, sent: &AtomicUsize) {
 
 /// Carries what the client sends, and the end of that.
 async fn client_to_guest(
-    client: &UnixStream,
+    client: &Stream,
     guest: &ChannelWriteHalf<Msg>,
     share: &Share,
     chunks: &Chunks,
@@ -219,7 +219,7 @@ async fn client_to_guest(
 
 async fn guest_to_client(
     guest: &mut ChannelReadHalf,
-    client: &UnixStream,
+    client: &Stream,
     ended: &AtomicBool,
     share: &Share,
     laggards: &Laggards,
@@ -297,7 +297,7 @@ impl Drop for Batch<'_> {
 
 /// Writes `batch`; counts the client as lagging for as long as it does not take what there is.
 async fn write_all(
-    client: &UnixStream,
+    client: &Stream,
     batch: &mut [Bytes],
     share: &Share,
     laggards: &Laggards,
@@ -357,6 +357,7 @@ mod tests {
 
     use super::*;
     use crate::ssh::backlog::{Backlog, MAX_BACKLOG};
+    use crate::sys::stream::blocking_pair;
 
     const PACKET: usize = 32 << 10;
 
@@ -364,10 +365,10 @@ mod tests {
     /// that takes nothing.
     #[tokio::test(start_paused = true)]
     async fn one_that_reads_slowly_is_not_given_up() {
-        let (near, mut far) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (near, mut far) = blocking_pair();
         near.set_nonblocking(true).unwrap();
         let (near, backlog, laggards) =
-            (UnixStream::from_std(near).unwrap(), Backlog::large(), Laggards::default());
+            (Stream::from_std(near).unwrap(), Backlog::large(), Laggards::default());
         backlog.enter(1);
         let share = backlog.share(1);
         let packets = MAX_BACKLOG / PACKET;

@@ -21,7 +21,6 @@ use russh::{ChannelId, MethodKind, Names, Preferred, cipher, kex};
 use rustix::net::{RecvFlags, recv};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, BufReader, Interest, ReadBuf};
-use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info};
@@ -34,6 +33,7 @@ use super::{Secret, Target, key};
 use crate::addr::HostPort;
 use crate::dial::Dial;
 use crate::disk;
+use crate::sys::stream::{StdStream, Stream};
 use crate::text::quote;
 
 /// One attempt to reach port 22. The original allows 5 s; a SYN lost while the guest boots must not outlast
@@ -394,7 +394,7 @@ const LINE_MAX: usize = 255;
 
 /// Waits for the other end's version, and takes the lines that may come before (RFC 4253, 4.2). Until it is
 /// there `words` are the first of them, quoted, without its end: what was said instead.
-async fn read_version(stream: &UnixStream, words: &mut Option<String>) {
+async fn read_version(stream: &Stream, words: &mut Option<String>) {
     let mut start = [0; LINE_MAX];
     loop {
         let peek = || Ok(recv(stream, &mut start, RecvFlags::PEEK)?.0);
@@ -869,13 +869,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Yielding<S> {
 
 /// A second descriptor of the connection's stream. Shutting it down is the one way to stop a russh session
 /// that is blocked on a write or in the middle of a handshake.
-struct Transport(std::os::unix::net::UnixStream);
+struct Transport(StdStream);
 
 impl Transport {
-    fn split(stream: UnixStream) -> io::Result<(UnixStream, Self)> {
+    fn split(stream: Stream) -> io::Result<(Stream, Self)> {
         let stream = stream.into_std()?;
         let second = stream.try_clone()?;
-        Ok((UnixStream::from_std(stream)?, Self(second)))
+        Ok((Stream::from_std(stream)?, Self(second)))
     }
 
     fn shutdown(&self) {

@@ -2,8 +2,8 @@
 //! sent the first one.
 //! Owns: nothing. Read next: `link/datagram.rs`, `hypervisor/vfkit.rs`.
 
+use rustix::fd::{BorrowedFd, OwnedFd};
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::net::SocketAddrAny;
 
@@ -71,7 +71,7 @@ pub fn peek(socket: BorrowedFd<'_>) -> io::Result<Sender> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
+    use rustix::fd::AsFd;
     use std::os::unix::net::UnixDatagram;
 
     use super::*;

@@ -16,12 +16,14 @@ pub mod mode;
 pub mod owner;
 pub mod pipe;
 pub mod sockets;
+pub mod stream;
 pub mod udp;
+mod unix;
+pub mod watched;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use mio::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 #[cfg(all(target_os = "linux", not(feature = "sys-macos")))]
@@ -96,36 +98,6 @@ pub fn with_urgent(interest: Interest) -> Interest {
     os::with_urgent(interest)
 }
 
-/// A descriptor whose readiness the control plane waits for. Nothing lends it to be replaced.
-#[derive(Debug)]
-pub struct Watched(AsyncFd<std::os::fd::OwnedFd>);
-
-impl Watched {
-    /// The descriptor, which is watched no more.
-    pub fn into_inner(self) -> std::os::fd::OwnedFd {
-        self.0.into_inner()
-    }
-}
-
-impl std::ops::Deref for Watched {
-    type Target = AsyncFd<std::os::fd::OwnedFd>;
-
-    fn deref(&self) -> &Self::Target {
-        &self.0
-    }
-}
-
-/// Watches a descriptor.
-///
-/// # Errors
-/// The system cannot watch it.
-#[expect(unsafe_code, reason = "tokio asks whoever registers a descriptor to vouch for it")]
-pub fn watch(fd: std::os::fd::OwnedFd, interest: tokio::io::Interest) -> std::io::Result<Watched> {
-    // SAFETY: the descriptor is owned by what is returned, which lends it only to be read: it is never
-    // replaced.
-    Ok(Watched(unsafe { AsyncFd::register_with_interest(fd, interest) }?))
-}
-
 /// From now on the process leaves no core dump, in which keys could be read, if it is a program of this
 /// package's. Linux takes a limit of one byte as that also where dumps go to a program, as systemd-coredump
 /// (core(5)).
@@ -141,12 +113,12 @@ pub fn leave_no_core_dump() {
 
 /// The process that connected a unix socket, or that listens where this one connected, as far as the system
 /// tells.
-pub fn peer_pid(socket: std::os::fd::BorrowedFd<'_>) -> Option<u32> {
+pub fn peer_pid(socket: rustix::fd::BorrowedFd<'_>) -> Option<u32> {
     os::peer_pid(socket)
 }
 
 /// Lets a pipe hold `bytes`, where the system can; a refusal leaves it as it is.
-pub fn grow_pipe(pipe: std::os::fd::BorrowedFd<'_>, bytes: usize) {
+pub fn grow_pipe(pipe: rustix::fd::BorrowedFd<'_>, bytes: usize) {
     os::grow_pipe(pipe, bytes);
 }
 
@@ -187,19 +159,19 @@ fn is_ignored(signal: SignalKind) -> bool {
 
 /// Bytes that a stream socket was given and its peer's system has not yet taken; `None` where the system does
 /// not tell.
-pub fn unsent(socket: std::os::fd::BorrowedFd<'_>) -> Option<usize> {
+pub fn unsent(socket: rustix::fd::BorrowedFd<'_>) -> Option<usize> {
     os::unsent(socket)
 }
 
 /// Whether a stream is vsock's.
-pub fn is_vsock(socket: std::os::fd::BorrowedFd<'_>) -> bool {
+pub fn is_vsock(socket: rustix::fd::BorrowedFd<'_>) -> bool {
     os::is_vsock(socket)
 }
 
 /// Whether a vsock stream is closed both ways by its peer, or one way by each. vsock tells EPOLLHUP only once
 /// this side has shut down as well, and no event at all where its buffers were full, either way, when the
 /// peer closed.
-pub fn vsock_hung_up(socket: std::os::fd::BorrowedFd<'_>) -> bool {
+pub fn vsock_hung_up(socket: rustix::fd::BorrowedFd<'_>) -> bool {
     os::vsock_hung_up(socket)
 }
 

@@ -1,9 +1,9 @@
 //! The permissions of a file that was made by its name. Owns: nothing. Read next: `../listen.rs`, which makes
 //! sockets.
 
+use rustix::fd::BorrowedFd;
 use std::fs::Metadata;
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use super::os;

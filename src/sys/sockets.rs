@@ -1,8 +1,8 @@
 //! Addresses that not every system has, and sockets that were opened for this process. Owns: the descriptors
 //! that systemd passes, until they are taken. May not: bind. Read next: `../listen.rs`.
 
+use rustix::fd::{BorrowedFd, OwnedFd};
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use socket2::SockAddr;
@@ -39,6 +39,21 @@ pub struct Passed {
 /// The variables contradict each other, or name a descriptor that is not open.
 pub fn passed() -> io::Result<Vec<Passed>> {
     os::sockets::passed()
+}
+
+/// Any context: vsock(7).
+pub const VMADDR_CID_ANY: u32 = u32::MAX;
+/// This machine, by way of vsock's loopback.
+pub const VMADDR_CID_LOCAL: u32 = 1;
+/// The host, for its guests.
+pub const VMADDR_CID_HOST: u32 = 2;
+
+/// The vsock address of a context and a port.
+///
+/// # Errors
+/// The system has no vsock.
+pub fn to_vsock_address(cid: u32, port: u32) -> io::Result<SockAddr> {
+    os::sockets::to_vsock_address(cid, port)
 }
 
 /// The context and the port of a vsock address; `None` for one of another family.

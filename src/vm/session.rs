@@ -45,7 +45,7 @@ pub(super) async fn connect(address: &Address, timeouts: Timeouts) -> Result<Ses
         Ok(Err(source)) => return Err(ConnectError::Socket { address: address(), source }),
         Ok(Ok(stream)) => stream,
     };
-    let pid = peer_pid(std::os::fd::AsFd::as_fd(&stream));
+    let pid = peer_pid(rustix::fd::AsFd::as_fd(&stream));
     match Client::handshake(stream, timeouts).await {
         Ok(client) => Ok(Session { client, pid }),
         Err(source) => Err(ConnectError::Handshake { address: address(), source }),

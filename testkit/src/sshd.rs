@@ -6,6 +6,7 @@ use std::future::Future;
 use std::hash::{DefaultHasher, Hasher};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -346,11 +347,7 @@ pub struct Loopback {
 }
 
 impl Dial for Loopback {
-    fn dial(
-        &self,
-        remote: &HostPort,
-        limit: Duration,
-    ) -> impl Future<Output = io::Result<UnixStream>> + Send {
+    fn dial(&self, remote: &HostPort, limit: Duration) -> impl Future<Output = io::Result<TcpStream>> + Send {
         self.dials.fetch_add(1, Ordering::Relaxed);
         let remote = (remote.host.clone(), remote.port);
         async move {
@@ -358,7 +355,8 @@ impl Dial for Loopback {
             guest.set_nodelay(true)?;
             let (near, mut far) = UnixStream::pair()?;
             tokio::spawn(async move { tokio::io::copy_bidirectional(&mut far, &mut guest).await });
-            Ok(near)
+            // Streams of any family are used by the same calls.
+            TcpStream::from_std(OwnedFd::from(near.into_std()?).into())
         }
     }
 }

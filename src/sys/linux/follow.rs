@@ -1,13 +1,13 @@
 //! inotify(7). Owns: one instance of it.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
 use tokio::io::Interest;
 
-use crate::sys::{Watched, watch};
+use crate::sys::watched::Watched;
 
 /// A user has few of them, and a filter may keep them from the process.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub(crate) struct Names(Option<Watched>);
 impl Names {
     pub(crate) fn new() -> io::Result<Self> {
         let events = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).ok();
-        events.map(|fd| watch(fd, Interest::READABLE)).transpose().map(Self)
+        events.map(|fd| Watched::new(fd, Interest::READABLE)).transpose().map(Self)
     }
 
     pub(crate) fn add_directory(&self, directory: &Path) -> io::Result<()> {
@@ -30,7 +30,7 @@ impl Names {
 
     fn add(&self, path: &Path, flags: WatchFlags) -> io::Result<()> {
         match &self.0 {
-            Some(fd) => Ok(add_watch(fd.get_ref(), path, flags).map(drop)?),
+            Some(fd) => Ok(add_watch(fd.fd(), path, flags).map(drop)?),
             None => std::fs::metadata(path).map(drop),
         }
     }
@@ -40,7 +40,7 @@ impl Names {
         let Some(events) = &self.0 else { return false };
         // Room for many events; what does not fit comes with the next call.
         let mut buffer = [0; 4096];
-        let read = |fd: &OwnedFd| rustix::io::read(fd, &mut buffer).map_err(io::Error::from);
+        let read = |fd: BorrowedFd<'_>| rustix::io::read(fd, &mut buffer).map_err(io::Error::from);
         events.async_io(Interest::READABLE, read).await.is_ok()
     }
 }

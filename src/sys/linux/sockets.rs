@@ -24,6 +24,11 @@ pub(crate) fn is_listening(socket: &socket2::Socket) -> Option<bool> {
     socket.is_listener().ok()
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "the face of those that have none")]
+pub(crate) fn to_vsock_address(cid: u32, port: u32) -> io::Result<SockAddr> {
+    Ok(SockAddr::vsock(cid, port))
+}
+
 pub(crate) fn vsock_address(address: &SockAddr) -> Option<(u32, u32)> {
     address.as_vsock_address()
 }

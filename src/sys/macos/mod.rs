@@ -11,6 +11,8 @@ pub(super) mod pipe;
 pub(super) mod sockets;
 pub(super) mod udp;
 
+pub(super) use super::unix::{stream, watched};
+
 use std::io;
 use std::os::fd::BorrowedFd;
 

@@ -17,6 +17,10 @@ pub(crate) fn is_listening(_socket: &socket2::Socket) -> Option<bool> {
     None
 }
 
+pub(crate) fn to_vsock_address(_cid: u32, _port: u32) -> io::Result<SockAddr> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, "macOS has no vsock"))
+}
+
 pub(crate) fn vsock_address(_address: &SockAddr) -> Option<(u32, u32)> {
     None
 }
