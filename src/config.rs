@@ -18,7 +18,6 @@ mod token;
 
 use std::ffi::{OsStr, OsString};
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -303,7 +302,7 @@ fn notification_socket(asked: &Asked) -> Result<Option<PathBuf>> {
         return Ok(None);
     }
     // In the file it is a path.
-    if asked.is_of_file("notification") && !typed.as_bytes().starts_with(b"unix:") {
+    if asked.is_of_file("notification") && !typed.as_encoded_bytes().starts_with(b"unix:") {
         return Ok(Some(typed.into()));
     }
     let url = Url::parse(typed).context("invalid value for notification listen address")?;
@@ -325,7 +324,7 @@ fn ensure_distinct<'a>(sockets: impl Iterator<Item = &'a Path>) -> Result<()> {
     let mut seen = std::collections::HashSet::new();
     for path in sockets {
         if !seen.insert(path) {
-            bail!("unix socket path {} is given twice", quote(path.as_os_str().as_bytes()));
+            bail!("unix socket path {} is given twice", quote(path.as_os_str().as_encoded_bytes()));
         }
     }
     Ok(())

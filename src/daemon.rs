@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::runtime::{self, Runtime};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::config::Config;
@@ -23,7 +22,7 @@ use crate::disk;
 use crate::listen;
 use crate::logging::Log;
 use crate::notify::Notifier;
-use crate::sys::UnlessIgnored;
+use crate::sys::signals::{Hangup, Quit};
 
 use bound::Bound;
 
@@ -77,18 +76,19 @@ impl ControlPlane {
     /// The system has no signal handler to give.
     pub fn catch_signals(&self, log: &Log) -> Result<()> {
         let _entered = self.runtime.enter();
-        let hangup = || log.is_file().then(|| signal(SignalKind::hangup())).transpose();
-        let heard = Signals::new().and_then(|signals| Ok((signals, hangup()?)));
-        let (mut signals, hangup) = heard.context("cannot watch signals")?;
+        let hangup = || log.is_file().then(Hangup::new).transpose();
+        let heard = Quit::new().and_then(|quit| Ok((quit, hangup()?)));
+        let (mut quit, hangup) = heard.context("cannot watch signals")?;
         let stop = self.stop.clone();
         self.runtime.spawn(async move {
-            signals.any().await;
+            quit.asked().await;
             stop.ask();
         });
         if let Some(mut hangup) = hangup {
             let log = log.clone();
             self.runtime.spawn(async move {
-                while hangup.recv().await.is_some() {
+                loop {
+                    hangup.recv().await;
                     log.reopen();
                 }
             });
@@ -210,26 +210,5 @@ impl Stop {
 
     async fn asked(&self) {
         let _ = self.0.subscribe().wait_for(|asked| *asked).await;
-    }
-}
-
-/// The signals that end the daemon.
-#[derive(Debug)]
-struct Signals {
-    interrupt: UnlessIgnored,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        let interrupt = UnlessIgnored::new(SignalKind::interrupt())?;
-        Ok(Self { interrupt, terminate: signal(SignalKind::terminate())? })
-    }
-
-    async fn any(&mut self) {
-        tokio::select! {
-            () = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
     }
 }

@@ -10,19 +10,19 @@ pub(crate) mod files;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::OFlags;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use crate::sys::files::{is_fifo, not_followed, owner, set_new_mode};
 use crate::sys::stream::{self, Stream};
+use crate::sys::users::effective_id;
 
 /// How long a file system may take that works.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -44,7 +44,10 @@ pub fn create(path: &Path) -> io::Result<File> {
 /// # Errors
 /// The system's.
 pub fn create_private(path: &Path) -> io::Result<File> {
-    open(path, |options| options.mode(0o600).write(true).create(true).truncate(true))
+    open(path, |options| {
+        set_new_mode(options, 0o600);
+        options.write(true).create(true).truncate(true)
+    })
 }
 
 /// The same with all that is there, and what is written always goes behind it, whoever shortened it
@@ -61,14 +64,17 @@ pub fn append(path: &Path) -> io::Result<File> {
 /// (fifo(7)).
 pub(crate) fn open(path: &Path, how: impl FnOnce(&mut OpenOptions) -> &mut OpenOptions) -> io::Result<File> {
     let mut options = File::options();
-    how(options.read(path.metadata().is_ok_and(|found| found.file_type().is_fifo())));
-    let not_followed = OFlags::NOFOLLOW.bits().cast_signed();
-    let opened = options.clone().custom_flags(not_followed).open(path);
+    how(options.read(path.metadata().is_ok_and(|found| is_fifo(&found))));
+    let mut direct = options.clone();
+    not_followed(&mut direct);
+    let opened = direct.open(path);
     if opened.is_ok() || !path.is_symlink() {
         return opened;
     }
-    let maker = path.symlink_metadata()?.uid();
-    if maker != 0 && maker != rustix::process::geteuid().as_raw() {
+    if let Some(maker) = owner(&path.symlink_metadata()?)
+        && maker != 0
+        && Some(maker) != effective_id()
+    {
         let why = format!("it is a link of another user's, {maker}");
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
     }

@@ -11,25 +11,24 @@ use rustix::fd::{AsFd, BorrowedFd};
 use std::fs::{self, Metadata};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{AtFlags, CWD, Gid, Uid, chownat};
-use rustix::process::geteuid;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use thiserror::Error;
 use tokio::io::Interest;
 
 use crate::addr::{ListenAddress, PATH_MAX, Shown, ensure_fits};
 use crate::disk;
+use crate::sys::files::{self, FileId};
 use crate::sys::mode::{set_before_bind, set_mode};
 use crate::sys::owner::{Owner, by_whom, of_socket};
 use crate::sys::sockets::{VMADDR_CID_ANY, abstract_address, to_vsock_address};
 use crate::sys::stream::{self, Stream};
+use crate::sys::users;
 use crate::sys::watched::Watched;
 use crate::text::{quote, reason};
 
@@ -234,7 +233,7 @@ impl Made {
 
     /// Whether the file that was made still has its name.
     pub fn is_there(&self) -> bool {
-        fs::symlink_metadata(&self.path).is_ok_and(|found| FileId::of(&found) == self.file)
+        FileId::at(&self.path).is_ok_and(|found| found == self.file)
     }
 }
 
@@ -335,17 +334,16 @@ fn bind_file(
     // it; a socket that is bound and does not listen yet refuses everyone.
     set_before_bind(socket.as_fd(), mode);
     socket.bind(&address(path)?).map_err(failed("bind"))?;
-    let made = fs::symlink_metadata(path).map_err(failed("stat"))?;
+    let made = FileId::at(path).map_err(failed("stat"))?;
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let guard = RemoveOnDrop { made: Made { path: absolute, file: FileId::of(&made) }, is_left: false };
-    if made.permissions().mode() & 0o777 != mode {
-        let is_it = |found: &Metadata| FileId::of(found) == FileId::of(&made);
-        set_mode(path, mode, is_it).map_err(failed("chmod"))?;
+    let guard = RemoveOnDrop { made: Made { path: absolute, file: made }, is_left: false };
+    let found = fs::symlink_metadata(path).map_err(failed("stat"))?;
+    if files::mode(&found).is_some_and(|found| found != mode) {
+        set_mode(path, mode, made).map_err(failed("chmod"))?;
     }
     if owner.is_some() || group.is_some() {
-        let (owner, group) = (owner.map(Uid::from_raw), group.map(Gid::from_raw));
-        chownat(CWD, path, owner, group, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|error| failed("chown")(error.into()))
+        files::set_owner(path, owner, group)
+            .map_err(failed("chown"))
             .map_err(|error| anyhow!("{error}: it takes root, or a group that the daemon is in"))?;
     }
     if kind != Type::DGRAM {
@@ -421,14 +419,17 @@ fn shown(path: &Path) -> String {
 fn stale_socket(path: &Path) -> Result<Option<FileId>> {
     let address = address(path)?;
     // What else is wrong with the path is for `bind` to say.
-    let Ok(found) = fs::symlink_metadata(path) else { return Ok(None) };
-    ensure!(found.file_type().is_socket(), "{} already exists", shown(path));
+    let Ok((found, file)) = fs::symlink_metadata(path).and_then(|found| Ok((found, FileId::at(path)?)))
+    else {
+        return Ok(None);
+    };
+    ensure!(files::is_socket(&found), "{} already exists", shown(path));
     // A datagram socket cannot connect to a stream socket, and the error tells whether there is one: a real
     // connection would be taken for the VM, and its end for the VM's.
     let probe = Socket::new(Domain::UNIX, Type::DGRAM, None).and_then(|socket| socket.connect(&address));
     let (why, may_end) = match probe {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            return Ok(Some(FileId::of(&found)));
+            return Ok(Some(file));
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => (": permission denied", false),
@@ -442,16 +443,16 @@ fn stale_socket(path: &Path) -> Result<Option<FileId>> {
 /// Whose a socket is, as far as the system tells, for the end of a message.
 fn whose(owners: &[Owner], found: &Metadata) -> String {
     let owners: Vec<_> = owners.iter().map(ToString::to_string).collect();
-    match (owners.is_empty(), found.uid()) {
-        (false, _) => format!(" (by {})", owners.join(" and ")),
-        (true, uid) if uid != geteuid().as_raw() => format!(" (it is user {uid}'s)"),
+    match files::owner(found) {
+        _ if !owners.is_empty() => format!(" (by {})", owners.join(" and ")),
+        Some(uid) if users::effective_id() != Some(uid) => format!(" (it is user {uid}'s)"),
         _ => String::new(),
     }
 }
 
 /// Removes `path` if it is `file`; that it is gone or another is no error.
 pub(crate) fn remove(path: &Path, file: FileId) -> io::Result<()> {
-    let result = fs::symlink_metadata(path).and_then(|found| match FileId::of(&found) == file {
+    let result = FileId::at(path).and_then(|found| match found == file {
         true => fs::remove_file(path),
         false => Ok(()),
     });
@@ -461,21 +462,9 @@ pub(crate) fn remove(path: &Path, file: FileId) -> io::Result<()> {
     }
 }
 
-/// Which file it is, whatever its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct FileId {
-    device: u64,
-    inode: u64,
-}
-
-impl FileId {
-    pub(crate) fn of(metadata: &Metadata) -> Self {
-        Self { device: metadata.dev(), inode: metadata.ino() }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
     use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
     use super::*;
@@ -518,7 +507,7 @@ mod tests {
         let path = dir.path().join("s");
         for mode in [0o600, 0o755, 0o777] {
             let (listener, guard) = unix_listener(&path, mode).unwrap();
-            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode);
+            assert_eq!(files::mode(&fs::metadata(&path).unwrap()), Some(mode));
             UnixStream::connect(&path).unwrap();
             listener.accept().unwrap();
             drop(guard);
@@ -591,7 +580,8 @@ mod tests {
     fn a_unix_source_is_made_as_asked() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        let (user, group) = (geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let user = users::effective_id().unwrap();
+        let group = rustix::process::getegid().as_raw();
         let url = format!("unix://{}?mode=0660&owner={user}&group={group}", path.display());
         let bound = of(&url);
         assert_ready(&bound.socket);

@@ -3,16 +3,15 @@
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
-use rustix::fs::{Access, FlockOperation, access, flock};
 
 use crate::disk;
 use crate::disk::files;
+use crate::sys::files::{FileId, may_make_in};
 use crate::text::reason;
 
 /// How long another start may keep us waiting, and how often to look.
@@ -27,8 +26,7 @@ pub fn ensure(path: &Path) -> Result<()> {
     let made = match disk::open(path, |options| options.write(true)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-            access(directory.unwrap_or_else(|| Path::new(".")), Access::WRITE_OK | Access::EXEC_OK)
-                .map_err(io::Error::from)
+            may_make_in(directory.unwrap_or_else(|| Path::new(".")))
         }
         opened => opened.map(drop),
     };
@@ -125,10 +123,13 @@ fn lock(path: &Path) -> Lock {
         let Ok(file) = disk::open(path, |options| options.write(true).create(true)) else {
             return Lock::None;
         };
-        let Some(found) = file.metadata().ok().filter(Metadata::is_file) else { return Lock::None };
-        let is_locked = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+        if !file.metadata().is_ok_and(|found| found.is_file()) {
+            return Lock::None;
+        }
+        let is_locked = file.try_lock().is_ok();
+        let is_same = || Ok::<_, io::Error>(FileId::of(&File::open(path)?)? == FileId::of(&file)?);
         // Whoever had it may have removed it.
-        if is_locked && fs::metadata(path).is_ok_and(|named| named.ino() == found.ino()) {
+        if is_locked && is_same().unwrap_or(false) {
             return Lock::Ours(file);
         }
         thread::sleep(LOOK);
@@ -184,7 +185,7 @@ mod tests {
         for late_runs in [false, true] {
             let first = File::create(&path).unwrap();
             fs::write(&path, "1").unwrap();
-            flock(&first, FlockOperation::LockExclusive).unwrap();
+            first.lock().unwrap();
             let late = PidFile::create(&path).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), "1");
             if late_runs {

@@ -6,10 +6,9 @@
 //! machine's. Read next: `daemon.rs`.
 
 use std::collections::BTreeSet;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,8 +20,10 @@ use tokio::time::sleep;
 use crate::cli::{self, Parsed};
 use crate::config::Asked;
 use crate::disk;
-use crate::listen::{FileId, Made, remove};
+use crate::listen::{Made, remove};
+use crate::sys::files::FileId;
 use crate::sys::follow::NameWatch;
+use crate::sys::os_str::from_bytes;
 use crate::sys::owner::{self, Owner};
 use crate::sys::peer_pid;
 use crate::text::reason;
@@ -64,7 +65,7 @@ impl Predecessors {
 
 /// The socket for clients at `path`, if it is another gvproxy's, and the id of that process.
 pub(crate) fn of_gvproxy(path: &Path) -> Option<(Made, u32)> {
-    let found = FileId::of(&fs::symlink_metadata(path).ok()?);
+    let found = FileId::at(path).ok()?;
     let owners = owner::of_socket(&std::path::absolute(path).ok()?);
     // One that systemd passed is systemd's as well.
     if owners.is_empty() || !owners.iter().all(|owner| owner.is_gvproxy() && is_for_clients(owner.pid, found))
@@ -85,7 +86,7 @@ pub(crate) fn of_gvproxy(path: &Path) -> Option<(Made, u32)> {
 fn is_for_clients(pid: u32, file: FileId) -> bool {
     let Ok(words) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
     let words = words.strip_suffix(b"\0").unwrap_or(&words).split(|byte| *byte == 0);
-    let argv: Vec<OsString> = words.map(|word| OsStr::from_bytes(word).to_owned()).collect();
+    let argv: Vec<OsString> = words.map(|word| from_bytes(word.to_vec())).collect();
     let Parsed::Run(mut args) = cli::parse(&argv) else { return false };
     // Relative paths are relative to this.
     let directory = PathBuf::from(format!("/proc/{pid}/cwd"));
@@ -98,8 +99,7 @@ fn is_for_clients(pid: u32, file: FileId) -> bool {
         args.config = config.into();
     }
     let Ok(asked) = Asked::new(*args) else { return false };
-    let is_it =
-        |path: PathBuf| fs::symlink_metadata(directory.join(path)).is_ok_and(|at| FileId::of(&at) == file);
+    let is_it = |path: PathBuf| FileId::at(&directory.join(path)).is_ok_and(|at| at == file);
     asked.sockets().into_iter().any(is_it)
 }
 
@@ -190,8 +190,8 @@ impl Paths {
 /// Where the file system does not answer nobody has taken anything.
 async fn found(made: &Made) -> Found {
     let Made { path, file } = made.clone();
-    let look = move || match fs::symlink_metadata(&path) {
-        Ok(found) if FileId::of(&found) == file => Found::Ours,
+    let look = move || match FileId::at(&path) {
+        Ok(found) if found == file => Found::Ours,
         Ok(_) => Found::Anothers(owner::of_new_socket(&path, SETTLE)),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             Found::Nothing

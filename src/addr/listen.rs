@@ -4,14 +4,14 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::os::unix::ffi::OsStrExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use nix::unistd::{Group, User};
 
 use super::host_port::Shown;
 use super::url::{Url, unescape};
+use crate::sys::users::{group_id, user_id};
 use crate::text::quote;
 
 /// The mode of a unix socket for which none is asked: whoever may use the daemon's sockets may use the
@@ -100,7 +100,7 @@ impl ListenAddress {
                 _ => bail!("unexpected scheme"),
             }
         };
-        read().with_context(|| format!("invalid value {} for -{flag}", quote(typed.as_bytes())))
+        read().with_context(|| format!("invalid value {} for -{flag}", quote(typed.as_encoded_bytes())))
     }
 
     /// Reads what a forward listens at: a path, `@NAME`, or a URL.
@@ -108,7 +108,7 @@ impl ListenAddress {
     /// # Errors
     /// It names no place that can be listened on, or a user or group that is not there.
     pub fn parse(typed: &OsStr) -> Result<Self> {
-        let bytes = typed.as_bytes();
+        let bytes = typed.as_encoded_bytes();
         if let Some(name) = bytes.strip_prefix(b"@") {
             return abstract_name(name);
         }
@@ -123,7 +123,7 @@ impl ListenAddress {
                 Some(name) => {
                     let [] = url.parameters([]).context("an abstract socket has no mode and no owner")?;
                     let name = unescape(name).map_err(|bad| anyhow!("invalid URL escape {}", quote(bad)))?;
-                    abstract_name(name.as_bytes())
+                    abstract_name(name.as_encoded_bytes())
                 }
                 None => unix(url),
             };
@@ -187,8 +187,8 @@ fn host_and_port(url: &Url) -> Result<(&str, &str)> {
 fn unix(url: Url) -> Result<ListenAddress> {
     let [mode, owner, group] = url.parameters(["mode", "owner", "group"])?;
     let mode = mode.map_or(Ok(MODE), |text| octal(&text))?;
-    let owner = owner.map(|text| id("user", "owner", &text, user)).transpose()?;
-    let group = group.map(|text| id("group", "group", &text, group_of)).transpose()?;
+    let owner = owner.map(|text| id("user", "owner", &text, user_id)).transpose()?;
+    let group = group.map(|text| id("group", "group", &text, group_id)).transpose()?;
     Ok(ListenAddress::Unix { path: url.into_socket_path()?, mode, owner, group })
 }
 
@@ -199,7 +199,7 @@ fn octal(text: &str) -> Result<u32> {
 }
 
 /// A number as it is, else what the system has under this name.
-fn id(what: &str, key: &str, text: &str, look: fn(&str) -> nix::Result<Option<u32>>) -> Result<u32> {
+fn id(what: &str, key: &str, text: &str, look: fn(&str) -> io::Result<Option<u32>>) -> Result<u32> {
     ensure!(!text.is_empty(), "{key} is empty: the name or the number of a {what} is wanted");
     // The last id means "leave it" to chown(2).
     if let Some(number) = text.parse().ok().filter(|&number| number != u32::MAX) {
@@ -207,14 +207,6 @@ fn id(what: &str, key: &str, text: &str, look: fn(&str) -> nix::Result<Option<u3
     }
     let found = look(text).with_context(|| format!("cannot look up {what} {}", quote(text)))?;
     found.with_context(|| format!("there is no {what} {} here", quote(text)))
-}
-
-fn user(name: &str) -> nix::Result<Option<u32>> {
-    Ok(User::from_name(name)?.map(|user| user.uid.as_raw()))
-}
-
-fn group_of(name: &str) -> nix::Result<Option<u32>> {
-    Ok(Group::from_name(name)?.map(|group| group.gid.as_raw()))
 }
 
 fn inherited(url: &Url) -> Result<Inherited> {

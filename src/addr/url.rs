@@ -3,11 +3,11 @@
 //! Read next: `listen.rs`, `dest.rs`.
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
+use crate::sys::os_str::from_bytes;
 use crate::text::quote;
 
 /// Scheme, authority, path and query; a fragment is cut off.
@@ -61,7 +61,7 @@ impl<'a> Authority<'a> {
 impl Url {
     /// Follows Go's `net/url` in what is a URL and what is not.
     pub(crate) fn parse(text: &OsStr) -> Result<Self> {
-        let bytes = text.as_bytes();
+        let bytes = text.as_encoded_bytes();
         let wrong = |why: String| anyhow!("parse {}: {why}", quote(bytes));
         if bytes.iter().any(u8::is_ascii_control) {
             return Err(wrong("invalid control character in URL".into()));
@@ -131,7 +131,7 @@ impl Url {
         if !authority.is_empty() || path.is_empty() {
             bail!("the path of a {scheme} URL must be absolute, as in {scheme}:///run/x.sock");
         }
-        ensure!(!path.as_bytes().contains(&0), "a path has no zero byte");
+        ensure!(!path.as_encoded_bytes().contains(&0), "a path has no zero byte");
         Ok(path.into())
     }
 
@@ -176,7 +176,7 @@ pub(crate) fn unescape(mut text: &[u8]) -> Result<OsString, &[u8]> {
         out.extend(u8::try_from(high * 16 + low));
         text = rest.get(2..).unwrap_or_default();
     }
-    Ok(OsString::from_vec(out))
+    Ok(from_bytes(out))
 }
 
 #[cfg(test)]
@@ -288,12 +288,12 @@ mod tests {
             let escaped: String = path.iter().map(|b| format!("%{b:02X}")).collect();
             let url = format!("unix:///{escaped}");
             let read = Url::parse(url.as_ref()).unwrap().into_socket_path().unwrap();
-            prop_assert_eq!(read.as_os_str().as_bytes(), [b"/", &path[..]].concat());
+            prop_assert_eq!(read.into_os_string(), from_bytes([b"/", &path[..]].concat()));
         }
 
         #[test]
         fn no_text_panics(text: Vec<u8>) {
-            let _ = Url::parse(OsStr::from_bytes(&text)).and_then(Url::into_socket_path);
+            let _ = Url::parse(&from_bytes(text)).and_then(Url::into_socket_path);
         }
     }
 }

@@ -11,8 +11,7 @@ use gvproxy::guest::agent::Agent;
 use gvproxy::guest::settings::{Parsed, RawArgs, Settings, parse};
 use gvproxy::guest::{Guest, existing};
 use gvproxy::logging::Log;
-use gvproxy::sys::UnlessIgnored;
-use tokio::signal::unix::{SignalKind, signal};
+use gvproxy::sys::signals::{Hangup, Quit};
 use tracing::level_filters::LevelFilter;
 
 const VERSION: &str = concat!("gvforwarder version v", env!("CARGO_PKG_VERSION"));
@@ -66,9 +65,7 @@ fn run(raw: &RawArgs) -> Result<()> {
     tracing::info!("{VERSION}");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("runtime")?;
     let ended = runtime.block_on(async {
-        let mut end = signal(SignalKind::terminate())?;
-        let mut interrupt = UnlessIgnored::new(SignalKind::interrupt())?;
-        let mut hangup = UnlessIgnored::new(SignalKind::hangup())?;
+        let (mut quit, mut hangup) = (Quit::new()?, Hangup::unless_ignored()?);
         let agent = settings.map(Agent::bind).transpose()?;
         if agent.is_some() {
             gvproxy::sys::prepare_process();
@@ -88,8 +85,7 @@ fn run(raw: &RawArgs) -> Result<()> {
         tokio::select! {
             never = tap => match never {},
             never = agent => match never {},
-            _ = end.recv() => anyhow::Ok("terminated"),
-            () = interrupt.recv() => Ok("interrupt"),
+            asked = quit.asked() => anyhow::Ok(asked),
             () = hangup.recv() => Ok("hangup"),
         }
     })?;

@@ -1,10 +1,11 @@
 //! The grammar of Go's `flag` package: which words of argv are flags, and where their values stand.
 //! Owns: nothing. May not: look at values. Read next: `mod.rs`, which gives the items to clap.
 
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::ffi::OsString;
 
 use super::table::{Flag, Kind};
+
+use crate::sys::os_str::from_bytes;
 
 /// What argv says, up to the point where reading stopped.
 #[derive(Debug)]
@@ -36,7 +37,7 @@ pub(super) fn lex(words: &[OsString], flags: &[Flag]) -> Lexed {
 fn read(words: &[OsString], flags: &[Flag], items: &mut Vec<OsString>) -> End {
     let mut words = words.iter();
     while let Some(word) = words.next() {
-        let body = match word.as_bytes() {
+        let body = match word.as_encoded_bytes() {
             b"--" => return End::Flags(words.next().cloned()),
             [b'-', b'-', body @ ..] | [b'-', body @ ..] if !body.is_empty() => body,
             _ => return End::Flags(Some(word.clone())),
@@ -57,14 +58,14 @@ fn read(words: &[OsString], flags: &[Flag], items: &mut Vec<OsString>) -> End {
             }
             return End::Error(format!(
                 "flag provided but not defined: -{}",
-                OsStr::from_bytes(name).display()
+                from_bytes(name.to_vec()).display()
             ));
         };
         let value = match (attached, flag.kind) {
             (Some(value), _) => value,
             (None, Kind::Bool) => b"true",
             (None, _) => match words.next() {
-                Some(value) => value.as_bytes(),
+                Some(value) => value.as_encoded_bytes(),
                 None => return End::Error(format!("flag needs an argument: -{}", flag.name)),
             },
         };
@@ -74,7 +75,7 @@ fn read(words: &[OsString], flags: &[Flag], items: &mut Vec<OsString>) -> End {
 }
 
 fn item(flag: &Flag, value: &[u8]) -> OsString {
-    OsString::from_vec([b"--", flag.name.as_bytes(), b"=", value].concat())
+    from_bytes([b"--", flag.name.as_bytes(), b"=", value].concat())
 }
 
 #[cfg(test)]
@@ -139,9 +140,9 @@ mod tests {
     proptest! {
         #[test]
         fn no_argv_panics_and_items_name_flags(words: Vec<Vec<u8>>) {
-            let words: Vec<OsString> = words.into_iter().map(OsString::from_vec).collect();
+            let words: Vec<OsString> = words.into_iter().map(from_bytes).collect();
             for item in lex(&words, FLAGS).items {
-                let named = FLAGS.iter().any(|f| item.as_bytes().starts_with(format!("--{}=", f.name).as_bytes()));
+                let named = FLAGS.iter().any(|f| item.as_encoded_bytes().starts_with(format!("--{}=", f.name).as_bytes()));
                 prop_assert!(named, "{item:?}");
             }
         }

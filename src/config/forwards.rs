@@ -6,7 +6,6 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -74,7 +73,7 @@ pub(super) fn typed(raw: &RawArgs, device: Ipv4Addr, check: PathCheck<'_>) -> Re
     if let Some(identity) = identities.next() {
         return Err(anyhow!(
             "-forward-identity {} belongs to no forward: each has a key, or needs none",
-            quote(identity.as_bytes())
+            quote(identity.as_encoded_bytes())
         ));
     }
     Ok(forwards)
@@ -100,7 +99,10 @@ impl SocketForward {
                 let utf8 = |flag: &str, value: &OsStr| {
                     let text = value.to_str().map(str::to_owned);
                     text.with_context(|| {
-                        format!("invalid value {} for flag -{flag}: not UTF-8", quote(value.as_bytes()))
+                        format!(
+                            "invalid value {} for flag -{flag}: not UTF-8",
+                            quote(value.as_encoded_bytes())
+                        )
                     })
                 };
                 let (path, user) =
@@ -109,8 +111,9 @@ impl SocketForward {
                 with_key(Dest::Ssh(ssh), Some(identity.unwrap_or_default()), &OsString::new())?
             }
         };
-        let source = ListenAddress::parse(socket)
-            .with_context(|| format!("invalid value {} for flag -forward-sock", quote(socket.as_bytes())))?;
+        let source = ListenAddress::parse(socket).with_context(|| {
+            format!("invalid value {} for flag -forward-sock", quote(socket.as_encoded_bytes()))
+        })?;
         if let Some(path) = source.path() {
             check(Wanted::Forward(path))?;
         }
@@ -128,8 +131,9 @@ fn with_key(dest: Dest, identity: Option<OsString>, typed: &OsStr) -> Result<Des
             let key = identity.or_else(|| ssh.key.map(Into::into));
             let key =
                 key.ok_or_else(|| wrong(typed)("no key: add ?key=/file to it, or -forward-identity /file"))?;
-            ensure_readable(Path::new(&key))
-                .map_err(|why| anyhow!("identity file {} can't be loaded: {why}", quote(key.as_bytes())))?;
+            ensure_readable(Path::new(&key)).map_err(|why| {
+                anyhow!("identity file {} can't be loaded: {why}", quote(key.as_encoded_bytes()))
+            })?;
             Ok(Dest::Ssh(SshDest { key: Some(key.into()), ..ssh }))
         }
         (_, Some(_)) => Err(wrong(typed)("no key is needed there")),
@@ -138,7 +142,7 @@ fn with_key(dest: Dest, identity: Option<OsString>, typed: &OsStr) -> Result<Des
 }
 
 pub(super) fn is_url(dest: &OsStr) -> bool {
-    dest.as_bytes().windows(3).any(|three| three == b"://")
+    dest.as_encoded_bytes().windows(3).any(|three| three == b"://")
 }
 
 fn parse(dest: &OsStr) -> Result<Dest> {
@@ -147,7 +151,7 @@ fn parse(dest: &OsStr) -> Result<Dest> {
 }
 
 fn wrong(dest: &OsStr) -> impl Fn(&str) -> anyhow::Error {
-    move |why| anyhow!("invalid value {} for flag -forward-dest: {why}", quote(dest.as_bytes()))
+    move |why| anyhow!("invalid value {} for flag -forward-dest: {why}", quote(dest.as_encoded_bytes()))
 }
 
 /// Opens a regular file; a pipe is left alone, its content can be read only once.

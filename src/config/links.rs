@@ -2,7 +2,6 @@
 //! `hypervisor/mod.rs`.
 
 use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -106,7 +105,7 @@ fn stream_address(name: &str, typed: &OsStr, check: PathCheck<'_>) -> Result<Lis
             let (_, port) = url.into_host_and_port().with_context(invalid)?;
             Ok(ListenAddress::Tcp { host, port })
         }
-        _ => bail!("{name} listen error: unexpected scheme in {}", quote(typed.as_bytes())),
+        _ => bail!("{name} listen error: unexpected scheme in {}", quote(typed.as_encoded_bytes())),
     }
 }
 

@@ -5,7 +5,6 @@
 
 use std::ffi::{OsStr, OsString};
 use std::net::Ipv4Addr;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, ensure};
@@ -75,7 +74,7 @@ pub(super) fn typed(raw: &RawArgs, device: Ipv4Addr) -> Result<Vec<Reverse>> {
 impl Reverse {
     fn new(typed: [&OsStr; 2], names: [&str; 2], login: Login<'_>, device: Ipv4Addr) -> Result<Self> {
         let wrong = |text: &OsStr, name: &str, why: String| {
-            anyhow!("invalid value {} for {name}: {why}", quote(text.as_bytes()))
+            anyhow!("invalid value {} for {name}: {why}", quote(text.as_encoded_bytes()))
         };
         let [socket, dest] = typed;
         Ok(Self {

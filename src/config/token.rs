@@ -4,7 +4,6 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -55,7 +54,7 @@ impl Token {
             return Self::read(Path::new(file)).map(Some);
         }
         let value = std::env::var_os(VARIABLE).filter(|value| !value.is_empty());
-        let token = value.map(|value| Self::of(value.as_bytes()));
+        let token = value.map(|value| Self::of(value.as_encoded_bytes()));
         token.transpose().with_context(|| format!("environment variable {VARIABLE}"))
     }
 

@@ -7,13 +7,13 @@
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read as _};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
 use zeroize::Zeroizing;
 
 use crate::disk;
+use crate::sys::files::{mode, nonblocking};
 
 /// Permission bits that the file of a secret may not have: others' and the group's.
 const OPEN: u32 = 0o077;
@@ -41,9 +41,10 @@ pub(crate) fn read(path: &Path, max: u64) -> io::Result<(Vec<u8>, Metadata)> {
 pub(crate) fn read_private(path: &Path, max: u64) -> io::Result<Zeroizing<Vec<u8>>> {
     let (bytes, meta) = read(path, max)?;
     let bytes = Zeroizing::new(bytes);
-    match meta.permissions().mode() & 0o777 {
-        mode if mode & OPEN == 0 => Ok(bytes),
-        mode => Err(io::Error::new(
+    match mode(&meta) {
+        None => Ok(bytes),
+        Some(mode) if mode & OPEN == 0 => Ok(bytes),
+        Some(mode) => Err(io::Error::new(
             io::ErrorKind::PermissionDenied,
             format!("its mode is {mode:04o}, want 0600: others could read it"),
         )),
@@ -62,9 +63,9 @@ pub(crate) fn read_within(path: &Path, max: u64, limit: Duration) -> io::Result<
 
 /// Without waiting for a writer where a FIFO is in the file's place (fifo(7)).
 fn open(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    File::options().read(true).custom_flags(nonblocking).open(path)
+    let mut options = File::options();
+    nonblocking(options.read(true));
+    options.open(path)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use anyhow::{Result, bail};
 use super::{Found, Installation, Recorded, State, System, ping};
 use crate::cli::table::{Flag, Kind, flag, usage};
 use crate::cli::{Read, Values, read};
+use crate::sys::users::own_id;
 use crate::text::quote;
 
 /// The first word of a command line that is for here. No other word in front of or behind flags has a
@@ -117,7 +118,7 @@ fn done(verb: &str, values: &Values) -> Result<(String, u8)> {
 /// That of podman's default machine, of the user behind sudo.
 fn usual_socket() -> Result<PathBuf> {
     let asked = env::var("SUDO_UID").ok().and_then(|uid| uid.parse::<u32>().ok());
-    let uid = asked.unwrap_or_else(|| rustix::process::getuid().as_raw());
+    let uid = asked.or_else(own_id).unwrap_or(0);
     // On macOS it lies in a directory that has no fixed name; root has no machine.
     if env::consts::OS != "linux" || uid == 0 {
         bail!(

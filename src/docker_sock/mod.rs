@@ -14,13 +14,13 @@ pub mod manual;
 mod ping;
 pub mod tmpfiles;
 
-use std::fs::{self, OpenOptions, Permissions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, bail, ensure};
 
+use crate::sys::files::{is_socket, set_mode, set_new_mode, symlink};
 use crate::text::{quote, reason};
 
 /// The boot file's mode: launchd refuses one that others may write, everybody may ask for the status.
@@ -149,7 +149,7 @@ impl Installation {
                 .map_err(|error| failed("rename to", &self.file, &error))?;
         }
         // Fails where somebody made a file meanwhile, as a rename would not.
-        self.parents(&self.link).and_then(|()| symlink(target, &self.link)).map_err(|error| {
+        self.parents(&self.link).and_then(|()| symlink(target.as_ref(), &self.link)).map_err(|error| {
             let _ = fs::remove_file(&self.file);
             failed("link", &self.link, &error)
         })?;
@@ -191,7 +191,7 @@ impl Installation {
             shown()
         );
         match fs::metadata(target) {
-            Ok(found) => ensure!(found.file_type().is_socket(), "-socket {}: not a socket", shown()),
+            Ok(found) => ensure!(is_socket(&found), "-socket {}: not a socket", shown()),
             // A machine that does not run yet, or a directory that only its user may read.
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {}
             Err(error) => bail!("-socket {}: {}", shown(), reason(&error)),
@@ -212,16 +212,16 @@ impl Installation {
     }
 
     fn found(&self) -> Result<Found> {
-        let kind = match fs::symlink_metadata(&self.link) {
+        let found = match fs::symlink_metadata(&self.link) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::Nothing),
             Err(error) => return Err(failed("stat", &self.link, &error)),
-            Ok(found) => found.file_type(),
+            Ok(found) => found,
         };
-        if kind.is_symlink() {
+        if found.is_symlink() {
             let at = fs::read_link(&self.link).map_err(|error| failed("readlink", &self.link, &error))?;
             return Ok(Found::Link(at));
         }
-        Ok(if kind.is_socket() { Found::Socket } else { Found::Other })
+        Ok(if is_socket(&found) { Found::Socket } else { Found::Other })
     }
 
     /// Why `found` is not replaced, and what whoever wants it replaced can do.
@@ -251,9 +251,11 @@ impl Installation {
     fn write(&self, target: &str) -> Result<()> {
         let new = self.unfinished();
         let written = self.parents(&self.file).and_then(|()| {
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(&new)?;
+            let mut options = OpenOptions::new();
+            set_new_mode(options.write(true).create_new(true), MODE);
+            let mut file = options.open(&new)?;
             // Whatever the umask.
-            file.set_permissions(Permissions::from_mode(MODE))?;
+            set_mode(&file, MODE)?;
             file.write_all((self.system.text)(target).as_bytes())?;
             file.sync_all()
         });

@@ -4,6 +4,7 @@
 use std::os::unix::net::UnixListener;
 
 use super::*;
+use crate::sys::files::mode;
 
 const TARGET: &str = "/somewhere/podman.sock";
 
@@ -44,7 +45,7 @@ fn there_and_back() {
     for (dir, installation) in installations() {
         installation.install(Path::new(TARGET)).unwrap();
         assert_eq!(installation.look().unwrap(), ours(TARGET));
-        assert_eq!(fs::metadata(&installation.file).unwrap().permissions().mode() & 0o777, MODE);
+        assert_eq!(mode(&fs::metadata(&installation.file).unwrap()), Some(MODE));
         assert_eq!(installation.install(Path::new(TARGET)).unwrap(), ours(TARGET));
         assert_eq!(files(dir.path()).len(), 2, "{:?}", files(dir.path()));
         assert_eq!(installation.uninstall().unwrap(), ours(TARGET));
@@ -114,9 +115,9 @@ fn what_is_not_ours_stays() {
         |link| drop(UnixListener::bind(link).unwrap()),
         |link| fs::write(link, "text").unwrap(),
         |link| fs::create_dir(link).unwrap(),
-        |link| symlink("/elsewhere", link).unwrap(),
+        |link| symlink("/elsewhere".as_ref(), link).unwrap(),
         // Where ours would lead, too: who made it did not mean it to go.
-        |link| symlink(TARGET, link).unwrap(),
+        |link| symlink(TARGET.as_ref(), link).unwrap(),
     ];
     for make in theirs {
         for (dir, installation) in installations() {
@@ -139,7 +140,7 @@ fn a_link_that_somebody_led_elsewhere_stays() {
     for (dir, installation) in installations() {
         installation.install(Path::new(TARGET)).unwrap();
         fs::remove_file(&installation.link).unwrap();
-        symlink("/elsewhere", &installation.link).unwrap();
+        symlink("/elsewhere".as_ref(), &installation.link).unwrap();
         let error = installation.install(Path::new(TARGET)).unwrap_err().to_string();
         assert!(error.ends_with("to /elsewhere: remove it if it is not needed"), "{error}");
         installation.uninstall().unwrap();
@@ -155,7 +156,7 @@ fn a_changed_boot_file_stays() {
         |file| fs::write(file, b"\xff").unwrap(),
         |file| fs::create_dir(file).unwrap(),
         // How a line of tmpfiles.d is switched off.
-        |file| symlink("/dev/null", file).unwrap(),
+        |file| symlink("/dev/null".as_ref(), file).unwrap(),
     ];
     for change in changes {
         for (_dir, installation) in installations() {

@@ -79,14 +79,14 @@ impl Handle {
         self.attach_link(stream.into(), None, framing, early).await
     }
 
-    /// Attaches what is read from one descriptor and written to another.
+    /// Attaches what is read from one descriptor and written to another, if there is one.
     pub(crate) async fn attach_pair(
         &self,
         input: OwnedFd,
-        output: OwnedFd,
+        output: Option<OwnedFd>,
         framing: Framing,
     ) -> io::Result<Attachment> {
-        self.attach_link(input, Some(output), framing, Vec::new()).await
+        self.attach_link(input, output, framing, Vec::new()).await
     }
 
     async fn attach_link(
@@ -176,7 +176,7 @@ mod tests {
         let pairs = [true, false].map(|ends_first| (ends_first, blocking_pair()));
         for (ends_first, (ours, theirs)) in pairs {
             let [input, output, shared] = [(); 3].map(|()| OwnedFd::from(ours.try_clone().unwrap()));
-            let mut attachment = handle.attach_pair(input, output, Framing::Hyperkit).await.unwrap();
+            let mut attachment = handle.attach_pair(input, Some(output), Framing::Hyperkit).await.unwrap();
             assert!(!is_waiting(&shared));
             if ends_first {
                 drop(theirs);

@@ -2,16 +2,14 @@
 //! what a frame means.
 //! Read next: `link/mod.rs`, the framings; `attach.rs`, how a link gets here.
 
-use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use rustix::fd::BorrowedFd;
 use std::io;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use mio::event::Event as Readiness;
-use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use netstack::{ByPort, FrameSink, Instant, PortId, UdpFlowId};
-use rustix::fs::OFlags;
 use rustix::io::Errno;
 use socket2::SockRef;
 use tokio::sync::{oneshot, watch};
@@ -22,6 +20,7 @@ use super::shares::Owner;
 use super::slice::Slice;
 use super::{EARLY_WRITE, Engine, Source, Traffic, udp};
 use crate::link::{Batch, FrameTooLong, Framing, Progress, Reader};
+use crate::sys::polled::Polled;
 use crate::sys::udp::{MAX_MESSAGE, MESSAGES};
 use crate::sys::unsent;
 
@@ -47,9 +46,9 @@ pub(super) struct Link {
     pub(super) port: PortId,
     token: Token,
     framing: Framing,
-    input: Borrowed,
+    input: Polled,
     /// Where frames go, if that is not `input`.
-    output: Option<Borrowed>,
+    output: Option<Polled>,
     reader: Reader,
     readable: bool,
     /// Of what was read there are frames that have not been given to the stack: its time was over.
@@ -111,50 +110,13 @@ impl Links {
     }
 }
 
-/// A descriptor that is non-blocking while it belongs to a link. Others may have it too, as a shell has
-/// standard input: in the end they find it as it was.
-#[derive(Debug)]
-struct Borrowed {
-    fd: OwnedFd,
-    waits: bool,
-}
-
-impl Borrowed {
-    fn new(fd: OwnedFd) -> io::Result<Self> {
-        let waits = !rustix::fs::fcntl_getfl(&fd)?.contains(OFlags::NONBLOCK);
-        rustix::io::ioctl_fionbio(&fd, true)?;
-        Ok(Self { fd, waits })
-    }
-}
-
-impl AsFd for Borrowed {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
-
-impl AsRawFd for Borrowed {
-    fn as_raw_fd(&self) -> RawFd {
-        self.fd.as_raw_fd()
-    }
-}
-
-impl Drop for Borrowed {
-    fn drop(&mut self) {
-        if self.waits {
-            // It is closed next in any case.
-            let _ = rustix::io::ioctl_fionbio(&self.fd, false);
-        }
-    }
-}
-
 impl Link {
     /// Starts to watch the descriptors, which carry packets of up to `mtu` bytes.
     fn new(port: PortId, token: Token, new: NewLink, mtu: u16, registry: &Registry) -> io::Result<Self> {
         let NewLink { input, output, framing, early, over } = new;
-        tune(output.as_ref().unwrap_or(&input), mtu);
-        let (input, output) = (Borrowed::new(input)?, output.map(Borrowed::new).transpose()?);
-        let watched = match registry.register(&mut SourceFd(&input.as_raw_fd()), token, Interest::READABLE) {
+        let (mut input, output) = (Polled::new(input)?, output.map(Polled::new).transpose()?);
+        tune(output.as_ref().unwrap_or(&input).fd(), mtu);
+        let watched = match input.register(registry, token, Interest::READABLE) {
             Ok(()) => true,
             // A file, or /dev/null: always readable, until its end.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => false,
@@ -178,8 +140,8 @@ impl Link {
         })
     }
 
-    fn output(&self) -> BorrowedFd<'_> {
-        self.output.as_ref().unwrap_or(&self.input).as_fd()
+    fn output(&self) -> &Polled {
+        self.output.as_ref().unwrap_or(&self.input)
     }
 
     fn handle_event(&mut self, event: &Readiness, registry: &Registry) {
@@ -200,16 +162,14 @@ impl Link {
         }
     }
 
-    fn watch_room(&self, watch: bool, registry: &Registry) -> io::Result<()> {
-        match &self.output {
-            Some(output) if watch => {
-                registry.register(&mut SourceFd(&output.as_raw_fd()), self.token, Interest::WRITABLE)
-            }
-            Some(output) => registry.deregister(&mut SourceFd(&output.as_raw_fd())),
+    fn watch_room(&mut self, watch: bool, registry: &Registry) -> io::Result<()> {
+        match &mut self.output {
+            Some(output) if watch => output.register(registry, self.token, Interest::WRITABLE),
+            Some(output) => output.deregister(registry),
             None => {
                 let interest =
                     if watch { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
-                registry.reregister(&mut SourceFd(&self.input.as_raw_fd()), self.token, interest)
+                self.input.reregister(registry, self.token, interest)
             }
         }
     }
@@ -257,8 +217,8 @@ impl Link {
 }
 
 /// What a link is better with; without it, it is slower, not wrong.
-fn tune(output: &OwnedFd, mtu: u16) {
-    let (socket, wanted) = (SockRef::from(output), LEAST_QUEUE.max(QUEUE * usize::from(mtu)));
+fn tune(output: BorrowedFd<'_>, mtu: u16) {
+    let (socket, wanted) = (SockRef::from(&output), LEAST_QUEUE.max(QUEUE * usize::from(mtu)));
     match socket.local_addr() {
         Ok(address) if address.is_unix() => {
             if socket.send_buffer_size().is_ok_and(|size| size < wanted) {
@@ -270,7 +230,7 @@ fn tune(output: &OwnedFd, mtu: u16) {
             let _ = socket.set_keepalive(true);
         }
         Ok(_) => {}
-        Err(_) => crate::sys::grow_pipe(output.as_fd(), wanted),
+        Err(_) => crate::sys::grow_pipe(output, wanted),
     }
 }
 
@@ -349,7 +309,7 @@ impl Engine {
             let Some(link) = self.links.all.get_mut(index).filter(wants) else { continue };
             let mut closed = false;
             if !link.backlog {
-                let progress = match link.reader.fill(link.input.as_fd()) {
+                let progress = match link.reader.fill(&link.input) {
                     Ok(progress) => progress,
                     Err(error) => {
                         link.over = Some(Err(error).context("cannot read from the virtual machine"));
@@ -445,7 +405,7 @@ impl Engine {
     /// Writes the batches that hold at least `least` bytes.
     pub(super) fn write_links(&mut self, least: usize) {
         for (link, batch) in self.links.all.iter_mut().zip(self.links.batches.ports.values_mut()) {
-            batch.count_taken(|| unsent(link.output()).unwrap_or(0));
+            batch.count_taken(|| unsent(link.output().fd()).unwrap_or(0));
             if batch.len() < least || link.over.is_some() {
                 continue;
             }
@@ -470,7 +430,7 @@ impl Engine {
             self.links.batches.ports.remove(link.port);
             // Another descriptor of the same socket may stay open, and would go on to be reported.
             let registry = self.poll.registry();
-            let _ = registry.deregister(&mut SourceFd(&link.input.as_raw_fd()));
+            let _ = link.input.deregister(registry);
             if link.output.is_some() && link.blocked {
                 let _ = link.watch_room(false, registry);
             }

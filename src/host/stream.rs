@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::time::Duration;
 
-use mio::event::{Event, Source};
+use mio::event::Event;
 use socket2::{SockRef, TcpKeepalive};
 
 use crate::dial::refuse_self;
@@ -66,10 +66,8 @@ impl HostStream {
 
     /// Closes the half that we write.
     pub(crate) fn shutdown_write(&self) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
-            Self::Other(stream) => stream.shutdown(Shutdown::Write),
-        }
+        let (Self::Tcp(stream) | Self::Other(stream)) = self;
+        stream.shutdown(Shutdown::Write)
     }
 
     /// Makes the close that follows a reset, where the kind of stream has one.
@@ -79,29 +77,21 @@ impl HostStream {
         }
     }
 
-    pub(crate) fn source(&mut self) -> &mut dyn Source {
-        match self {
-            Self::Tcp(stream) => stream,
-            Self::Other(stream) => stream,
-        }
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        let (Self::Tcp(stream) | Self::Other(stream)) = self;
+        stream.as_fd()
     }
-}
 
-impl AsFd for HostStream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(stream) => stream.as_fd(),
-            Self::Other(stream) => stream.as_fd(),
-        }
+    pub(crate) fn source(&mut self) -> &mut PollStream {
+        let (Self::Tcp(stream) | Self::Other(stream)) = self;
+        stream
     }
 }
 
 impl From<HostStream> for OwnedFd {
     fn from(stream: HostStream) -> Self {
-        match stream {
-            HostStream::Tcp(stream) => stream.into(),
-            HostStream::Other(stream) => stream.into(),
-        }
+        let (HostStream::Tcp(stream) | HostStream::Other(stream)) = stream;
+        stream.into()
     }
 }
 
@@ -113,19 +103,15 @@ fn tune(stream: &PollStream) {
 
 impl Read for HostStream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.read(buffer),
-            Self::Other(stream) => stream.read(buffer),
-        }
+        let (Self::Tcp(stream) | Self::Other(stream)) = self;
+        stream.read(buffer)
     }
 }
 
 impl Write for HostStream {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.write(buffer),
-            Self::Other(stream) => stream.write(buffer),
-        }
+        let (Self::Tcp(stream) | Self::Other(stream)) = self;
+        stream.write(buffer)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -3,7 +3,6 @@
 //! May not: touch the stack. Read next: `engine/tcp.rs`, which calls it; `netstack/src/tcp/flow.rs`, the
 //! other side.
 
-use rustix::fd::AsFd as _;
 use std::io::{self, Read, Write};
 
 use mio::{Interest, Registry, Token};
@@ -68,7 +67,7 @@ impl HostConnection {
         let watched = if connected { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
         registry.register(stream.source(), token, sys::with_urgent(watched))?;
         Ok(Self {
-            is_vsock: sys::is_vsock(stream.as_fd()),
+            is_vsock: sys::is_vsock(stream.fd()),
             stream,
             token,
             watched,
@@ -97,7 +96,7 @@ impl HostConnection {
     /// Takes note of an event.
     pub(crate) fn handle_event(&mut self, event: &mio::event::Event) {
         let is_closed = event.is_write_closed()
-            || self.is_vsock && event.is_read_closed() && sys::vsock_hung_up(self.stream.as_fd());
+            || self.is_vsock && event.is_read_closed() && sys::vsock_hung_up(self.stream.fd());
         self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
         self.writable |= event.is_writable() || is_closed || event.is_error();
         self.more_behind |= event.is_read_closed() || event.is_error() || event.is_priority();
@@ -137,7 +136,7 @@ impl HostConnection {
     /// Writes what is left of a flow that the guest has ended; what the peer sends is read in vain, so that
     /// it gets on with reading. Whether the peer has all of it, or never will.
     pub(crate) fn deliver(&mut self, flow: &mut Flow, registry: &Registry, moved: &mut usize) -> bool {
-        discard(&self.stream);
+        discard(self.stream.fd());
         self.write_host(flow, moved);
         if self.failed || self.lost || self.watch_room(registry).is_err() {
             return true;
@@ -147,7 +146,7 @@ impl HostConnection {
 
     /// Bytes that the peer has still to take, and would lose by a reset.
     pub(crate) fn unsettled(&self) -> usize {
-        unsettled(self.stream.as_fd())
+        unsettled(self.stream.fd())
     }
 
     fn read_host(&mut self, flow: &mut Flow, moved: &mut usize) {

@@ -11,9 +11,8 @@
 mod vfkit;
 mod vpnkit;
 
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::OwnedFd;
 use std::fmt::Display;
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -34,6 +33,7 @@ use crate::listen::{self, Bound, RemoveOnDrop, TcpAddress, as_made, unix_socket}
 use crate::logging::Limited;
 use crate::notify::{Notice, Notifier};
 use crate::supervise::ACCEPT_PAUSE;
+use crate::sys::stdio;
 use crate::sys::watched::Watched;
 
 /// The mode of the sockets that hypervisors connect to.
@@ -112,7 +112,7 @@ pub struct HypervisorListener {
 enum Endpoint {
     Accept(Guests, Socket),
     Vfkit(Socket),
-    Stdio(OwnedFd, OwnedFd),
+    Stdio(OwnedFd, Option<OwnedFd>),
 }
 
 /// Who connects to a listening socket.
@@ -145,13 +145,7 @@ impl HypervisorListener {
                 Ok(Self { file: Some(file), endpoint: Endpoint::Vfkit(socket) })
             }
             LinkConfig::Stdio => {
-                let own = |fd: BorrowedFd<'_>| fd.try_clone_to_owned();
-                let input = own(io::stdin().as_fd()).context("cannot use standard input")?;
-                let output = own(io::stdout().as_fd()).context("cannot use standard output")?;
-                // Nobody else is to read or write there; and the other side is to see the link's end.
-                let null = File::options().read(true).write(true).open("/dev/null")?;
-                rustix::stdio::dup2_stdin(&null)?;
-                rustix::stdio::dup2_stdout(&null)?;
+                let (input, output) = stdio::take()?;
                 Ok(Self { file: None, endpoint: Endpoint::Stdio(input, output) })
             }
         }

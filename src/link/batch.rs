@@ -8,8 +8,9 @@ use std::io::{self, Write};
 
 use rustix::io::Errno;
 
-use super::{Descriptor, Framing, Progress};
+use super::{Framing, Progress};
 use crate::sys::datagram;
+use crate::sys::polled::Polled;
 
 /// Frames collected for one write, in bytes.
 const WRITE_BUFFER: usize = 512 << 10;
@@ -146,11 +147,11 @@ impl Batch {
     ///
     /// # Errors
     /// The descriptor's, but for those that mean "later".
-    pub fn write_to(&mut self, to: BorrowedFd<'_>) -> io::Result<Progress> {
+    pub fn write_to(&mut self, mut to: &Polled) -> io::Result<Progress> {
         let before = self.len();
         let progress = match self.framing {
-            Framing::Qemu | Framing::Hyperkit => self.write_stream(&mut Descriptor(to)),
-            Framing::Vfkit | Framing::Bess => self.send_datagrams(to),
+            Framing::Qemu | Framing::Hyperkit => self.write_stream(&mut to),
+            Framing::Vfkit | Framing::Bess => self.send_datagrams(to.fd()),
         };
         self.note_written(before);
         progress
@@ -243,7 +244,6 @@ impl<'a> Iterator for Frames<'a> {
 
 #[cfg(test)]
 mod tests {
-    use rustix::fd::AsFd;
     use std::os::unix::net::UnixDatagram;
 
     use super::*;
@@ -266,12 +266,13 @@ mod tests {
     #[test]
     fn frames_of_others_wait_in_small_number() {
         let (near, mut far) = blocking_pair();
-        let unsent = || crate::sys::unsent(near.as_fd()).unwrap();
+        let near = Polled::new(near.into()).unwrap();
+        let unsent = || crate::sys::unsent(near.fd()).unwrap();
         let mut batch = Batch::new(Framing::Qemu);
         let cross = |batch: &mut Batch| {
             let let_in =
                 (0..2 * MAX_CROSSING).filter(|_| batch.lets_cross(60) && batch.frame(60).is_some()).count();
-            assert!(matches!(batch.write_to(near.as_fd()), Ok(Progress::More)));
+            assert!(matches!(batch.write_to(&near), Ok(Progress::More)));
             batch.count_taken(unsent);
             let_in as u64
         };
@@ -279,7 +280,7 @@ mod tests {
         assert_eq!(cross(&mut batch), 0, "nothing was taken");
         // The gateway's have room all the same.
         batch.frame(1500).unwrap();
-        batch.write_to(near.as_fd()).unwrap();
+        batch.write_to(&near).unwrap();
         let mut bytes = vec![0; MAX_CROSSING as usize * 64 + 1504];
         io::Read::read_exact(&mut far, &mut bytes).unwrap();
         batch.count_taken(unsent);
@@ -299,7 +300,7 @@ mod tests {
     #[test]
     fn datagrams_leave_in_order_however_often_the_socket_is_full() {
         let (ours, theirs) = UnixDatagram::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
+        let ours = Polled::new(ours.into()).unwrap();
         theirs.set_nonblocking(true).unwrap();
         let mut batch = Batch::new(Framing::Vfkit);
         let (mut made, mut taken) = (0_u32, 0_u32);
@@ -311,7 +312,7 @@ mod tests {
                 frame[..4].copy_from_slice(&made.to_be_bytes());
                 made += 1;
             }
-            let progress = batch.write_to(ours.as_fd()).unwrap();
+            let progress = batch.write_to(&ours).unwrap();
             assert!(matches!(progress, Progress::More | Progress::Blocked), "{progress:?}");
             while let Ok(len) = theirs.recv(&mut buffer) {
                 assert_eq!((&buffer[..4], len), (&taken.to_be_bytes()[..], 1000 + taken as usize % 7));
@@ -336,7 +337,7 @@ mod tests {
             }
         }
         let (ours, theirs) = UnixDatagram::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
+        let ours = Polled::new(ours.into()).unwrap();
         theirs.set_nonblocking(true).unwrap();
         for framing in [Framing::Qemu, Framing::Hyperkit, Framing::Vfkit] {
             let (mut batch, mut added, mut seen) = (Batch::new(framing), 0_u32, 0_u32);
@@ -357,7 +358,7 @@ mod tests {
                 assert_eq!((seen, batch.unseen().count()), (added, 0));
                 if framing == Framing::Vfkit {
                     for _ in 0..if round % 7 == 6 { usize::MAX } else { 30 } {
-                        batch.write_to(ours.as_fd()).unwrap();
+                        batch.write_to(&ours).unwrap();
                         if theirs.recv(&mut [0; 600]).is_err() {
                             break;
                         }

@@ -6,10 +6,11 @@ mod batch;
 mod datagram;
 mod stream;
 
-use rustix::fd::BorrowedFd;
-use std::io::{self, Read, Write};
+use std::io;
 
 pub use batch::Batch;
+
+use crate::sys::polled::Polled;
 
 /// Longest frame taken from a hypervisor, in bytes. Far above any MTU, since some deliver segments that were
 /// never cut.
@@ -81,10 +82,10 @@ impl Reader {
     ///
     /// # Errors
     /// The descriptor's, but for those that mean "later" or "closed".
-    pub fn fill(&mut self, socket: BorrowedFd<'_>) -> io::Result<Progress> {
+    pub fn fill(&mut self, mut from: &Polled) -> io::Result<Progress> {
         match self {
-            Self::Stream(reader) => reader.fill(&mut Descriptor(socket)),
-            Self::Datagrams(reader) => reader.fill(socket),
+            Self::Stream(reader) => reader.fill(&mut from),
+            Self::Datagrams(reader) => reader.fill(from.fd()),
         }
     }
 
@@ -111,25 +112,5 @@ impl Reader {
     /// Whether the stream ended inside a frame.
     pub fn is_mid_frame(&self) -> bool {
         matches!(self, Self::Stream(reader) if reader.len() > 0)
-    }
-}
-
-/// A descriptor as a stream: a socket or a pipe.
-#[derive(Debug)]
-struct Descriptor<'a>(BorrowedFd<'a>);
-
-impl Read for Descriptor<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        Ok(rustix::io::read(self.0, buffer)?)
-    }
-}
-
-impl Write for Descriptor<'_> {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        Ok(rustix::io::write(self.0, buffer)?)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

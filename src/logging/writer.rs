@@ -12,11 +12,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
-
 use super::Format;
 use crate::disk;
+use crate::sys::stdio::{wait_for, wait_for_stderr};
 use crate::text::reason;
 
 /// Bytes of lines that wait for the target; as many again may be on their way to it.
@@ -57,13 +55,9 @@ impl Target {
     }
 
     fn wait(&self) -> io::Result<()> {
-        let mut polled = [match self {
-            Self::Stderr => PollFd::from_borrowed_fd(rustix::stdio::stderr(), PollFlags::OUT),
-            Self::File(file) => PollFd::new(file, PollFlags::OUT),
-        }];
-        match poll(&mut polled, None) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
+        match self {
+            Self::Stderr => wait_for_stderr(),
+            Self::File(file) => wait_for(file),
         }
     }
 }

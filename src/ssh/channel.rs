@@ -14,8 +14,8 @@ use std::time::Duration;
 use bytes::{Buf as _, Bytes};
 use russh::client::Msg;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
-use rustix::io::writev;
 use rustix::net::{Shutdown, shutdown};
+use socket2::SockRef;
 use tokio::io::{Interest, Ready};
 use tokio::time::{sleep, timeout};
 
@@ -306,7 +306,7 @@ async fn write_all(
     let (mut lag, mut has_written) = (None, false);
     while first < batch.len() {
         let slices: Vec<IoSlice<'_>> = batch[first..].iter().map(|data| IoSlice::new(data)).collect();
-        let write = || writev(client, &slices).map_err(io::Error::from);
+        let write = || SockRef::from(client).send_vectored(&slices);
         let written = match write() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if lag.is_none() {

@@ -8,7 +8,6 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,6 +17,7 @@ use tokio::time::{Instant, sleep};
 
 use super::Target;
 use crate::disk;
+use crate::sys::files::Stamp;
 
 /// What sshd holds against a refused login,
 pub(super) const REFUSED: Duration = Duration::from_secs(5);
@@ -155,9 +155,6 @@ pub(super) struct With {
     files: [Option<Stamp>; 2],
 }
 
-/// Device, inode, length, and when the inode was changed.
-type Stamp = (u64, u64, u64, i64, i64);
-
 impl With {
     pub(super) async fn now(target: &Target, penalties: &Penalties) -> Self {
         let identity = stamp(&target.identity).await;
@@ -172,8 +169,8 @@ impl With {
 /// Nothing of a file that is not there, or whose file system does not answer.
 async fn stamp(path: &Path) -> Option<Stamp> {
     let asked = path.to_owned();
-    let file = disk::ask_soon(path, move || fs::metadata(asked)).await.flatten().ok()?;
-    Some((file.dev(), file.ino(), file.len(), file.ctime(), file.ctime_nsec()))
+    let found = disk::ask_soon(path, move || fs::metadata(asked)).await.flatten().ok()?;
+    Some(Stamp::of(&found))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! and `macos/` have under the same names what each system does.
 
 pub mod datagram;
+pub mod files;
 pub mod follow;
 pub mod interfaces;
 #[cfg(all(target_os = "linux", not(feature = "sys-macos")))]
@@ -13,18 +14,22 @@ mod linux;
 mod macos;
 pub mod memory;
 pub mod mode;
+pub mod os_str;
 pub mod owner;
 pub mod pipe;
+pub mod polled;
+pub mod signals;
 pub mod sockets;
+pub mod stdio;
 pub mod stream;
 pub mod udp;
 mod unix;
+pub mod users;
 pub mod watched;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use mio::Interest;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 #[cfg(all(target_os = "linux", not(feature = "sys-macos")))]
 use linux as os;
@@ -120,41 +125,6 @@ pub fn peer_pid(socket: rustix::fd::BorrowedFd<'_>) -> Option<u32> {
 /// Lets a pipe hold `bytes`, where the system can; a refusal leaves it as it is.
 pub fn grow_pipe(pipe: rustix::fd::BorrowedFd<'_>, bytes: usize) {
     os::grow_pipe(pipe, bytes);
-}
-
-/// A signal that is heard, unless it was ignored at the start. That is the parent's word, as nohup(1) and a
-/// shell give it: not to be overruled.
-#[derive(Debug)]
-pub struct UnlessIgnored(Option<Signal>);
-
-impl UnlessIgnored {
-    /// To be had in a tokio runtime.
-    ///
-    /// # Errors
-    /// The system has no signal handler to give.
-    pub fn new(kind: SignalKind) -> std::io::Result<Self> {
-        if is_ignored(kind) { Ok(Self(None)) } else { signal(kind).map(|signal| Self(Some(signal))) }
-    }
-
-    /// Waits for it.
-    pub async fn recv(&mut self) {
-        match &mut self.0 {
-            Some(signal) => drop(signal.recv().await),
-            None => std::future::pending().await,
-        }
-    }
-}
-
-fn is_ignored(signal: SignalKind) -> bool {
-    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
-    #[expect(unsafe_code, reason = "rustix leaves signal handlers to libc")]
-    // SAFETY: the call only asks, and writes one action to where it is told; all zeros are one, too, where it
-    // fails.
-    let action = unsafe {
-        libc::sigaction(signal.as_raw_value(), std::ptr::null(), action.as_mut_ptr());
-        action.assume_init()
-    };
-    action.sa_sigaction == libc::SIG_IGN
 }
 
 /// Bytes that a stream socket was given and its peer's system has not yet taken; `None` where the system does

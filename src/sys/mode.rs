@@ -2,19 +2,19 @@
 //! sockets.
 
 use rustix::fd::BorrowedFd;
-use std::fs::Metadata;
 use std::io;
 use std::path::Path;
 
+use super::files::FileId;
 use super::os;
 
-/// Sets the permissions of the file at `path`, if it is that one: no link is followed that somebody put in
+/// Sets the permissions of what is at `path`, if it is `file`: no link is followed that somebody put in
 /// its place.
 ///
 /// # Errors
 /// Another file is there; or the system's.
-pub fn set_mode(path: &Path, mode: u32, is_it: impl Fn(&Metadata) -> bool) -> io::Result<()> {
-    os::mode::set_mode(path, mode, is_it)
+pub fn set_mode(path: &Path, mode: u32, file: FileId) -> io::Result<()> {
+    os::mode::set_mode(path, mode, file)
 }
 
 /// Gives the file that `socket` will be bound to these permissions, where the system takes them from the

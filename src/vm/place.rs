@@ -7,9 +7,9 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
-use rustix::fs::{Access, access};
 
 use crate::addr::{PATH_MAX, hash};
+use crate::sys::files::may_make_in;
 
 /// Behind the name of the QMP socket.
 const SUFFIX: &str = ".gvproxy";
@@ -32,7 +32,7 @@ pub(super) fn of_link(qmp: &qmp::Address) -> Result<PathBuf> {
 }
 
 fn is_writable(directory: &Path) -> bool {
-    access(directory, Access::WRITE_OK | Access::EXEC_OK).is_ok()
+    may_make_in(directory).is_ok()
 }
 
 #[cfg(test)]

@@ -2,18 +2,17 @@
 //! Owns: the last content read, and the threads that read. May not: watch the file, it is looked at when
 //! someone wants to know; make whoever asks wait for a file system that hangs.
 
-use std::fs::Metadata;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use crate::disk::files;
+use crate::sys::files::Stamp;
 
 /// How long the file is taken to be what it was.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -53,31 +52,6 @@ struct State<T> {
     readers: usize,
     newest: u64,
     accepted: u64,
-}
-
-/// Differs after every change but those within [`TIMESTAMP_STEP`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Stamp {
-    file: (u64, u64),
-    len: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(meta: &Metadata) -> Self {
-        Self {
-            file: (meta.dev(), meta.ino()),
-            len: meta.len(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            changed: (meta.ctime(), meta.ctime_nsec()),
-        }
-    }
-
-    fn is_settled(&self) -> bool {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(self.changed.0).is_ok_and(|secs| Duration::from_secs(secs) + TIMESTAMP_STEP < now)
-    }
 }
 
 impl<T: Send + Sync + 'static> Followed<T> {
@@ -171,7 +145,9 @@ impl<T: Send + Sync + 'static> Shared<T> {
 
     fn read(&self) -> io::Result<(T, Option<Stamp>)> {
         let (bytes, stamp) = match files::read(&self.path, MAX_LEN) {
-            Ok((bytes, meta)) => (bytes, Some(Stamp::of(&meta)).filter(Stamp::is_settled)),
+            Ok((bytes, meta)) => {
+                (bytes, Some(Stamp::of(&meta)).filter(|stamp| stamp.is_older_than(TIMESTAMP_STEP)))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => (Vec::new(), None),
             Err(error) => return Err(error),
         };
@@ -193,9 +169,6 @@ mod tests {
         assert_eq!(*followed.current().await, "", "looked at a moment ago");
         assert_eq!(*followed.reread().await, "text \u{fffd}");
         assert_eq!(followed.0.lock().stamp, None);
-
-        let old = Stamp { changed: (1, 0), ..Stamp::of(&std::fs::metadata(&path).unwrap()) };
-        assert!(old.is_settled());
 
         std::fs::remove_file(&path).unwrap();
         std::fs::create_dir(&path).unwrap();

@@ -1,6 +1,6 @@
 //! The permissions of a file that was made by its name. Owns: nothing.
 
-use std::fs::{self, File, Metadata, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::PermissionsExt as _;
@@ -8,12 +8,13 @@ use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, fchmod, openat};
 
+use crate::sys::files::FileId;
 use crate::sys::mode::another;
 
-pub(crate) fn set_mode(path: &Path, mode: u32, is_it: impl Fn(&Metadata) -> bool) -> io::Result<()> {
+pub(crate) fn set_mode(path: &Path, mode: u32, file: FileId) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let held = File::from(openat(CWD, path, flags, Mode::empty())?);
-    if !is_it(&held.metadata()?) {
+    if FileId::of(&held)? != file {
         return Err(another());
     }
     // Such a descriptor has no access of its own, but leads to the file by proc(5).

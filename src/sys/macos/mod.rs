@@ -11,7 +11,7 @@ pub(super) mod pipe;
 pub(super) mod sockets;
 pub(super) mod udp;
 
-pub(super) use super::unix::{stream, watched};
+pub(super) use super::unix::{files, os_str, polled, signals, stdio, stream, users, watched};
 
 use std::io;
 use std::os::fd::BorrowedFd;

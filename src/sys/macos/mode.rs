@@ -3,16 +3,16 @@
 #![expect(unsafe_code, reason = "fchmodat")]
 
 use std::ffi::CString;
-use std::fs::Metadata;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+use crate::sys::files::FileId;
 use crate::sys::mode::another;
 
-pub(crate) fn set_mode(path: &Path, mode: u32, is_it: impl Fn(&Metadata) -> bool) -> io::Result<()> {
-    if !is_it(&path.symlink_metadata()?) {
+pub(crate) fn set_mode(path: &Path, mode: u32, file: FileId) -> io::Result<()> {
+    if FileId::at(path)? != file {
         return Err(another());
     }
     let path = CString::new(path.as_os_str().as_bytes())?;
