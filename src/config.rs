@@ -349,4 +349,5 @@ fn search_domains(resolv_conf: &Path) -> Vec<String> {
 }
 
 #[cfg(test)]
+#[cfg(unix)]
 mod tests;

@@ -15,6 +15,8 @@ use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::TcpStream;
 
 use crate::addr::HostPort;
+use crate::sys::is_under_way;
+use crate::sys::sockets::READ_TELLS_REFUSAL;
 use crate::sys::stream::Stream;
 
 /// Opens TCP streams.
@@ -45,7 +47,7 @@ async fn connect_to(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     match socket.connect(&address.into()) {
-        Err(error) if Errno::from_io_error(&error) != Some(Errno::INPROGRESS) => return Err(error),
+        Err(error) if !is_under_way(&error) => return Err(error),
         _ => {}
     }
     let stream = TcpStream::from_std(socket.into())?;
@@ -56,6 +58,9 @@ async fn connect_to(address: SocketAddr) -> io::Result<TcpStream> {
 /// What became of a connect. A peer that has reset the connection already said something before, perhaps: the
 /// error is left to whoever reads.
 fn connected(stream: TcpStream) -> io::Result<TcpStream> {
+    if !READ_TELLS_REFUSAL && let Some(error) = stream.take_error()? {
+        return Err(error);
+    }
     match stream.peer_addr() {
         Ok(_) => return Ok(stream),
         Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
@@ -81,7 +86,8 @@ pub(crate) fn was_connected(error: &io::Error) -> bool {
 /// # Errors
 /// `ConnectionRefused`.
 pub fn refuse_self<S: AsFd>(stream: S) -> io::Result<S> {
-    let socket = SockRef::from(&stream);
+    let fd = stream.as_fd();
+    let socket = SockRef::from(&fd);
     // One that has no peer any more had another.
     if let (Ok(local), Ok(peer)) = (socket.local_addr(), socket.peer_addr())
         && local.as_socket().is_some_and(|local| peer.as_socket() == Some(local))
@@ -113,6 +119,7 @@ mod tests {
     use super::{Domain, Duration, SockRef, Socket, Type, connect_to, connected, io, refuse_self};
 
     /// What it said comes first, and then the reset, not an end: a part is not to look like the whole.
+    #[cfg(unix)]
     #[tokio::test]
     async fn a_peer_that_has_reset_the_connection_already_is_heard() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -57,6 +57,7 @@
 //! API.
 //!
 //! It runs on Linux.
+#![cfg_attr(not(feature = "guest"), expect(dead_code, unused_imports, reason = "what only gvforwarder uses"))]
 #![allow(
     unreachable_pub,
     reason = "`pub` in a module is for other modules; what is public outside of the package stands here"
@@ -90,6 +91,7 @@ mod engine;
 #[doc(hidden)]
 pub mod forward;
 #[doc(hidden)]
+#[cfg(feature = "guest")]
 pub mod guest;
 #[doc(hidden)]
 pub mod host;

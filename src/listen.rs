@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use thiserror::Error;
@@ -26,7 +26,7 @@ use crate::disk;
 use crate::sys::files::{self, FileId};
 use crate::sys::mode::{set_before_bind, set_mode};
 use crate::sys::owner::{Owner, by_whom, of_socket};
-use crate::sys::sockets::{VMADDR_CID_ANY, abstract_address, to_vsock_address};
+use crate::sys::sockets::{PROBE, VMADDR_CID_ANY, abstract_address, claim_port, protocol, to_vsock_address};
 use crate::sys::stream::{self, Stream};
 use crate::sys::users;
 use crate::sys::watched::Watched;
@@ -116,6 +116,7 @@ pub fn bind(source: &ListenAddress) -> Result<Bound> {
         ListenAddress::Tcp { host, port } => (tcp_listener(host, *port)?, None),
         ListenAddress::Vsock { cid, port } => (vsock(*cid, *port).map_err(failed)?, None),
         ListenAddress::Inherited(word) => (inherited::take(word)?, None),
+        ListenAddress::Pipe(_) => bail!("listen {source}: only clients of a forward come by a named pipe"),
     };
     socket.set_nonblocking(true).with_context(|| format!("listen {source}"))?;
     let name = match (source, socket.local_addr().ok().and_then(|address| address.as_socket())) {
@@ -129,7 +130,7 @@ pub fn bind(source: &ListenAddress) -> Result<Bound> {
 
 /// Listens at an address without a file.
 fn listen_at(address: &SockAddr) -> io::Result<Socket> {
-    let socket = Socket::new(address.domain(), Type::STREAM, None)?;
+    let socket = Socket::new(address.domain(), Type::STREAM, protocol(address))?;
     socket.bind(address)?;
     socket.listen(BACKLOG)?;
     Ok(socket)
@@ -156,7 +157,7 @@ fn listen_tcp(address: SocketAddr, only_v6: bool) -> io::Result<Socket> {
     if address.is_ipv6() {
         socket.set_only_v6(only_v6)?;
     }
-    socket.set_reuse_address(true)?;
+    claim_port(&socket)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket)
@@ -426,7 +427,7 @@ fn stale_socket(path: &Path) -> Result<Option<FileId>> {
     ensure!(files::is_socket(&found), "{} already exists", shown(path));
     // A datagram socket cannot connect to a stream socket, and the error tells whether there is one: a real
     // connection would be taken for the VM, and its end for the VM's.
-    let probe = Socket::new(Domain::UNIX, Type::DGRAM, None).and_then(|socket| socket.connect(&address));
+    let probe = Socket::new(Domain::UNIX, PROBE, None).and_then(|socket| socket.connect(&address));
     let (why, may_end) = match probe {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             return Ok(Some(file));
@@ -463,6 +464,7 @@ pub(crate) fn remove(path: &Path, file: FileId) -> io::Result<()> {
 }
 
 #[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use std::os::unix::fs::MetadataExt as _;
     use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};

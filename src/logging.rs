@@ -4,6 +4,7 @@
 //!
 //! Spans are not written: what a line has to say stands in its own fields.
 
+pub mod event_log;
 pub mod frames;
 mod limited;
 mod writer;
@@ -313,6 +314,7 @@ mod tests {
         }
     }
 
+    #[cfg(unix)]
     #[test]
     fn last_words_reach_the_file_and_a_full_disk_is_no_panic() {
         let dir = tempfile::tempdir().unwrap();

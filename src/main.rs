@@ -1,6 +1,7 @@
 //! gvproxy: the userspace network of a virtual machine, and its sockets on the host. The sequence of a run,
 //! and its exit codes. 0: an orderly end. 1: a failure. 2: a usage error. 3: `-qmp-status` found a machine
 //! without our card.
+#![windows_subsystem = "windows"]
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -143,6 +144,7 @@ fn open(log: &mut Log, asked: &Asked) -> Result<()> {
 
 /// A reader that went away is no failure of ours.
 fn print(mut to: impl Write, text: &str, code: ExitCode) -> ExitCode {
+    gvproxy::sys::borrow_console();
     let _ = to.write_all(text.as_bytes());
     code
 }

@@ -143,6 +143,7 @@ impl Delivery {
 }
 
 #[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use std::io::Read;
     use std::os::unix::net::UnixListener;

@@ -213,6 +213,7 @@ mod tests {
         assert_eq!(records.last().unwrap().2, [2; 1500]);
     }
 
+    #[cfg(unix)]
     #[test]
     fn a_full_disk_ends_the_capture() {
         let error = Capture::create(Path::new("/dev/full")).unwrap_err().to_string();

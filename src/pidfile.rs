@@ -208,6 +208,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "1");
     }
 
+    #[cfg(unix)]
     #[test]
     fn a_file_that_cannot_be_made_or_written_is_one_line() {
         let dir = tempfile::tempdir().unwrap();

@@ -89,6 +89,7 @@ mod tests {
         }
     }
 
+    #[cfg(unix)]
     #[test]
     fn reasons_have_no_number() {
         assert_eq!(reason(&io::Error::from_raw_os_error(2)), "no such file or directory");

@@ -7,11 +7,11 @@
 use rustix::fd::OwnedFd;
 use std::io;
 
-use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use socket2::{Socket, Type};
 use tokio::io::{AsyncWriteExt as _, Interest};
 
+use crate::sys::is_under_way;
 use crate::sys::sockets::to_vsock_address;
 use crate::sys::stream::{self, Stream};
 use crate::text::quote;
@@ -28,7 +28,7 @@ pub async fn connect(cid: u32, port: u32) -> io::Result<OwnedFd> {
     let socket = Socket::new(to.domain(), Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     match socket.connect(&to) {
-        Err(error) if Errno::from_io_error(&error) != Some(Errno::INPROGRESS) => return Err(error),
+        Err(error) if !is_under_way(&error) => return Err(error),
         _ => {}
     }
     let stream = stream::watch(socket.into())?;

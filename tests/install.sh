@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # install.sh GROUP...: the Debian packages that a make target needs, as far as their commands are missing, and
 # what cargo has to build and pip to fetch for it, in tests/guest/cache. Groups: demo, test, bench,
-# instructions, lint, dist, cross. Quiet when nothing is missing; asks for root through sudo otherwise. Without apt
-# it says what is missing; up to there it is written for bash 3.2, as macOS has it.
+# instructions, lint, dist, cross, windows. Quiet when nothing is missing; asks for root through sudo otherwise.
+# Without apt it says what is missing; up to there it is written for bash 3.2, as macOS has it.
 set -euo pipefail
 cache=$(cd "$(dirname "$0")" && pwd)/guest/cache
 
@@ -36,9 +36,9 @@ table() {
     instructions) table build; echo 'valgrind valgrind' ;;
     lint) table build; echo 'shellcheck shellcheck
                              cargo-deny cargo:cargo-deny@0.20.2' ;;
-    zig) table build; echo '/usr/lib/rustlib/src/rust/library/std rust-web-src
-                            /usr/bin/cargo cargo-web
-                            /usr/bin/rustc rustc-web
+    zig) table build; echo '/usr/lib/rustlib/src/rust/library/std rust-web-src|rust-src
+                            /usr/bin/cargo cargo-web|cargo
+                            /usr/bin/rustc rustc-web|rustc
                             python3 python3
                             /var/lib/dpkg/info/python3-venv.list python3-venv
                             cargo-zigbuild pip:cargo-zigbuild==0.24.0
@@ -47,6 +47,12 @@ table() {
                            debootstrap debootstrap
                            systemd-nspawn systemd-container' ;;
     cross) table zig; echo 'qemu-aarch64 qemu-user' ;;
+    windows) table build; echo '/usr/lib/rustlib/src/rust/library/std rust-web-src|rust-src
+                                /usr/bin/cargo cargo-web|cargo
+                                /usr/bin/rustc rustc-web|rustc
+                                x86_64-w64-mingw32-gcc gcc-mingw-w64-x86-64-win32
+                                wine wine
+                                /var/lib/dpkg/info/wine64.list wine64' ;;
     bench) table build; echo 'ip iproute2
                  ssh-keygen openssh-client
                  sshd openssh-server
@@ -55,7 +61,7 @@ table() {
                  systemd-socket-activate systemd
                  passt passt
                  slirp4netns slirp4netns' ;;
-    *) echo "install.sh: no group named '$1' (demo, test, bench, instructions, lint, dist, cross)" >&2; exit 2 ;;
+    *) echo "install.sh: no group named '$1' (demo, test, bench, instructions, lint, dist, cross, windows)" >&2; exit 2 ;;
     esac
 }
 

@@ -6,6 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 profile=$1
 alone=(attack podman_machine qmp_vm reverse_ends ssh_backlog vm vm_apart vm_ways)
+# Of tests/windows.sh, which makes what it needs.
+elsewhere=windows
 processors=$(nproc)
 at_once=$((processors < 4 ? 2 * processors : 8))
 work=$(mktemp -d)
@@ -35,7 +37,7 @@ trap finish EXIT
 
 # cargo knows which programs there are.
 list=$(cargo_test --no-run --color never 2>&1) || { echo "$list" >&2; exit 1; }
-mapfile -t programs < <(sed -n 's|^ *Executable [^ ]*tests/\([^ /]*\)\(/main\)\?\.rs .*|\1|p' <<<"$list")
+mapfile -t programs < <(sed -n 's|^ *Executable [^ ]*tests/\([^ /]*\)\(/main\)\?\.rs .*|\1|p' <<<"$list" | grep -vx "$elsewhere")
 for program in "${alone[@]}"; do
     [[ " ${programs[*]} " == *" $program "* ]] || { echo "run.sh: there is no test program $program" >&2; exit 1; }
 done
@@ -57,10 +59,11 @@ if cargo_test --features gvproxy/sys-macos --lib --test forwards --test tap_link
     --skip a_conflict_says_whose_the_port_is --skip sixty_four_guests_at_once \
     --skip gives_back_the_memory_of_what_is_over
 then touch "$work/macOS's system calls.passed"; fi
+if env --default-signal=INT,QUIT tests/windows.sh "$profile"; then touch "$work/programs for Windows.passed"; fi
 if cargo_test --no-fail-fast --doc; then touch "$work/doc tests.passed"; fi
 
 failed=()
-for what in 'unit tests' "${programs[@]}" "macOS's system calls" 'doc tests'; do
+for what in 'unit tests' "${programs[@]}" "macOS's system calls" 'programs for Windows' 'doc tests'; do
     [ -e "$work/$what.passed" ] || failed+=("$what")
 done
 [ ${#failed[@]} = 0 ] || { echo "run.sh: failed: ${failed[*]}" >&2; exit 1; }

@@ -75,8 +75,8 @@ impl Client {
     }
 }
 
-/// Connects to the unix socket at `path`. It never waits: a full backlog refuses at once. What the runtime has
-/// for TCP reads, writes and watches streams of every family, also where it has nothing for unix sockets.
+/// Connects to the unix socket at `path`. It never waits: a full backlog refuses at once. What the runtime
+/// has for TCP reads, writes and watches streams of every family, also where it has nothing for unix sockets.
 fn connect_unix(path: &Path) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;

@@ -11,6 +11,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::host_port::Shown;
 use super::url::{Url, unescape};
+use crate::sys::named_pipe;
+use crate::sys::sockets::HYPER_V;
 use crate::sys::users::{group_id, user_id};
 use crate::text::quote;
 
@@ -50,6 +52,8 @@ pub enum ListenAddress {
         /// In vsock's own number space.
         port: u32,
     },
+    /// A named pipe of Windows: what follows `\\.\pipe\`.
+    Pipe(String),
     /// A socket that systemd listens on for us: sd_listen_fds(3).
     Inherited(Inherited),
 }
@@ -75,7 +79,11 @@ impl ListenAddress {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::Unix { path, .. } => Some(path),
-            Self::Abstract(_) | Self::Tcp { .. } | Self::Vsock { .. } | Self::Inherited(_) => None,
+            Self::Abstract(_)
+            | Self::Tcp { .. }
+            | Self::Vsock { .. }
+            | Self::Pipe(_)
+            | Self::Inherited(_) => None,
         }
     }
 
@@ -114,6 +122,9 @@ impl ListenAddress {
         }
         // COMPAT(gvproxy): whatever has no `://` in it is a path to it, an abstract socket's URL too.
         let is_url = bytes.windows(3).any(|three| three == b"://") || bytes.starts_with(b"unix:@");
+        if let Some(name) = bytes.strip_prefix(br"\\.\pipe\").filter(|_| named_pipe::EXIST) {
+            return pipe(name);
+        }
         if !is_url {
             return Ok(Self::private(typed.into()));
         }
@@ -131,6 +142,13 @@ impl ListenAddress {
         let source = match url.scheme.as_str() {
             "tcp" => tcp(&url)?,
             "vsock" => vsock(&url)?,
+            "npipe" if named_pipe::EXIST => {
+                let name = url.path.as_encoded_bytes().strip_prefix(b"//./pipe/");
+                pipe(name.context("a pipe's URL begins with npipe:////./pipe/")?)?
+            }
+            scheme if named_pipe::EXIST => {
+                bail!("URI scheme not supported: {scheme}; there are npipe, unix, tcp, and a plain path")
+            }
             "fd" => inherited(&url).map(Self::Inherited)?,
             scheme => {
                 bail!("URI scheme not supported: {scheme}; there are unix, tcp, vsock, fd, and a plain path")
@@ -159,6 +177,18 @@ fn abstract_name(name: &[u8]) -> Result<ListenAddress> {
     Ok(ListenAddress::Abstract(name.to_vec()))
 }
 
+/// The longest name of a pipe, in characters.
+const PIPE_MAX: usize = 256 - r"\\.\pipe\".len();
+
+fn pipe(name: &[u8]) -> Result<ListenAddress> {
+    let name = std::str::from_utf8(name).context("the name of a pipe is not UTF-8")?;
+    ensure!(!name.is_empty(), "a pipe needs a name behind the last slash");
+    ensure!(!name.contains(['\\', '/']), "the name of a pipe has no slash");
+    let len = name.chars().count();
+    ensure!(len <= PIPE_MAX, "the name is too long: {len} characters, the limit is {PIPE_MAX}");
+    Ok(ListenAddress::Pipe(name.to_owned()))
+}
+
 /// The host without brackets, and the port, of a `tcp://` URL.
 fn tcp(url: &Url) -> Result<ListenAddress> {
     let (host, port) = host_and_port(url)?;
@@ -166,8 +196,22 @@ fn tcp(url: &Url) -> Result<ListenAddress> {
     Ok(ListenAddress::Tcp { host: host.to_owned(), port })
 }
 
+/// What follows the port in the id of a service that is vsock's (`HV_GUID_VSOCK_TEMPLATE`).
+const SERVICE: &str = "-FACB-11E6-BD58-64006A7986D3";
+
+/// The port of a service of Hyper-V's.
+fn service(id: &str) -> Result<u32> {
+    let wanted = || format!("invalid service {}, want XXXXXXXX{SERVICE}", quote(id));
+    let (port, rest) = id.split_at_checked(8).with_context(wanted)?;
+    ensure!(rest.eq_ignore_ascii_case(SERVICE), wanted());
+    u32::from_str_radix(port, 16).with_context(wanted)
+}
+
 /// The context, if one is named, and the port, of a `vsock://` URL.
 fn vsock(url: &Url) -> Result<ListenAddress> {
+    if HYPER_V {
+        return Ok(ListenAddress::Vsock { cid: None, port: service(url.authority_text()?)? });
+    }
     let number = |text: &str| text.parse().with_context(|| format!("invalid number {}", quote(text)));
     let (cid, port) = host_and_port(url)?;
     let cid = Some(cid).filter(|cid| !cid.is_empty()).map(number).transpose()?;
@@ -237,8 +281,10 @@ impl fmt::Display for ListenAddress {
             }
             Self::Abstract(name) => write!(f, "unix:@{}", name.escape_ascii()),
             Self::Tcp { host, port } => write!(f, "tcp://{}", Shown(host, *port)),
+            Self::Vsock { port, .. } if HYPER_V => write!(f, "vsock://{port:08X}{SERVICE}"),
             Self::Vsock { cid: Some(cid), port } => write!(f, "vsock://{cid}:{port}"),
             Self::Vsock { cid: None, port } => write!(f, "vsock://:{port}"),
+            Self::Pipe(name) => write!(f, "npipe:////./pipe/{name}"),
             Self::Inherited(word) => word.fmt(f),
         }
     }
@@ -266,6 +312,7 @@ mod tests {
         ListenAddress::Unix { path: path.into(), mode, owner, group }
     }
 
+    #[cfg(unix)]
     #[test]
     fn urls_and_back() {
         let tcp = |host: &str, port| ListenAddress::Tcp { host: host.into(), port };
@@ -290,6 +337,7 @@ mod tests {
         }
     }
 
+    #[cfg(unix)]
     #[test]
     fn other_spellings() {
         for (text, source) in [
@@ -311,6 +359,7 @@ mod tests {
         assert_eq!(parse("@a").unwrap().path(), None);
     }
 
+    #[cfg(unix)]
     #[test]
     fn what_is_refused() {
         for (text, why) in [
@@ -351,6 +400,7 @@ mod tests {
         ListenAddress::parse_url("listen", url.as_ref()).map_err(|error| format!("{error:#}"))
     }
 
+    #[cfg(unix)]
     #[test]
     fn the_apis_urls_and_back() {
         let tcp = |host: &str, port| ListenAddress::Tcp { host: host.into(), port };
@@ -369,6 +419,7 @@ mod tests {
         assert_eq!(parse_url("tcp://:8080/path"), Ok(tcp("", 8080)));
     }
 
+    #[cfg(unix)]
     #[test]
     fn what_the_api_refuses() {
         for (url, why) in [
@@ -386,6 +437,35 @@ mod tests {
         ] {
             let error = parse_url(url).unwrap_err();
             assert!(error.starts_with("invalid value \"") && error.contains(why), "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn services_of_hyper_v() {
+        let id = |text: &str| service(text).map_err(|error| error.to_string());
+        assert_eq!(id("00000400-FACB-11E6-BD58-64006A7986D3"), Ok(1024));
+        assert_eq!(id("ffffffff-facb-11e6-bd58-64006a7986d3"), Ok(u32::MAX));
+        for wrong in ["", "1024", "00000400", "00000400-FACB-11E6-BD58-64006A7986D4", "é0000400-FACB"] {
+            let why = format!("invalid service {}, want XXXXXXXX{SERVICE}", quote(wrong));
+            assert_eq!(id(wrong), Err(why), "{wrong}");
+        }
+        assert!(service("0000040g-FACB-11E6-BD58-64006A7986D3").is_err());
+    }
+
+    #[test]
+    fn names_of_pipes() {
+        assert_eq!(pipe(b"podman machine").unwrap().to_string(), "npipe:////./pipe/podman machine");
+        let longest = "x".repeat(PIPE_MAX);
+        assert_eq!(pipe(longest.as_bytes()).unwrap(), ListenAddress::Pipe(longest.clone()));
+        for (name, why) in [
+            (&b""[..], "a pipe needs a name"),
+            (b"a/b", "has no slash"),
+            (br"a\b", "has no slash"),
+            (b"\xff", "not UTF-8"),
+            (format!("{longest}x").as_bytes(), "the limit is 247"),
+        ] {
+            let error = pipe(name).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
         }
     }
 }

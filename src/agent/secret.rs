@@ -184,17 +184,18 @@ fn is_mac(mac: Hmac<Sha256>, hex: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::{self, Permissions};
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     fn secret(text: &str) -> SharedSecret {
         SharedSecret::of(text.as_bytes()).unwrap()
     }
 
+    #[cfg(unix)]
     #[test]
     fn files() {
+        use std::fs::{self, Permissions};
+        use std::os::unix::fs::PermissionsExt as _;
+
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secret");
         let read = |text: &str, mode| {

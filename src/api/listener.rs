@@ -65,7 +65,7 @@ impl ApiListener {
     /// # Errors
     /// It cannot be bound.
     pub fn bind(at: &ListenAddress, role: Role) -> Result<Self> {
-        if matches!(at, ListenAddress::Abstract(_) | ListenAddress::Inherited(_)) {
+        if matches!(at, ListenAddress::Abstract(_) | ListenAddress::Pipe(_) | ListenAddress::Inherited(_)) {
             bail!("cannot listen: listen {at}: the API is served at unix, tcp and vsock URLs");
         }
         let Bound { socket, file, .. } = listen::bind(at).context("cannot listen")?;

@@ -173,9 +173,9 @@ impl Value for Vec<OsString> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use std::os::unix::ffi::OsStringExt;
 
     use super::*;
+    use crate::sys::os_str::from_bytes;
 
     fn argv(line: &str) -> Vec<OsString> {
         std::iter::once("gvproxy").chain(line.split_whitespace()).map(Into::into).collect()
@@ -238,21 +238,22 @@ mod tests {
         assert!(matches!(parse(&argv("-h -mtu x")), Parsed::Help(_)));
     }
 
+    #[cfg(unix)]
     #[test]
     fn bytes_that_are_no_text_stay_as_they_are() {
-        let path = OsString::from_vec(b"/\xff".to_vec());
+        let path = from_bytes(b"/\xff".to_vec());
         let Parsed::Run(raw) = parse(&["gvproxy".into(), "-pid-file".into(), path.clone()]) else {
             panic!("a path may be any bytes");
         };
         assert_eq!(raw.pid_file, path);
-        let bad = OsString::from_vec(b"-mtu=\xff".to_vec());
+        let bad = from_bytes(b"-mtu=\xff".to_vec());
         assert!(matches!(parse(&["gvproxy".into(), bad]), Parsed::Usage(_)));
     }
 
     proptest! {
         #[test]
         fn no_argv_panics(words: Vec<Vec<u8>>) {
-            let words: Vec<OsString> = words.into_iter().map(OsString::from_vec).collect();
+            let words: Vec<OsString> = words.into_iter().map(from_bytes).collect();
             let _ = parse(&words);
         }
 

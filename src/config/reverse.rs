@@ -172,6 +172,7 @@ mod tests {
         }
     }
 
+    #[cfg(unix)]
     #[test]
     fn where_it_leads() {
         for (typed, dest) in [

@@ -227,6 +227,7 @@ impl Handle {
 }
 
 #[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use std::io::{Read as _, Write as _};
     use std::os::unix::net::{UnixListener, UnixStream};

@@ -4,7 +4,6 @@
 //! does.
 //! Read next: `../host/dns/mod.rs`; `../api/mod.rs`.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,6 @@ use tokio::time::sleep_until;
 
 use crate::api::Api;
 use crate::budget::Budget;
-use crate::config::RESOLV_CONF;
 use crate::engine::{Handle, Request};
 use crate::host::dns::{Upstream, serve_stream};
 use crate::limit::{Limit, Slot};
@@ -23,9 +21,9 @@ use crate::logging::Limited;
 use crate::permits::{Owners, Permits};
 use crate::sys::descriptor_share;
 use crate::sys::memory::{give_back, give_back_much};
+use crate::sys::names;
 use crate::sys::stream::Stream;
 
-const HOSTS: &str = "/etc/hosts";
 /// Questions of guests to the host's resolvers at a time, those that wait for descriptors among them; and as
 /// many at the least, however few there are.
 const MAX_DNS_QUESTIONS: usize = 4096;
@@ -84,7 +82,7 @@ impl Questions {
 /// Serves what the engine asks: questions about names, and what guests ask the gateway itself.
 pub(super) async fn resolve(handle: Handle, api: Arc<Api>, permits: Permits) {
     let questions = Arc::new(Questions {
-        upstream: Upstream::new(PathBuf::from(RESOLV_CONF), PathBuf::from(HOSTS)),
+        upstream: Upstream::new(names::resolv_conf(), names::hosts()),
         admitted: Limit::new(
             descriptor_share(PER_DNS_QUESTION, MAX_DNS_QUESTIONS).max(MIN_DNS_QUESTIONS),
             Duration::ZERO,

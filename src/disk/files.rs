@@ -72,6 +72,7 @@ fn open(path: &Path) -> io::Result<File> {
 mod tests {
     use super::*;
 
+    #[cfg(unix)]
     #[test]
     fn only_regular_files_are_read() {
         let dir = tempfile::tempdir().unwrap();

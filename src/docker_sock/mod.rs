@@ -307,4 +307,5 @@ fn failed(call: &str, path: &Path, error: &io::Error) -> anyhow::Error {
 }
 
 #[cfg(test)]
+#[cfg(unix)]
 mod tests;

@@ -113,7 +113,6 @@ mod tests {
     use std::time::Duration;
 
     use netstack::{Mac, NetworkConfig, Subnet};
-    use rustix::fs::OFlags;
 
     use super::super::Engine;
     use super::*;
@@ -168,8 +167,11 @@ mod tests {
         assert!(handle.attach(blocking_pair().0, Framing::Qemu).await.is_err());
     }
 
+    #[cfg(unix)]
     #[tokio::test]
     async fn who_shares_a_descriptor_finds_it_as_it_was() {
+        use rustix::fs::OFlags;
+
         let is_waiting = |fd: &OwnedFd| !rustix::fs::fcntl_getfl(fd).unwrap().contains(OFlags::NONBLOCK);
         let (engine, handle) = Engine::new(network(1500), 1, Permits::new(0)).unwrap();
         let running = std::thread::spawn(|| engine.run());

@@ -29,7 +29,7 @@ use crate::host::stream::HostStream;
 use crate::host::udp::HostUdp;
 use crate::listen::has_client;
 use crate::supervise::ACCEPT_PAUSE;
-use crate::sys::udp::{Client, MESSAGES, receive_uncut, tell_asked};
+use crate::sys::udp::{Client, MESSAGES, ignore_refusals, receive_uncut, tell_asked};
 
 /// Connections taken from one listener in a turn.
 const ACCEPT_TURN: usize = 64;
@@ -153,6 +153,7 @@ impl Engine {
                 socket.set_nonblocking(true)?;
                 let mut socket = UdpSocket::from_std(socket);
                 receive_uncut(&socket);
+                ignore_refusals(&socket);
                 if socket.local_addr().is_ok_and(|address| address.ip().is_unspecified()) {
                     tell_asked(&socket);
                 }

@@ -236,17 +236,16 @@ fn tune(output: BorrowedFd<'_>, mtu: u16) {
 
 /// Whether the other end is simply gone.
 fn is_gone(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
     matches!(
-        Errno::from_io_error(error),
-        Some(
-            Errno::PIPE
-                | Errno::CONNRESET
-                | Errno::CONNREFUSED
-                | Errno::NOTCONN
-                | Errno::DESTADDRREQ
-                | Errno::NOENT
-        )
-    )
+        error.kind(),
+        Kind::BrokenPipe
+            | Kind::ConnectionReset
+            | Kind::ConnectionAborted
+            | Kind::ConnectionRefused
+            | Kind::NotConnected
+            | Kind::NotFound
+    ) || Errno::from_io_error(error) == Some(Errno::DESTADDRREQ)
 }
 
 impl Engine {

@@ -38,6 +38,7 @@ mod tests {
 
     use super::*;
 
+    #[cfg(unix)]
     #[test]
     fn by_whatever_address() {
         for (at, ip, expected) in [

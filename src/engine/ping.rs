@@ -9,6 +9,7 @@ use netstack::Echo;
 
 use super::{Engine, Source};
 use crate::host::icmp::{self, PingId, Session};
+use crate::sys::icmp::open;
 use crate::sys::udp::MESSAGES;
 
 /// Calls that take answers of one session in a turn.
@@ -58,7 +59,7 @@ impl Engine {
         if let Some(id) = self.pings.surplus() {
             self.close_ping(id);
         }
-        let mut socket = icmp::open(target)?;
+        let mut socket = open(target)?;
         let entry = self.sources.vacant_entry();
         let token = Token(entry.key());
         self.poll.registry().register(&mut socket, token, Interest::READABLE)?;

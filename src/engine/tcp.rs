@@ -24,8 +24,8 @@ use crate::host::stream::HostStream;
 use crate::host::tcp::{HostConnection, Outcome};
 use crate::logging::Limited;
 use crate::permits::{Permit, Permits};
-use crate::sys::descriptor_limit;
 use crate::sys::stream::{PollStream, StdStream, pair};
+use crate::sys::{descriptor_limit, is_exhausted};
 
 /// Who is charged for a connection's descriptors; nobody, where the control plane bounds them.
 pub(super) type Charge = Option<(Owner, Permit)>;
@@ -410,15 +410,6 @@ impl Engine {
             self.forget(connection.host.token);
         }
     }
-}
-
-/// Whether the process or the system is out of descriptors or memory: a later try may do better.
-fn is_exhausted(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    matches!(
-        Errno::from_io_error(error),
-        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::ADDRNOTAVAIL)
-    )
 }
 
 /// A pair of streams: one for the engine, one for the control plane.

@@ -20,14 +20,17 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
-use crate::addr::Dest;
-use crate::listen::{Bound, RemoveOnDrop, has_client};
+use crate::addr::{Dest, ListenAddress};
+use crate::listen::{self, Bound, RemoveOnDrop, failed_to_bind, has_client};
 use crate::logging::Limited;
 use crate::permits::{Permit, Permits};
 use crate::supervise::{ACCEPT_PAUSE, accept_clients};
+use crate::sys::named_pipe::{PipeClients, PipeListener};
+use crate::sys::sockets::DONTWAIT;
 use crate::sys::stream::{self, Stream};
 use crate::sys::watched::Watched;
 use crate::sys::{is_vsock, vsock_hung_up};
+use crate::text::reason;
 
 /// Clients of one socket at a time; more wait in its backlog.
 const MAX_CLIENTS: usize = 4096;
@@ -38,7 +41,50 @@ const LONG: Duration = Duration::from_secs(1);
 /// A peer that vanished is noticed though nobody writes, where it is TCP.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
-/// Something that clients connect to. A named pipe of Windows will be another.
+/// A place where clients may connect from now on.
+#[derive(Debug)]
+pub enum Source {
+    /// A listening stream socket of any family.
+    Socket(Bound),
+    /// A named pipe of Windows, and its URL.
+    Pipe(PipeListener, String),
+}
+
+impl From<Bound> for Source {
+    fn from(bound: Bound) -> Self {
+        Self::Socket(bound)
+    }
+}
+
+impl Source {
+    /// Listens where `at` says.
+    ///
+    /// # Errors
+    /// As [`listen::bind`]; or the pipe is another's.
+    pub fn bind(at: &ListenAddress) -> Result<Self> {
+        let ListenAddress::Pipe(name) = at else { return listen::bind(at).map(Self::Socket) };
+        let failed = |error: io::Error| failed_to_bind(format!("listen {at}: {}", reason(&error)), &error);
+        PipeListener::bind(name).map_err(failed).map(|pipe| Self::Pipe(pipe, at.to_string()))
+    }
+
+    /// The socket.
+    pub(super) fn socket(&self) -> Option<&Bound> {
+        match self {
+            Self::Socket(bound) => Some(bound),
+            Self::Pipe(..) => None,
+        }
+    }
+
+    /// A URL for the log.
+    pub(super) fn name(&self) -> &str {
+        match self {
+            Self::Socket(bound) => &bound.name,
+            Self::Pipe(_, name) => name,
+        }
+    }
+}
+
+/// Something that clients connect to.
 pub trait Listener: Send + Sync + 'static {
     /// One connection.
     type Client: Send;
@@ -110,6 +156,21 @@ impl Listener for ListeningSocket {
     }
 }
 
+impl Listener for PipeClients {
+    type Client = Stream;
+
+    async fn ready(&self) -> io::Result<()> {
+        Self::ready(self).await;
+        Ok(())
+    }
+
+    fn accept(&self) -> io::Result<Option<Stream>> {
+        Self::accept(self)
+    }
+
+    async fn close(self) {}
+}
+
 /// A socket without these is slower, not wrong; only TCP has them.
 pub(super) fn tune(socket: &OwnedFd) {
     let socket = SockRef::from(socket);
@@ -118,22 +179,32 @@ pub(super) fn tune(socket: &OwnedFd) {
     }
 }
 
-/// Gives each client of `bound` to `serve`, with the permit that it has for as long as it is served, until
+/// Gives each client of `source` to `serve`, with the permit that it has for as long as it is served, until
 /// `shutdown` turns true or its sender is gone; then drops them, and removes the socket.
 ///
 /// # Errors
 /// The listener cannot be handed to the runtime.
 pub(super) async fn serve<F: Future<Output = ()> + Send + 'static>(
-    bound: Bound,
+    source: Source,
     dest: &Dest,
     permits: &Permits,
     shutdown: watch::Receiver<bool>,
     serve: impl Fn(Stream, Permit) -> F,
 ) -> Result<()> {
-    let (name, permits) = (bound.name.clone(), permits.for_another());
-    let listener = ListeningSocket::new(bound)?;
-    info!(socket = name, %dest, "forward: listening");
-    accept(listener, &name, &permits, shutdown, serve).await;
+    let (name, permits) = (source.name().to_owned(), permits.for_another());
+    let listening = || info!(socket = name, %dest, "forward: listening");
+    match source {
+        Source::Socket(bound) => {
+            let listener = ListeningSocket::new(bound)?;
+            listening();
+            accept(listener, &name, &permits, shutdown, serve).await;
+        }
+        Source::Pipe(pipe, _) => {
+            let listener = pipe.listen().with_context(|| format!("cannot listen on {name}"))?;
+            listening();
+            accept(listener, &name, &permits, shutdown, serve).await;
+        }
+    }
     Ok(())
 }
 
@@ -185,7 +256,7 @@ pub(super) fn has_left(client: &Stream) -> bool {
     let ready = ready.poll(&mut TaskContext::from_waker(Waker::noop()));
     let is_closed = matches!(ready, Poll::Ready(Ok(ready)) if ready.is_write_closed());
     (is_closed || is_vsock(client.as_fd()) && vsock_hung_up(client.as_fd()))
-        && !matches!(recv(client, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT), Ok((_, 1..)))
+        && !matches!(recv(client, &mut [0; 1], RecvFlags::PEEK | DONTWAIT), Ok((_, 1..)))
 }
 
 /// What the log says of the clients of one socket: of each kind a line in a while, as clients can cause them.

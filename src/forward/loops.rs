@@ -18,13 +18,11 @@ use socket2::{SockAddr, SockRef};
 
 use crate::listen::{Bound, TcpAddress};
 use crate::sys::peer_pid;
-use crate::sys::sockets::vsock_address;
+use crate::sys::sockets::{VMADDR_CID_LOCAL, vsock_address};
 
 /// How long a socket that leads back to itself is not tried again: the attempt that shows it is its next
 /// client.
 const AGAIN: Duration = Duration::from_secs(1);
-/// `VMADDR_CID_LOCAL` of vsock(7).
-const CID_LOCAL: u32 = 1;
 
 /// The sockets whose clients the host's system connects elsewhere. Clones are the same table.
 #[derive(Clone, Debug, Default)]
@@ -61,17 +59,17 @@ fn leads_back() -> io::Error {
 }
 
 impl OwnSockets {
-    /// Adds one that listens.
-    pub(super) fn add(&self, bound: &Bound) -> OwnSocket {
-        let Bound { socket, inherited, .. } = bound;
-        let (at, pid) = (socket.local_addr().ok(), peer_pid(socket.as_fd()));
-        let tcp = TcpAddress::of(SockRef::from(socket));
+    /// Adds one that listens, if it is a socket at all: nothing here connects to a named pipe.
+    pub(super) fn add(&self, bound: Option<&Bound>) -> OwnSocket {
+        let socket = bound.map(|bound| &bound.socket);
+        let at = socket.and_then(|socket| socket.local_addr().ok());
+        let pid = socket.and_then(|socket| peer_pid(socket.as_fd()));
+        let tcp = socket.and_then(|socket| TcpAddress::of(SockRef::from(socket)));
+        let inherited = bound.is_some_and(|bound| bound.inherited);
         let mut table = self.lock();
         let id = table.next;
         table.next += 1;
-        table
-            .sockets
-            .insert(id, Listening { at, tcp, pid, inherited: *inherited, leads_to: None, looped: None });
+        table.sockets.insert(id, Listening { at, tcp, pid, inherited, leads_to: None, looped: None });
         OwnSocket { id, table: self.clone() }
     }
 
@@ -106,7 +104,7 @@ impl Listening {
         }
         let Some(at) = &self.at else { return false };
         if let (Some((_, at)), Some((cid, port))) = (vsock_address(at), vsock_address(peer)) {
-            return at == port && cid == CID_LOCAL;
+            return at == port && cid == VMADDR_CID_LOCAL;
         }
         at == peer
     }
@@ -183,6 +181,7 @@ mod tests {
         socket
     }
 
+    #[cfg(unix)]
     fn unix(path: &std::path::Path) -> Bound {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
         socket.bind(&SockAddr::unix(path).unwrap()).unwrap();
@@ -190,13 +189,14 @@ mod tests {
         bound(socket)
     }
 
+    #[cfg(unix)]
     #[test]
     fn by_any_name() {
         let dir = tempfile::tempdir().unwrap();
         let [path, link] = ["socket", "link"].map(|name| dir.path().join(name));
         std::os::unix::fs::symlink(&path, &link).unwrap();
         let (table, socket) = (OwnSockets::default(), unix(&path));
-        let own = table.add(&socket);
+        let own = table.add(Some(&socket));
         assert_eq!(told(own.may_connect()), LEADS_ON);
         for path in [&path, &link] {
             assert_eq!(told(own.connected(to(&SockAddr::unix(path).unwrap()).as_fd())), LEADS_BACK);
@@ -208,11 +208,12 @@ mod tests {
         assert_eq!(told(own.may_connect()), LEADS_ON);
     }
 
+    #[cfg(unix)]
     #[test]
     fn by_any_address() {
         let wide = listening((Ipv6Addr::UNSPECIFIED, 0));
         let port = wide.socket.local_addr().unwrap().as_socket().unwrap().port();
-        let own = OwnSockets::default().add(&wide);
+        let own = OwnSockets::default().add(Some(&wide));
         for address in [
             SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
             (Ipv4Addr::new(127, 0, 0, 7), port).into(),
@@ -222,7 +223,7 @@ mod tests {
         }
         let narrow = listening((Ipv4Addr::LOCALHOST, 0));
         let port = narrow.socket.local_addr().unwrap().as_socket().unwrap().port();
-        let own = OwnSockets::default().add(&narrow);
+        let own = OwnSockets::default().add(Some(&narrow));
         assert_eq!(told(own.connected(to(&narrow.socket.local_addr().unwrap()).as_fd())), LEADS_BACK);
         // Another's: the same port of another address.
         let other = listening((Ipv4Addr::new(127, 0, 0, 7), port));
@@ -233,7 +234,7 @@ mod tests {
     fn by_way_of_others() {
         let table = OwnSockets::default();
         let sockets = [(); 3].map(|()| listening((Ipv4Addr::LOCALHOST, 0)));
-        let own = sockets.each_ref().map(|socket| table.add(socket));
+        let own = sockets.each_ref().map(|socket| table.add(Some(socket)));
         let connect = |from: usize, other: usize| {
             told(own[from].connected(to(&sockets[other].socket.local_addr().unwrap()).as_fd()))
         };
@@ -253,7 +254,7 @@ mod tests {
     #[test]
     fn what_may_be_another_networks_is_not_judged() {
         let inherited = Bound { inherited: true, ..listening((Ipv4Addr::LOCALHOST, 0)) };
-        let own = OwnSockets::default().add(&inherited);
+        let own = OwnSockets::default().add(Some(&inherited));
         assert_eq!(told(own.connected(to(&inherited.socket.local_addr().unwrap()).as_fd())), LEADS_ON);
     }
 
@@ -261,7 +262,7 @@ mod tests {
     fn where_it_led_once_is_forgotten() {
         let table = OwnSockets::default();
         let sockets = [(); 2].map(|()| listening((Ipv4Addr::LOCALHOST, 0)));
-        let [first, second] = sockets.each_ref().map(|socket| table.add(socket));
+        let [first, second] = sockets.each_ref().map(|socket| table.add(Some(socket)));
         let at = |index: usize| to(&sockets[index].socket.local_addr().unwrap());
         assert_eq!(told(first.connected(at(1).as_fd())), LEADS_ON);
         first.failed();

@@ -32,13 +32,14 @@ use crate::agent::SharedSecret;
 use crate::config::SocketForward;
 use crate::dial::{self, Dial};
 use crate::engine::Handle;
-use crate::listen::{self, Bound, RemoveOnDrop, TcpAddress};
+use crate::listen::{RemoveOnDrop, TcpAddress};
 use crate::permits::{Permit, Permits};
 use crate::relay::Relays;
 use crate::ssh::{Penalties, load_key};
 use crate::sys::stream::{self, Stream};
 
 use clients::ClientLog;
+pub use clients::Source;
 use direct::{Direct, DirectRoute};
 use loops::OwnSockets;
 use network::NetworkRoute;
@@ -141,7 +142,7 @@ impl Dial for Logins {
 /// A host socket, bound: clients may connect from now on.
 #[derive(Debug)]
 pub struct Forward {
-    bound: Bound,
+    source: Source,
     dest: Dest,
 }
 
@@ -162,17 +163,17 @@ impl Forward {
     /// # Errors
     /// The socket cannot be bound.
     pub fn listen(forward: &SocketForward) -> Result<Self> {
-        Ok(Self { bound: listen::bind(&forward.source)?, dest: forward.dest.clone() })
+        Ok(Self { source: Source::bind(&forward.source)?, dest: forward.dest.clone() })
     }
 
     /// Where it listens, if that is TCP.
     pub fn tcp_address(&self) -> Option<TcpAddress> {
-        TcpAddress::of((&self.bound.socket).into())
+        TcpAddress::of((&self.source.socket()?.socket).into())
     }
 
     /// The socket's file, if it has one.
     pub fn file(&self) -> Option<&RemoveOnDrop> {
-        self.bound.file.as_ref()
+        self.source.socket()?.file.as_ref()
     }
 
     /// Serves clients until `shutdown` turns true or its sender is gone; then drops those that are not the
@@ -181,21 +182,21 @@ impl Forward {
     /// # Errors
     /// The listener cannot be handed to the runtime.
     pub async fn run(self, connector: Arc<Connector>, shutdown: watch::Receiver<bool>) -> Result<()> {
-        let Self { bound, dest } = self;
-        let log = ClientLog::new(&bound.name, &dest);
+        let Self { source, dest } = self;
+        let log = ClientLog::new(source.name(), &dest);
         let to_guest = |to, log| NetworkRoute::new(connector.engine.clone(), to, log);
         let route = match connector.resolve(dest.clone()) {
             Resolved::Ssh(to) => {
                 let penalties = Arc::clone(&connector.penalties);
                 let dialer = Arc::new(Logins(Arc::clone(&connector)));
-                return ssh::run(bound, to, dialer, penalties, &connector.permits, shutdown).await;
+                return ssh::run(source, to, dialer, penalties, &connector.permits, shutdown).await;
             }
             Resolved::Agent(at, path) => {
                 Route::Network(to_guest(at, log).by_agent(path, connector.agent_secret.clone()))
             }
             Resolved::Guest(to) => Route::Network(to_guest(to, log)),
             Resolved::Direct(to) => {
-                let (own, relays) = (connector.own.add(&bound), Arc::clone(&connector.relays));
+                let (own, relays) = (connector.own.add(source.socket()), Arc::clone(&connector.relays));
                 Route::Direct(DirectRoute::new(to, own, relays, log))
             }
         };
@@ -204,7 +205,7 @@ impl Forward {
             let route = Arc::clone(&route);
             async move { route.serve(client, permit).await }
         };
-        clients::serve(bound, &dest, &connector.permits, shutdown, serve).await
+        clients::serve(source, &dest, &connector.permits, shutdown, serve).await
     }
 }
 

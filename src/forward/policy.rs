@@ -128,6 +128,7 @@ mod tests {
         assert_eq!((policy.check_count(4095).is_ok(), policy.check_count(4096).is_ok()), (true, false));
     }
 
+    #[cfg(unix)]
     #[test]
     fn what_an_operator_may_allow() {
         let policy = GuestPolicy { all_protocols: true, ..GuestPolicy::default() };

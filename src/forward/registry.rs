@@ -27,6 +27,7 @@ use crate::engine::{Engine, ForwardId, PortSocket};
 use crate::listen::{BindAddress, is_in_use, patiently, resolve, resolve_at_once};
 use crate::permits::{Owners, Permit, Permits};
 use crate::sys::descriptor_limit;
+use crate::sys::named_pipe;
 use crate::text::{quote, reason};
 
 /// Who wants to see or change what is exposed.
@@ -326,7 +327,9 @@ impl Inner {
                 let listener = self.told(bind(wanted.protocol, address), &wanted, address, asker)?;
                 self.add(&wanted, listener, to, asker).await?
             }
-            None if wanted.protocol == Protocol::Npipe => return Err(ExposeError::NoPipes),
+            None if wanted.protocol == Protocol::Npipe && !named_pipe::EXIST => {
+                return Err(ExposeError::NoPipes);
+            }
             None => self.listen(&wanted, asker).await?,
         };
         let Some(running) = self.insert(wanted, asker, address, running, Some(permit)) else { return Ok(()) };

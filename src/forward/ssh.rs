@@ -9,20 +9,19 @@ use tokio::sync::watch;
 use tracing::debug;
 
 use super::GUEST_PATIENCE;
-use super::clients::{self, ClientLog, has_left};
+use super::clients::{self, ClientLog, Source, has_left};
 use crate::addr::{Dest, SshDest};
 use crate::dial::Dial;
-use crate::listen::Bound;
 use crate::permits::Permits;
 use crate::ssh::{OpenError, Penalties, Target, Tunnel};
 use crate::sys::stream::Stream;
 
-/// Serves the clients of `bound` until `shutdown` turns true or its sender is gone.
+/// Serves the clients of `source` until `shutdown` turns true or its sender is gone.
 ///
 /// # Errors
 /// There is no key, or the listener cannot be handed to the runtime.
 pub async fn run<D: Dial>(
-    bound: Bound,
+    source: impl Into<Source>,
     to: SshDest,
     dialer: Arc<D>,
     penalties: Arc<Penalties>,
@@ -30,7 +29,8 @@ pub async fn run<D: Dial>(
     shutdown: watch::Receiver<bool>,
 ) -> Result<()> {
     let dest = Dest::Ssh(to.clone());
-    let log = ClientLog::new(&bound.name, &dest);
+    let source = source.into();
+    let log = ClientLog::new(source.name(), &dest);
     let route = Arc::new(SshRoute::new(to, dialer, penalties, log)?);
     let serve = |client, permit| {
         let route = Arc::clone(&route);
@@ -39,7 +39,7 @@ pub async fn run<D: Dial>(
             drop(permit);
         }
     };
-    clients::serve(bound, &dest, permits, shutdown, serve).await
+    clients::serve(source, &dest, permits, shutdown, serve).await
 }
 
 /// Leads clients to one socket behind one login.

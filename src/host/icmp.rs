@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use etherparse::icmpv4::TYPE_ECHO_REPLY;
@@ -18,7 +18,6 @@ use mio::Token;
 use mio::net::UdpSocket;
 use netstack::{Echo, Instant, PortId};
 use slotmap::SlotMap;
-use socket2::{Domain, Protocol, Socket, Type};
 
 use super::reply_watch::ReplyWatch;
 use crate::sys::descriptor_share;
@@ -171,17 +170,6 @@ impl Session {
             sent => sent.map(|_| ()),
         }
     }
-}
-
-/// A socket that asks `target` for echoes. To the rest of the program a socket with messages is like another.
-///
-/// # Errors
-/// The system has no such socket to give, or no way there.
-pub(crate) fn open(target: Ipv4Addr) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::ICMPV4))?;
-    socket.set_nonblocking(true)?;
-    socket.connect(&SocketAddr::new(IpAddr::V4(target), 0).into())?;
-    Ok(UdpSocket::from_std(socket.into()))
 }
 
 /// Number and data of `message`, if it is an echo reply (RFC 792). Its identifier is one of the system's.

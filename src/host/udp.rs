@@ -225,7 +225,7 @@ impl Outbox {
 
 /// Whether the error tells of an earlier datagram that nobody took.
 pub(crate) fn is_refused(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::ConnectionRefused
+    matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset)
 }
 
 /// Whether the datagram is longer than the path takes.

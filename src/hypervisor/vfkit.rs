@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SocketAddrAny, connect, connect_unspec, recv};
+use rustix::net::{SocketAddrAny, connect, connect_unspec, recv};
 use socket2::{Domain, Socket, Type};
 use tokio::io::Interest;
 use tokio::time::sleep;
@@ -24,6 +24,7 @@ use crate::link::Framing;
 use crate::logging::Limited;
 use crate::supervise::Backoff;
 use crate::sys::datagram::{Sender, pass_senders, peek};
+use crate::sys::sockets::DONTWAIT;
 use crate::sys::watched::Watched;
 
 /// The datagram with which vfkit greets; other launchers begin with a frame.
@@ -87,7 +88,7 @@ async fn first(socket: &Socket) -> io::Result<(SocketAddrAny, Option<OwnedFd>)> 
             None => Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "its socket has no name")),
         };
         if start == MAGIC || connected.is_err() {
-            let _ = recv(socket, &mut [0; 4], RecvFlags::DONTWAIT);
+            let _ = recv(socket, &mut [0; 4], DONTWAIT);
         }
         match (address, connected) {
             (Some(address), Ok(())) => return Ok((address, process)),

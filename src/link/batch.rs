@@ -187,7 +187,11 @@ impl Batch {
                         self.make_room();
                         return Ok(Progress::Blocked);
                     }
-                    Some(Errno::NOBUFS | Errno::NOMEM) => {
+                    Some(Errno::NOBUFS) => {
+                        self.make_room();
+                        return Ok(Progress::Starved);
+                    }
+                    _ if error.kind() == io::ErrorKind::OutOfMemory => {
                         self.make_room();
                         return Ok(Progress::Starved);
                     }
@@ -244,7 +248,6 @@ impl<'a> Iterator for Frames<'a> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixDatagram;
 
     use super::*;
     use crate::sys::stream::blocking_pair;
@@ -263,6 +266,7 @@ mod tests {
         }
     }
 
+    #[cfg(unix)]
     #[test]
     fn frames_of_others_wait_in_small_number() {
         let (near, mut far) = blocking_pair();
@@ -297,8 +301,11 @@ mod tests {
         assert_eq!(batch.len(), 0);
     }
 
+    #[cfg(unix)]
     #[test]
     fn datagrams_leave_in_order_however_often_the_socket_is_full() {
+        use std::os::unix::net::UnixDatagram;
+
         let (ours, theirs) = UnixDatagram::pair().unwrap();
         let ours = Polled::new(ours.into()).unwrap();
         theirs.set_nonblocking(true).unwrap();
@@ -322,8 +329,11 @@ mod tests {
         assert_eq!(batch.len(), 0);
     }
 
+    #[cfg(unix)]
     #[test]
     fn each_frame_is_seen_once_whatever_is_written_of_it() {
+        use std::os::unix::net::UnixDatagram;
+
         /// Takes so many bytes, and then no more for now.
         struct Room(usize);
         impl Write for Room {

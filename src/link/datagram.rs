@@ -62,6 +62,7 @@ impl Reader {
 }
 
 #[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use rustix::fd::AsFd;
 

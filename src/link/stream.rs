@@ -5,6 +5,8 @@ use std::io::{self, Read};
 
 use super::{FrameTooLong, MAX_FRAME, Progress};
 
+use crate::sys::polled::SHORT_IS_EMPTY;
+
 /// Room for what one read brings: a socket buffer's worth, and a partial frame before it.
 const READ_BUFFER: usize = 512 << 10;
 
@@ -51,8 +53,8 @@ impl Reader {
             Ok(0) => Ok(Progress::Closed),
             Ok(n) => {
                 self.end += n;
-                // A stream that gave less than asked for is empty (epoll(7)); what comes later is a new edge.
-                Ok(if n < room { Progress::Blocked } else { Progress::More })
+                // What comes to a stream that is empty is a new edge.
+                Ok(if SHORT_IS_EMPTY && n < room { Progress::Blocked } else { Progress::More })
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Progress::Blocked),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Progress::More),

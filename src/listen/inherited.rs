@@ -104,6 +104,7 @@ fn ensure_listening(socket: &Socket) -> Result<()> {
 }
 
 #[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use rustix::fd::OwnedFd;
     use std::net::{TcpListener, UdpSocket};

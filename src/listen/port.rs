@@ -10,6 +10,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::BACKLOG;
 use crate::addr::{Host, Local};
+use crate::sys::sockets::claim_port;
 use crate::text::reason;
 
 /// Where to bind, with the name looked up.
@@ -131,7 +132,7 @@ fn bound(socket: Socket, address: SocketAddr) -> Result<Socket, (String, io::Err
     let bind = || {
         if socket.r#type()? == Type::STREAM {
             // A port whose old connections are in TIME-WAIT is free.
-            socket.set_reuse_address(true)?;
+            claim_port(&socket)?;
         }
         socket.bind(&address.into())
     };
@@ -170,6 +171,7 @@ mod tests {
         assert_eq!(socket.recv(&mut [0; 9]).unwrap(), 1);
     }
 
+    #[cfg(unix)]
     #[test]
     fn what_the_system_refuses() {
         let (text, error) = address("1.2.3.4:80").listen().unwrap_err();

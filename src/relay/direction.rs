@@ -5,7 +5,6 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
-use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use tokio::io::Interest;
 
@@ -244,7 +243,7 @@ impl<'a> Direction<'a> {
     /// The receiver takes nothing any more. If it failed by that, what it sent before it did can still be
     /// read.
     fn refuse(&mut self, to: &mut End, error: io::Error) -> Poll<usize> {
-        if Errno::from_io_error(&error) != Some(Errno::PIPE) {
+        if error.kind() != io::ErrorKind::BrokenPipe {
             to.failed.get_or_insert(error);
         }
         self.lose();

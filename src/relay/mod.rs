@@ -28,7 +28,7 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
-use crate::sys::watched::Watched;
+use crate::sys::watched::{TELLS_HANG_UP, Watched};
 use direction::{Direction, State};
 use pool::Pool;
 
@@ -36,7 +36,7 @@ use pool::Pool;
 /// long it may take nothing.
 const LOOK: Duration = Duration::from_millis(20);
 const SETTLE: Duration = Duration::from_secs(60);
-/// How often it is looked whether an end of vsock that takes nothing is there.
+/// How often it is looked whether an end that does not tell is there, as one of vsock that takes nothing.
 pub(crate) const VSOCK_LOOK: Duration = Duration::from_secs(1);
 /// How long an end may take nothing of what another has sent that has left.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(900);
@@ -185,7 +185,7 @@ pub(crate) fn unsettled(fd: BorrowedFd<'_>) -> usize {
 pub(crate) fn discard(socket: impl AsFd) {
     let mut unread = [0; 16 << 10];
     for _ in 0..64 {
-        if !recv(&socket, &mut unread, RecvFlags::empty()).is_ok_and(|(_, len)| len > 0) {
+        if !recv(socket.as_fd(), &mut unread, RecvFlags::empty()).is_ok_and(|(_, len)| len > 0) {
             break;
         }
     }
@@ -264,7 +264,7 @@ impl<'a> Relay<'a> {
             forth.lose();
             back.lose();
         }
-        self.look_at_vsock(context);
+        self.look_again(context);
         let Self { ends: [first, second], directions: [forth, back], .. } = self;
         // The end of what a failed end sent is a reset, which ends the other way too.
         let resets = [
@@ -294,10 +294,10 @@ impl<'a> Relay<'a> {
     }
 
     /// Gives up what an end of vsock takes nothing of that is gone; and comes back to look again while one
-    /// takes nothing.
-    fn look_at_vsock(&mut self, context: &mut Context<'_>) {
+    /// takes nothing, or where nobody is woken when the other side of an end has left.
+    fn look_again(&mut self, context: &mut Context<'_>) {
         let Self { ends: [first, second], directions: [forth, back], look, .. } = self;
-        let mut is_one_blocked = false;
+        let mut is_one_blocked = !TELLS_HANG_UP;
         for (way, to) in [(forth, second), (back, first)] {
             if !(to.is_vsock && way.is_blocked()) {
                 continue;

@@ -192,6 +192,7 @@ fn a_half_that_closes_leaves_the_other() {
 }
 
 /// A VMM that offers vsock closes both halves when one is.
+#[cfg(unix)]
 #[test]
 fn a_half_is_kept_from_who_would_close_both() {
     let relays = Arc::new(Relays::default());
@@ -224,6 +225,7 @@ fn a_half_is_kept_from_who_would_close_both() {
     assert_at_rest(&relays);
 }
 
+#[cfg(unix)]
 #[test]
 fn a_reset_arrives_behind_what_came_before_it() {
     let relays = Arc::new(Relays::default());
@@ -253,6 +255,7 @@ fn a_reset_arrives_behind_what_came_before_it() {
     assert!(finish(relay).error.is_some());
 }
 
+#[cfg(unix)]
 #[test]
 fn a_peer_that_vanishes_ends_it_though_the_other_one_is_silent() {
     for half_first in [false, true] {
@@ -271,6 +274,7 @@ fn a_peer_that_vanishes_ends_it_though_the_other_one_is_silent() {
 }
 
 /// What was delivered into TCP's buffers is not taken away by the end of who sent it, in order or not.
+#[cfg(unix)]
 #[test]
 fn a_slow_reader_gets_all_that_was_sent_before_the_end() {
     for unread in [false, true] {
@@ -297,6 +301,7 @@ fn a_slow_reader_gets_all_that_was_sent_before_the_end() {
 }
 
 /// Both kinds of receivers, one of which takes a little at times.
+#[cfg(unix)]
 #[tokio::test(start_paused = true)]
 async fn what_a_sender_left_behind_waits_for_a_while() {
     const STEP: Duration = Duration::from_secs(800);

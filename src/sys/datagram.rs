@@ -63,13 +63,17 @@ pub fn pass_senders(socket: BorrowedFd<'_>, pass: bool) {
 /// The socket's.
 pub fn peek(socket: BorrowedFd<'_>) -> io::Result<Sender> {
     use rustix::net::{RecvFlags, recvfrom};
+
+    use super::sockets::DONTWAIT;
+
     let process = os::datagram::sender_process(socket);
     let mut start = [0; 4];
-    let (_, _, address) = recvfrom(socket, &mut start, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+    let (_, _, address) = recvfrom(socket, &mut start, RecvFlags::PEEK | DONTWAIT)?;
     Ok(Sender { address, process, start })
 }
 
 #[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use rustix::fd::AsFd;
     use std::os::unix::net::UnixDatagram;

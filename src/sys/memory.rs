@@ -30,7 +30,7 @@ pub struct Allocator;
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if is_paged(layout) {
-            return map(layout.size());
+            return os::memory::map(layout.size());
         }
         // SAFETY: the caller's promise.
         unsafe { System.alloc(layout) }
@@ -38,7 +38,7 @@ unsafe impl GlobalAlloc for Allocator {
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         if is_paged(layout) {
-            return map(layout.size());
+            return os::memory::map(layout.size());
         }
         // SAFETY: the caller's promise.
         unsafe { System.alloc_zeroed(layout) }
@@ -47,7 +47,7 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         if is_paged(layout) {
             // SAFETY: `map` made these pages, with this size.
-            return unsafe { unmap(pointer, layout.size()) };
+            return unsafe { os::memory::unmap(pointer, layout.size()) };
         }
         // SAFETY: the caller's promise.
         unsafe { System.dealloc(pointer, layout) }
@@ -56,22 +56,6 @@ unsafe impl GlobalAlloc for Allocator {
 
 fn is_paged(layout: Layout) -> bool {
     layout.size() >= LARGE && layout.align() <= 4096
-}
-
-fn map(size: usize) -> *mut u8 {
-    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
-    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-    // SAFETY: a new mapping touches nothing that exists.
-    let pages =
-        unsafe { mmap_anonymous(std::ptr::null_mut(), size, ProtFlags::READ | ProtFlags::WRITE, flags) };
-    pages.map_or(std::ptr::null_mut(), <*mut std::ffi::c_void>::cast)
-}
-
-/// # Safety
-/// `pointer` came from [`map`] with the same `size`, and nothing uses it any more.
-unsafe fn unmap(pointer: *mut u8, size: usize) {
-    // SAFETY: the caller's promise. A failure would leave the pages mapped, which harms nobody.
-    let _ = unsafe { rustix::mm::munmap(pointer.cast(), size) };
 }
 
 /// Makes the system's allocator keep a little of what is freed.
@@ -101,7 +85,7 @@ pub fn give_back_much() {
 /// Gives the pages of an empty ring back to the system; what they hold from now on is not said, and they cost
 /// nothing until they are written. Only pages that lie in it whole.
 pub fn discard(memory: IdleMemory<'_>) {
-    let page = rustix::param::page_size();
+    let page = os::memory::page_size();
     let start = memory.start().as_ptr();
     let skip = start.align_offset(page);
     let len = memory.len().saturating_sub(skip) / page * page;

@@ -1,19 +1,26 @@
 //! What differs between operating systems. Owns: all `unsafe`, all `cfg(target_os)`. May not: know of frames
 //! or flows.
 //!
-//! The files here are the face that the rest of the program sees, with its documentation and tests; `linux/`
-//! and `macos/` have under the same names what each system does.
+//! The files here are the face that the rest of the program sees, with its documentation and tests;
+//! `linux/`, `macos/` and `windows/` have under the same names what each system does, `unix/` and `lacking/`
+//! what two of them do alike.
 
 pub mod datagram;
+pub mod event_log;
 pub mod files;
 pub mod follow;
+pub mod icmp;
 pub mod interfaces;
+#[cfg(not(all(target_os = "linux", not(feature = "sys-macos"))))]
+mod lacking;
 #[cfg(all(target_os = "linux", not(feature = "sys-macos")))]
 mod linux;
-#[cfg(not(all(target_os = "linux", not(feature = "sys-macos"))))]
+#[cfg(all(unix, not(all(target_os = "linux", not(feature = "sys-macos")))))]
 mod macos;
 pub mod memory;
 pub mod mode;
+pub mod named_pipe;
+pub mod names;
 pub mod os_str;
 pub mod owner;
 pub mod pipe;
@@ -23,9 +30,12 @@ pub mod sockets;
 pub mod stdio;
 pub mod stream;
 pub mod udp;
+#[cfg(unix)]
 mod unix;
 pub mod users;
 pub mod watched;
+#[cfg(windows)]
+mod windows;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -33,8 +43,10 @@ use mio::Interest;
 
 #[cfg(all(target_os = "linux", not(feature = "sys-macos")))]
 use linux as os;
-#[cfg(not(all(target_os = "linux", not(feature = "sys-macos"))))]
+#[cfg(all(unix, not(all(target_os = "linux", not(feature = "sys-macos")))))]
 use macos as os;
+#[cfg(windows)]
+use windows as os;
 
 /// Whether this process is a program of this package's, as [`own_process`] says: else what is the whole
 /// process's is left alone.
@@ -48,27 +60,7 @@ static IS_OWN: AtomicBool = AtomicBool::new(false);
 /// To be called before there are threads.
 pub fn own_process() {
     IS_OWN.store(true, Ordering::Relaxed);
-    const IGNORED: [libc::c_int; 9] = [
-        libc::SIGXFSZ,
-        libc::SIGXCPU,
-        libc::SIGTTOU,
-        libc::SIGUSR1,
-        libc::SIGUSR2,
-        libc::SIGALRM,
-        libc::SIGVTALRM,
-        libc::SIGPROF,
-        libc::SIGIO,
-    ];
-    #[expect(unsafe_code, reason = "rustix leaves signal handlers to libc")]
-    // SAFETY: the set is initialized before it is used, and an ignored signal runs no code.
-    unsafe {
-        let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-        libc::sigemptyset(none.as_mut_ptr());
-        libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut());
-        for signal in IGNORED.iter().chain(os::IGNORED) {
-            libc::signal(*signal, libc::SIG_IGN);
-        }
-    }
+    os::own_process();
 }
 
 /// Prepares the process: as many descriptors as the system allows, since each flow is one, and memory as it
@@ -85,8 +77,7 @@ pub fn prepare_process() {
 
 /// How many descriptors the process may have open.
 pub fn descriptor_limit() -> usize {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+    os::process::descriptor_limit()
 }
 
 /// That part of [`descriptor_limit`]: one, and `most` at most.
@@ -104,15 +95,10 @@ pub fn with_urgent(interest: Interest) -> Interest {
 }
 
 /// From now on the process leaves no core dump, in which keys could be read, if it is a program of this
-/// package's. Linux takes a limit of one byte as that also where dumps go to a program, as systemd-coredump
-/// (core(5)).
+/// package's.
 pub fn leave_no_core_dump() {
     if IS_OWN.load(Ordering::Relaxed) {
-        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-        let before = getrlimit(Resource::Core);
-        // Where none was allowed it is none: to write a file. A smaller limit than before is always allowed.
-        let current = before.maximum.map_or(1, |maximum| maximum.min(1));
-        let _ = setrlimit(Resource::Core, Rlimit { current: Some(current), ..before });
+        os::process::leave_no_core_dump();
     }
 }
 
@@ -120,6 +106,18 @@ pub fn leave_no_core_dump() {
 /// tells.
 pub fn peer_pid(socket: rustix::fd::BorrowedFd<'_>) -> Option<u32> {
     os::peer_pid(socket)
+}
+
+/// For a program that is about to end and has something to say: it is said on the console of who started it,
+/// where it has none of its own, as on Windows.
+pub fn borrow_console() {
+    os::borrow_console();
+}
+
+/// Shows a text to who has started a program that has neither a console nor a standard error, where there is
+/// somebody to see it: on Windows. Returns when it has been read.
+pub fn show_message(title: &str, text: &str) {
+    os::show_message(title, text);
 }
 
 /// Lets a pipe hold `bytes`, where the system can; a refusal leaves it as it is.
@@ -148,8 +146,17 @@ pub fn vsock_hung_up(socket: rustix::fd::BorrowedFd<'_>) -> bool {
 /// Whether the system has no such call, or a filter keeps it from this process, as a container's does
 /// (seccomp(2)).
 pub fn is_withheld(error: &std::io::Error) -> bool {
-    use rustix::io::Errno;
-    matches!(Errno::from_io_error(error), Some(Errno::NOSYS | Errno::PERM | Errno::ACCESS))
+    os::process::is_withheld(error)
+}
+
+/// Whether the process or the system is out of descriptors, ports or memory: a later try may do better.
+pub fn is_exhausted(error: &std::io::Error) -> bool {
+    os::process::is_exhausted(error)
+}
+
+/// Whether a connect of a socket that does not block goes on.
+pub fn is_under_way(error: &std::io::Error) -> bool {
+    os::process::is_under_way(error)
 }
 
 /// Unpredictable bits, for sequence numbers and hash tables.
@@ -166,19 +173,4 @@ pub fn random_seed() -> std::io::Result<u128> {
         std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)
     })?;
     Ok(u128::from_ne_bytes(bytes))
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn no_core_dump_is_left_by_a_program_of_ours() {
-        use rustix::process::{Resource, getrlimit};
-        let before = getrlimit(Resource::Core);
-        super::leave_no_core_dump();
-        assert_eq!(getrlimit(Resource::Core), before, "another program's process is left alone");
-        super::IS_OWN.store(true, std::sync::atomic::Ordering::Relaxed);
-        super::leave_no_core_dump();
-        // Less than any dump, and what tells Linux to start no program for one.
-        assert!(getrlimit(Resource::Core).current.is_some_and(|limit| limit <= 1));
-    }
 }

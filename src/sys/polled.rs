@@ -8,6 +8,10 @@ use rustix::fd::{BorrowedFd, OwnedFd};
 
 use super::os;
 
+/// Whether a stream that gave less than was asked for is empty, and tells when it is not (epoll(7)). Else
+/// only a read that finds nothing has it watched again.
+pub const SHORT_IS_EMPTY: bool = os::polled::SHORT_IS_EMPTY;
+
 /// Such a descriptor: a stream, or on which a message is a frame. Others may have it too, as a shell has
 /// standard input: in the end they find it as it was.
 #[derive(Debug)]

@@ -19,6 +19,11 @@ impl Quit {
         os::signals::Quit::new().map(Self)
     }
 
+    /// The thread that ends the program when it is told to by `WM_QUIT`; `None` but on Windows.
+    pub fn thread_id(&self) -> Option<u32> {
+        self.0.thread_id()
+    }
+
     /// Waits for one of them, and says which.
     pub async fn asked(&mut self) -> &'static str {
         self.0.asked().await

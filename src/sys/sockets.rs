@@ -5,9 +5,23 @@ use rustix::fd::{BorrowedFd, OwnedFd};
 use std::io;
 use std::time::Duration;
 
-use socket2::SockAddr;
+use rustix::net::RecvFlags;
+use socket2::{Protocol, SockAddr, Type};
 
 use super::os;
+
+/// For a socket that is to listen at a TCP port, before it is bound: one whose old connections are in
+/// TIME-WAIT is free, and one at which another listens is not.
+///
+/// # Errors
+/// The system's.
+pub fn claim_port(socket: &socket2::Socket) -> io::Result<()> {
+    os::sockets::claim_port(socket)
+}
+
+/// The kind of a socket that asks whether another listens at the path of a unix socket. Of one for datagrams
+/// whoever listens hears nothing; Windows has none.
+pub const PROBE: Type = os::sockets::PROBE;
 
 /// The address of the abstract unix socket `name`: unix(7).
 ///
@@ -41,12 +55,28 @@ pub fn passed() -> io::Result<Vec<Passed>> {
     os::sockets::passed()
 }
 
+/// A call that finds nothing says so, where a socket may block and the system can; on Windows none of ours
+/// blocks.
+pub const DONTWAIT: RecvFlags = os::sockets::DONTWAIT;
+
+/// Whether a read of a socket whose connect has failed says why. Elsewhere the socket has to be asked, which
+/// takes the error from who reads.
+pub const READ_TELLS_REFUSAL: bool = os::sockets::READ_TELLS_REFUSAL;
+
 /// Any context: vsock(7).
 pub const VMADDR_CID_ANY: u32 = u32::MAX;
 /// This machine, by way of vsock's loopback.
 pub const VMADDR_CID_LOCAL: u32 = 1;
 /// The host, for its guests.
 pub const VMADDR_CID_HOST: u32 = 2;
+
+/// Whether vsock is Hyper-V's sockets, where a port is written as the id of a service.
+pub const HYPER_V: bool = os::sockets::HYPER_V;
+
+/// The protocol of a stream socket for an address, where the family has none that is meant by itself.
+pub fn protocol(address: &SockAddr) -> Option<Protocol> {
+    os::sockets::protocol(address)
+}
 
 /// The vsock address of a context and a port.
 ///

@@ -28,6 +28,13 @@ pub fn watch(socket: OwnedFd) -> io::Result<Stream> {
     Stream::from_std(socket)
 }
 
+/// Waits until there may be news of it, and says whether the other side has closed both ways, or one of them
+/// where the other was closed here. It takes the note of there being room from the runtime: whoever writes
+/// tries first.
+pub async fn look_for_end(stream: &Stream) -> bool {
+    os::stream::look_for_end(stream).await
+}
+
 /// Two that are connected to one another, and do not block. No other process can be at either end.
 ///
 /// # Errors

@@ -9,6 +9,9 @@ use tokio::io::Interest;
 
 use super::os;
 
+/// Whether the system wakes who waits for [`Watched::poll_hung_up`].
+pub const TELLS_HANG_UP: bool = os::watched::TELLS_HANG_UP;
+
 /// Such a descriptor; on Windows a socket. Nothing lends it to be replaced.
 #[derive(Debug)]
 pub struct Watched(os::watched::Watched);

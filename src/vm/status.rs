@@ -13,13 +13,14 @@ use qmp::{Address, Client, Timeouts};
 use serde::{Deserialize, Serialize};
 use slab::Slab;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::{attach, session};
 use crate::addr::ListenAddress;
 use crate::config::{Config, TOKEN_WANTED, Token};
 use crate::dial::refuse_self;
+use crate::disk;
 
 /// How long a daemon may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -226,7 +227,7 @@ async fn of_daemon(endpoint: &ListenAddress, token: Option<&Token>) -> Result<Ve
     let asked = async {
         match endpoint {
             ListenAddress::Unix { path, .. } => {
-                let stream = UnixStream::connect(path).await.with_context(|| path.display().to_string())?;
+                let stream = disk::connect(path).await.with_context(|| path.display().to_string())?;
                 ask(stream, &request).await
             }
             ListenAddress::Tcp { host, port } => {
@@ -234,7 +235,9 @@ async fn of_daemon(endpoint: &ListenAddress, token: Option<&Token>) -> Result<Ve
                 ask(refuse_self(TcpStream::connect((host, *port)).await?)?, &request).await
             }
             ListenAddress::Vsock { .. } => bail!("a vsock endpoint is not for programs of the host"),
-            ListenAddress::Abstract(_) | ListenAddress::Inherited(_) => bail!("no endpoint of the API"),
+            ListenAddress::Abstract(_) | ListenAddress::Pipe(_) | ListenAddress::Inherited(_) => {
+                bail!("no endpoint of the API")
+            }
         }
     };
     let answer =

@@ -342,6 +342,7 @@ async fn attach_once(session: &mut Session, card: &Card, entry: &Entry, with: &E
 }
 
 #[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use std::io::Write as _;
     use std::os::unix::net::UnixListener;

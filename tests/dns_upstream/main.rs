@@ -34,7 +34,8 @@ impl Host {
     fn new(port: u16, resolv_conf: &str) -> Self {
         let dir = TempDir::new().unwrap();
         let host = Self {
-            upstream: Upstream::new(dir.path().join("resolv.conf"), dir.path().join("hosts")).with_port(port),
+            upstream: Upstream::new(Some(dir.path().join("resolv.conf")), dir.path().join("hosts"))
+                .with_port(port),
             dir,
         };
         std::fs::write(host.resolv_conf(), resolv_conf).unwrap();

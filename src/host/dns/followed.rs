@@ -1,4 +1,4 @@
-//! A file that others rewrite.
+//! A file that others rewrite, or what the system tells instead.
 //! Owns: the last content read, and the threads that read. May not: watch the file, it is looked at when
 //! someone wants to know; make whoever asks wait for a file system that hangs.
 
@@ -33,7 +33,7 @@ pub(super) struct Followed<T>(Arc<Shared<T>>);
 
 #[derive(Debug)]
 struct Shared<T> {
-    path: PathBuf,
+    source: Source,
     parse: fn(&str) -> T,
     state: Mutex<State<T>>,
     /// How many readers have come to an end.
@@ -54,8 +54,16 @@ struct State<T> {
     accepted: u64,
 }
 
+/// Where the text is.
+#[derive(Debug)]
+pub(super) enum Source {
+    File(PathBuf),
+    /// It is asked for each time.
+    System(fn() -> io::Result<String>),
+}
+
 impl<T: Send + Sync + 'static> Followed<T> {
-    pub(super) fn new(path: PathBuf, parse: fn(&str) -> T) -> Self {
+    pub(super) fn new(source: Source, parse: fn(&str) -> T) -> Self {
         let state = State {
             value: Arc::new(parse("")),
             checked: None,
@@ -65,7 +73,7 @@ impl<T: Send + Sync + 'static> Followed<T> {
             newest: 0,
             accepted: 0,
         };
-        Self(Arc::new(Shared { path, parse, state: Mutex::new(state), done: watch::Sender::new(0) }))
+        Self(Arc::new(Shared { source, parse, state: Mutex::new(state), done: watch::Sender::new(0) }))
     }
 
     /// The content, at most [`CHECK_INTERVAL`] old where the file can be read.
@@ -110,7 +118,7 @@ impl<T: Send + Sync + 'static> Shared<T> {
                     (state.newest, state.reading) = (number, Some(now));
                     state.readers += 1;
                 }
-                Err(error) => tracing::debug!(path = %self.path.display(), %error, "cannot read"),
+                Err(error) => tracing::debug!(source = ?self.source, %error, "cannot read"),
             }
         }
         state.reading
@@ -119,8 +127,12 @@ impl<T: Send + Sync + 'static> Shared<T> {
     /// What reader `number` does.
     fn check(&self, number: u64) {
         let known = self.lock().stamp.clone();
-        let unchanged = known
-            .is_some_and(|known| std::fs::metadata(&self.path).is_ok_and(|meta| Stamp::of(&meta) == known));
+        let unchanged = match (&self.source, known) {
+            (Source::File(path), Some(known)) => {
+                std::fs::metadata(path).is_ok_and(|found| Stamp::of(&found) == known)
+            }
+            _ => false,
+        };
         let read = if unchanged { None } else { Some(self.read()) };
         let mut state = self.lock();
         state.readers -= 1;
@@ -134,7 +146,7 @@ impl<T: Send + Sync + 'static> Shared<T> {
                 None => {}
                 Some(Ok((value, stamp))) => (state.value, state.stamp) = (Arc::new(value), stamp),
                 Some(Err(error)) => {
-                    tracing::debug!(path = %self.path.display(), %error, "not readable");
+                    tracing::debug!(source = ?self.source, %error, "not readable");
                     state.stamp = None;
                 }
             }
@@ -144,7 +156,11 @@ impl<T: Send + Sync + 'static> Shared<T> {
     }
 
     fn read(&self) -> io::Result<(T, Option<Stamp>)> {
-        let (bytes, stamp) = match files::read(&self.path, MAX_LEN) {
+        let path = match &self.source {
+            Source::File(path) => path,
+            Source::System(ask) => return Ok(((self.parse)(&ask()?), None)),
+        };
+        let (bytes, stamp) = match files::read(path, MAX_LEN) {
             Ok((bytes, meta)) => {
                 (bytes, Some(Stamp::of(&meta)).filter(|stamp| stamp.is_older_than(TIMESTAMP_STEP)))
             }
@@ -163,7 +179,7 @@ mod tests {
     async fn a_young_file_is_not_trusted_to_be_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
-        let followed = Followed::new(path.clone(), str::to_owned);
+        let followed = Followed::new(Source::File(path.clone()), str::to_owned);
         assert_eq!(*followed.reread().await, "", "missing");
         std::fs::write(&path, b"text \xff").unwrap();
         assert_eq!(*followed.current().await, "", "looked at a moment ago");
@@ -183,7 +199,7 @@ mod tests {
         let path = dir.path().join("file");
         let file = std::fs::File::create(&path).unwrap();
         file.set_len(2 * MAX_LEN).unwrap();
-        let followed = Followed::new(path, |text| text.len() as u64);
+        let followed = Followed::new(Source::File(path), |text| text.len() as u64);
         assert_eq!(*followed.reread().await, MAX_LEN);
     }
 
@@ -199,7 +215,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, go) = (dir.path().join("file"), dir.path().join("go"));
         std::fs::write(&path, go.to_str().unwrap()).unwrap();
-        let followed = Followed::new(path, parse);
+        let followed = Followed::new(Source::File(path), parse);
         let start = Instant::now();
         assert_eq!(*followed.current().await, "");
         let waited = start.elapsed();

@@ -25,11 +25,13 @@ use netstack::dns::{Query, Rcode, Transport};
 use tokio::time::{Instant, sleep};
 
 use exchange::Question;
-use followed::Followed;
+use followed::{Followed, Source};
 use health::Health;
 use hosts_file::HostsFile;
 use race::Race;
 use resolv_conf::ResolvConf;
+
+use crate::sys::names;
 pub use stream::serve_stream;
 
 /// The longest that a question may take over all servers and attempts; clients gave up before.
@@ -61,11 +63,13 @@ struct Known {
 }
 
 impl Upstream {
-    /// Follows the two files, which need not exist. Reads nothing yet.
-    pub fn new(resolv_conf: PathBuf, hosts: PathBuf) -> Self {
+    /// Follows the two files, which need not exist; without `resolv_conf` it asks the system for resolvers.
+    /// Reads nothing yet.
+    pub fn new(resolv_conf: Option<PathBuf>, hosts: PathBuf) -> Self {
+        let resolvers = resolv_conf.map_or(Source::System(names::resolvers), Source::File);
         Self {
-            resolv_conf: Followed::new(resolv_conf, ResolvConf::parse),
-            hosts: Followed::new(hosts, HostsFile::parse),
+            resolv_conf: Followed::new(resolvers, ResolvConf::parse),
+            hosts: Followed::new(Source::File(hosts), HostsFile::parse),
             port: 53,
             known: Mutex::default(),
             health: Health::default(),

@@ -2,6 +2,8 @@
 // UNSAFETY: mallopt and its like are glibc's own; madvise takes pages away.
 #![expect(unsafe_code, reason = "mallopt, madvise")]
 
+pub(crate) use crate::sys::unix::memory::{map, page_size, unmap};
+
 use rustix::mm::{Advice, madvise};
 
 pub(crate) use allocator::{give_back, keep_freed, kept};

@@ -13,7 +13,10 @@ pub(super) mod pipe;
 pub(super) mod sockets;
 pub(super) mod udp;
 
-pub(super) use super::unix::{files, os_str, polled, signals, stdio, stream, users, watched};
+pub(super) use super::unix::{
+    event_log, files, icmp, named_pipe, names, os_str, polled, process, signals, stdio, stream, users,
+    watched,
+};
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
@@ -24,8 +27,9 @@ use rustix::net::sockopt::{socket_domain, socket_peercred};
 use rustix::net::{AddressFamily, SendFlags, send};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Signals that nobody means beside those of every system.
-pub(super) const IGNORED: &[libc::c_int] = &[libc::SIGPWR];
+pub(super) fn own_process() {
+    process::mend_signals(&[libc::SIGPWR]);
+}
 
 pub(super) const TELLS_URGENT: bool = true;
 
@@ -50,6 +54,10 @@ pub(super) fn peer_pid(socket: BorrowedFd<'_>) -> Option<u32> {
     let peer = socket_peercred(socket).ok()?;
     u32::try_from(peer.pid.as_raw_pid()).ok().filter(|pid| *pid != 0)
 }
+
+pub(super) fn borrow_console() {}
+
+pub(super) fn show_message(_title: &str, _text: &str) {}
 
 pub(super) fn grow_pipe(pipe: BorrowedFd<'_>, bytes: usize) {
     let _ = rustix::pipe::fcntl_setpipe_size(pipe, bytes);

@@ -11,10 +11,14 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair};
 use socket2::{SockAddr, SockRef};
 
 use crate::sys::sockets::Passed;
+
+pub(crate) use crate::sys::unix::sockets::{HYPER_V, PROBE, READ_TELLS_REFUSAL, claim_port, protocol};
+
+pub(crate) const DONTWAIT: RecvFlags = RecvFlags::DONTWAIT;
 
 pub(crate) fn abstract_address(name: &[u8]) -> io::Result<SockAddr> {
     SockAddr::unix(Path::new(OsStr::from_bytes(&[b"\0", name].concat())))

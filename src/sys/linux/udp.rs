@@ -71,6 +71,9 @@ pub(crate) fn receive_uncut(socket: &UdpSocket) {
     enable(socket, libc::SOL_UDP, libc::UDP_GRO);
 }
 
+/// A socket that is not connected is told of none.
+pub(crate) fn ignore_refusals(_socket: &UdpSocket) {}
+
 pub(crate) fn tell_asked(socket: &UdpSocket) {
     match socket.local_addr() {
         Ok(SocketAddr::V4(_)) => enable(socket, libc::IPPROTO_IP, libc::IP_PKTINFO),

@@ -2,6 +2,8 @@
 // UNSAFETY: the allocator's own calls; new pages in place of others.
 #![expect(unsafe_code, reason = "malloc_zone_pressure_relief, mmap")]
 
+pub(crate) use crate::sys::unix::memory::{map, page_size, unmap};
+
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 
 #[cfg(target_os = "macos")]

@@ -2,16 +2,15 @@
 //! for tests (feature `sys-macos`).
 
 pub(super) mod datagram;
-pub(super) mod follow;
-pub(super) mod interfaces;
 pub(super) mod memory;
 pub(super) mod mode;
-pub(super) mod owner;
-pub(super) mod pipe;
 pub(super) mod sockets;
-pub(super) mod udp;
 
-pub(super) use super::unix::{files, os_str, polled, signals, stdio, stream, users, watched};
+pub(super) use super::lacking::{follow, interfaces, owner, pipe, udp};
+pub(super) use super::unix::{
+    event_log, files, icmp, named_pipe, names, os_str, polled, process, signals, stdio, stream, users,
+    watched,
+};
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -19,8 +18,9 @@ use std::os::fd::BorrowedFd;
 use mio::Interest;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Signals that nobody means beside those of every system.
-pub(super) const IGNORED: &[libc::c_int] = &[];
+pub(super) fn own_process() {
+    process::mend_signals(&[]);
+}
 
 pub(super) const TELLS_URGENT: bool = false;
 
@@ -62,6 +62,10 @@ pub(super) fn peer_pid(socket: BorrowedFd<'_>) -> Option<u32> {
         None
     }
 }
+
+pub(super) fn borrow_console() {}
+
+pub(super) fn show_message(_title: &str, _text: &str) {}
 
 pub(super) fn grow_pipe(_pipe: BorrowedFd<'_>, _bytes: usize) {}
 

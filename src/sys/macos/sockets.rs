@@ -4,9 +4,14 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use rustix::net::RecvFlags;
 use socket2::SockAddr;
 
 use crate::sys::sockets::Passed;
+
+pub(crate) use crate::sys::unix::sockets::{HYPER_V, PROBE, READ_TELLS_REFUSAL, claim_port, protocol};
+
+pub(crate) const DONTWAIT: RecvFlags = RecvFlags::DONTWAIT;
 
 pub(crate) fn abstract_address(_name: &[u8]) -> io::Result<SockAddr> {
     Err(io::Error::new(io::ErrorKind::Unsupported, "only Linux has abstract sockets"))

@@ -8,6 +8,8 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use rustix::fs::OFlags;
 
+pub(crate) const SHORT_IS_EMPTY: bool = true;
+
 #[derive(Debug)]
 pub(crate) struct Polled {
     fd: OwnedFd,

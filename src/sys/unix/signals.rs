@@ -21,6 +21,11 @@ impl Quit {
         Ok(Self { interrupt, terminate: signal(SignalKind::terminate())? })
     }
 
+    #[expect(clippy::unused_self, reason = "the face of the one that has it")]
+    pub(crate) fn thread_id(&self) -> Option<u32> {
+        None
+    }
+
     pub(crate) async fn asked(&mut self) -> &'static str {
         tokio::select! {
             () = recv(&mut self.interrupt) => "interrupt",

@@ -7,6 +7,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{Interest, Ready};
 
+pub(crate) const TELLS_HANG_UP: bool = true;
+
 #[derive(Debug)]
 pub(crate) struct Watched(AsyncFd<OwnedFd>);
 

@@ -8,6 +8,9 @@ use crate::sys::udp::{Client, Inbox, Received, SLOT};
 
 pub(crate) fn receive_uncut(_socket: &UdpSocket) {}
 
+/// A socket that is not connected is told of none.
+pub(crate) fn ignore_refusals(_socket: &UdpSocket) {}
+
 pub(crate) fn tell_asked(_socket: &UdpSocket) {}
 
 pub(crate) fn send_segments(

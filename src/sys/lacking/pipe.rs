@@ -1,7 +1,7 @@
 //! There is no splice(2): relays copy. Owns: nothing.
 
+use rustix::fd::BorrowedFd;
 use std::io;
-use std::os::fd::BorrowedFd;
 
 /// Whether there are such pipes.
 pub const SPLICES: bool = false;
