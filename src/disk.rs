@@ -16,11 +16,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{SockAddr, Type};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::sys::files::{is_fifo, not_followed, owner, set_new_mode};
+use crate::sys::sockets;
 use crate::sys::stream::{self, Stream};
 use crate::sys::users::effective_id;
 
@@ -130,7 +131,7 @@ async fn ask_within<T: Send + 'static>(
 pub async fn connect(path: &Path) -> io::Result<Stream> {
     let to = SockAddr::unix(path)?;
     let connected = ask(path, move || {
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        let socket = sockets::unix(Type::STREAM)?;
         // A full backlog refuses at once.
         socket.set_nonblocking(true)?;
         socket.connect(&to)?;

@@ -26,7 +26,9 @@ use crate::disk;
 use crate::sys::files::{self, FileId};
 use crate::sys::mode::{set_before_bind, set_mode};
 use crate::sys::owner::{Owner, by_whom, of_socket};
-use crate::sys::sockets::{PROBE, VMADDR_CID_ANY, abstract_address, claim_port, protocol, to_vsock_address};
+use crate::sys::sockets::{
+    self, PROBE, VMADDR_CID_ANY, abstract_address, claim_port, protocol, to_vsock_address,
+};
 use crate::sys::stream::{self, Stream};
 use crate::sys::users;
 use crate::sys::watched::Watched;
@@ -329,7 +331,7 @@ fn bind_file(
     if let Some(stale) = stale {
         remove(path, stale).map_err(failed("unlink"))?;
     }
-    let socket = Socket::new(Domain::UNIX, kind, None).map_err(failed("socket"))?;
+    let socket = sockets::unix(kind).map_err(failed("socket"))?;
     prepare(&socket);
     // Linux gives the file the mode of the socket's own inode. Where a system does not, the check below sets
     // it; a socket that is bound and does not listen yet refuses everyone.
@@ -427,7 +429,7 @@ fn stale_socket(path: &Path) -> Result<Option<FileId>> {
     ensure!(files::is_socket(&found), "{} already exists", shown(path));
     // A datagram socket cannot connect to a stream socket, and the error tells whether there is one: a real
     // connection would be taken for the VM, and its end for the VM's.
-    let probe = Socket::new(Domain::UNIX, PROBE, None).and_then(|socket| socket.connect(&address));
+    let probe = sockets::unix(PROBE).and_then(|socket| socket.connect(&address));
     let (why, may_end) = match probe {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             return Ok(Some(file));

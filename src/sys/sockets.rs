@@ -23,6 +23,14 @@ pub fn claim_port(socket: &socket2::Socket) -> io::Result<()> {
 /// whoever listens hears nothing; Windows has none.
 pub const PROBE: Type = os::sockets::PROBE;
 
+/// A unix socket, where the system has one of this kind; the failure says what else there is.
+///
+/// # Errors
+/// The system's.
+pub fn unix(kind: Type) -> io::Result<socket2::Socket> {
+    os::sockets::unix(kind)
+}
+
 /// The address of the abstract unix socket `name`: unix(7).
 ///
 /// # Errors

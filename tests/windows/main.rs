@@ -205,6 +205,7 @@ fn what_windows_has_not_is_said() {
     for (args, why) in [
         (["-listen-vfkit", "unixgram:///tmp/x"], "vfkit"),
         (["-listen", "npipe:////./pipe/x"], "unexpected scheme"),
+        (["-listen-qemu", "unix:///tmp/x"], "this Windows has no unix sockets: a named pipe is npipe:"),
     ] {
         let mut daemon = builder(args).spawn();
         let ended = daemon.wait(PATIENCE).expect("it fails at once");

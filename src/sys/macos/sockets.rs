@@ -9,7 +9,7 @@ use socket2::SockAddr;
 
 use crate::sys::sockets::Passed;
 
-pub(crate) use crate::sys::unix::sockets::{HYPER_V, PROBE, READ_TELLS_REFUSAL, claim_port, protocol};
+pub(crate) use crate::sys::unix::sockets::{HYPER_V, PROBE, READ_TELLS_REFUSAL, claim_port, protocol, unix};
 
 pub(crate) const DONTWAIT: RecvFlags = RecvFlags::DONTWAIT;
 

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use socket2::{Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 pub(crate) const HYPER_V: bool = false;
 pub(crate) const READ_TELLS_REFUSAL: bool = true;
@@ -14,4 +14,8 @@ pub(crate) fn claim_port(socket: &Socket) -> io::Result<()> {
 
 pub(crate) fn protocol(_address: &SockAddr) -> Option<Protocol> {
     None
+}
+
+pub(crate) fn unix(kind: Type) -> io::Result<Socket> {
+    Socket::new(Domain::UNIX, kind, None)
 }

@@ -10,6 +10,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket as StdUdpSocket};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use mio::net::UdpSocket;
 use windows_sys::Win32::Foundation::INVALID_HANDLE_VALUE;
@@ -25,6 +26,8 @@ const MAX_ECHOES: usize = 128;
 const MAX_ECHOES_OF_ONE: usize = 8;
 /// How long an echo may take, in milliseconds.
 const PATIENCE: u32 = 4000;
+/// The pause after a failure of the socket.
+const PAUSE: Duration = Duration::from_millis(10);
 /// An echo's header, and the longest message.
 const HEADER: usize = 8;
 const LONGEST: usize = 65_507;
@@ -74,7 +77,10 @@ fn serve(service: &Service, socket: &Arc<StdUdpSocket>) {
     let waiting = Arc::<Waiting>::default();
     let mut message = vec![0; LONGEST];
     loop {
-        let Ok((len, from)) = socket.recv_from(&mut message) else { continue };
+        let Ok((len, from)) = socket.recv_from(&mut message) else {
+            thread::sleep(PAUSE);
+            continue;
+        };
         let sessions = service.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         let target = sessions.iter().find(|(session, _)| *session == from).map(|(_, target)| *target);
         drop(sessions);
@@ -168,8 +174,6 @@ fn ask(target: Ipv4Addr, message: &[u8]) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

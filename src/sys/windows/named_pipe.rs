@@ -51,8 +51,8 @@ const SPARE: usize = 16;
 const MAX_WAITING: usize = 1024;
 /// Bytes that the system holds each way.
 const QUOTA: u32 = 64 << 10;
-/// Bytes carried at once.
-const PIECE: usize = 64 << 10;
+/// Bytes carried at once, each way.
+const PIECE: usize = 16 << 10;
 /// How long an end may take nothing.
 const PATIENCE: Duration = Duration::from_secs(900);
 /// The pause after the system had no instance to give.

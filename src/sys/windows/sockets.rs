@@ -7,7 +7,7 @@ use std::os::windows::io::{AsRawSocket as _, BorrowedSocket, OwnedSocket, RawSoc
 use std::time::Duration;
 
 use rustix::net::RecvFlags;
-use socket2::{Protocol, SockAddr, SockAddrStorage, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
 use windows_sys::Win32::Networking::WinSock::{SO_EXCLUSIVEADDRUSE, SOL_SOCKET, WSAGetLastError, setsockopt};
 
@@ -42,6 +42,18 @@ pub(crate) fn abstract_address(_name: &[u8]) -> io::Result<SockAddr> {
 pub(crate) fn last_error() -> io::Error {
     // SAFETY: it asks the thread's own last error.
     io::Error::from_raw_os_error(unsafe { WSAGetLastError() })
+}
+
+/// Since Windows 10 1803, and streams alone.
+pub(crate) fn unix(kind: Type) -> io::Result<Socket> {
+    let told = |error: io::Error| {
+        let why = match kind {
+            Type::STREAM => "this Windows has no unix sockets: a named pipe is npipe:////./pipe/NAME",
+            _ => "Windows has no unix sockets of datagrams or packets",
+        };
+        io::Error::new(io::ErrorKind::Unsupported, format!("{why} ({error})"))
+    };
+    Socket::new(Domain::UNIX, kind, None).map_err(told)
 }
 
 /// There is nobody who passes listening sockets.
