@@ -1,10 +1,12 @@
-//! Sockets that systemd listens on and passes: sd_listen_fds(3). They outlive the daemon, and so do the
-//! clients that wait in them.
+//! Sockets that systemd listens on and passes: sd_listen_fds(3); or launchd. They outlive the daemon, and so
+//! do the clients that wait in them.
 //! Owns: those that nobody has taken yet. May not: remove a file of theirs. Read next: `../sys/sockets.rs`.
 
+use std::io;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use rustix::fd::OwnedFd;
 use socket2::{Socket, Type};
 
 use crate::addr::Inherited;
@@ -38,6 +40,11 @@ pub fn claim() {
 
 /// Takes a socket. Each is given away once.
 pub(super) fn take(wanted: &Inherited) -> Result<Socket> {
+    if let Inherited::Name(name) = wanted
+        && let Some(activated) = sockets::activated(name)
+    {
+        return of_launchd(activated).with_context(|| format!("listen {wanted}"));
+    }
     let took =
         match PASSED.get().map(|passed| passed.lock().unwrap_or_else(PoisonError::into_inner)).as_deref_mut()
         {
@@ -46,6 +53,17 @@ pub(super) fn take(wanted: &Inherited) -> Result<Socket> {
             None => Pool::default().take(wanted),
         };
     took.with_context(|| format!("listen {wanted}"))
+}
+
+/// What launchd gives under one name, which is to be one socket.
+fn of_launchd(activated: io::Result<Vec<OwnedFd>>) -> Result<Socket> {
+    let found = activated.map_err(|error| anyhow!("launchd passes no such socket: {}", reason(&error)))?;
+    let count = found.len();
+    let [fd] = <[OwnedFd; 1]>::try_from(found)
+        .map_err(|_| anyhow!("launchd passes {count} sockets of this name: SockFamily or SockNodeName in its property list says which"))?;
+    let socket = Socket::from(fd);
+    ensure_listening(&socket)?;
+    Ok(socket)
 }
 
 /// Says which sockets nobody has taken, now that all are bound: who connects there waits for ever.
@@ -177,5 +195,18 @@ mod tests {
             assert!(text.starts_with(why), "{text}");
         }
         assert_eq!(sockets.left().len(), 3);
+    }
+
+    #[test]
+    fn of_launchds_sockets_one_is_meant() {
+        let listener = || OwnedFd::from(TcpListener::bind("127.0.0.1:0").unwrap());
+        of_launchd(Ok(vec![listener()])).unwrap();
+        let refused = |found| of_launchd(found).unwrap_err().to_string();
+        assert!(refused(Ok(vec![listener(), listener()])).starts_with("launchd passes 2 sockets"));
+        assert!(refused(Ok(Vec::new())).starts_with("launchd passes 0 sockets"));
+        let unknown = io::Error::from(io::ErrorKind::NotFound);
+        assert_eq!(refused(Err(unknown)), "launchd passes no such socket: entity not found");
+        let datagrams = OwnedFd::from(UdpSocket::bind("127.0.0.1:0").unwrap());
+        assert!(refused(Ok(vec![datagrams])).contains("no stream socket"));
     }
 }

@@ -94,6 +94,15 @@ pub fn to_vsock_address(cid: u32, port: u32) -> io::Result<SockAddr> {
     os::sockets::to_vsock_address(cid, port)
 }
 
+/// The sockets that launchd listens at for this process under `name`, a key of `Sockets` in its property
+/// list: launch_activate_socket(3). Once for each name. `None` where there is no launchd.
+///
+/// # Errors
+/// launchd has not started this process, or has no such sockets.
+pub fn activated(name: &str) -> Option<io::Result<Vec<OwnedFd>>> {
+    os::sockets::activated(name)
+}
+
 /// The context and the port of a vsock address; `None` for one of another family.
 pub fn vsock_address(address: &SockAddr) -> Option<(u32, u32)> {
     os::sockets::vsock_address(address)

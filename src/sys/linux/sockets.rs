@@ -52,6 +52,11 @@ pub(crate) fn passed() -> io::Result<Vec<Passed>> {
     Ok(passed.collect())
 }
 
+/// There is no launchd.
+pub(crate) fn activated(_name: &str) -> Option<io::Result<Vec<OwnedFd>>> {
+    None
+}
+
 pub(crate) fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)

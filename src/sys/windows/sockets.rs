@@ -117,6 +117,11 @@ pub(crate) fn passed() -> io::Result<Vec<Passed>> {
     Ok(Vec::new())
 }
 
+/// There is no launchd.
+pub(crate) fn activated(_name: &str) -> Option<io::Result<Vec<OwnedSocket>>> {
+    None
+}
+
 pub(crate) fn packet_pair() -> io::Result<(OwnedSocket, OwnedSocket)> {
     Err(io::Error::new(io::ErrorKind::Unsupported, "only Linux has sequenced packets between unix sockets"))
 }
