@@ -8,7 +8,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 profile=$1
 target=x86_64-pc-windows-gnu
-work=$PWD/target/wine
+built=${CARGO_TARGET_DIR:-$PWD/target}
+work=$built/wine
 
 # Compiler and source have to be of one version, as Debian's packages are: not rustup's, which may come first.
 windows_cargo() {
@@ -54,7 +55,7 @@ done
 programs=$work/bin
 mkdir -p "$programs"
 for name in gvproxy win-sshproxy client; do
-    exe=$PWD/target/$target/windows/$name.exe
+    exe=$built/$target/windows/$name.exe
     [ $name != client ] || exe=$work/client.exe
     printf '#!/bin/sh\nexec wine %s "$@"\n' "'$exe'" >"$programs/$name"
     chmod +x "$programs/$name"
@@ -66,7 +67,7 @@ test=$(cargo test --workspace --profile "$profile" --test windows --no-run --mes
     sed -n 's/.*"executable":"\([^"]*windows-[^"]*\)".*/\1/p')
 echo 'nameserver 127.0.0.1' >"$work/resolv.conf"
 user=()
-[ "$(id -u)" = 0 ] || user=(--user --map-root-user)
+unshare --net --mount true 2>/dev/null || user=(--user --map-root-user)
 # shellcheck disable=SC2016
 WINDOWS_PROGRAMS=$programs unshare "${user[@]}" --net --mount sh -c '
     ip link set lo up
