@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # run.sh PROFILE: every test of the workspace, and at the end the names of what failed. Test programs wait more
 # than they work: so many run beside each other, and each shows what it said when it is done. Some have the
-# machine to themselves: those with a VM, one that measures memory, and two whose bounds are short.
+# machine to themselves: those with a VM, one that measures memory, one that compares rates, and two whose bounds are
+# short.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 profile=$1
-alone=(attack podman_machine qmp_vm reverse_ends ssh_backlog vm vm_apart vm_ways)
+alone=(attack podman_machine qmp_vm reverse_ends ssh_backlog tap_loss vm vm_apart vm_ways)
 # Of tests/windows.sh, which makes what it needs.
 elsewhere=windows
 processors=$(nproc)

@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pipe::pipe;
@@ -18,6 +19,9 @@ use crate::cable::{Cable, Framing};
 const MAX_FRAME: usize = 65536 + 64;
 /// Bytes gathered before one write; more than a unix socket holds by default.
 const BATCH: usize = 256 * 1024 + 4 + MAX_FRAME;
+
+/// How long a daemon may take to take the last frame.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A running relay; it ends when either side does or when it is dropped.
 #[derive(Debug)]
@@ -74,10 +78,14 @@ impl Relay {
         self.gate.longest.swap(0, Ordering::AcqRel)
     }
 
-    /// Hangs up, as a VM that is switched off.
+    /// Hangs up, as a VM that is switched off: behind the frame that is being written, where it is taken.
     pub fn stop(&mut self) {
-        self.cable.shutdown();
         self.running = None;
+        let start = Instant::now();
+        while self.threads.first().is_some_and(|writes| !writes.is_finished()) && start.elapsed() < FAREWELL {
+            std::thread::sleep(crate::LOOK_EVERY);
+        }
+        self.cable.shutdown();
         self.gate.over.store(true, Ordering::Release);
         self.hold(false);
         for thread in self.threads.drain(..) {
