@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::pipe::pipe;
+use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::cable::{Cable, Framing};
 
@@ -47,7 +47,8 @@ impl Relay {
     /// `tap` must be non-blocking.
     pub fn start(tap: File, cable: impl Into<Cable>) -> Self {
         let (gate, mut cable) = (Arc::new(Gate::default()), cable.into());
-        let (over, running) = pipe().unwrap();
+        // Not for the programs that other tests start: its end is to be heard.
+        let (over, running) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         // The descriptors for writing are the first thread's alone, so that its end closes a pipe.
         let output = std::mem::replace(&mut cable.output, File::open("/dev/null").unwrap());
         let (framing, cable) = (cable.framing, Arc::new(cable));

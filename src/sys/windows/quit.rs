@@ -1,15 +1,17 @@
 //! How a program without a console is asked to end: `WM_CLOSE` to its hidden window, as taskkill and podman
-//! send it, or `WM_QUIT` to the window's thread, as podman sends it to win-sshproxy. Class and title of the
-//! window are the original's.
+//! send it, `WM_ENDSESSION`, or `WM_QUIT` to the window's thread, as podman sends it to win-sshproxy. Class
+//! and title of the window are the original's.
 //! Owns: the thread and its window.
 // UNSAFETY: windows-sys is the system's own calls.
 #![expect(unsafe_code, reason = "CreateWindowExW, GetMessageW")]
 
+use std::cell::RefCell;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use windows_sys::Win32::Foundation::{HWND, LPARAM, LRESULT, WPARAM};
@@ -18,19 +20,34 @@ use windows_sys::Win32::System::Threading::GetCurrentThreadId;
 use windows_sys::Win32::UI::WindowsAndMessaging::{
     CreateWindowExW, DefWindowProcW, DestroyWindow, DispatchMessageW, GetMessageW, MSG, PM_NOREMOVE,
     PeekMessageW, PostQuitMessage, PostThreadMessageW, RegisterClassW, TranslateMessage, WM_CLOSE,
-    WM_DESTROY, WM_QUIT, WNDCLASSW, WS_OVERLAPPEDWINDOW,
+    WM_DESTROY, WM_ENDSESSION, WM_QUIT, WNDCLASSW, WS_OVERLAPPEDWINDOW,
 };
 
 #[derive(Debug)]
 pub(crate) struct QuitThread {
     id: u32,
-    ended: oneshot::Receiver<()>,
+    /// `None` once it has been heard.
+    ended: Option<oneshot::Receiver<()>>,
+}
+
+/// How long the end of the session waits for that of the program; the system waits 5 s.
+const FAREWELL: Duration = Duration::from_secs(4);
+
+thread_local! {
+    /// Tells that the program is to end, once.
+    static TELL: RefCell<Option<oneshot::Sender<()>>> = const { RefCell::new(None) };
+}
+
+fn tell() {
+    if let Some(tell) = TELL.take() {
+        let _ = tell.send(());
+    }
 }
 
 impl QuitThread {
     /// Returns when messages can be posted.
     pub(crate) fn start() -> io::Result<Self> {
-        let (tell, told) = mpsc::channel();
+        let (give, given) = mpsc::channel();
         let (ends, ended) = oneshot::channel();
         thread::Builder::new().name("window".to_owned()).spawn(move || {
             // SAFETY: the call looks for a message, of which there is none, and makes the thread's queue.
@@ -40,13 +57,14 @@ impl QuitThread {
                 GetCurrentThreadId()
             };
             make_window();
-            let _ = tell.send(id);
+            TELL.set(Some(ends));
+            let _ = give.send(id);
             if let Ok(()) = run() {
-                let _ = ends.send(());
+                tell();
             }
         })?;
-        let id = told.recv().map_err(io::Error::other)?;
-        Ok(Self { id, ended })
+        let id = given.recv().map_err(io::Error::other)?;
+        Ok(Self { id, ended: Some(ended) })
     }
 
     /// Whom `WM_QUIT` is for.
@@ -56,10 +74,15 @@ impl QuitThread {
 
     /// Waits until the window is closed, or the thread is told.
     pub(crate) async fn asked(&mut self) {
-        if (&mut self.ended).await.is_err() {
-            // Its loop has failed: nobody can ask that way.
-            std::future::pending().await
+        if let Some(ended) = &mut self.ended {
+            let heard = ended.await;
+            self.ended = None;
+            if heard.is_ok() {
+                return;
+            }
         }
+        // It was heard before; or the loop has failed, and nobody can ask that way.
+        std::future::pending().await
     }
 }
 
@@ -134,6 +157,12 @@ unsafe extern "system" fn handle(window: HWND, message: u32, first: WPARAM, seco
                 PostQuitMessage(0);
                 0
             }
+            // Once this returns the process may be ended at any time.
+            WM_ENDSESSION if first != 0 => {
+                tell();
+                thread::sleep(FAREWELL);
+                0
+            }
             _ => DefWindowProcW(window, message, first, second),
         }
     }
@@ -141,8 +170,6 @@ unsafe extern "system" fn handle(window: HWND, message: u32, first: WPARAM, seco
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::time::timeout;
     use windows_sys::Win32::UI::WindowsAndMessaging::{EnumThreadWindows, PostMessageW};
 
