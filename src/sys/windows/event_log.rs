@@ -40,12 +40,24 @@ impl EventLog {
             Severity::Information => (EVENTLOG_INFORMATION_TYPE, 1000),
             Severity::Debug => (EVENTLOG_INFORMATION_TYPE, 1001),
         };
-        let text: Vec<u16> = text.encode_utf16().filter(|unit| *unit != 0).take(LONGEST).chain([0]).collect();
+        let text: Vec<u16> = plain(text).encode_utf16().take(LONGEST).chain([0]).collect();
         let texts = [text.as_ptr()];
         let (none, no_data) = (ptr::null_mut(), ptr::null());
         // SAFETY: there is one text, which ends with a zero and outlives the call.
         unsafe { ReportEventW(self.0, kind, 0, id, none, 1, 0, texts.as_ptr(), no_data) != 0 }
     }
+}
+
+/// Without zeros, which would end it, and without what readers of the log put something in the place of.
+fn plain(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for one in text.chars().filter(|one| *one != '\0') {
+        if out.ends_with('%') && (one.is_ascii_digit() || one == '{') {
+            out.push(' ');
+        }
+        out.push(one);
+    }
+    out
 }
 
 impl Drop for EventLog {
@@ -58,6 +70,11 @@ impl Drop for EventLog {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_readers_would_replace() {
+        assert_eq!(plain("a\0b 100% fe80::1%3 %{x} %%1"), "ab 100% fe80::1% 3 % {x} %% 1");
+    }
 
     /// Where there is no log, nothing is to come of that.
     #[test]

@@ -49,7 +49,7 @@ use crate::sys::stream::{Stream, pair};
 pub(crate) const EXIST: bool = true;
 
 /// Instances that wait for a client. As many may connect at the same moment.
-const SPARE: usize = 16;
+const SPARE: usize = 64;
 /// Clients that have connected and wait to be taken: then no instance waits.
 const MAX_WAITING: usize = 1024;
 /// Bytes that the system holds each way.
